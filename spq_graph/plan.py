@@ -1,0 +1,174 @@
+"""Plan: what was decided, for every site, with the reason and the evidence. Same inputs, same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from spq_graph.errors import UsageError
+from spq_graph.recipe import Precision, Recipe
+from spq_graph.sites import Role
+
+SCHEMA: Literal["spq-graph/plan/1"] = "spq-graph/plan/1"
+
+
+class Reason(StrEnum):
+    """Why a site has its precision."""
+
+    SPIKE = "spike"  # kept: its spikes cost more than it saves
+    BUDGET = "budget"  # a candidate that is quantized all the same: the rule needed no more, or the cap was reached
+    OVERRIDE = "override"  # by hand
+    DEFAULT = "default"  # nothing speaks for anything else
+    UNSUPPORTED = "unsupported_on_target"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Evidence(_Strict):
+    """What was measured at a site's input, and what followed from it. Absent where nothing was measured."""
+
+    ratio: float | None = Field(None, description="max/median of the token maxima, pooled")
+    sequence_ratio: float | None = Field(None, description="mean over sequences of max/median (QFeM)")
+    max: float | None = Field(None, description="largest token maximum")
+    median: float | None = Field(None, description="median of the token maxima")
+    token: int | None = Field(None, description="token id at the maximum")
+    token_text: str | None = Field(None, description="that token, decoded")
+    position: int | None = Field(None, description="its position in the sequence")
+    kl: float | None = Field(None, description="KL(FP || this site alone quantized), nats a token")
+    rank: int | None = Field(None, description="place among the candidates, 0 the costliest")
+    threshold: float | None = Field(None, description="ratio above which a site is a candidate, or kept")
+    note: str | None = Field(None, description="the reason in words")
+
+    @field_validator("ratio", "sequence_ratio", "max", "median", "kl", mode="after")
+    @classmethod
+    def _six_digits(cls, value: float | None) -> float | None:
+        return None if value is None else float(f"{value:.6g}")
+
+
+class SitePlan(_Strict):
+    """The decision for one site."""
+
+    key: str
+    node: str
+    role: Role
+    layer: int | None
+    expert: int | None = None
+    shape: tuple[int, int]
+    input: str
+    precision: Precision
+    reason: Reason
+    range: tuple[float, float] | None = Field(None, description="smallest and largest activation, for its quantizer")
+    evidence: Evidence = Evidence()
+
+
+class UnmatchedNode(_Strict):
+    """A node that was not understood, and why."""
+
+    node: str
+    reason: str
+
+
+class ModelRef(_Strict):
+    """The model that the plan is for."""
+
+    digest: str
+    origin: str
+
+
+class CalibrationRef(_Strict):
+    """The data that the ranges come from."""
+
+    digest: str
+    tokens: int
+    sequences: int
+    origin: str = ""
+
+
+class Search(_Strict):
+    """How the rule came to its result."""
+
+    rule: Literal["auto", "ratio", "none"]
+    candidates: int = 0
+    evaluations: int = 0
+    tokens: int = 0
+    cap: int = 0
+    kl_everywhere: float | None = None
+    kl: float | None = None
+    budget: float | None = None
+
+
+class Plan(_Strict):
+    """What was decided for one model."""
+
+    schema_: Literal["spq-graph/plan/1"] = Field(SCHEMA, alias="schema")
+    model: ModelRef
+    recipe: Recipe
+    calibration: CalibrationRef
+    search: Search
+    sites: list[SitePlan]
+    budget_met: bool
+    unmatched: list[UnmatchedNode] = []
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @property
+    def integer_sites(self) -> list[SitePlan]:
+        """Sites that are to run as integer kernels."""
+        return [s for s in self.sites if s.precision.bits is not None]
+
+    @property
+    def kept(self) -> list[SitePlan]:
+        """Sites kept in high precision on purpose; what stays as it is by default does not count."""
+        return [s for s in self.sites if s.precision.bits is None and s.reason is not Reason.DEFAULT]
+
+    @property
+    def counted(self) -> list[SitePlan]:
+        """Sites that count in shares: all but lm_head and routers left as they are."""
+        return [s for s in self.sites if not (s.role.left_alone and s.reason is Reason.DEFAULT)]
+
+    def to_json(self) -> str:
+        """Deterministic JSON."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data; evidence that was not measured is left out."""
+        data = self.model_dump(mode="json", by_alias=True)
+        for site in data["sites"]:
+            site["evidence"] = {k: v for k, v in site["evidence"].items() if v is not None}
+        return data
+
+    @property
+    def digest(self) -> str:
+        """Digest of the plan's JSON."""
+        return "sha256:" + hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON."""
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            UsageError: the file is missing, not JSON, or not a plan.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as cause:
+            raise UsageError(f"the plan cannot be read: {cause.strerror}", where=str(path)) from cause
+        except ValidationError as cause:
+            first = cause.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UsageError(
+                f"this is not a valid plan ({place}: {first['msg']})",
+                where=str(path),
+                remedy="write one with `spq-graph plan`",
+            ) from cause

@@ -1,0 +1,274 @@
+"""Ranges: what calibration saw at every site input, in a form that merges associatively.
+
+Everything is an integer count, a minimum or a maximum, so shards calibrated apart and merged in any order give the
+same bytes as one run. Token maxima are kept as a histogram over the leading bits of their float32 representation:
+64 bins an octave, fixed for all time, relative error of a quantile at most 1/128.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save
+
+from spq_graph.errors import DataError
+
+SCHEMA = "spq-graph/ranges/1"
+_SHIFT = 17  # float32 keeps 23 bits of mantissa; the upper 6 of them, with the exponent, number the bin
+_RATIO_UNIT = 1 << 20  # per-sequence ratios are summed in fixed point: float addition is not associative
+_DIGEST_MODULUS = 1 << 256
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+def bins_of(token_maxima: FloatArray) -> IntArray:
+    """Histogram bin of each non-negative float32."""
+    return np.ascontiguousarray(token_maxima, dtype=np.float32).view(np.uint32).astype(np.int64) >> _SHIFT
+
+
+def bin_middle(index: int) -> float:
+    """The value in the middle of a bin."""
+    edges = np.array([index << _SHIFT, (index + 1) << _SHIFT], dtype=np.uint32).view(np.float32)
+    return 0.0 if index == 0 else float(edges.astype(np.float64).mean())
+
+
+@dataclass(slots=True)
+class Peak:
+    """The largest token maximum, and the token and position where it stood."""
+
+    value: float = 0.0
+    token: int = -1
+    position: int = -1
+
+    def rank(self) -> tuple[float, int, int]:
+        """A total order, so that merging does not depend on the order of shards."""
+        return (self.value, -self.position, -self.token)
+
+
+@dataclass(slots=True)
+class ValueRange:
+    """What calibration saw of one activation value, [..., K].
+
+    Attributes:
+        low, high: smallest and largest element.
+        peak: largest token maximum (absolute value over K) and where it was.
+        histogram: count of token maxima by bin.
+        ratio_sum: sum over sequences of max/median of token maxima, in units of 2**-20.
+        sequences, tokens: how many went into it.
+        channels: largest absolute value by channel, float32 [K].
+    """
+
+    low: float
+    high: float
+    peak: Peak
+    histogram: dict[int, int]
+    ratio_sum: int
+    sequences: int
+    tokens: int
+    channels: FloatArray
+
+    @classmethod
+    def observe(cls, low: FloatArray, high: FloatArray, channels: FloatArray, ids: IntArray, mask: IntArray) -> Self:
+        """Summarize one batch.
+
+        Args:
+            low, high: minimum and maximum over the channels by token, float32 [batch, length].
+            channels: largest absolute value by channel, float32 [K].
+            ids: token ids, int64 [batch, length].
+            mask: 1 where a token counts, 0 where it is padding, int64 [batch, length].
+        """
+        maxima = np.maximum(np.abs(low), np.abs(high)).astype(np.float32)
+        valid = mask.astype(bool)
+        kept = maxima[valid]
+        if not kept.size:
+            raise DataError("a calibration batch holds nothing but padding", remedy="check attention_mask")
+        codes, counts = np.unique(bins_of(kept), return_counts=True)
+        top = float(kept.max())
+        where = np.argwhere(valid & (maxima == kept.max()))
+        row, position = min(where.tolist(), key=lambda rc: (rc[1], int(ids[rc[0], rc[1]])))
+        ratio_sum = sum(sequence_ratio_units(row_max[row_ok]) for row_max, row_ok in zip(maxima, valid, strict=True))
+        return cls(
+            low=float(low[valid].min()),
+            high=float(high[valid].max()),
+            peak=Peak(top, int(ids[row, position]), int(position)),
+            histogram=dict(zip(codes.tolist(), counts.tolist(), strict=True)),
+            ratio_sum=ratio_sum,
+            sequences=int(valid.any(axis=1).sum()),
+            tokens=int(kept.size),
+            channels=np.asarray(channels, dtype=np.float32),
+        )
+
+    def merge(self, other: ValueRange) -> None:
+        """Add what another run saw of the same value."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.peak = max(self.peak, other.peak, key=Peak.rank)
+        for index, count in other.histogram.items():
+            self.histogram[index] = self.histogram.get(index, 0) + count
+        self.ratio_sum += other.ratio_sum
+        self.sequences += other.sequences
+        self.tokens += other.tokens
+        self.channels = np.maximum(self.channels, other.channels)
+
+    def quantile(self, share: float) -> float:
+        """Quantile of the token maxima (lower of the two neighbours), within 1/128 of the true one."""
+        rank = int(share * (self.tokens - 1))
+        for index in sorted(self.histogram):
+            rank -= self.histogram[index]
+            if rank < 0:
+                return bin_middle(index)
+        return self.peak.value
+
+    @property
+    def median(self) -> float:
+        """Median of the token maxima."""
+        return self.quantile(0.5)
+
+    @property
+    def ratio(self) -> float:
+        """Pooled max/median of the token maxima: large where a few tokens spike."""
+        return _ratio(self.peak.value, self.median)
+
+    @property
+    def sequence_ratio(self) -> float:
+        """QFeM's statistic: mean over sequences of max/median (arXiv 2405.14428, section 4.1)."""
+        return self.ratio_sum / _RATIO_UNIT / max(1, self.sequences)
+
+
+def _ratio(top: float, median: float) -> float:
+    if top == 0.0:
+        return 1.0
+    return top / median if median > 0.0 else float(np.finfo(np.float32).max)
+
+
+def sequence_ratio_units(token_maxima: FloatArray) -> int:
+    """max/median of one sequence, in units of 2**-20; 0 for an empty one."""
+    if not token_maxima.size:
+        return 0
+    return round(_ratio(float(token_maxima.max()), float(np.median(token_maxima))) * _RATIO_UNIT)
+
+
+@dataclass(slots=True)
+class Ranges:
+    """Ranges of every observed value of one model, over one set of sequences."""
+
+    model_digest: str
+    values: dict[str, ValueRange] = field(default_factory=dict)
+    data: int = 0
+    tokens: int = 0
+    sequences: int = 0
+
+    def count(self, ids: IntArray, mask: IntArray) -> None:
+        """Take note of the sequences that were run; ids and mask are int64 [batch, length]."""
+        for row, keep in zip(ids, mask.astype(bool), strict=True):
+            digest = hashlib.sha256(np.ascontiguousarray(row[keep], dtype="<i8").tobytes()).digest()
+            self.data = (self.data + int.from_bytes(digest)) % _DIGEST_MODULUS  # commutes: shards in any order
+            self.tokens += int(keep.sum())
+            self.sequences += 1
+
+    @property
+    def data_digest(self) -> str:
+        """Digest of the sequences as a set with multiplicity."""
+        return f"sum-sha256:{self.data:064x}"
+
+    def add(self, name: str, seen: ValueRange) -> None:
+        """Merge one observation of one value."""
+        if name in self.values:
+            self.values[name].merge(seen)
+        else:
+            self.values[name] = seen
+
+    def merge(self, other: Ranges) -> None:
+        """Add another shard of the same model.
+
+        Raises:
+            DataError: the shards come from different models.
+        """
+        if other.model_digest != self.model_digest:
+            raise DataError(
+                "these ranges come from different models",
+                where=f"{self.model_digest} and {other.model_digest}",
+                remedy="calibrate all shards on the same file",
+            )
+        for name, seen in other.values.items():
+            self.add(name, seen)
+        self.data = (self.data + other.data) % _DIGEST_MODULUS
+        self.tokens += other.tokens
+        self.sequences += other.sequences
+
+    def save(self, path: Path) -> None:
+        """Write `path` (JSON) and, beside it, the arrays as .safetensors."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        values: dict[str, dict[str, Any]] = {}
+        for name in sorted(self.values):
+            seen = self.values[name]
+            codes = sorted(seen.histogram)
+            arrays[f"{name}/bins"] = np.array(codes, dtype=np.int32)
+            arrays[f"{name}/counts"] = np.array([seen.histogram[c] for c in codes], dtype=np.int64)
+            arrays[f"{name}/channels"] = seen.channels
+            values[name] = {
+                "min": seen.low, "max": seen.high, "token_max": seen.peak.value, "token": seen.peak.token,
+                "position": seen.peak.position, "median": seen.median, "ratio": seen.ratio,
+                "sequence_ratio": seen.sequence_ratio, "ratio_sum": seen.ratio_sum,
+                "sequences": seen.sequences, "tokens": seen.tokens,
+            }  # fmt: skip
+        head = {
+            "schema": SCHEMA, "model": self.model_digest, "data": self.data_digest,
+            "tokens": self.tokens, "sequences": self.sequences, "values": values,
+        }  # fmt: skip
+        path.write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".safetensors").write_bytes(save(arrays))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file is missing, broken or of another schema.
+        """
+        try:
+            head = json.loads(path.read_text(encoding="utf-8"))
+            if head.get("schema") != SCHEMA:
+                raise DataError(f"expected schema {SCHEMA}, found {head.get('schema')}", where=str(path))
+            arrays = load_file(path.with_suffix(".safetensors"))
+            loaded = cls(head["model"], tokens=head["tokens"], sequences=head["sequences"])
+            loaded.data = int(head["data"].split(":")[1], 16)
+            for name, v in head["values"].items():
+                bins, counts = arrays[f"{name}/bins"].tolist(), arrays[f"{name}/counts"].tolist()
+                loaded.values[name] = ValueRange(
+                    v["min"], v["max"], Peak(v["token_max"], v["token"], v["position"]),
+                    dict(zip(bins, counts, strict=True)), v["ratio_sum"], v["sequences"], v["tokens"],
+                    arrays[f"{name}/channels"],
+                )  # fmt: skip
+        except DataError:
+            raise
+        except Exception as cause:
+            raise DataError(
+                f"the ranges cannot be read ({type(cause).__name__}: {cause})",
+                where=str(path),
+                remedy="run `spq-graph calibrate` again",
+            ) from cause
+        return loaded
+
+
+def merge_all(shards: Iterable[Ranges]) -> Ranges:
+    """Merge shards of one model.
+
+    Raises:
+        DataError: no shard, or shards of different models.
+    """
+    merged: Ranges | None = None
+    for shard in shards:
+        if merged is None:
+            merged = Ranges(shard.model_digest)
+        merged.merge(shard)
+    if merged is None:
+        raise DataError("no ranges to merge", remedy="name at least one ranges file")
+    return merged

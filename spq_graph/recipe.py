@@ -1,0 +1,125 @@
+"""Recipe: what the user wants. Validated, and unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from spq_graph.errors import UsageError
+
+
+class Precision(StrEnum):
+    """The arithmetic of one Site."""
+
+    INT8 = "int8"
+    INT7 = "int7"
+    INT6 = "int6"
+    INT5 = "int5"
+    INT4 = "int4"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    W8A16 = "w8a16"
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of weights and activations for the integer precisions, None for the rest."""
+        return int(self.value[3:]) if self.value.startswith("int") else None
+
+    @classmethod
+    def integer(cls, bits: int) -> Precision:
+        """The integer precision of so many bits."""
+        return cls(f"int{bits}")
+
+
+HighPrecision = Literal["auto", "fp32", "fp16", "w8a16"]
+Target = Literal["cpu", "portable"]
+
+
+class Override(BaseModel):
+    """A precision for all sites whose key or node name matches a glob."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    pattern: str
+    precision: Annotated[Literal["int8", "int7", "int6", "int5", "int4", "fp32", "fp16", "w8a16", "high"], Field()]
+
+
+class Recipe(BaseModel):
+    """What the user wants done, independent of any model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: Target = Field("cpu", description="what the artifact is compiled for")
+    bits: int = Field(8, ge=4, le=8, description="bits of weights and activations at integer sites")
+    high_precision: HighPrecision = Field(
+        "auto", description="what kept sites become; auto leaves them as the graph has them"
+    )
+    spike_ratio: float | None = Field(
+        None, gt=1.0, description="keep every site whose max/median ratio exceeds this, without any evaluation"
+    )
+    kl_budget: float = Field(0.005, gt=0.0, description="KL(FP || quantized) to reach, nats a token")
+    max_kept: float = Field(0.15, ge=0.0, le=1.0, description="largest share of sites that may be kept")
+    recovery: float = Field(
+        0.98, gt=0.0, le=1.0, description="share of what max_kept wins back to settle for where the budget is not met"
+    )
+    candidate_ratio: float = Field(3.0, ge=0.0, description="sites below this max/median ratio are never candidates")
+    sensitivity_tokens: int = Field(4096, ge=1, description="tokens of calibration data that decisions are measured on")
+    activations: Literal["asymmetric", "symmetric"] = Field("asymmetric", description="activation quantizer")
+    weights: Literal["per_channel", "per_tensor"] = Field("per_channel", description="weight scales")
+    quantize_lm_head: bool = Field(False, description="treat lm_head like any other site")
+    keep: tuple[str, ...] = Field((), description="globs of sites to keep in high precision by hand")
+    ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")
+    overrides: tuple[Override, ...] = Field((), description="precision by glob; the last match wins")
+    calibration_tokens: int = Field(65_536, ge=1, description="how much calibration data is read")
+    seed: int = Field(0, ge=0, description="seeds the sampling of calibration text and the random controls")
+
+    @model_validator(mode="after")
+    def _portable_has_no_contrib(self) -> Recipe:
+        wanted = {self.high_precision, *(o.precision for o in self.overrides)}
+        if self.target == "portable" and "w8a16" in wanted:
+            raise ValueError("w8a16 needs com.microsoft.MatMulNBits, which target 'portable' excludes; use fp32 or cpu")
+        return self
+
+
+def matches(pattern: str, *names: str) -> bool:
+    """Whether a glob, or the plain name, fits one of the names."""
+    return any(pattern == name or fnmatchcase(name, pattern) for name in names)
+
+
+def load_recipe(path: Path | None, **given: Any) -> Recipe:
+    """Read a recipe file and lay the options that were given over it.
+
+    Args:
+        path: a TOML file, or None.
+        given: fields from the command line; those that are None are not given.
+
+    Raises:
+        UsageError: the file cannot be read, or a key or value is not valid.
+    """
+    fields: dict[str, Any] = {}
+    if path is not None:
+        try:
+            fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+            raise UsageError(f"the recipe cannot be read: {cause}", where=str(path)) from cause
+    fields |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as cause:
+        raise UsageError(_explain(cause), where=str(path) if path else "options") from cause
+
+
+def _explain(cause: ValidationError) -> str:
+    lines = []
+    for problem in cause.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key '{name}'; known keys: {', '.join(sorted(Recipe.model_fields))}")
+        else:
+            lines.append(f"{name}: {problem['msg']} (found {problem['input']!r})" if name else problem["msg"])
+    return "; ".join(lines)

@@ -1,0 +1,94 @@
+"""Report: what came of a plan. The ladder, sizes, what really ran, and where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from spq_graph.errors import UsageError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Rung(_Strict):
+    """One row of the ladder; all rows are measured on the same tokens.
+
+    Attributes:
+        name: fp32, everywhere, everywhere_symmetric, everywhere_per_tensor_weights, spike_aware, control_lowest,
+            control_random, weight_only.
+        bits: bits of weights and activations at integer sites; None for fp32.
+        nll: mean negative log likelihood, nats a token; perplexity is its exponential.
+        kl: KL(FP32 || this), nats a token; top1: share of tokens with the same best guess as FP32.
+        bytes: size of the weights in the file.
+        kept: keys of the sites kept in high precision.
+        executed: how often each operator type runs, from the optimized graph.
+        seed: of control_random.
+    """
+
+    name: str
+    bits: int | None
+    perplexity: float
+    nll: float
+    kl: float
+    top1: float
+    bytes: int
+    kept: list[str]
+    executed: dict[str, int]
+    seed: int | None = None
+
+
+class TextRef(_Strict):
+    """The text that the ladder was measured on."""
+
+    digest: str
+    tokens: int
+    origin: str = ""
+
+
+class Verdict(_Strict):
+    """Ready or not, and why."""
+
+    ready: bool
+    summary: str
+    warnings: list[str] = []
+
+
+class Report(_Strict):
+    """What came of a plan."""
+
+    verdict: Verdict
+    ladder: list[Rung]
+    text: TextRef | None
+    executed: dict[str, int]
+    providers: dict[str, int]
+    seconds: dict[str, float]
+    peak_rss_bytes: int
+    bytes: int
+    source_bytes: int
+    environment: dict[str, str]
+    command: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return self.model_dump(mode="json")
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a report.
+
+        Raises:
+            UsageError: the file is missing or not a report.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as cause:
+            raise UsageError(f"the report cannot be read ({cause})", where=str(path)) from cause
