@@ -1,0 +1,29 @@
+# Each target makes its own virtual environment in .venv; another Python: make PYTHON=python3.12 test
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: venv demo test check bench
+
+demo: venv
+	$(BIN)/spq-graph quantize reference -o out/demo --force
+
+test: venv
+	@$(BIN)/python -m pytest -q
+
+check: venv
+	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: venv
+	$(BIN)/python benchmarks/calibration.py
+
+venv: .venv/installed
+
+# Torch goes first and alone, so that whatever build of it is chosen is kept (see constraints.txt).
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q -e '.[cpu,export,eval,test]'
+	@touch $@
