@@ -1,8 +1,7 @@
 # Each target makes its own virtual environment in .venv; another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
 BIN := .venv/bin
-export PIP_CONSTRAINT := constraints.txt
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: venv demo test check bench
 
@@ -24,6 +23,6 @@ venv: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -q -e '.[cpu,export,eval,test]'
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e '.[cpu,export,eval,test]'
 	@touch $@

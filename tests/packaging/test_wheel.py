@@ -1,0 +1,99 @@
+"""The archives: the wheel holds spq_graph and nothing else, and the source archive is enough to build it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+
+import spq_graph
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("passes", "runtime", "models")
+DIST_INFO = f"spq_graph-{spq_graph.__version__}.dist-info"
+# Not part of the sources, wherever they lie: a build must not see them.
+OUTPUTS = (".git", ".venv", "out", "build", "dist", "__pycache__", ".*_cache", ".hypothesis")
+
+
+def git_files() -> set[str] | None:
+    """Tracked files of this checkout, or None where git cannot tell."""
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    return set(listing.stdout.splitlines()) if listing.returncode == 0 else None
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The source archive of a copy of this checkout, and the wheel built from that archive alone."""
+    base = tmp_path_factory.mktemp("archives")
+    checkout, out = base / "checkout", base / "dist"
+    shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(*OUTPUTS))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(checkout)]
+    built = subprocess.run(command, cwd=base, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel_names(archives: tuple[Path, Path]) -> list[str]:
+    with zipfile.ZipFile(archives[1]) as wheel:
+        return wheel.namelist()
+
+
+def test_wheel_is_for_every_python_3(archives: tuple[Path, Path]) -> None:
+    assert archives[1].name == f"spq_graph-{spq_graph.__version__}-py3-none-any.whl"
+
+
+def test_wheel_holds_only_the_package(wheel_names: list[str]) -> None:
+    assert {name.split("/")[0] for name in wheel_names} == {"spq_graph", DIST_INFO}
+    assert f"{DIST_INFO}/licenses/LICENSE" in wheel_names
+    assert not [name for name in wheel_names if "__pycache__" in name or name.endswith(".pyc")]
+    assert len(wheel_names) == len(set(wheel_names))
+
+
+def test_wheel_holds_every_tracked_file_of_the_package(wheel_names: list[str]) -> None:
+    tracked = git_files()
+    if tracked is None:
+        pytest.skip("git does not know this checkout")
+    inside = {name for name in tracked if name.startswith("spq_graph/") and not (ROOT / name).is_symlink()}
+    linked = {f"spq_graph/{name}" for name in tracked if name.split("/")[0] in FOLDERS}
+    assert inside | linked <= set(wheel_names)
+    assert "spq_graph/py.typed" in wheel_names
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_wheel_holds_the_linked_folders(wheel_names: list[str], folder: str) -> None:
+    assert f"spq_graph/{folder}/__init__.py" in wheel_names
+
+
+@pytest.mark.parametrize("pattern", ["spq_graph/templates/*", "models/reference/*"])
+def test_wheel_holds_data_files(wheel_names: list[str], pattern: str) -> None:
+    present = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()]
+    if not present:
+        pytest.skip(f"this checkout has no {pattern}")
+    assert {f"spq_graph/{name.removeprefix('spq_graph/')}" for name in present} <= set(wheel_names)
+
+
+def test_source_archive_holds_each_folder_once(archives: tuple[Path, Path]) -> None:
+    with tarfile.open(archives[0]) as source:
+        names = {member.name.split("/", 1)[1] for member in source.getmembers()}
+    for folder in FOLDERS:
+        assert f"{folder}/__init__.py" in names
+        assert not [name for name in names if name.startswith(f"spq_graph/{folder}")]
+
+
+def test_metadata(archives: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(archives[1]) as wheel:
+        metadata = HeaderParser().parsestr(wheel.read(f"{DIST_INFO}/METADATA").decode())
+        scripts = wheel.read(f"{DIST_INFO}/entry_points.txt").decode()
+    assert metadata["Version"] == spq_graph.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "gpu", "export", "eval", "test"}
+    base = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert not [line for line in base if line.startswith(("torch", "transformers", "onnxruntime"))]
+    assert "spq-graph = spq_graph.cli:main" in scripts
