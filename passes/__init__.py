@@ -1,0 +1,1 @@
+"""Graph in, graph out: passes on onnx_ir and onnxscript patterns. No torch, no onnxruntime."""
