@@ -1,0 +1,41 @@
+"""Apply a plan to a model: insert, annotate, verify, in this order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from spq_graph.passes.annotate import Annotate
+from spq_graph.passes.graph import Canonicalize, load_graph, strip_exporter_noise
+from spq_graph.passes.insert import InsertPrecisions
+from spq_graph.passes.verify import VerifyPlan, outline
+from spq_graph.plan import Plan
+
+DATA_SUFFIX = ".data"
+
+
+def apply_plan(source: Path, plan: Plan) -> ir.Model:
+    """The model in `source` with every site of the plan in its precision.
+
+    Raises:
+        GraphError: the plan does not fit the model.
+        CheckError: the result is not what the plan says.
+    """
+    model = load_graph(source)
+    Canonicalize()(model)
+    before = outline(model)
+    for step in (InsertPrecisions(plan), Annotate(plan), VerifyPlan(plan, before)):
+        step(model)
+    strip_exporter_noise(model)
+    return model
+
+
+
+
+def save_model(model: ir.Model, path: Path) -> int:
+    """Write a model with its weights beside it, one tensor in memory at a time, and return the bytes of both files."""
+    data = path.name + DATA_SUFFIX
+    ir.save(model, path, external_data=data, size_threshold_bytes=1024)
+    beside = path.with_name(data)
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)

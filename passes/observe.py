@@ -1,0 +1,134 @@
+"""Observe: add in-graph reductions to a copy of the model, so that calibration never fetches an activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from spq_graph.errors import GraphError
+from spq_graph.passes.graph import FLOATS
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Names of the outputs that observe one value.
+
+    Attributes:
+        value: the observed activation, [..., K].
+        low, high: minimum and maximum over K by token, float32 [...].
+        channel_low, channel_high: minimum and maximum over tokens by channel, float32 [K].
+    """
+
+    value: str
+    low: str
+    high: str
+    channel_low: str
+    channel_high: str
+
+    @property
+    def outputs(self) -> list[str]:
+        """All four, in the order of the fields."""
+        return [self.low, self.high, self.channel_low, self.channel_high]
+
+
+FINITE_CHECK = "spq_graph.finite"
+
+
+class Observe(ir.passes.InPlacePass):
+    """Replace the graph's outputs by reductions over the given values.
+
+    What the reductions do not need (the head of the model) is no longer computed. ONNX Runtime's ReduceMax drops NaN,
+    so `FINITE_CHECK` holds the sum of the last value, which NaN anywhere before it reaches.
+
+    Args:
+        values: names of the activations to observe, in topological order.
+    """
+
+    def __init__(self, values: Sequence[str]) -> None:
+        super().__init__()
+        self.values = list(dict.fromkeys(values))
+        self.probes: list[Probe] = []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        known = _values_by_name(graph)
+        graph.outputs.clear()
+        tape = ir.tape.Tape(graph)
+        for index, name in enumerate(self.values):
+            value = as_float32(tape, known, name)
+            flat = tape.op("Reshape", [value, _flat_shape(tape, value, index)])
+            outputs = [
+                _reduce(tape, "ReduceMin", value, -1), _reduce(tape, "ReduceMax", value, -1),
+                _reduce(tape, "ReduceMin", flat, 0), _reduce(tape, "ReduceMax", flat, 0),
+            ]  # fmt: skip
+            for part, output in zip(("low", "high", "channel_low", "channel_high"), outputs, strict=True):
+                _publish(graph, output, f"spq_graph.{index}.{part}")
+            self.probes.append(Probe(name, *(o.name or "" for o in outputs)))
+            if index == len(self.values) - 1:
+                _publish(graph, tape.op("ReduceSum", [value], {"keepdims": 0}), FINITE_CHECK)
+        return ir.passes.PassResult(model, modified=True)
+
+
+class ObserveFinite(ir.passes.InPlacePass):
+    """Replace the graph's outputs by one number for each value: finite where all of its elements are."""
+
+    def __init__(self, values: Sequence[str]) -> None:
+        super().__init__()
+        self.values = list(dict.fromkeys(values))
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        known = _values_by_name(graph)
+        graph.outputs.clear()
+        tape = ir.tape.Tape(graph)
+        for index, name in enumerate(self.values):
+            value = as_float32(tape, known, name)
+            zero = tape.op("Sub", [value, value])  # NaN where the element is NaN or infinite
+            _publish(graph, tape.op("ReduceSum", [zero], {"keepdims": 0}), f"spq_graph.finite.{index}")
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
+    values = {value.name or "": value for value in graph.inputs}
+    values |= {output.name or "": output for node in graph for output in node.outputs}
+    return values
+
+
+def as_float32(tape: ir.tape.Tape, known: dict[str, ir.Value], name: str) -> ir.Value:
+    """The value as float32.
+
+    Raises:
+        GraphError: the graph holds no such value.
+    """
+    if name not in known:
+        raise GraphError(f"the graph holds no value '{name}'", remedy="the plan or ranges belong to another model")
+    value = known[name]
+    if value.dtype in FLOATS - {ir.DataType.FLOAT} or value.dtype is None:
+        return tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
+    return value
+
+
+def _reduce(tape: ir.tape.Tape, op_type: str, value: ir.Value, axis: int) -> ir.Value:
+    if tape.graph_like is not None and tape.graph_like.opset_imports.get("", 21) < 18:
+        return tape.op(op_type, [value], {"axes": [axis], "keepdims": 0})
+    axes = tape.initializer(ir.tensor(np.array([axis], dtype=np.int64)), name=f"spq_graph.axis.{value.name}.{op_type}")
+    return tape.op(op_type, [value, axes], {"keepdims": 0})
+
+
+def _flat_shape(tape: ir.tape.Tape, value: ir.Value, index: int) -> ir.Value:
+    channels = value.shape[-1] if value.shape is not None and value.shape.rank() else None
+    if isinstance(channels, int):
+        shape = np.array([-1, channels], dtype=np.int64)
+        return tape.initializer(ir.tensor(shape), name=f"spq_graph.observe.{index}.shape")
+    size = tape.op("Shape", [value], {"start": -1})
+    minus = tape.initializer(ir.tensor(np.array([-1], dtype=np.int64)), name=f"spq_graph.observe.{index}.minus")
+    return tape.op("Concat", [minus, size], {"axis": 0})
+
+
+def _publish(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    value.name = name
+    value.dtype = ir.DataType.FLOAT
+    graph.outputs.append(value)

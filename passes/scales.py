@@ -1,0 +1,103 @@
+"""Uniform quantizers: scales, zero points and codes, in numpy and without a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+_SMALLEST = float(np.finfo(np.float32).tiny)  # a subnormal scale would overflow its reciprocal
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationQuantizer:
+    """A static per-tensor quantizer in an unsigned 8-bit container.
+
+    Codes are clip(round(x / scale) + zero_point) with round half to even. Below 8 bits a Clip to [low, high] in front
+    of QuantizeLinear keeps the codes inside of the smaller range, so the 8-bit kernels run unchanged.
+
+    Attributes:
+        scale, zero_point: float32 scale and uint8 zero point.
+        low, high: smallest and largest value that has a code.
+        bits: how many bits the codes use.
+    """
+
+    scale: np.float32
+    zero_point: np.uint8
+    low: np.float32
+    high: np.float32
+    bits: int
+
+    @classmethod
+    def fit(
+        cls, low: float, high: float, bits: int, scheme: Literal["asymmetric", "symmetric"] = "asymmetric"
+    ) -> ActivationQuantizer:
+        """Cover [low, high] and zero.
+
+        Asymmetric: 2^bits codes over [min(low, 0), max(high, 0)]. Symmetric: 2^bits - 1 codes around 128, since
+        ONNX Runtime fuses unsigned activations in every case and signed ones not where several products share them.
+        """
+        low, high = min(low, 0.0), max(high, 0.0)
+        if scheme == "symmetric":
+            steps = 2 ** (bits - 1) - 1
+            scale = np.float32(max(max(-low, high) / steps, _SMALLEST))
+            return cls(scale, np.uint8(128), np.float32(-scale * steps), np.float32(scale * steps), bits)
+        top = 2**bits - 1
+        scale = np.float32(max((high - low) / top, _SMALLEST))
+        zero_point = round(min(max(-low / float(scale), 0.0), float(top)))
+        return cls(
+            scale, np.uint8(zero_point), np.float32(-scale * zero_point), np.float32(scale * (top - zero_point)), bits
+        )
+
+
+def weight_scales(
+    weight: npt.NDArray[np.float32], bits: int, granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+) -> npt.NDArray[np.float32]:
+    """Symmetric scales of a weight [K, N]: absmax / (2^(bits-1) - 1), float32 [N] or []."""
+    absmax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
+    if granularity == "per_tensor":
+        absmax = absmax.max()
+    scales = absmax.astype(np.float32) / np.float32(2 ** (bits - 1) - 1)
+    return np.where(scales > _SMALLEST, scales, np.float32(1.0)).astype(np.float32)  # an all-zero column: any scale
+
+
+def weight_codes(weight: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.int8]:
+    """Codes of a weight [K, N], round half to even, within plus or minus 2^(bits-1) - 1, int8 [K, N]."""
+    top = 2 ** (bits - 1) - 1
+    return np.clip(np.rint(weight / scales), -top, top).astype(np.int8)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedWeight:
+    """A weight [K, N] as com.microsoft.MatMulNBits wants it, 8 bits, symmetric around 128.
+
+    Attributes:
+        codes: uint8 [N, blocks, block].
+        scales: float32 [N, blocks].
+        block: rows of K that share a scale.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+    block: int
+
+
+def block_size_for(rows: int) -> int:
+    """The largest of 128, 64, 32 that divides K, so that no padding is stored; 32 where none does."""
+    return next((block for block in (128, 64, 32) if rows % block == 0), 32)
+
+
+def blocked_weight(weight: npt.NDArray[np.float32]) -> BlockedWeight:
+    """Quantize a weight [K, N] in blocks along K."""
+    rows, columns = weight.shape
+    block = block_size_for(rows)
+    blocks = -(-rows // block)
+    padded = np.zeros((columns, blocks * block), dtype=np.float32)
+    padded[:, :rows] = weight.T
+    split = padded.reshape(columns, blocks, block)
+    scales = np.abs(split).max(axis=2) / np.float32(127)
+    scales = np.where(scales > _SMALLEST, scales, np.float32(1.0)).astype(np.float32)
+    codes = np.clip(np.rint(split / scales[..., None]), -127, 127) + 128
+    return BlockedWeight(codes.astype(np.uint8), scales, block)
