@@ -1,0 +1,160 @@
+"""Hugging Face folder to ONNX, by torch.export.
+
+What the rest of spq-graph relies on: the inputs and outputs of the contract, symbolic batch and length, module paths
+on the nodes exactly as in the Hugging Face model, and the same bytes for the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from spq_graph.errors import OutputError, SourceError
+from spq_graph.models.loading import first_line, load_causal_lm, quiet, require_torch
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+INPUTS: Final = ("input_ids", "attention_mask", "position_ids")
+OUTPUT: Final = "logits"
+_AXES: Final = {0: "batch_size", 1: "sequence_length"}
+# Everything else that the exporter notes down is either noise (FX nodes, class names) or names files of this machine
+# (stack traces). The second one ties a folded, anonymous weight to the parameter it came from.
+_KEPT_METADATA: Final = frozenset({"pkg.torch.onnx.name_scopes", "pkg.onnxscript.optimizer.folded_from"})
+
+
+def export_folder(folder: Path, out: Path, *, opset: int = 21, progress: Callable[[str], None] | None = None) -> None:
+    """Exports the causal language model in `folder`, without KV cache.
+
+    The graph takes `input_ids`, `attention_mask` and `position_ids`, int64 [batch_size, sequence_length], and returns
+    `logits`, float32 [batch_size, sequence_length, vocabulary].
+
+    Args:
+        folder: a Hugging Face folder; it is only read.
+        out: the ONNX file to write; weights go beside it, into the same name with `.data` appended.
+        opset: ONNX operator set.
+        progress: is told what begins, one phrase a step.
+
+    Raises:
+        SourceError: torch or transformers is missing, or the model cannot be loaded or exported.
+        OutputError: the files cannot be written.
+    """
+    report = progress or (lambda _: None)
+    report("importing torch")
+    require_torch()
+    report("loading weights")
+    model = load_causal_lm(folder)
+    try:
+        report("tracing the model")
+        with quiet(), _no_garbage_collection():
+            program = _trace(model)
+        report("translating to ONNX")
+        with quiet(), _no_garbage_collection():
+            graph = _translate(program, opset)
+    except Exception as error:
+        raise SourceError(
+            f"the exporter failed: {first_line(error)}",
+            where=f"{folder} ({type(model).__name__})",
+            remedy="Export it with another tool and pass the .onnx file.",
+        ) from error
+    report("writing")
+    _strip(graph)
+    _save(graph, out)
+
+
+def _trace(model: PreTrainedModel) -> Any:
+    """Returns the model as a torch.export.ExportedProgram with dynamic batch and length."""
+    import torch
+    from torch.export import Dim
+
+    forward = type(model).forward
+
+    def logits_only(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
+        return forward(
+            model,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        ).logits
+
+    # Narrowing the model's own forward, instead of wrapping the model in another module, keeps every parameter and
+    # scope name as it is in the checkpoint.
+    model.__dict__["forward"] = logits_only
+    ids = torch.ones(2, 8, dtype=torch.int64)
+    arguments = (ids, torch.ones_like(ids), torch.arange(8).expand(2, 8))
+    shape = dict.fromkeys(_AXES, Dim.DYNAMIC)
+    with torch.no_grad():
+        return torch.export.export(model, arguments, dynamic_shapes=(shape,) * 3, strict=False)
+
+
+def _translate(program: Any, opset: int) -> ir.Model:
+    import torch
+    from onnx_ir.passes.common import IdentityEliminationPass
+    from onnxscript import optimizer
+
+    with torch.no_grad():
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=INPUTS,
+            output_names=[OUTPUT],
+            dynamic_shapes=(_AXES,) * 3,
+            optimize=False,
+            verbose=False,
+        )
+    assert onnx_program is not None  # None is for the exporter that dynamo=True replaced
+    model: ir.Model = onnx_program.model
+    # The exporter's own setting tries every rewrite rule twice; the second round finds nothing but Identity nodes.
+    optimizer.optimize_ir(model, num_iterations=1)
+    IdentityEliminationPass()(model)
+    return model
+
+
+def _strip(model: ir.Model) -> None:
+    """Removes what would make the file depend on this machine, and what nobody reads."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.doc_string = None
+        _keep_known(node.metadata_props)
+        for value in node.outputs:
+            _keep_known(value.metadata_props)
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        _keep_known(value.metadata_props)
+
+
+def _keep_known(metadata: Any) -> None:
+    for key in metadata.keys() - _KEPT_METADATA:
+        del metadata[key]
+
+
+def _save(model: ir.Model, out: Path) -> None:
+    import onnx_ir as ir
+
+    try:
+        ir.save(model, out, external_data=f"{out.name}.data")
+    except OSError as error:
+        raise OutputError(
+            f"the ONNX file cannot be written: {error.strerror or error}",
+            where=str(out),
+            remedy="Check that the folder exists and that the disk has room for the weights.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Tracing allocates millions of small objects that live to its end; looking through them costs a fifth of it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

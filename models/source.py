@@ -1,0 +1,269 @@
+"""What the word SOURCE of a command stands for: a Hugging Face folder, an ONNX file, or the embedded model.
+
+Everything that can be known to be wrong without loading a weight is refused here, in milliseconds and by name, instead
+of after a minute inside a loader. Nothing in this module needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from spq_graph.errors import SourceError
+
+REFERENCE: Final = Path(__file__).resolve().parent / "reference"
+"""Folder of the embedded reference model."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LFS_POINTER = b"version https://git-lfs"
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that exists, with what its configuration says about it.
+
+    Attributes:
+        kind: `folder` for a Hugging Face folder, `onnx` for a single file.
+        path: the folder or the file.
+        origin: how plans and reports name it; never an absolute path, so that they do not depend on the machine.
+        tokenizer: the folder that holds `tokenizer.json`, or None.
+        bos_token_id: what a sequence starts with, where the configuration says so.
+        eos_token_id: what a sequence ends with; the first one where there are several.
+        max_length: longest sequence that the positions cover.
+        vocab_size: number of token ids.
+    """
+
+    kind: Literal["folder", "onnx"]
+    path: Path
+    origin: str
+    tokenizer: Path | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    max_length: int | None = None
+    vocab_size: int | None = None
+
+
+def resolve(source: str, tokenizer: Path | None = None) -> Source:
+    """Finds out what `source` is and checks that it can be read.
+
+    Args:
+        source: the word `reference`, a folder with config.json and weights, or an `.onnx` file.
+        tokenizer: a folder with tokenizer.json, where the source holds none or another one is wanted.
+
+    Returns:
+        The source, checked as far as that is possible without loading it.
+
+    Raises:
+        SourceError: nothing is there; the configuration, the weights or the tokenizer are missing or broken; or the
+            model is not a causal language model.
+    """
+    path = REFERENCE if source == "reference" else Path(source).expanduser()
+    if not path.exists():
+        raise _not_found(source)
+    if path.is_dir():
+        return _folder(path, tokenizer)
+    if path.suffix == ".onnx":
+        return _onnx_file(path, tokenizer)
+    raise SourceError(
+        "neither a model folder nor an .onnx file",
+        where=source,
+        remedy="Pass the folder that holds config.json and the weights, or a file that ends in .onnx.",
+    )
+
+
+def _not_found(source: str) -> SourceError:
+    if source == "reference":
+        return SourceError(
+            "the embedded reference model is missing", where=source, remedy="Reinstall spq-graph, or pass a model."
+        )
+    if _HUB_ID.fullmatch(source) and not source.endswith(".onnx"):
+        return SourceError(
+            "no such folder, and spq-graph downloads nothing: a local folder is needed",
+            where=source,
+            remedy=f"If this is a Hugging Face id: hf download {source} --local-dir DIR, then pass DIR.",
+        )
+    return SourceError("no such file or folder", where=source, remedy="Check the spelling and the working directory.")
+
+
+def _folder(path: Path, tokenizer: Path | None) -> Source:
+    config = _config(path)
+    _check_causal_lm(config, path)
+    _check_weights(path)
+    own = path if (path / "tokenizer.json").is_file() else None
+    return _source("folder", path, _tokenizer(tokenizer or own), config)
+
+
+def _onnx_file(path: Path, tokenizer: Path | None) -> Source:
+    _check_not_empty(path)
+    home = _tokenizer(tokenizer)
+    # A bare ONNX file says nothing of special tokens; the tokenizer's folder often lies beside a config that does.
+    config = _read_object(home / "config.json") if home and (home / "config.json").is_file() else {}
+    return _source("onnx", path, home, config)
+
+
+def _source(kind: Literal["folder", "onnx"], path: Path, tokenizer: Path | None, config: dict[str, Any]) -> Source:
+    return Source(
+        kind=kind,
+        path=path,
+        origin="reference" if path == REFERENCE else path.resolve().name,
+        tokenizer=tokenizer,
+        bos_token_id=_first_int(config.get("bos_token_id")),
+        eos_token_id=_first_int(config.get("eos_token_id")),
+        max_length=_first_int(config.get("max_position_embeddings")),
+        vocab_size=_first_int(config.get("vocab_size")),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if path.is_file():
+        return _read_object(path)
+    if (folder / "adapter_config.json").is_file():
+        remedy = "This is an adapter: merge it into its base model, save that, and pass the merged folder."
+    elif files := sorted(folder.glob("*.onnx")):
+        remedy = f"The folder holds ONNX: pass the file itself, {folder / files[0].name}."
+    else:
+        remedy = "Pass the folder that save_pretrained wrote: config.json, weights and tokenizer side by side."
+    raise SourceError("no config.json", where=str(folder), remedy=remedy)
+
+
+def _check_causal_lm(config: dict[str, Any], folder: Path) -> None:
+    where = str(folder / "config.json")
+    names = config.get("architectures") or []
+    if config.get("is_encoder_decoder"):
+        raise SourceError(
+            "an encoder-decoder model, not a causal language model",
+            where=where,
+            remedy="spq-graph works on decoder-only models, such as LLaMA, Mistral, Qwen2, Gemma2 or Phi3.",
+        )
+    if names and not any(str(name).endswith("ForCausalLM") for name in names):
+        raise SourceError(
+            f"not a causal language model: architectures is {', '.join(map(str, names))}",
+            where=where,
+            remedy="Pass a model whose architecture ends in ForCausalLM.",
+        )
+    if not config.get("model_type"):
+        raise SourceError(
+            "model_type is missing, so nothing says which model this is",
+            where=where,
+            remedy='Add it, for example "model_type": "llama".',
+        )
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
+        raise SourceError(
+            f"the weights are quantized already ({method})",
+            where=where,
+            remedy="Pass the original floating-point model.",
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises unless a complete set of weight files lies in `folder`."""
+    index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
+    whole = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if whole:
+        files = whole[:1]
+    elif index:
+        files = _shards(index)
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise SourceError(
+            "no weights: neither *.safetensors nor pytorch_model.bin",
+            where=str(folder),
+            remedy="Download the weights into this folder.",
+        )
+    for file in files:
+        _check_not_empty(file)
+        if file.suffix == ".safetensors":
+            _check_safetensors(file)
+
+
+def _shards(index: Path) -> list[Path]:
+    shards = _read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise SourceError("weight_map is missing or empty", where=str(index), remedy="Download the index again.")
+    files = [index.parent / str(name) for name in sorted(set(shards.values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise SourceError(
+            f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing)}",
+            where=str(index.parent),
+            remedy="Download the missing shards.",
+        )
+    return files
+
+
+def _check_not_empty(file: Path) -> None:
+    again = "Download or write the file again."
+    if not file.stat().st_size:
+        raise SourceError("the file is empty", where=str(file), remedy=again)
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise SourceError("a Git LFS pointer, not the file itself", where=str(file), remedy="Run git lfs pull.")
+
+
+def _check_safetensors(file: Path) -> None:
+    """Raises unless header and size agree, which is what an interrupted download or a full disk breaks."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        try:
+            header = json.loads(stream.read(min(length, size)))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
+            raise SourceError(
+                "truncated or not a safetensors file: its header cannot be read",
+                where=str(file),
+                remedy="Download or write the file again.",
+            ) from error
+    if 8 + length + end > size:
+        raise SourceError(
+            f"truncated: its header promises {8 + length + end} bytes, the file has {size}",
+            where=str(file),
+            remedy="Download or write the file again.",
+        )
+
+
+def _tokenizer(folder: Path | None) -> Path | None:
+    """Returns the folder itself if its tokenizer.json is readable JSON."""
+    if folder is None:
+        return None
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise SourceError(
+            "no tokenizer.json",
+            where=str(folder),
+            remedy="Pass the folder that holds tokenizer.json; a slow tokenizer is converted by loading it with "
+            "AutoTokenizer and saving it with save_pretrained.",
+        )
+    _read_object(file)
+    return folder
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"not readable as JSON: {error}", where=str(path), remedy="Download or write the file again."
+        ) from error
+    if not isinstance(content, dict):
+        raise SourceError(
+            f"a JSON object is expected, not a {type(content).__name__}",
+            where=str(path),
+            remedy="Download or write the file again.",
+        )
+    return content
+
+
+def _first_int(value: object) -> int | None:
+    """Token ids come alone or, where there are several, as a list; the first one counts."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
