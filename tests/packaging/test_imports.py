@@ -29,6 +29,14 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 
+IMPORT_ALL = """
+import importlib, pkgutil, spq_graph
+
+names = [module.name for module in pkgutil.walk_packages(spq_graph.__path__, "spq_graph.")]
+needed = [n for n in names if not n.startswith("spq_graph.models") and not n.endswith("__main__")]
+print(*(importlib.import_module(name).__name__ for name in needed))
+"""
+
 
 class Builder:
     """Collects nodes and weights of a graph whose values are named after the node that makes them."""
@@ -102,6 +110,12 @@ def test_the_block_holds(without_torch: dict[str, str], name: str) -> None:
     refused = python(["-c", f"import {name}"], without_torch)
     assert refused.returncode != 0
     assert f"{name} is blocked" in refused.stderr
+
+
+def test_everything_but_models_imports(without_torch: dict[str, str]) -> None:
+    done = python(["-c", IMPORT_ALL], without_torch)
+    assert done.returncode == 0, done.stderr
+    assert {"spq_graph.plan", "spq_graph.passes.identify", "spq_graph.runtime.session"} <= set(done.stdout.split())
 
 
 def test_quantize_needs_neither_torch_nor_transformers(without_torch: dict[str, str], tmp_path: Path) -> None:
