@@ -1,0 +1,147 @@
+"""Wording: how plans and reports are put into words and numbers, the same in the terminal and in HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import floor, isfinite, log10
+
+from spq_graph.plan import Evidence, Plan, Reason, SitePlan
+from spq_graph.report import Report, Rung
+
+NOTHING = "–"
+
+# What ONNX Runtime fuses Q/DQ around a MatMul or Gemm into, and what computes in integers without it.
+INTEGER_KERNELS = frozenset(
+    {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16"}
+)
+
+_RUNGS = {
+    "fp32": "FP32",
+    "everywhere": "quantized everywhere",
+    "everywhere_symmetric": "quantized everywhere (symmetric)",
+    "everywhere_per_tensor_weights": "quantized everywhere (per-tensor weights)",
+    "spike_aware": "spike-aware",
+    "control_lowest": "control: lowest ratio",
+    "control_random": "control: random",
+}
+
+_REASONS = {
+    Reason.SPIKE: "its spikes cost more than it saves",
+    Reason.BUDGET: "a candidate, but the budget is met without it or the cap is reached",
+    Reason.OVERRIDE: "set by hand",
+    Reason.DEFAULT: "nothing speaks against the default",
+    Reason.UNSUPPORTED: "the target cannot run it otherwise",
+}
+
+
+def rung_name(rung: Rung) -> str:
+    """A rung's name for people, such as "control: random, seed 1"."""
+    if rung.name == "weight_only":
+        return f"weight-only {rung.bits or 8} bit"
+    if rung.name.startswith("spike_aware_"):
+        return f"spike-aware ({printable(rung.name.removeprefix('spike_aware_'))})"
+    name = _RUNGS.get(rung.name) or printable(rung.name).replace("_", " ")
+    return name if rung.seed is None else f"{name}, seed {rung.seed}"
+
+
+def why(site: SitePlan) -> str:
+    """Why a site has its precision, in words."""
+    return printable(site.evidence.note) if site.evidence.note else _REASONS[site.reason]
+
+
+def printable(text: str) -> str:
+    """The text with control, direction-changing and unpaired characters spelled out, so that it cannot act."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def token(evidence: Evidence) -> str:
+    """The token at the maximum: its text, quoted where blanks would hide; its number where there is no text."""
+    text = evidence.token_text
+    if text is None:
+        return NOTHING if evidence.token is None else f"#{evidence.token}"
+    return printable(text) if text and text == text.strip() else f"'{printable(text)}'"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits and never an exponent above zero."""
+    if value is None:
+        return NOTHING
+    if not isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - floor(log10(abs(value)))
+    return f"{value:,.{max(0, decimals)}f}" if decimals < digits + 3 else f"{value:.1e}"
+
+
+def percent(share: float | None) -> str:
+    """A change in per cent, with its sign: two decimals below 10 %, fewer above."""
+    if share is None:
+        return NOTHING
+    hundredths = share * 100
+    if not isfinite(hundredths):
+        return "not finite"
+    decimals = 2 if abs(hundredths) < 9.995 else 1 if abs(hundredths) < 99.95 else 0
+    return f"{hundredths:+,.{decimals}f} %"
+
+
+def megabytes(size: int) -> str:
+    """A size in MB (10**6 bytes), with three significant digits and at most two decimals."""
+    value = size / 1e6
+    return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people, such as "2 min 05 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def over_fp32(report: Report, rung: Rung) -> float | None:
+    """How much higher the rung's perplexity is than that of FP32, as a share; None without an FP32 rung."""
+    fp32 = next((r for r in report.ladder if r.name == "fp32"), None)
+    return None if fp32 is None else rung.perplexity / fp32.perplexity - 1
+
+
+def integer_kernels(executed: Mapping[str, int]) -> int:
+    """How many of the executed nodes multiply in integers."""
+    return sum(count for op, count in executed.items() if op in INTEGER_KERNELS)
+
+
+def kept_share(plan: Plan, rung: Rung) -> str:
+    """Kept sites of all that count, such as "2/56"; nothing where no site is quantized as planned."""
+    if rung.name in ("fp32", "weight_only"):
+        return NOTHING
+    return f"{len(rung.kept)}/{len(plan.counted)}"
+
+
+def find_rung(report: Report, name: str, bits: int) -> Rung | None:
+    """The rung of that name at so many bits, if it was measured."""
+    return next((r for r in report.ladder if r.name == name and r.bits == bits), None)
+
+
+def won_back(report: Report, bits: int) -> float | None:
+    """The share of what quantizing everywhere loses that the spike-aware plan wins back; None if nothing is lost."""
+    everywhere, aware = find_rung(report, "everywhere", bits), find_rung(report, "spike_aware", bits)
+    if everywhere is None or aware is None:
+        return None
+    loss, rest = over_fp32(report, everywhere), over_fp32(report, aware)
+    return None if loss is None or rest is None or loss <= 0 else (loss - rest) / loss
+
+
+def headline(plan: Plan, report: Report) -> str:
+    """The result in one sentence, with the numbers."""
+    bits = plan.recipe.bits
+    kept, total = len(plan.kept), len(plan.counted)
+    sites = f"{kept} of {total} sites stay in high precision"
+    size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
+    everywhere, aware = find_rung(report, "everywhere", bits), find_rung(report, "spike_aware", bits)
+    change = over_fp32(report, aware) if aware else None
+    if change is None:
+        return f"At {bits} bits, {sites} and {size}; perplexity was not measured."
+    beside = (
+        f" where quantizing everywhere changes it by {percent(over_fp32(report, everywhere))}" if everywhere else ""
+    )
+    return f"At {bits} bits, perplexity changes by {percent(change)} against FP32{beside}; {sites} and {size}."
