@@ -1,0 +1,148 @@
+"""Evaluate: perplexity, KL and agreement of several models on the same tokens, each batch of FP logits computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spq_graph.errors import CheckError, DataError
+from spq_graph.runtime.calibrate import batch_size
+from spq_graph.runtime.sequences import Sequences
+from spq_graph.runtime.session import Runner
+
+Progress = Callable[[int, int], None]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Score:
+    """Sums over predicted tokens.
+
+    Attributes:
+        tokens: how many tokens were predicted.
+        nll_sum: negative log likelihood, nats.
+        kl_sum: KL(reference || model) over the next-token distributions, nats.
+        agreed: tokens where model and reference rank the same token first.
+    """
+
+    tokens: int = 0
+    nll_sum: float = 0.0
+    kl_sum: float = 0.0
+    agreed: int = 0
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log likelihood, nats a token."""
+        return self.nll_sum / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll); infinite where that overflows."""
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(reference || model), nats a token."""
+        return self.kl_sum / self.tokens
+
+    @property
+    def top1(self) -> float:
+        """Share of tokens where model and reference rank the same token first."""
+        return self.agreed / self.tokens
+
+
+@dataclass(slots=True)
+class Reference:
+    """What the floating-point model says on one batch, kept in the form that scoring needs.
+
+    Attributes:
+        log_probabilities: float32 [tokens, vocabulary], of predicted tokens only.
+        probabilities: their exponentials.
+        best: the token ranked first, int64 [tokens].
+        targets: the tokens to predict, int64 [tokens].
+    """
+
+    log_probabilities: Float32
+    probabilities: Float32
+    best: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+
+
+def log_softmax(logits: Float32) -> Float32:
+    """Log-softmax over the last axis, float32, in a new array."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def reference_of(logits: Float32, targets: npt.NDArray[np.int64]) -> Reference:
+    """Prepare the reference's logits, [tokens, vocabulary], for scoring."""
+    log_probabilities = log_softmax(logits)
+    return Reference(log_probabilities, np.exp(log_probabilities), logits.argmax(axis=-1), targets)
+
+
+def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
+    """Score one batch of logits, [tokens, vocabulary]."""
+    mine = log_softmax(logits)
+    rows = np.arange(len(mine))
+    score.tokens += len(mine)
+    score.nll_sum -= float(mine[rows, reference.targets].sum(dtype=np.float64))
+    difference = reference.log_probabilities - mine
+    difference *= reference.probabilities
+    score.kl_sum += float(difference.sum(axis=-1).sum(dtype=np.float64))
+    score.agreed += int((logits.argmax(axis=-1) == reference.best).sum())
+
+
+def evaluate(
+    reference: Runner, models: Sequence[Runner], sequences: Sequences, progress: Progress | None = None
+) -> tuple[Score, list[Score]]:
+    """Score a reference and several models on the same tokens.
+
+    Returns:
+        The reference's score, whose KL is 0 and agreement 1, and the models' in their order.
+
+    Raises:
+        DataError: there is no token to predict.
+        CheckError: a model's logits are NaN.
+    """
+    base, scores = Score(), [Score() for _ in models]
+    done = 0
+    for ids, mask in sequences.batches(batch_size(reference, sequences)):
+        valid = _predicted(ids, mask, sequences.prefix)
+        targets = ids[:, 1:][valid]
+        if targets.size:
+            prepared = reference_of(_finite(reference, ids, mask, valid), targets)
+            add_batch_of_itself(base, prepared)
+            for model, score in zip(models, scores, strict=True):
+                add_batch(score, _finite(model, ids, mask, valid), prepared)
+        done += len(ids)
+        if progress is not None:
+            progress(done, len(sequences))
+    if not base.tokens:
+        raise DataError("there is no token to predict", remedy="give a longer text")
+    return base, scores
+
+
+def add_batch_of_itself(score: Score, reference: Reference) -> None:
+    """Score the reference against itself."""
+    rows = np.arange(len(reference.targets))
+    score.tokens += len(rows)
+    score.nll_sum -= float(reference.log_probabilities[rows, reference.targets].sum(dtype=np.float64))
+    score.agreed += len(rows)
+
+
+def _predicted(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int) -> npt.NDArray[np.bool_]:
+    return Sequences(ids, mask, prefix).predicted
+
+
+def _finite(
+    runner: Runner, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], valid: npt.NDArray[np.bool_]
+) -> Float32:
+    logits = runner.logits(ids, mask)[:, :-1][valid]
+    if np.isnan(logits).any():
+        raise CheckError("the model's logits are NaN", where=str(runner.path))
+    return logits

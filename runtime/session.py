@@ -1,0 +1,199 @@
+"""Sessions: run a decoder on token ids, whatever inputs its exporter gave it, and read back what really ran."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from spq_graph.errors import CheckError, GraphError, SourceError
+from spq_graph.runtime.sequences import Ids
+
+Array = npt.NDArray[Any]
+
+# Kernels of ONNX Runtime's CPU provider that multiply in integers.
+INTEGER_KERNELS = frozenset({
+    "MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul",
+})  # fmt: skip
+_TYPES: dict[str, type[np.generic]] = {
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16,
+    "tensor(bool)": np.bool_, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
+}  # fmt: skip
+
+
+class Runner:
+    """One ONNX Runtime session over a decoder.
+
+    Args:
+        path: the .onnx file.
+        outputs: what to compute; by default the logits.
+        threads: intra-op threads; 0 takes all cores.
+        profile: where to write a profile of the kernels; None for no profile.
+
+    Raises:
+        SourceError: ONNX Runtime cannot load the file.
+        GraphError: the graph has inputs that token ids alone do not determine.
+    """
+
+    def __init__(
+        self, path: Path, *, outputs: Sequence[str] | None = None, threads: int = 0, profile: Path | None = None
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as cause:  # the binding raises a class of its own for every status code
+            raise SourceError(
+                f"ONNX Runtime {ort.__version__} cannot load this model: {str(cause).splitlines()[0]}", where=str(path)
+            ) from cause
+        self.path = path
+        self._inputs = self.session.get_inputs()
+        self._ids_name = self._find_ids()
+        self.outputs = list(outputs) if outputs is not None else [self._find_logits()]
+
+    def _find_ids(self) -> str:
+        names = [i.name for i in self._inputs]
+        if "input_ids" in names:
+            return "input_ids"
+        integers = [i for i in self._inputs if "int" in i.type and len(i.shape) == 2]
+        candidates = [i.name for i in integers if "mask" not in i.name and "position" not in i.name]
+        if len(candidates) != 1:
+            raise GraphError(f"no input 'input_ids' among {names}", where=str(self.path), remedy="this must be a decoder")
+        return candidates[0]
+
+    def _find_logits(self) -> str:
+        outputs = self.session.get_outputs()
+        names = [o.name for o in outputs]
+        if "logits" in names:
+            return "logits"
+        floats = [o.name for o in outputs if len(o.shape) == 3 and "float" in o.type]
+        if not floats:
+            raise GraphError(f"no output 'logits' among {names}", where=str(self.path), remedy="this must be a decoder")
+        return floats[0]
+
+    @property
+    def fixed_shape(self) -> tuple[int | None, int | None]:
+        """Batch size and length that the graph insists on; None where they are free."""
+        shape = next(i.shape for i in self._inputs if i.name == self._ids_name)
+        batch, length = (d if isinstance(d, int) else None for d in shape)
+        return batch, length
+
+    def run(self, ids: Ids, mask: Ids) -> list[Array]:
+        """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
+        try:
+            results: list[Array] = self.session.run(self.outputs, self._feeds(ids, mask))
+        except (GraphError, SourceError):
+            raise
+        except Exception as cause:
+            raise GraphError(
+                f"ONNX Runtime failed on a batch of shape {ids.shape}: {str(cause).splitlines()[0]}", where=str(self.path)
+            ) from cause
+        return results
+
+    def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
+        """Logits of a batch, float32 [batch, length, vocabulary]."""
+        return self.run(ids, mask)[0].astype(np.float32, copy=False)
+
+    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
+        feeds: dict[str, Array] = {}
+        for spec in self._inputs:
+            dtype = _TYPES.get(spec.type, np.float32)
+            if spec.name == self._ids_name:
+                feeds[spec.name] = ids.astype(dtype)
+            elif "position" in spec.name:
+                feeds[spec.name] = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(dtype)
+            elif "mask" in spec.name:
+                feeds[spec.name] = mask.astype(dtype)
+            elif "past" in spec.name or "cache" in spec.name:
+                feeds[spec.name] = _empty_past(spec.shape, len(ids), dtype)
+            else:
+                raise GraphError(
+                    f"input '{spec.name}' ({spec.type}) is not one that a decoder has", where=str(self.path)
+                )
+        return feeds
+
+
+def _empty_past(shape: Sequence[int | str | None], batch: int, dtype: type[np.generic]) -> Array:
+    """A key or value cache without any token: the first free dimension is the batch, the others are the length."""
+    sizes = [d if isinstance(d, int) else (batch if axis == 0 else 0) for axis, d in enumerate(shape)]
+    return np.zeros(sizes or [1], dtype=dtype)
+
+
+@dataclass(slots=True)
+class Executed:
+    """What ONNX Runtime ran, read from its profile of one short batch.
+
+    Attributes:
+        kernels: operator type by node name, after all of the runtime's fusions.
+        ops: how many nodes of each operator type ran.
+        providers: how many nodes ran on each provider.
+    """
+
+    kernels: dict[str, str] = field(default_factory=dict)
+    ops: dict[str, int] = field(default_factory=dict)
+    providers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def integer_kernels(self) -> int:
+        """How many products ran in integers."""
+        return sum(count for op, count in self.ops.items() if op in INTEGER_KERNELS)
+
+
+def execute_once(path: Path, ids: Ids) -> Executed:
+    """Run one short batch, int64 [1, length], under the profiler and list the kernels that ran."""
+    with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
+        runner = Runner(path, profile=Path(folder) / "profile")
+        runner.run(ids, np.ones_like(ids))
+        profile = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))
+    found = Executed()
+    providers: Counter[str] = Counter()
+    for event in profile:
+        arguments = event.get("args", {})
+        if event.get("cat") != "Node" or "op_name" not in arguments:
+            continue
+        name = event["name"].removesuffix("_kernel_time")
+        if name not in found.kernels:
+            found.kernels[name] = arguments["op_name"]
+            providers[arguments.get("provider", "")] += 1
+    found.ops = dict(sorted(Counter(found.kernels.values()).items()))
+    found.providers = dict(sorted(providers.items()))
+    return found
+
+
+def check_integer_sites(executed: Executed, nodes: Iterable[tuple[str, str]], where: str) -> None:
+    """Check that every planned site ran as an integer kernel.
+
+    Args:
+        executed: what ran.
+        nodes: (site key, node name) of the sites planned as integers.
+        where: the file, for the error.
+
+    Raises:
+        CheckError: naming every site that ran as something else.
+    """
+    wrong = [
+        f"{key} (node {node}): {executed.kernels.get(node, 'not found')}"
+        for key, node in nodes
+        if executed.kernels.get(node) not in INTEGER_KERNELS
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise CheckError(
+            f"{len(wrong)} sites planned as integers did not run as integer kernels: {'; '.join(wrong[:8])}{more}",
+            where=where,
+            remedy=f"ONNX Runtime {ort.__version__} did not fuse them; keep them with --keep, and please report this",
+        )

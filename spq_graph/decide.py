@@ -1,0 +1,237 @@
+"""Decide: which sites keep high precision, and why. Pure: no graph, no file; what costs time is passed in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from spq_graph.errors import UsageError
+from spq_graph.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
+from spq_graph.ranges import Ranges, ValueRange
+from spq_graph.recipe import Precision, Recipe, matches
+from spq_graph.sites import Site, Unmatched
+
+# KL(FP || model in which exactly these sites run in integers), nats a token.
+Measure = Callable[[frozenset[str]], float]
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What is known of one site on the way to its plan."""
+
+    site: Site
+    seen: ValueRange | None
+    precision: Precision
+    reason: Reason
+    kl: float | None = None
+    rank: int | None = None
+    threshold: float | None = None
+    note: str | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether the rule may decide over this site."""
+        return self.reason is Reason.DEFAULT and self.precision.bits is not None
+
+
+@dataclass(slots=True)
+class _Oracle:
+    """Measures a set of integer sites once, and counts."""
+
+    measure: Measure
+    known: dict[frozenset[str], float] = field(default_factory=dict)
+
+    def __call__(self, quantized: frozenset[str]) -> float:
+        if quantized not in self.known:
+            self.known[quantized] = self.measure(quantized) if quantized else 0.0
+        return self.known[quantized]
+
+    @property
+    def evaluations(self) -> int:
+        return sum(1 for quantized in self.known if quantized)
+
+
+def decide(
+    sites: Sequence[Site],
+    ranges: Ranges,
+    recipe: Recipe,
+    model: ModelRef,
+    *,
+    as_is: Precision = Precision.FP32,
+    unmatched: Sequence[Unmatched] = (),
+    origin: str = "",
+    measure: Measure | None = None,
+    tokens: int = 0,
+    token_text: Callable[[int], str] | None = None,
+) -> Plan:
+    """Decide the precision of every site.
+
+    With `measure`, rule `auto`: candidates (ratio above the recipe's) are ordered by the KL of quantizing each alone,
+    and the smallest prefix of that order is kept that meets the KL budget within the cap; where the cap does not
+    suffice, the smallest prefix that wins back the asked share of what the cap wins back. With `spike_ratio`, or
+    without `measure`, the ratio rule: keep what exceeds a ratio (QFeM, arXiv 2405.14428), no evaluation.
+
+    Args:
+        sites: every site of the model.
+        ranges: what calibration saw, by input value.
+        recipe: what the user wants.
+        model: which model this is.
+        as_is: floating-point precision of the graph.
+        unmatched: nodes that were not understood.
+        origin: where the calibration data came from.
+        measure: evaluates a set of integer sites; called once for each distinct set.
+        tokens: how many tokens `measure` runs on, to be noted.
+        token_text: decodes a token id, to be noted beside it.
+
+    Raises:
+        UsageError: a pattern of the recipe fits no site, or nothing is left to quantize.
+    """
+    choices = {site.key: _start(site, ranges.values.get(site.input), recipe, as_is) for site in sites}
+    _apply_overrides(choices, recipe, as_is)
+    high = _high_precision(recipe, as_is)
+    if recipe.spike_ratio is not None or measure is None:
+        search, met = _by_ratio(choices, recipe, high)
+    else:
+        search, met = _by_kl(choices, recipe, high, _Oracle(measure))
+        search.tokens = tokens
+    return Plan(
+        model=model,
+        recipe=recipe,
+        calibration=CalibrationRef(
+            digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences, origin=origin
+        ),
+        search=search,
+        sites=[_planned(choice, token_text) for choice in choices.values()],
+        budget_met=met,
+        unmatched=[UnmatchedNode(node=u.node, reason=u.reason) for u in unmatched],
+    )
+
+
+def _high_precision(recipe: Recipe, as_is: Precision) -> Precision:
+    return as_is if recipe.high_precision == "auto" else Precision(recipe.high_precision)
+
+
+def _start(site: Site, seen: ValueRange | None, recipe: Recipe, as_is: Precision) -> _Choice:
+    left_alone = site.role.left_alone and not (recipe.quantize_lm_head and site.role.value == "lm_head")
+    if left_alone:
+        return _Choice(site, seen, as_is, Reason.DEFAULT, note=f"{site.role.value} stays as it is unless asked for")
+    if seen is None:
+        return _Choice(site, None, as_is, Reason.UNSUPPORTED, note="no range was measured for its input")
+    return _Choice(site, seen, Precision.integer(recipe.bits), Reason.DEFAULT)
+
+
+def _apply_overrides(choices: dict[str, _Choice], recipe: Recipe, as_is: Precision) -> None:
+    high = _high_precision(recipe, as_is)
+    rules = [(pattern, as_is, "ignore") for pattern in recipe.ignore]
+    rules += [
+        (o.pattern, high if o.precision == "high" else Precision(o.precision), "overrides") for o in recipe.overrides
+    ]
+    rules += [(pattern, high, "keep") for pattern in recipe.keep]
+    for pattern, precision, where in rules:
+        hit = [c for c in choices.values() if matches(pattern, c.site.key, c.site.node)]
+        if not hit:
+            raise UsageError(
+                f"'{pattern}' fits no site", where=where, remedy="`spq-graph inspect MODEL` lists the keys of all sites"
+            )
+        for choice in hit:
+            if precision.bits is not None and choice.seen is None:
+                raise UsageError(f"'{pattern}' asks for {precision} without a range", where=choice.site.key)
+            choice.precision, choice.reason, choice.note = precision, Reason.OVERRIDE, f"by hand: {where} '{pattern}'"
+
+
+def _keep(choice: _Choice, precision: Precision, note: str) -> None:
+    choice.precision, choice.reason, choice.note = precision, Reason.SPIKE, note
+
+
+def _by_ratio(choices: dict[str, _Choice], recipe: Recipe, high: Precision) -> tuple[Search, bool]:
+    threshold = recipe.spike_ratio if recipe.spike_ratio is not None else recipe.candidate_ratio
+    hits = [c for c in choices.values() if c.free and c.seen is not None and c.seen.ratio > threshold]
+    for choice in choices.values():
+        if choice.free:
+            choice.threshold = threshold
+    for choice in hits:
+        _keep(choice, high, f"max/median ratio above {threshold:g}")
+    return Search(rule="ratio", candidates=len(hits), cap=len(hits)), True
+
+
+def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle: _Oracle) -> tuple[Search, bool]:
+    integers = frozenset(key for key, c in choices.items() if c.precision.bits is not None)
+    counted = [c for c in choices.values() if c.free or c.reason is not Reason.DEFAULT]
+    by_hand = sum(c.precision.bits is None and c.reason is Reason.OVERRIDE for c in counted)
+    cap = max(0, math.floor(recipe.max_kept * len(counted)) - by_hand)
+    everywhere = oracle(integers)
+    search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=_six(everywhere))
+    candidates = [c for c in choices.values() if c.free and c.seen is not None and c.seen.ratio > recipe.candidate_ratio]
+    for choice in choices.values():
+        if choice.free:
+            choice.threshold = recipe.candidate_ratio
+    order: list[_Choice] = []
+    kept, met = 0, everywhere <= recipe.kl_budget
+    if not met:
+        for choice in candidates:
+            choice.kl = _six(oracle(frozenset({choice.site.key})))
+        order = sorted(candidates, key=lambda c: (-(c.kl or 0.0), c.site.key))
+        keys = [c.site.key for c in order]
+        kept, met = _smallest_prefix(lambda n: oracle(integers - frozenset(keys[:n])), min(cap, len(keys)), recipe)
+    for rank, choice in enumerate(order):
+        choice.rank = rank
+        if rank < kept:
+            _keep(choice, high, f"quantizing it alone costs KL {choice.kl:.3g}, place {rank + 1} of {len(order)}")
+        else:
+            choice.reason = Reason.BUDGET
+            choice.note = "keeping it as well is not needed" if met or kept < cap else f"the cap of {cap} sites is reached"
+    search.candidates = len(candidates)
+    search.evaluations = oracle.evaluations
+    search.kl = _six(oracle(integers - frozenset(c.site.key for c in order[:kept])))
+    return search, met
+
+
+def _smallest_prefix(kl_of: Callable[[int], float], cap: int, recipe: Recipe) -> tuple[int, bool]:
+    """The smallest number of kept sites that meets the budget, or wins back the asked share; and whether it is met."""
+    everywhere, best = kl_of(0), kl_of(cap)
+    met = best <= recipe.kl_budget
+    goal = recipe.kl_budget if met else everywhere - recipe.recovery * (everywhere - best)
+    if not met and best >= everywhere:
+        return 0, False  # keeping wins nothing back: better not to pay for it
+    low, high = 0, cap  # kl_of(low) > goal >= kl_of(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if kl_of(middle) <= goal:
+            high = middle
+        else:
+            low = middle
+    return high, met
+
+
+def _planned(choice: _Choice, token_text: Callable[[int], str] | None) -> SitePlan:
+    site, seen = choice.site, choice.seen
+    evidence = Evidence(kl=choice.kl, rank=choice.rank, threshold=choice.threshold, note=choice.note)
+    if seen is not None:
+        evidence = evidence.model_copy(update={
+            "ratio": _six(seen.ratio), "sequence_ratio": _six(seen.sequence_ratio), "max": _six(seen.peak.value),
+            "median": _six(seen.median),
+        })  # fmt: skip
+        if seen.peak.token >= 0:
+            text = token_text(seen.peak.token) if token_text is not None else None
+            evidence = evidence.model_copy(
+                update={"token": seen.peak.token, "token_text": text, "position": seen.peak.position}
+            )
+    return SitePlan(
+        key=site.key,
+        node=site.node,
+        role=site.role,
+        layer=site.layer,
+        expert=site.expert,
+        shape=site.shape,
+        input=site.input,
+        precision=choice.precision,
+        reason=choice.reason,
+        range=(seen.low, seen.high) if seen is not None else None,
+        evidence=evidence,
+    )
+
+
+def _six(value: float) -> float:
+    """Six significant digits: what is below them differs between machines and is not evidence."""
+    return float(f"{value:.6g}")
