@@ -1,0 +1,118 @@
+"""Text sampled from the model itself, which calibrates it where no data is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spq_graph.errors import ActivationError, UsageError
+from spq_graph.models.loading import load_causal_lm, quiet
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+BATCH: Final = 32
+
+
+def sample_ids(
+    folder: Path,
+    *,
+    sequences: int,
+    length: int,
+    seed: int,
+    bos: int | None,
+    progress: Callable[[str], None] | None = None,
+) -> NDArray[np.int64]:
+    """Samples token sequences from the model in `folder`.
+
+    A model's own text stands in for the data that it was trained on and that nobody has at hand: LLM-QAT
+    (arXiv 2305.17888) calibrates and trains on nothing else. Drawn at temperature 1 from the full distribution, so that
+    rare tokens come as often as the model holds them to be.
+
+    Args:
+        folder: a Hugging Face folder.
+        sequences: how many.
+        length: tokens in each, the first one included.
+        seed: same seed, same tokens. The caller's random state is left alone.
+        bos: the first token; where None, what the configuration has for BOS, or else EOS, or else token 0.
+        progress: is told how many sequences are done.
+
+    Returns:
+        Token ids, int64 [sequences, length]. EOS never follows the first token, so no sequence ends early.
+
+    Raises:
+        SourceError: the folder cannot be loaded.
+        UsageError: a size below 1, or more tokens than the model has positions.
+        ActivationError: the logits are NaN or infinite.
+    """
+    if sequences < 1 or length < 1:
+        raise UsageError(f"nothing to sample: {sequences} sequences of {length} tokens", remedy="Ask for at least 1.")
+    return sample_from(
+        load_causal_lm(folder), sequences=sequences, length=length, seed=seed, bos=bos, progress=progress
+    )
+
+
+def sample_from(
+    model: PreTrainedModel,
+    *,
+    sequences: int,
+    length: int,
+    seed: int,
+    bos: int | None,
+    progress: Callable[[str], None] | None = None,
+) -> NDArray[np.int64]:
+    """Does what `sample_ids` does, with a model that is loaded already."""
+    import torch
+
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise UsageError(
+            f"{length} tokens in a sequence, and the model has {positions} positions", remedy="Ask for shorter ones."
+        )
+    first = start_token(model.config) if bos is None else bos
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for done in range(0, sequences, BATCH):
+        if progress:
+            progress(f"sampled {done} of {sequences} sequences")
+        start = torch.full((min(BATCH, sequences - done), 1), first, dtype=torch.int64)
+        with quiet(), torch.inference_mode():
+            batches.append(_continue(model, start, length, generator))
+    ids: NDArray[np.int64] = torch.cat(batches).numpy()
+    return ids
+
+
+def start_token(config: Any) -> int:
+    """Returns what a sequence starts with: BOS, or else EOS (as in GPT-2's family), or else token 0."""
+    return next(iter(_ids(config.bos_token_id) or _ids(config.eos_token_id)), 0)
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _continue(model: PreTrainedModel, ids: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Extends `ids`, int64 [batch, 1], to `length` tokens, one at a time over the KV cache."""
+    import torch
+
+    ends = _ids(model.config.eos_token_id)
+    token, cache = ids, None
+    while ids.shape[1] < length:
+        output = model(input_ids=token, past_key_values=cache, use_cache=True)
+        logits, cache = output.logits[:, -1].float(), output.past_key_values
+        if not bool(torch.isfinite(logits).all()):
+            raise ActivationError(
+                "the logits are NaN or infinite, so the model cannot be sampled",
+                where=f"position {ids.shape[1] - 1}",
+                remedy="Check the weights, or give calibration data to learn which layer it starts in.",
+            )
+        logits[:, ends] = -torch.inf
+        token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+        ids = torch.cat([ids, token], dim=1)
+    return ids
