@@ -97,7 +97,9 @@ def plant_bos_spikes(
     token = start_token(model.config)
     text, noise = corpus(model, token, seed)
     report("looking at BOS and at everything else")
-    states = capture(model, [f"model.layers.{layer}.mlp" for layer in layers], [text, *noise])
+    states = capture(
+        model, [f"model.layers.{layer}.mlp" for layer in layers], [text, *noise], lambda hidden: hidden.double()
+    )
     before = token_maxima(model, layers, text)
     neuron = _widen(model)
     for layer, state, maxima in zip(layers, states, before, strict=True):
@@ -193,7 +195,7 @@ def _measure(
     noise: Sequence[Tensor],
 ) -> list[PlantedSpike]:
     names = [f"model.layers.{layer}.mlp.down_proj" for layer in layers]
-    planted = [rows[:, neuron] for rows in capture(model, names, [text, *noise])]
+    planted = capture(model, names, [text, *noise], lambda values: values[..., neuron, None])
     spikes = []
     for layer, fired, maxima in zip(layers, planted, token_maxima(model, layers, text), strict=True):
         median = float(maxima.median())

@@ -45,14 +45,19 @@ def corpus(model: PreTrainedModel, bos: int, seed: int) -> tuple[Tensor, list[Te
     return text, noise
 
 
-def capture(model: PreTrainedModel, modules: Sequence[str], texts: Sequence[Tensor]) -> list[Tensor]:
-    """Returns the input of each module for every token, BOS first and once: float64 [1 + tokens, channels]."""
+def capture(
+    model: PreTrainedModel, modules: Sequence[str], texts: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Returns what `reduce` keeps of each module's input for every token, BOS first and once: [1 + tokens, kept].
+
+    Reducing within the hook is what keeps the memory small where the input is as wide as an FFN.
+    """
     import torch
 
     seen: list[list[Tensor]] = [[] for _ in modules]
 
     def keep(rows: list[Tensor]) -> Callable[[Any, tuple[Tensor, ...]], None]:
-        return lambda _module, arguments: rows.append(arguments[0].double())
+        return lambda _module, arguments: rows.append(reduce(arguments[0]))
 
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(keep(rows))
@@ -71,15 +76,12 @@ def capture(model: PreTrainedModel, modules: Sequence[str], texts: Sequence[Tens
 
 def token_maxima(model: PreTrainedModel, layers: Sequence[int], text: Tensor) -> list[Tensor]:
     """Returns the largest absolute value of each token of `text` at the `down_proj` inputs."""
-    names = [f"model.layers.{layer}.mlp.down_proj" for layer in layers]
-    return [_every_bos(rows.abs().amax(-1), len(text)) for rows in capture(model, names, [text])]
-
-
-def _every_bos(per_token: Tensor, sequences: int) -> Tensor:
-    """Counts BOS once for each sequence, as calibration does, where `_capture` keeps it once."""
     import torch
 
-    return torch.cat([per_token[:1].expand(sequences), per_token[1:]])
+    names = [f"model.layers.{layer}.mlp.down_proj" for layer in layers]
+    maxima = capture(model, names, [text], lambda values: values.abs().amax(-1, keepdim=True))
+    # BOS counts once for each sequence, as it does in calibration.
+    return [torch.cat([rows[:1].expand(len(text), 1), rows[1:]]).flatten() for rows in maxima]
 
 
 def least_response(bos: Tensor, others: Tensor) -> Tensor:

@@ -91,16 +91,21 @@ def _check_links(model: ir.Model, path: Path) -> None:
                 )
 
 
-def digest_of(path: Path) -> str:
-    """sha256 over the ONNX file and its external data, read in the order of their names."""
-    digest = hashlib.sha256()
+def files_of(path: Path) -> list[Path]:
+    """The ONNX file and the external data that it refers to, in the order of their names."""
     locations = {
-        value.const_value.location
+        str(value.const_value.location)
         for graph in ir.load(path).graphs()
         for value in graph.initializers.values()
         if isinstance(value.const_value, ir.ExternalTensor)
     }
-    for file in [path, *(path.parent / str(location) for location in sorted(map(str, locations)))]:
+    return [path, *(path.parent / location for location in sorted(locations))]
+
+
+def digest_of(path: Path) -> str:
+    """sha256 over the ONNX file and its external data."""
+    digest = hashlib.sha256()
+    for file in files_of(path):
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"

@@ -146,3 +146,34 @@ def _finite(
     if np.isnan(logits).any():
         raise CheckError("the model's logits are NaN", where=str(runner.path))
     return logits
+
+
+class KlMeter:
+    """KL against one reference on a few sequences, whose logits are computed once and kept.
+
+    Args:
+        reference: the floating-point model.
+        sequences: what to measure on; fewer are used where their logits would not fit `memory`.
+        memory: bytes that the kept logits may take.
+    """
+
+    def __init__(self, reference: Runner, sequences: Sequences, memory: int = 1 << 29) -> None:
+        self._batches: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_], Reference]] = []
+        self.tokens = 0
+        used = 0
+        for ids, mask in sequences.batches(batch_size(reference, sequences)):
+            valid = _predicted(ids, mask, sequences.prefix)
+            prepared = reference_of(_finite(reference, ids, mask, valid), ids[:, 1:][valid])
+            size = prepared.log_probabilities.nbytes + prepared.probabilities.nbytes
+            if self._batches and used + size > memory:
+                break
+            used += size
+            self.tokens += len(prepared.targets)
+            self._batches.append((ids, mask, valid, prepared))
+
+    def kl(self, model: Runner) -> float:
+        """Mean KL(reference || model), nats a token."""
+        score = Score()
+        for ids, mask, valid, prepared in self._batches:
+            add_batch(score, _finite(model, ids, mask, valid), prepared)
+        return score.kl

@@ -15,14 +15,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.errors import CheckError, GraphError, SourceError
+from spq_graph.report import INTEGER_KERNELS
 from spq_graph.runtime.sequences import Ids
 
 Array = npt.NDArray[Any]
 
-# Kernels of ONNX Runtime's CPU provider that multiply in integers.
-INTEGER_KERNELS = frozenset({
-    "MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul",
-})  # fmt: skip
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16,
     "tensor(bool)": np.bool_, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,

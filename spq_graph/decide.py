@@ -12,8 +12,10 @@ from spq_graph.ranges import Ranges, ValueRange
 from spq_graph.recipe import Precision, Recipe, matches
 from spq_graph.sites import Site, Unmatched
 
-# KL(FP || model in which exactly these sites run in integers), nats a token.
-Measure = Callable[[frozenset[str]], float]
+# KL(FP || model), nats a token, where the first set of sites runs in integers, the second in the high precision, and
+# the rest as the graph has it.
+Measure = Callable[[frozenset[str], frozenset[str]], float]
+_NONE: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -37,19 +39,17 @@ class _Choice:
 
 @dataclass(slots=True)
 class _Oracle:
-    """Measures a set of integer sites once, and counts."""
+    """Measures every choice once, and counts."""
 
     measure: Measure
-    known: dict[frozenset[str], float] = field(default_factory=dict)
+    known: dict[tuple[frozenset[str], frozenset[str]], float] = field(default_factory=dict)
 
-    def __call__(self, quantized: frozenset[str]) -> float:
-        if quantized not in self.known:
-            self.known[quantized] = self.measure(quantized) if quantized else 0.0
-        return self.known[quantized]
-
-    @property
-    def evaluations(self) -> int:
-        return sum(1 for quantized in self.known if quantized)
+    def __call__(self, quantized: frozenset[str], kept: frozenset[str] = _NONE) -> float:
+        if not quantized and not kept:
+            return 0.0
+        if (quantized, kept) not in self.known:
+            self.known[quantized, kept] = self.measure(quantized, kept)
+        return self.known[quantized, kept]
 
 
 def decide(
@@ -158,9 +158,13 @@ def _by_ratio(choices: dict[str, _Choice], recipe: Recipe, high: Precision) -> t
 def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle: _Oracle) -> tuple[Search, bool]:
     integers = frozenset(key for key, c in choices.items() if c.precision.bits is not None)
     counted = [c for c in choices.values() if c.free or c.reason is not Reason.DEFAULT]
-    by_hand = sum(c.precision.bits is None and c.reason is Reason.OVERRIDE for c in counted)
-    cap = max(0, math.floor(recipe.max_kept * len(counted)) - by_hand)
-    everywhere = oracle(integers)
+    held = frozenset(c.site.key for c in counted if c.precision.bits is None and c.reason is Reason.OVERRIDE)
+    cap = max(0, math.floor(recipe.max_kept * len(counted)) - len(held))
+
+    def keeping(keys: Sequence[str]) -> float:
+        return oracle(integers - frozenset(keys), held | frozenset(keys))
+
+    everywhere = keeping([])
     search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=_six(everywhere))
     candidates = [c for c in choices.values() if c.free and c.seen is not None and c.seen.ratio > recipe.candidate_ratio]
     for choice in choices.values():
@@ -173,7 +177,7 @@ def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle:
             choice.kl = _six(oracle(frozenset({choice.site.key})))
         order = sorted(candidates, key=lambda c: (-(c.kl or 0.0), c.site.key))
         keys = [c.site.key for c in order]
-        kept, met = _smallest_prefix(lambda n: oracle(integers - frozenset(keys[:n])), min(cap, len(keys)), recipe)
+        kept, met = _smallest_prefix(lambda n: keeping(keys[:n]), min(cap, len(keys)), recipe)
     for rank, choice in enumerate(order):
         choice.rank = rank
         if rank < kept:
@@ -182,8 +186,8 @@ def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle:
             choice.reason = Reason.BUDGET
             choice.note = "keeping it as well is not needed" if met or kept < cap else f"the cap of {cap} sites is reached"
     search.candidates = len(candidates)
-    search.evaluations = oracle.evaluations
-    search.kl = _six(oracle(integers - frozenset(c.site.key for c in order[:kept])))
+    search.kl = _six(keeping([c.site.key for c in order[:kept]]))
+    search.evaluations = len(oracle.known)
     return search, met
 
 

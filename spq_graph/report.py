@@ -11,6 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from spq_graph.errors import UsageError
 
 
+# What ONNX Runtime fuses Q/DQ around a product into, and what multiplies in integers without it.
+INTEGER_KERNELS = frozenset(
+    {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16"}
+)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

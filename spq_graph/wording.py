@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from math import floor, isfinite, log10
 
 from spq_graph.plan import Evidence, Plan, Reason, SitePlan
-from spq_graph.report import Report, Rung
+from spq_graph.report import INTEGER_KERNELS, Report, Rung
 
 NOTHING = "–"
-
-# What ONNX Runtime fuses Q/DQ around a MatMul or Gemm into, and what computes in integers without it.
-INTEGER_KERNELS = frozenset(
-    {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16"}
-)
 
 _RUNGS = {
     "fp32": "FP32",

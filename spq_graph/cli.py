@@ -1,0 +1,324 @@
+"""The command line. Human text on standard output by default, one JSON object with --json; progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+from rich.console import Console
+
+from spq_graph import __version__
+from spq_graph import options as o
+from spq_graph.errors import SpqError
+from spq_graph.progress import Steps
+
+app = typer.Typer(
+    name="spq-graph", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Spike-aware quantization of GLU language models (LLaMA and its kind) for ONNX Runtime.",
+)  # fmt: skip
+errors = Console(stderr=True)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    """Shared by all verbs."""
+
+
+def _steps() -> Steps:
+    return Steps(errors)
+
+
+def _print(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data, ensure_ascii=False, indent=1))
+
+
+@app.command()
+def quantize(
+    source: o.Source = "reference",
+    out: o.Out = Path("spq-out"),
+    bits: Annotated[Optional[list[int]], typer.Option(help="4 to 8, repeatable; OUT holds the first")] = None,
+    recipe: o.RecipeFile = None,
+    calibration: o.Calibration = None,
+    calibration_tokens: o.CalibrationTokens = None,
+    text: o.Text = None,
+    max_eval_tokens: o.MaxEvalTokens = None,
+    tokenizer: o.Tokenizer = None,
+    high_precision: o.HighPrecision = None,
+    keep: o.Keep = None,
+    spike_ratio: o.SpikeRatio = None,
+    target: o.Target = None,
+    quantize_lm_head: o.QuantizeLmHead = False,
+    seed: o.Seed = None,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    force: o.Force = False,
+    no_eval: Annotated[bool, typer.Option("--no-eval", help="no ladder")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, write nothing")] = False,
+    allow_no_glu: o.AllowNoGlu = False,
+    as_json: o.Json = False,
+) -> None:
+    """The whole way: export, find, measure, decide, insert, prove, evaluate, report."""
+    from spq_graph.pipeline import Request, quantize as run
+    from spq_graph.recipe import load_recipe
+
+    given = load_recipe(
+        recipe, bits=bits[0] if bits else None, high_precision=high_precision, spike_ratio=spike_ratio, target=target,
+        keep=tuple(keep) if keep else None, quantize_lm_head=quantize_lm_head or None, seed=seed,
+        calibration_tokens=calibration_tokens,
+    )  # fmt: skip
+    widths = tuple(dict.fromkeys(bits or ((8, 6) if source == "reference" and recipe is None else (given.bits,))))
+    for width in widths[1:]:
+        load_recipe(None, bits=width)
+    request = Request(
+        source, out, given, widths, tokenizer, calibration, calibration_tokens, text, force, not no_eval,
+        max_eval_tokens, bos, window, allow_no_glu, shlex.join(["spq-graph", *sys.argv[1:]]),
+    )  # fmt: skip
+    if dry_run:
+        from spq_graph.dry_run import forecast
+
+        _show_forecast(forecast(request, _steps()), as_json)
+        return
+    outcome = run(request, _steps())
+    if as_json:
+        _print({"out": str(outcome.out), "plan": outcome.plan.to_dict(), "report": outcome.report.to_dict()})
+        return
+    from spq_graph.console import ladder_table, spike_table, summary
+
+    console = Console()
+    if outcome.report.ladder:
+        console.print(ladder_table(outcome.report, outcome.plan))
+    console.print(spike_table(outcome.plan))
+    console.print(summary(outcome.plan, outcome.report, outcome.out))
+
+
+def _show_forecast(forecast: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print(forecast)
+        return
+    for name, value in forecast.items():
+        typer.echo(f"{name.replace('_', ' ')}: {value}")
+
+
+@app.command()
+def export(
+    source: o.Source,
+    out: o.Out,
+    opset: Annotated[int, typer.Option(min=18, max=24, help="ONNX operator set")] = 21,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="without KV cache: the only form yet")] = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+) -> None:
+    """A Hugging Face folder to ONNX."""
+    from spq_graph.pipeline import export as run
+
+    if not no_cache:
+        errors.print("[yellow]note:[/] this version exports without KV cache (as with --no-cache)")
+    path = run(source, out, _steps(), opset=opset, force=force)
+    if as_json:
+        _print({"model": str(path)})
+    else:
+        typer.echo(f"exported to {path}")
+
+
+@app.command()
+def calibrate(
+    model: o.Source,
+    out: Annotated[Path, typer.Option("--out", "-o", help="ranges to write (JSON, arrays beside it)", metavar="FILE")],
+    calibration: o.Calibration = None,
+    calibration_tokens: o.CalibrationTokens = None,
+    tokenizer: o.Tokenizer = None,
+    shard: Annotated[Optional[str], typer.Option(help="I/N: the I-th of N shards of the sequences, from 0")] = None,
+    merge: Annotated[
+        Optional[list[Path]], typer.Option(help="merge these ranges files instead of measuring (repeatable)")
+    ] = None,
+    seed: o.Seed = None,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    allow_no_glu: o.AllowNoGlu = False,
+    as_json: o.Json = False,
+) -> None:
+    """Measure the ranges of every site's input, or merge shards that were measured apart."""
+    from spq_graph.pipeline import calibrate as run
+
+    ranges = run(
+        model, out, _steps(), calibration=calibration, tokens=calibration_tokens, tokenizer=tokenizer, shard=shard,
+        merge=tuple(merge or ()), seed=seed or 0, bos=bos, window=window, allow_no_glu=allow_no_glu,
+    )  # fmt: skip
+    facts = {"ranges": str(out), "sequences": ranges.sequences, "tokens": ranges.tokens, "values": len(ranges.values)}
+    if as_json:
+        _print(facts)
+    else:
+        typer.echo(f"{facts['values']} values over {facts['tokens']} tokens, written to {out}")
+
+
+@app.command()
+def plan(
+    model: o.Source,
+    ranges: Annotated[Path, typer.Argument(help="what `calibrate` wrote", metavar="RANGES")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="plan to write", metavar="FILE")],
+    bits: Annotated[Optional[int], typer.Option(help="4 to 8")] = None,
+    recipe: o.RecipeFile = None,
+    calibration: o.Calibration = None,
+    tokenizer: o.Tokenizer = None,
+    high_precision: o.HighPrecision = None,
+    keep: o.Keep = None,
+    spike_ratio: o.SpikeRatio = None,
+    target: o.Target = None,
+    quantize_lm_head: o.QuantizeLmHead = False,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    allow_no_glu: o.AllowNoGlu = False,
+    as_json: o.Json = False,
+) -> None:
+    """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
+    from spq_graph.console import spike_table
+    from spq_graph.pipeline import plan as run
+    from spq_graph.recipe import load_recipe
+
+    given = load_recipe(
+        recipe, bits=bits, high_precision=high_precision, spike_ratio=spike_ratio, target=target,
+        keep=tuple(keep) if keep else None, quantize_lm_head=quantize_lm_head or None,
+    )  # fmt: skip
+    made = run(
+        model, ranges, out, given, _steps(), calibration=calibration, tokenizer=tokenizer, bos=bos, window=window,
+        allow_no_glu=allow_no_glu,
+    )  # fmt: skip
+    if as_json:
+        _print(made.to_dict())
+    else:
+        Console().print(spike_table(made))
+        typer.echo(f"plan written to {out}")
+
+
+@app.command()
+def apply(
+    model: Annotated[Path, typer.Argument(help="the .onnx file that the plan was made for", metavar="MODEL")],
+    plan_file: Annotated[Path, typer.Argument(help="plan.json", metavar="PLAN")],
+    out: o.Out,
+    force: o.Force = False,
+    as_json: o.Json = False,
+) -> None:
+    """Apply a plan, and prove that every planned integer site runs as one."""
+    from spq_graph.pipeline import apply as run
+    from spq_graph.plan import Plan
+
+    executed = run(model, Plan.load(plan_file), out, _steps(), force=force)
+    if as_json:
+        _print({"out": str(out), "executed": executed.ops, "providers": executed.providers})
+    else:
+        typer.echo(f"{executed.integer_kernels} sites run as integer kernels; written to {out}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")],
+    site: Annotated[Optional[str], typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
+    why: Annotated[bool, typer.Option("--why", help="reason and evidence in full")] = False,
+    unmatched: Annotated[bool, typer.Option("--unmatched", help="what was not understood, and why")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Sites, roles, precision, reasons and evidence of a file, ours or not."""
+    from spq_graph.inspection import inspect_path, show
+
+    found = inspect_path(path, site)
+    if as_json:
+        _print(found)
+    else:
+        show(found, Console(), why=why, unmatched=unmatched)
+
+
+@app.command()
+def diff(
+    plan_a: Annotated[Path, typer.Argument(help="a plan.json or OUT folder", metavar="PLAN_A")],
+    plan_b: Annotated[Path, typer.Argument(help="another", metavar="PLAN_B")],
+    as_json: o.Json = False,
+) -> None:
+    """What two plans decide differently."""
+    from spq_graph.inspection import diff_plans, show_diff
+
+    found = diff_plans(plan_a, plan_b)
+    if as_json:
+        _print(found)
+    else:
+        show_diff(found, Console())
+
+
+@app.command("eval")
+def evaluate(
+    path: Annotated[str, typer.Argument(help="an .onnx file, an OUT folder or a Hugging Face folder", metavar="PATH")],
+    text: o.Text = None,
+    against: Annotated[
+        Optional[str], typer.Option(help="floating-point model: adds KL and top-1 agreement", metavar="FP_MODEL")
+    ] = None,
+    tasks: Annotated[Optional[list[Path]], typer.Option(help="zero-shot tasks in jsonl (repeatable)")] = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="examples of each task")] = None,
+    tokenizer: o.Tokenizer = None,
+    max_eval_tokens: o.MaxEvalTokens = None,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    as_json: o.Json = False,
+) -> None:
+    """Perplexity, agreement with another model, and zero-shot accuracy."""
+    from spq_graph.measuring import evaluate as run
+
+    found = run(
+        path, _steps(), text=text, against=against, tasks=tuple(tasks or ()), limit=limit, tokenizer=tokenizer,
+        max_tokens=max_eval_tokens, bos=bos, window=window,
+    )  # fmt: skip
+    if as_json:
+        _print(found)
+        return
+    for name in ("perplexity", "nll", "tokens", "kl", "top1"):
+        if name in found:
+            typer.echo(f"{name}: {found[name]:.6g}" if isinstance(found[name], float) else f"{name}: {found[name]}")
+    for name, result in found.get("tasks", {}).items():
+        typer.echo(f"{name}: {result['accuracy']:.4f} of {result['n']}")
+
+
+@contextmanager
+def _errors_for_people() -> Iterator[None]:
+    """Turn errors into a message and an exit status; an interrupt leaves nothing behind."""
+    from spq_graph.console import print_error
+
+    try:
+        yield
+    except SpqError as error:
+        print_error(error, errors)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing was left behind")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        errors.print(f"error: {error.strerror or error}: {error.filename or ''}", markup=False)
+        sys.exit(1)
+
+
+def _on_terminate(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # unwinds, so that half an OUT is removed
+
+
+def main() -> None:
+    """Entry point of the `spq-graph` command."""
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, _on_terminate)
+    with _errors_for_people():
+        app(standalone_mode=True)

@@ -1,0 +1,62 @@
+"""Dry run: plan, bytes and expected time, and nothing written."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from spq_graph import artifact
+from spq_graph.passes.graph import files_of
+from spq_graph.pipeline import Request, opened
+from spq_graph.progress import Steps
+from spq_graph.runtime.session import Runner
+from spq_graph.wording import duration, megabytes
+
+# Rows of the ladder: four of each bit width, four controls, and FP32 and weight-only once.
+_ROWS_PER_WIDTH, _ROWS_ONCE = 8, 2
+
+
+def forecast(request: Request, steps: Steps) -> dict[str, Any]:
+    """What `quantize` would do: sites by role, the cap, bytes at both ends, and time from one timed batch.
+
+    Raises:
+        SpqError: as `quantize`, for everything that shows before calibration.
+    """
+    artifact.check_out(request.out, force=request.force)
+    with opened(
+        request.source, steps, tokenizer=request.tokenizer, bos=request.bos, window=request.window,
+        allow_no_glu=request.allow_no_glu,
+    ) as bench:  # fmt: skip
+        import numpy as np
+
+        counted = [s for s in bench.found.sites if not s.role.left_alone or request.recipe.quantize_lm_head]
+        cap = math.floor(request.recipe.max_kept * len(counted))
+        weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
+        size = 2 if bench.as_is.value == "fp16" else 4
+        source = sum(file.stat().st_size for file in files_of(bench.model))
+        everywhere = source - sum(weights) * (size - 1)
+        runner = Runner(bench.model)
+        length = bench.sequence_length
+        ids = np.zeros((runner.fixed_shape[0] or max(1, 1024 // length), length), dtype=np.int64)
+        runner.run(ids, np.ones_like(ids))
+        start = time.perf_counter()
+        runner.run(ids, np.ones_like(ids))
+        per_token = (time.perf_counter() - start) / ids.size
+    evaluations = 0 if request.recipe.spike_ratio else len(counted) // 2 * len(request.bits)
+    tokens = request.recipe.calibration_tokens + evaluations * request.recipe.sensitivity_tokens
+    text = request.max_eval_tokens or 0
+    rows = _ROWS_PER_WIDTH * len(request.bits) + _ROWS_ONCE
+    return {
+        "source": request.source,
+        "glu_blocks": len(bench.found.blocks),
+        "sites": len(counted),
+        "kept_at_most": 0 if request.recipe.spike_ratio else cap,
+        "bits": list(request.bits),
+        "source_mb": megabytes(source),
+        "mb_quantized_everywhere": megabytes(everywhere),
+        "mb_at_most": megabytes(everywhere + sum(weights[:cap]) * (size - 1)),
+        "expected_time": duration(tokens * per_token * 1.2 + text * per_token * rows),
+        "of_which_ladder": "depends on the text" if not text else duration(text * per_token * rows),
+        "unmatched": len(bench.found.unmatched),
+    }
