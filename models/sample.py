@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-BATCH: Final = 32
+BATCH: Final = 64
 
 
 def sample_ids(

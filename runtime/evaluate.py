@@ -60,41 +60,50 @@ class Reference:
     """What the floating-point model says on one batch, kept in the form that scoring needs.
 
     Attributes:
-        log_probabilities: float32 [tokens, vocabulary], of predicted tokens only.
-        probabilities: their exponentials.
+        logits: float32 [tokens, vocabulary], of predicted tokens only.
+        probabilities: their softmax, float32 [tokens, vocabulary].
+        log_z: logarithm of the softmax's denominator, float64 [tokens].
         best: the token ranked first, int64 [tokens].
         targets: the tokens to predict, int64 [tokens].
     """
 
-    log_probabilities: Float32
+    logits: Float32
     probabilities: Float32
+    log_z: npt.NDArray[np.float64]
     best: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
 
 
-def log_softmax(logits: Float32) -> Float32:
-    """Log-softmax over the last axis, float32, in a new array."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+def _softmax(logits: Float32) -> tuple[Float32, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Exponentials, shifted by the row's maximum, with the logarithm of their unshifted sum and the argmax by row."""
+    best = logits.argmax(axis=-1)
+    top = logits[np.arange(len(logits)), best]
+    exponentials = logits - top[:, None]
+    np.exp(exponentials, out=exponentials)
+    log_z = np.log(exponentials.sum(axis=-1, dtype=np.float64)) + top
+    return exponentials, log_z, best
 
 
 def reference_of(logits: Float32, targets: npt.NDArray[np.int64]) -> Reference:
     """Prepare the reference's logits, [tokens, vocabulary], for scoring."""
-    log_probabilities = log_softmax(logits)
-    return Reference(log_probabilities, np.exp(log_probabilities), logits.argmax(axis=-1), targets)
+    exponentials, log_z, best = _softmax(logits)
+    exponentials /= exponentials.sum(axis=-1, keepdims=True)
+    return Reference(logits, exponentials, log_z, best, targets)
 
 
 def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
-    """Score one batch of logits, [tokens, vocabulary]."""
-    mine = log_softmax(logits)
-    rows = np.arange(len(mine))
-    score.tokens += len(mine)
-    score.nll_sum -= float(mine[rows, reference.targets].sum(dtype=np.float64))
-    difference = reference.log_probabilities - mine
-    difference *= reference.probabilities
-    score.kl_sum += float(difference.sum(axis=-1).sum(dtype=np.float64))
-    score.agreed += int((logits.argmax(axis=-1) == reference.best).sum())
+    """Score one batch of logits, [tokens, vocabulary].
+
+    KL(p || q) = sum p (l_p - l_q) - (log Z_p - log Z_q): the difference of the logits is taken first, so that nothing
+    cancels where the two models are close.
+    """
+    exponentials, log_z, best = _softmax(logits)
+    score.tokens += len(logits)
+    score.nll_sum += float((log_z - logits[np.arange(len(logits)), reference.targets]).sum())
+    difference = np.subtract(reference.logits, logits, out=exponentials)
+    mean = np.einsum("tv,tv->t", reference.probabilities, difference, dtype=np.float64, casting="same_kind")
+    score.kl_sum += float((mean - (reference.log_z - log_z)).sum())
+    score.agreed += int((best == reference.best).sum())
 
 
 def evaluate(
@@ -116,7 +125,7 @@ def evaluate(
         targets = ids[:, 1:][valid]
         if targets.size:
             prepared = reference_of(_finite(reference, ids, mask, valid), targets)
-            add_batch_of_itself(base, prepared)
+            _add_itself(base, prepared)
             for model, score in zip(models, scores, strict=True):
                 add_batch(score, _finite(model, ids, mask, valid), prepared)
         done += len(ids)
@@ -127,11 +136,10 @@ def evaluate(
     return base, scores
 
 
-def add_batch_of_itself(score: Score, reference: Reference) -> None:
-    """Score the reference against itself."""
+def _add_itself(score: Score, reference: Reference) -> None:
+    score.tokens += len(reference.targets)
     rows = np.arange(len(reference.targets))
-    score.tokens += len(rows)
-    score.nll_sum -= float(reference.log_probabilities[rows, reference.targets].sum(dtype=np.float64))
+    score.nll_sum += float((reference.log_z - reference.logits[rows, reference.targets]).sum())
     score.agreed += len(rows)
 
 
@@ -164,7 +172,7 @@ class KlMeter:
         for ids, mask in sequences.batches(batch_size(reference, sequences)):
             valid = _predicted(ids, mask, sequences.prefix)
             prepared = reference_of(_finite(reference, ids, mask, valid), ids[:, 1:][valid])
-            size = prepared.log_probabilities.nbytes + prepared.probabilities.nbytes
+            size = prepared.logits.nbytes + prepared.probabilities.nbytes
             if self._batches and used + size > memory:
                 break
             used += size

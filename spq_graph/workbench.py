@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from spq_graph.decide import Measure
-from spq_graph.errors import DataError, GraphError, UsageError
+from spq_graph.errors import ActivationError, DataError, GraphError, UsageError
 from spq_graph.models.source import Source
 from spq_graph.passes.apply import apply_plan, save_model
 from spq_graph.passes.graph import Canonicalize, digest_of, load_graph, refuse_quantized
@@ -136,7 +136,12 @@ class Workbench:
             if folder:
                 from spq_graph.models.sample import sample_ids
 
-                ids = sample_ids(self.source.path, sequences=count, length=length, seed=seed, bos=bos)
+                try:
+                    ids = sample_ids(self.source.path, sequences=count, length=length, seed=seed, bos=bos)
+                except ActivationError as cause:
+                    first = np.array([[bos or 0]], dtype=np.int64)
+                    where = self._name_not_finite(first, np.ones_like(first))
+                    raise ActivationError(cause.what, where=where, remedy=cause.remedy) from cause
             else:
                 from spq_graph.runtime.sample import sample_ids as sample_onnx
 
