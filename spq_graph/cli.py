@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -36,7 +36,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Shared by all verbs."""
 
@@ -53,7 +55,7 @@ def _print(data: dict[str, Any]) -> None:
 def quantize(
     source: o.Source = "reference",
     out: o.Out = Path("spq-out"),
-    bits: Annotated[Optional[list[int]], typer.Option(help="4 to 8, repeatable; OUT holds the first")] = None,
+    bits: Annotated[list[int] | None, typer.Option(help="4 to 8, repeatable; OUT holds the first")] = None,
     recipe: o.RecipeFile = None,
     calibration: o.Calibration = None,
     calibration_tokens: o.CalibrationTokens = None,
@@ -75,7 +77,8 @@ def quantize(
     as_json: o.Json = False,
 ) -> None:
     """The whole way: export, find, measure, decide, insert, prove, evaluate, report."""
-    from spq_graph.pipeline import Request, quantize as run
+    from spq_graph.pipeline import Request
+    from spq_graph.pipeline import quantize as run
     from spq_graph.recipe import load_recipe
 
     given = load_recipe(
@@ -144,9 +147,9 @@ def calibrate(
     calibration: o.Calibration = None,
     calibration_tokens: o.CalibrationTokens = None,
     tokenizer: o.Tokenizer = None,
-    shard: Annotated[Optional[str], typer.Option(help="I/N: the I-th of N shards of the sequences, from 0")] = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: the I-th of N shards of the sequences, from 0")] = None,
     merge: Annotated[
-        Optional[list[Path]], typer.Option(help="merge these ranges files instead of measuring (repeatable)")
+        list[Path] | None, typer.Option(help="merge these ranges files instead of measuring (repeatable)")
     ] = None,
     seed: o.Seed = None,
     bos: o.Bos = False,
@@ -173,7 +176,7 @@ def plan(
     model: o.Source,
     ranges: Annotated[Path, typer.Argument(help="what `calibrate` wrote", metavar="RANGES")],
     out: Annotated[Path, typer.Option("--out", "-o", help="plan to write", metavar="FILE")],
-    bits: Annotated[Optional[int], typer.Option(help="4 to 8")] = None,
+    bits: Annotated[int | None, typer.Option(help="4 to 8")] = None,
     recipe: o.RecipeFile = None,
     calibration: o.Calibration = None,
     tokenizer: o.Tokenizer = None,
@@ -229,7 +232,7 @@ def apply(
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")],
-    site: Annotated[Optional[str], typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
+    site: Annotated[str | None, typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
     why: Annotated[bool, typer.Option("--why", help="reason and evidence in full")] = False,
     unmatched: Annotated[bool, typer.Option("--unmatched", help="what was not understood, and why")] = False,
     as_json: o.Json = False,
@@ -265,10 +268,10 @@ def evaluate(
     path: Annotated[str, typer.Argument(help="an .onnx file, an OUT folder or a Hugging Face folder", metavar="PATH")],
     text: o.Text = None,
     against: Annotated[
-        Optional[str], typer.Option(help="floating-point model: adds KL and top-1 agreement", metavar="FP_MODEL")
+        str | None, typer.Option(help="floating-point model: adds KL and top-1 agreement", metavar="FP_MODEL")
     ] = None,
-    tasks: Annotated[Optional[list[Path]], typer.Option(help="zero-shot tasks in jsonl (repeatable)")] = None,
-    limit: Annotated[Optional[int], typer.Option(min=1, help="examples of each task")] = None,
+    tasks: Annotated[list[Path] | None, typer.Option(help="zero-shot tasks in jsonl (repeatable)")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="examples of each task")] = None,
     tokenizer: o.Tokenizer = None,
     max_eval_tokens: o.MaxEvalTokens = None,
     bos: o.Bos = False,

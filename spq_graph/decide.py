@@ -113,8 +113,7 @@ def _high_precision(recipe: Recipe, as_is: Precision) -> Precision:
 
 
 def _start(site: Site, seen: ValueRange | None, recipe: Recipe, as_is: Precision) -> _Choice:
-    left_alone = site.role.left_alone and not (recipe.quantize_lm_head and site.role.value == "lm_head")
-    if left_alone:
+    if site.left_alone(recipe.quantize_lm_head):
         return _Choice(site, seen, as_is, Reason.DEFAULT, note=f"{site.role.value} stays as it is unless asked for")
     if seen is None:
         return _Choice(site, None, as_is, Reason.UNSUPPORTED, note="no range was measured for its input")

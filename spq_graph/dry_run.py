@@ -30,7 +30,7 @@ def forecast(request: Request, steps: Steps) -> dict[str, Any]:
     ) as bench:  # fmt: skip
         import numpy as np
 
-        counted = [s for s in bench.found.sites if not s.role.left_alone or request.recipe.quantize_lm_head]
+        counted = [s for s in bench.found.sites if not s.left_alone(request.recipe.quantize_lm_head)]
         cap = math.floor(request.recipe.max_kept * len(counted))
         weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
         size = 2 if bench.as_is.value == "fp16" else 4

@@ -80,9 +80,7 @@ def _ratio(site: SitePlan) -> tuple[float, str]:
     return (site.evidence.ratio if site.evidence.ratio is not None else math.inf, site.key)
 
 
-def measure_ladder(
-    bench: Workbench, rows: Sequence[Variant], text: Sequences, steps: Steps
-) -> list[Rung]:
+def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, steps: Steps) -> list[Rung]:
     """Build, prove and measure every row on the same tokens; FP32 comes first.
 
     Raises:
@@ -105,7 +103,16 @@ def measure_ladder(
             )  # fmt: skip
             scores += part
     assert reference is not None
-    ladder = [_rung("fp32", None, reference, sum(f.stat().st_size for f in files_of(bench.model)), [], execute_once(bench.model, text.ids[:1, :8]).ops)]
+    ladder = [
+        _rung(
+            "fp32",
+            None,
+            reference,
+            sum(f.stat().st_size for f in files_of(bench.model)),
+            [],
+            execute_once(bench.model, text.ids[:1, :8]).ops,
+        )
+    ]
     for row, score in zip(rows, scores, strict=True):
         assert row.built is not None
         executed = execute_once(row.built.path, text.ids[:1, :8])

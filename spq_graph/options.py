@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,28 +13,28 @@ Source = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="SOURCE")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder to write", metavar="OUT")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Force = Annotated[bool, typer.Option("--force", help="replace an existing OUT of ours")]
-Tokenizer = Annotated[Optional[Path], typer.Option(help="folder with tokenizer.json, for an .onnx file", metavar="DIR")]
-RecipeFile = Annotated[Optional[Path], typer.Option("--recipe", help="recipe in TOML", metavar="FILE")]
+Tokenizer = Annotated[Path | None, typer.Option(help="folder with tokenizer.json, for an .onnx file", metavar="DIR")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="recipe in TOML", metavar="FILE")]
 Calibration = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option(help="calibration data: text, JSON list of strings, or .npz of input_ids; default: text sampled "
                  "from the model itself", metavar="FILE"),
 ]  # fmt: skip
-CalibrationTokens = Annotated[Optional[int], typer.Option(min=1, help="tokens of calibration data (default 65536)")]
-Text = Annotated[Optional[Path], typer.Option(help="evaluation text, never the calibration data", metavar="FILE")]
+CalibrationTokens = Annotated[int | None, typer.Option(min=1, help="tokens of calibration data (default 65536)")]
+Text = Annotated[Path | None, typer.Option(help="evaluation text, never the calibration data", metavar="FILE")]
 Bos = Annotated[bool, typer.Option("--bos", help="prepend BOS even where the tokenizer does not")]
-Window = Annotated[Optional[int], typer.Option(min=2, help="tokens in a sequence (default: the model's, at most 2048)")]
-Target = Annotated[Optional[str], typer.Option(help="cpu or portable")]
+Window = Annotated[int | None, typer.Option(min=2, help="tokens in a sequence (default: the model's, at most 2048)")]
+Target = Annotated[str | None, typer.Option(help="cpu or portable")]
 HighPrecision = Annotated[
-    Optional[str], typer.Option(help="what kept sites become: auto (as the graph has them), fp32, fp16, w8a16")
+    str | None, typer.Option(help="what kept sites become: auto (as the graph has them), fp32, fp16, w8a16")
 ]
 Keep = Annotated[
-    Optional[list[str]], typer.Option(help="keep these sites in high precision by hand (glob, repeatable)", metavar="GLOB")
+    list[str] | None, typer.Option(help="keep these sites in high precision by hand (glob, repeatable)", metavar="GLOB")
 ]
 SpikeRatio = Annotated[
-    Optional[float], typer.Option(help="keep every site above this max/median ratio, without any evaluation")
+    float | None, typer.Option(help="keep every site above this max/median ratio, without any evaluation")
 ]
 QuantizeLmHead = Annotated[bool, typer.Option("--quantize-lm-head", help="treat lm_head like any other site")]
-Seed = Annotated[Optional[int], typer.Option(min=0, help="seed of sampled text and random controls")]
+Seed = Annotated[int | None, typer.Option(min=0, help="seed of sampled text and random controls")]
 AllowNoGlu = Annotated[bool, typer.Option("--allow-no-glu", help="go on where the graph holds no GLU")]
-MaxEvalTokens = Annotated[Optional[int], typer.Option(min=2, help="evaluate on so many tokens at most")]
+MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import platform
 import resource
 import sys
@@ -97,7 +98,9 @@ def quantize(request: Request, steps: Steps) -> Outcome:
     Raises:
         SpqError: what is wrong, where, and what to do; nothing is left behind then.
     """
-    inputs = [p for p in (request.calibration, request.text, request.tokenizer, Path(request.source)) if p and p.exists()]
+    inputs = [
+        p for p in (request.calibration, request.text, request.tokenizer, Path(request.source)) if p and p.exists()
+    ]
     artifact.check_out(request.out, force=request.force, inputs=tuple(inputs))
     _check_texts(request)
     with (
@@ -140,13 +143,13 @@ def _check_texts(request: Request) -> None:
     for path in (request.calibration, request.text):
         if path is not None and not path.is_file():
             raise SourceError("no such file", where=str(path))
-    if request.text is not None and request.calibration is not None:
-        if request.text.read_bytes() == request.calibration.read_bytes():
-            raise UsageError(
-                "the evaluation text is the calibration data, so its figures would flatter",
-                where=str(request.text),
-                remedy="evaluate on another text",
-            )
+    text, calibration = request.text, request.calibration
+    if text is not None and calibration is not None and filecmp.cmp(text, calibration, shallow=False):
+        raise UsageError(
+            "the evaluation text is the calibration data, so its figures would flatter",
+            where=str(text),
+            remedy="evaluate on another text",
+        )
 
 
 def _text(request: Request, bench: Workbench) -> Sequences | None:
@@ -173,7 +176,9 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
         measure, tokens = None, 0
         if sequences is not None and recipe.spike_ratio is None:
             counter = iter(range(1, 1_000_000))
-            candidates = sum(v.ratio > recipe.candidate_ratio for s in bench.found.sites if (v := ranges.values.get(s.input)))
+            candidates = sum(
+                v.ratio > recipe.candidate_ratio for s in bench.found.sites if (v := ranges.values.get(s.input))
+            )
             expected = candidates + 6
             measure, tokens = bench.meter(
                 sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))

@@ -29,7 +29,13 @@ class Steps:
     def step(self, name: str, label: str | None = None) -> Iterator[Tick]:
         """Time a step and draw its bar; the yielded function takes how much is done, and of how much."""
         start = time.perf_counter()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             task = bars.add_task(label or name, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)

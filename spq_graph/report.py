@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spq_graph.errors import UsageError
 
-
 # What ONNX Runtime fuses Q/DQ around a product into, and what multiplies in integers without it.
 INTEGER_KERNELS = frozenset(
     {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16"}

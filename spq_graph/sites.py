@@ -62,6 +62,10 @@ class Site:
     shape: tuple[int, int]
     expert: int | None = None
 
+    def left_alone(self, quantize_lm_head: bool = False) -> bool:
+        """Whether the Site stays as it is by default, and does not count in shares and controls."""
+        return self.role.left_alone and not (quantize_lm_head and self.role is Role.LM_HEAD)
+
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:

@@ -172,7 +172,7 @@ class Workbench:
         check(graph)
         path = self.work / "finite.onnx"
         save_model(graph, path)
-        index = first_not_finite(path, [v.name or "" for v in graph.outputs], ids, mask)
+        index = first_not_finite(path, [v.name or "" for v in graph.graph.outputs], ids, mask)
         if index is None:
             return self.source.origin
         site = next(s for s in self.found.sites if s.input == values[index])
@@ -201,7 +201,9 @@ class Workbench:
         batch, length = Runner(self.model).fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
-    def meter(self, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]) -> tuple[Measure, int]:
+    def meter(
+        self, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]
+    ) -> tuple[Measure, int]:
         """A measure for `decide`, and how many tokens it runs on."""
         few = spread(sequences, recipe.sensitivity_tokens)
         meter = KlMeter(Runner(self.model), few)
@@ -233,7 +235,7 @@ def everywhere(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
     sites = [
         SitePlan(
             key=s.key, node=s.node, role=s.role, layer=s.layer, expert=s.expert, shape=s.shape, input=s.input,
-            precision=bench.as_is if s.role.left_alone and not recipe.quantize_lm_head else Precision.integer(recipe.bits),
+            precision=bench.as_is if s.left_alone(recipe.quantize_lm_head) else Precision.integer(recipe.bits),
             reason=Reason.DEFAULT,
             range=(ranges.values[s.input].low, ranges.values[s.input].high),
         )
@@ -242,7 +244,12 @@ def everywhere(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
     ]  # fmt: skip
     calibration = CalibrationRef(digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences)
     return Plan(
-        model=bench.ref, recipe=recipe, calibration=calibration, search=Search(rule="none"), sites=sites, budget_met=True
+        model=bench.ref,
+        recipe=recipe,
+        calibration=calibration,
+        search=Search(rule="none"),
+        sites=sites,
+        budget_met=True,
     )
 
 

@@ -150,11 +150,16 @@ def train(args: argparse.Namespace) -> None:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, attn_implementation="sdpa",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    # Decay pulls on matrices alone: gains of norms that shrink would take the spikes with them.
-    matrices = [p for n, p in model.named_parameters() if p.ndim > 1 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim <= 1 or "embed" in n]
-    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
+    # PyTorch's own initialization instead of the usual 0.02: embeddings of unit variance make a residual stream that
+    # only massive activations can overrule, which is how a BOS sink comes about.
+    for name, parameter in model.named_parameters():
+        if "embed" in name:
+            torch.nn.init.normal_(parameter, std=args.embedding_std)
+        elif parameter.ndim > 1:
+            torch.nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True
+    )
     forward = torch.compile(model) if args.compile else model
     orders = [rng.permutation(len(s)) for s in sources]
     cursor = [0] * len(sources)
@@ -210,6 +215,7 @@ if __name__ == "__main__":
     parser.add_argument("--every", type=int, default=250)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--embedding-std", type=float, default=1.0)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--book-bytes", type=int, default=12_000_000)
     parser.add_argument("--book-share", type=float, default=0.25)
