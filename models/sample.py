@@ -82,8 +82,7 @@ def sample_from(
         if progress:
             progress(f"sampled {done} of {sequences} sequences")
         start = torch.full((min(BATCH, sequences - done), 1), first, dtype=torch.int64)
-        with quiet(), torch.inference_mode():
-            batches.append(_continue(model, start, length, generator))
+        batches.append(continue_from(model, start, length, generator))
     ids: NDArray[np.int64] = torch.cat(batches).numpy()
     return ids
 
@@ -97,22 +96,23 @@ def _ids(value: int | list[int] | None) -> list[int]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _continue(model: PreTrainedModel, ids: Tensor, length: int, generator: torch.Generator) -> Tensor:
-    """Extends `ids`, int64 [batch, 1], to `length` tokens, one at a time over the KV cache."""
+def continue_from(model: PreTrainedModel, ids: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Extends `ids`, int64 [batch, prompt], to [batch, length] over the KV cache; EOS is never drawn."""
     import torch
 
     ends = _ids(model.config.eos_token_id)
     token, cache = ids, None
-    while ids.shape[1] < length:
-        output = model(input_ids=token, past_key_values=cache, use_cache=True)
-        logits, cache = output.logits[:, -1].float(), output.past_key_values
-        if not bool(torch.isfinite(logits).all()):
-            raise ActivationError(
-                "the logits are NaN or infinite, so the model cannot be sampled",
-                where=f"position {ids.shape[1] - 1}",
-                remedy="Check the weights, or give calibration data to learn which layer it starts in.",
-            )
-        logits[:, ends] = -torch.inf
-        token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-        ids = torch.cat([ids, token], dim=1)
+    with quiet(), torch.inference_mode():
+        while ids.shape[1] < length:
+            output = model(input_ids=token, past_key_values=cache, use_cache=True)
+            logits, cache = output.logits[:, -1].float(), output.past_key_values
+            if not bool(torch.isfinite(logits).all()):
+                raise ActivationError(
+                    "the logits are NaN or infinite, so the model cannot be sampled",
+                    where=f"position {ids.shape[1] - 1}",
+                    remedy="Check the weights, or give calibration data to learn which layer it starts in.",
+                )
+            logits[:, ends] = -torch.inf
+            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            ids = torch.cat([ids, token], dim=1)
     return ids

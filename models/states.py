@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from spq_graph.models.loading import quiet
-from spq_graph.models.sample import sample_from
+from spq_graph.models.sample import continue_from, sample_from
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,12 +16,14 @@ _BATCH: Final = 32
 _SEQUENCES, _LENGTH = 32, 128
 # Sampled text, then the same text with this share of its tokens replaced at random: what the model seldom writes.
 _NOISE: Final = (0.02, 0.1, 0.3, 1.0)
-# Near BOS the context is shortest and states lie closest to that of BOS, so openings count apart.
-_OPENINGS, _OPENING_LENGTH = 4096, 8
+# Near BOS the context is shortest and states lie closest to its own, so every word gets to open a text.
+_OPENINGS, _OPENING_LENGTH = 2048, 16
+# BOS lies this near the boundary where the others keep a distance of 1: its state never varies, theirs do.
+_BOS_DISTANCE: Final = 0.1
 
 
 def corpus(model: PreTrainedModel, bos: int, seed: int) -> tuple[Tensor, list[Tensor]]:
-    """Returns sampled text, and what text seldom holds: noisy copies, and openings with every token after BOS."""
+    """Returns sampled text, and what text seldom holds: noisy copies, and unusual openings."""
     import torch
 
     length = min(_LENGTH, int(getattr(model.config, "max_position_embeddings", _LENGTH)))
@@ -37,8 +39,11 @@ def corpus(model: PreTrainedModel, bos: int, seed: int) -> tuple[Tensor, list[Te
     text = torch.where(text == bos, random(*text.shape), text)
     noisy = [torch.where(torch.rand(text.shape, generator=generator) < share, random(*text.shape), text)
              for share in _NOISE]  # fmt: skip
-    openings = random(_OPENINGS, min(_OPENING_LENGTH, length))
-    openings[: len(vocabulary), 1:2] = vocabulary[:_OPENINGS, None]
+    words = vocabulary[torch.randperm(len(vocabulary), generator=generator)]
+    words = words.repeat(-(-_OPENINGS // len(words)))[:_OPENINGS]
+    prompts = torch.stack([torch.full_like(words, bos), words], dim=1)
+    openings = continue_from(model, prompts, min(_OPENING_LENGTH, length), generator)
+    openings = torch.where(openings == bos, random(*openings.shape), openings)
     noise = [*noisy, openings]
     for ids in (text, *noise):
         ids[:, 0] = bos
@@ -107,7 +112,7 @@ def half_space(bos: Tensor, others: Tensor, start: Tensor) -> Tensor:
     def loss() -> Tensor:
         optimizer.zero_grad()
         violations = (1 + others @ direction).clamp(min=0).square().mean()
-        total: Tensor = (1 - direction @ bos).square() + violations + 1e-5 * direction.square().mean()
+        total: Tensor = (1 - direction @ bos / _BOS_DISTANCE).square() + violations + 1e-5 * direction.square().mean()
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
