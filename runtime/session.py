@@ -89,6 +89,12 @@ class Runner:
         batch, length = (d if isinstance(d, int) else None for d in shape)
         return batch, length
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Size of the vocabulary, where the graph states it."""
+        sizes = [o.shape[-1] for o in self.session.get_outputs() if o.name == self.outputs[0] and o.shape]
+        return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
     def run(self, ids: Ids, mask: Ids) -> list[Array]:
         """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
         try:

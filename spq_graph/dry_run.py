@@ -10,7 +10,6 @@ from spq_graph import artifact
 from spq_graph.passes.graph import files_of
 from spq_graph.pipeline import Request, opened
 from spq_graph.progress import Steps
-from spq_graph.runtime.session import Runner
 from spq_graph.wording import duration, megabytes
 
 # Rows of the ladder: four of each bit width, four controls, and FP32 and weight-only once.
@@ -36,7 +35,7 @@ def forecast(request: Request, steps: Steps) -> dict[str, Any]:
         size = 2 if bench.as_is.value == "fp16" else 4
         source = sum(file.stat().st_size for file in files_of(bench.model))
         everywhere = source - sum(weights) * (size - 1)
-        runner = Runner(bench.model)
+        runner = bench.runner
         length = bench.sequence_length
         ids = np.zeros((runner.fixed_shape[0] or max(1, 1024 // length), length), dtype=np.int64)
         runner.run(ids, np.ones_like(ids))

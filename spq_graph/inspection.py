@@ -13,8 +13,9 @@ from rich.table import Table
 from spq_graph import artifact
 from spq_graph.errors import UsageError
 from spq_graph.passes.annotate import PREFIX
-from spq_graph.passes.graph import Canonicalize, load_graph
+from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, load_graph
 from spq_graph.passes.identify import Identified, identify
+from spq_graph.passes.unquantize import LookThroughQuantization
 from spq_graph.passes.verify import precision_of
 from spq_graph.plan import Plan
 from spq_graph.recipe import matches
@@ -30,10 +31,13 @@ def inspect_path(path: Path, only: str | None = None) -> dict[str, Any]:
     file = artifact.model_file(path)
     model = load_graph(file)
     Canonicalize()(model)
+    precisions = {node.name: _recorded(node, "precision") or precision_of(node).value for node in model.graph}
+    if any(node.op_type in QUANTIZED_OPS for node in model.graph):
+        LookThroughQuantization()(model)
     found = identify(model)
     plan_file = file.with_name(artifact.PLAN)
     recorded = Plan.load(plan_file) if path.is_dir() and plan_file.is_file() else None
-    sites = recorded.to_dict()["sites"] if recorded is not None else _sites_of(model, found)
+    sites = recorded.to_dict()["sites"] if recorded is not None else _sites_of(model, found, precisions)
     if only is not None:
         sites = [s for s in sites if matches(only, s["key"], s["node"])]
         if not sites:
@@ -44,14 +48,17 @@ def inspect_path(path: Path, only: str | None = None) -> dict[str, Any]:
     return {"path": str(path), "glu_blocks": len(found.blocks), "sites": sites, "unmatched": unmatched}
 
 
-def _sites_of(model: ir.Model, found: Identified) -> list[dict[str, Any]]:
+def _recorded(node: ir.Node, what: str) -> str | None:
+    return node.metadata_props.get(f"{PREFIX}{what}")
+
+
+def _sites_of(model: ir.Model, found: Identified, precisions: dict[str | None, str]) -> list[dict[str, Any]]:
     nodes = {node.name: node for node in model.graph}
     return [
         {
             "key": s.key, "node": s.node, "role": s.role.value, "layer": s.layer, "expert": s.expert,
             "shape": list(s.shape), "input": s.input,
-            "precision": nodes[s.node].metadata_props.get(f"{PREFIX}precision", precision_of(nodes[s.node]).value),
-            "reason": nodes[s.node].metadata_props.get(f"{PREFIX}reason"), "evidence": {},
+            "precision": precisions[s.node], "reason": _recorded(nodes[s.node], "reason"), "evidence": {},
         }
         for s in found.sites
     ]  # fmt: skip
@@ -84,7 +91,9 @@ def show(found: dict[str, Any], console: Console, *, why: bool = False, unmatche
 
 
 def _show_why(site: dict[str, Any], console: Console) -> None:
-    console.print(f"[bold]{escape(site['key'])}[/]  {site['precision']}  {site['reason'] or 'no plan recorded'}", highlight=False)
+    console.print(
+        f"[bold]{escape(site['key'])}[/]  {site['precision']}  {site['reason'] or 'no plan recorded'}", highlight=False
+    )
     for name, value in site["evidence"].items():
         console.print(f"    {name}: {escape(repr(value) if isinstance(value, str) else str(value))}", highlight=False)
 

@@ -98,7 +98,7 @@ def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, s
         for number, (start, stop) in enumerate(groups):
             runners = [Runner(row.built.path) for row in rows[start:stop] if row.built is not None]
             reference, part = evaluate(
-                Runner(bench.model), runners, text,
+                bench.runner, runners, text,
                 lambda done, total, number=number: tick(number * total + done, len(groups) * total),  # type: ignore[misc]
             )  # fmt: skip
             scores += part

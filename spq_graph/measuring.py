@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from spq_graph.models.source import REFERENCE
 from spq_graph.pipeline import opened
 from spq_graph.progress import Steps
 from spq_graph.runtime.evaluate import evaluate as score
-from spq_graph.runtime.session import Runner
 from spq_graph.runtime.tasks import load_task, score_task
 from spq_graph.workbench import Workbench
 
@@ -46,43 +46,44 @@ def evaluate(
         raise UsageError("--against compares on a text", remedy="pass --text FILE")
     found: dict[str, Any] = {}
     with _open(path, tokenizer, steps, bos, window) as bench:
-        model = Runner(bench.model)
         if text is not None:
-            found |= _on_text(bench, model, text, against, max_tokens, steps, tokenizer, bos)
+            found |= _on_text(bench, text, against, max_tokens, steps, tokenizer, bos)
         if tasks:
-            found["tasks"] = {name: result for task in tasks for name, result in [_on_task(bench, model, task, limit, steps)]}
+            found["tasks"] = dict(_on_task(bench, task, limit, steps) for task in tasks)
     return found
 
 
-def _open(path: str, tokenizer: Path | None, steps: Steps, bos: bool, window: int | None) -> Any:
+def _open(
+    path: str, tokenizer: Path | None, steps: Steps, bos: bool, window: int | None
+) -> AbstractContextManager[Workbench]:
     place = Path(path)
     if place.is_dir() and (place / artifact.MODEL).is_file():
         beside = place if (place / "tokenizer.json").is_file() else None
         path, tokenizer = str(place / artifact.MODEL), tokenizer or beside
-    return opened(path, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=True, allow_quantized=True)
+    return opened(path, steps, tokenizer=tokenizer, bos=bos, window=window, find_sites=False)
 
 
 def _on_text(
-    bench: Workbench, model: Runner, text: Path, against: str | None, max_tokens: int | None, steps: Steps,
+    bench: Workbench, text: Path, against: str | None, max_tokens: int | None, steps: Steps,
     tokenizer: Path | None, bos: bool,
 ) -> dict[str, Any]:  # fmt: skip
     sequences = bench.sequences(text, max_tokens=max_tokens)
     with steps.step("evaluate", f"Evaluating on {sequences.tokens} tokens") as tick:
         if against is None:
-            own, _ = score(model, [], sequences, tick)
+            own, _ = score(bench.runner, [], sequences, tick)
             return {"perplexity": own.perplexity, "nll": own.nll, "tokens": own.tokens}
         with _open(against, tokenizer, steps, bos, None) as reference:
-            _, (own,) = score(Runner(reference.model), [model], sequences, tick)
+            _, (own,) = score(reference.runner, [bench.runner], sequences, tick)
     return {"perplexity": own.perplexity, "nll": own.nll, "tokens": own.tokens, "kl": own.kl, "top1": own.top1}
 
 
-def _on_task(bench: Workbench, model: Runner, path: Path, limit: int | None, steps: Steps) -> tuple[str, dict[str, Any]]:
+def _on_task(bench: Workbench, path: Path, limit: int | None, steps: Steps) -> tuple[str, dict[str, Any]]:
     if bench.tokenizer is None:
         raise UsageError("tasks need a tokenizer", where=str(path), remedy="pass --tokenizer DIR")
     task = load_task(path)
     with steps.step(task.name, f"Scoring {task.name}") as tick:
         result = score_task(
-            task, bench.tokenizer, model.logits, max_length=bench.sequence_length, limit=limit, bos=bench.bos,
+            task, bench.tokenizer, bench.runner.logits, max_length=bench.sequence_length, limit=limit, bos=bench.bos,
             progress=tick,
         )  # fmt: skip
     facts: dict[str, Any] = {"accuracy": result.accuracy, "n": result.n}

@@ -83,12 +83,12 @@ class Outcome:
 @contextmanager
 def opened(
     source: str, steps: Steps, *, tokenizer: Path | None = None, bos: bool = False, window: int | None = None,
-    allow_no_glu: bool = False, allow_quantized: bool = False,
+    allow_no_glu: bool = False, find_sites: bool = True,
 ) -> Iterator[Workbench]:  # fmt: skip
     """A workbench over a source, with a folder for intermediate files that vanishes at the end."""
     with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
         bench = Workbench(resolve(source, tokenizer), Path(work), steps, bos, window)
-        bench.open(allow_no_glu=allow_no_glu, allow_quantized=allow_quantized)
+        bench.open(allow_no_glu=allow_no_glu, find_sites=find_sites)
         yield bench
 
 

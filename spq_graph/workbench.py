@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from spq_graph import artifact
 from spq_graph.decide import Measure
 from spq_graph.errors import ActivationError, DataError, GraphError, UsageError
 from spq_graph.models.source import Source
@@ -68,9 +69,17 @@ class Workbench:
     as_is: Precision = field(init=False)
     tokenizer: TextTokenizer | None = field(init=False, default=None)
     _count: int = 0
+    _runner: Runner | None = None
 
-    def open(self, *, allow_no_glu: bool = False, allow_quantized: bool = False) -> None:
-        """Export where needed, read the graph and find its sites.
+    @property
+    def runner(self) -> Runner:
+        """The floating-point model, in a session that is opened once."""
+        if self._runner is None:
+            self._runner = Runner(self.model)
+        return self._runner
+
+    def open(self, *, allow_no_glu: bool = False, find_sites: bool = True) -> None:
+        """Export where needed, read the graph and find its sites; without, any decoder will do, quantized or not.
 
         Raises:
             SourceError: the model cannot be read or exported.
@@ -82,13 +91,15 @@ class Workbench:
         if self.source.kind == "folder":
             from spq_graph.models.export import export_folder
 
-            self.model = self.work / "source.onnx"
+            # Named as `export` names it, so that both have one digest.
+            self.model = self.work / artifact.MODEL
             with self.steps.step("export", f"Exporting {self.source.origin}"):
                 export_folder(self.source.path, self.model)
+        if not find_sites:
+            return
         with self.steps.step("identify", "Finding GLU blocks and projections"):
             graph = self.load()
-            if not allow_quantized:
-                refuse_quantized(graph, self.source.path)
+            refuse_quantized(graph, self.source.path)
             self.found = identify(graph)
             self.digest = digest_of(self.model)
         if not allow_no_glu:
@@ -110,14 +121,20 @@ class Workbench:
 
     @property
     def sequence_length(self) -> int:
-        """Tokens in a sequence."""
-        fixed = Runner(self.model).fixed_shape[1] if self.source.kind == "onnx" else None
-        return fixed or self.window or min(self.source.max_length or LONGEST_WINDOW, LONGEST_WINDOW)
+        """Tokens in a sequence.
+
+        Raises:
+            UsageError: a window was asked for that is longer than the model.
+        """
+        longest = self.source.max_length or LONGEST_WINDOW
+        if self.window is not None and self.source.max_length is not None and self.window > self.source.max_length:
+            raise UsageError(f"the model has {self.source.max_length} positions", where=f"--window {self.window}")
+        return self.runner.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
 
     def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
         """Read text or ids as this model's sequences."""
         return load_sequences(
-            path, self.tokenizer, window=self.sequence_length, bos=self.bos, vocab_size=self.source.vocab_size,
+            path, self.tokenizer, window=self.sequence_length, bos=self.bos, vocab_size=self.source.vocab_size or self.runner.vocabulary,
             max_tokens=max_tokens,
         )  # fmt: skip
 
@@ -145,7 +162,7 @@ class Workbench:
             else:
                 from spq_graph.runtime.sample import sample_ids as sample_onnx
 
-                ids = sample_onnx(Runner(self.model), sequences=count, length=length, seed=seed, bos=bos, progress=tick)
+                ids = sample_onnx(self.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)
         return Sequences(ids, np.ones_like(ids), 1, origin)
 
     def calibrate(self, sequences: Sequences) -> Ranges:
@@ -198,7 +215,7 @@ class Workbench:
     def _probe_ids(self) -> Ids:
         import numpy as np
 
-        batch, length = Runner(self.model).fixed_shape
+        batch, length = self.runner.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
     def meter(
@@ -206,7 +223,7 @@ class Workbench:
     ) -> tuple[Measure, int]:
         """A measure for `decide`, and how many tokens it runs on."""
         few = spread(sequences, recipe.sensitivity_tokens)
-        meter = KlMeter(Runner(self.model), few)
+        meter = KlMeter(self.runner, few)
         base = everywhere(self, ranges, recipe)
         high = self.as_is if recipe.high_precision == "auto" else Precision(recipe.high_precision)
 
