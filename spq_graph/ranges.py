@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -183,7 +183,8 @@ class Ranges:
         if name in self.values:
             self.values[name].merge(seen)
         else:
-            self.values[name] = seen
+            # A copy: what is merged into this later must not reach the shard that it came from.
+            self.values[name] = replace(seen, histogram=dict(seen.histogram))
 
     def merge(self, other: Ranges) -> None:
         """Add another shard of the same model.
