@@ -157,8 +157,9 @@ def _by_ratio(choices: dict[str, _Choice], recipe: Recipe, high: Precision) -> t
 def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle: _Oracle) -> tuple[Search, bool]:
     integers = frozenset(key for key, c in choices.items() if c.precision.bits is not None)
     counted = [c for c in choices.values() if c.free or c.reason is not Reason.DEFAULT]
-    held = frozenset(c.site.key for c in counted if c.precision.bits is None and c.reason is Reason.OVERRIDE)
-    cap = max(0, math.floor(recipe.max_kept * len(counted)) - len(held))
+    by_hand = [c for c in counted if c.precision.bits is None and c.reason is Reason.OVERRIDE]
+    held = frozenset(c.site.key for c in by_hand if c.precision is high)  # the others run as the graph has them
+    cap = max(0, math.floor(recipe.max_kept * len(counted)) - len(by_hand))
 
     def keeping(keys: Sequence[str]) -> float:
         return oracle(integers - frozenset(keys), held | frozenset(keys))

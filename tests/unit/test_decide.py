@@ -1,0 +1,261 @@
+"""The decision, with measurements that are known beforehand: which sites are kept, why, and at how many evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spq_graph.decide import decide
+from spq_graph.errors import UsageError
+from spq_graph.plan import ModelRef, Plan, Reason
+from spq_graph.ranges import Ranges, ValueRange
+from spq_graph.recipe import Override, Precision, Recipe
+from spq_graph.sites import Role, Site, Unmatched
+
+MODEL = ModelRef(digest="sha256:0", origin="test")
+Keys = frozenset[str]
+
+
+def site(key: str, role: Role = Role.GLU_DOWN) -> Site:
+    return Site(key, f"node_{key}", role, 0, f"in_{key}", f"weight_{key}", (8, 4))
+
+
+def seen(ratio: float) -> ValueRange:
+    """A range of 100 tokens at 1 and one at `ratio`."""
+    maxima = np.ones((1, 101), dtype=np.float32)
+    maxima[0, 0] = ratio
+    ids, mask = np.full((1, 101), 7), np.ones((1, 101), dtype=np.int64)
+    return ValueRange.observe(-maxima / 2, maxima, np.full(8, ratio, np.float32), ids, mask)
+
+
+def make(ratios: Mapping[str, float], *more: Site) -> tuple[list[Site], Ranges]:
+    sites = [*(site(key) for key in ratios), *more]
+    values = {f"in_{key}": seen(ratio) for key, ratio in ratios.items()}
+    values |= {s.input: seen(50.0) for s in more}
+    return sites, Ranges("sha256:0", values, tokens=101, sequences=1)
+
+
+class Additive:
+    """KL is the sum of what each integer site costs; it remembers what it was asked."""
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self.costs = costs
+        self.asked: list[tuple[Keys, Keys]] = []
+
+    def __call__(self, quantized: Keys, kept: Keys) -> float:
+        assert not quantized & kept
+        self.asked.append((quantized, kept))
+        return math.fsum(self.costs.get(key, 0.0) for key in quantized)
+
+
+def run(
+    costs: Mapping[str, float], recipe: Recipe, *more: Site, ratios: Mapping[str, float] | None = None
+) -> tuple[Plan, Additive]:
+    sites, ranges = make(ratios or dict.fromkeys(costs, 40.0), *more)
+    measure = Additive(costs)
+    return decide(sites, ranges, recipe, MODEL, measure=measure, tokens=64), measure
+
+
+def kept(plan: Plan) -> set[str]:
+    return {s.key for s in plan.kept}
+
+
+TEN = {f"s{n}": 0.0001 for n in range(10)}
+
+
+def test_the_costliest_are_kept_and_no_more_than_needed() -> None:
+    plan, _ = run(TEN | {"s3": 0.4, "s7": 0.9, "s8": 0.004}, Recipe(max_kept=0.5))
+    assert kept(plan) == {"s3", "s7"}
+    by_key = {s.key: s for s in plan.sites}
+    assert [by_key[k].evidence.rank for k in ("s7", "s3", "s8")] == [0, 1, 2]
+    assert by_key["s7"].evidence.kl == 0.9
+    assert by_key["s7"].reason is Reason.SPIKE
+    assert by_key["s8"].reason is Reason.BUDGET
+    assert by_key["s8"].precision is Precision.INT8
+    assert plan.budget_met
+    assert plan.search.kl == pytest.approx(0.0047)
+    assert plan.search.kl_everywhere == pytest.approx(1.3047)
+
+
+def test_nothing_is_kept_and_nothing_tried_where_everywhere_is_good_enough() -> None:
+    plan, measure = run(TEN, Recipe())
+    assert not kept(plan)
+    assert plan.budget_met
+    assert plan.search.evaluations == len(measure.asked) == 1
+    assert all(s.reason is Reason.DEFAULT for s in plan.sites)
+
+
+def test_sites_of_low_ratio_are_no_candidates() -> None:
+    ratios = dict.fromkeys(TEN, 2.5) | {"s1": 9.0, "s2": 3.5}
+    plan, measure = run(TEN | {"s0": 5.0, "s1": 0.5}, Recipe(max_kept=0.5), ratios=ratios)
+    assert plan.search.candidates == 2
+    assert kept(plan) == {"s1"}
+    assert not plan.budget_met
+    assert (frozenset({"s0"}), frozenset()) not in measure.asked
+    assert {s.evidence.threshold for s in plan.sites} == {3.0}
+
+
+def test_the_cap_holds() -> None:
+    plan, _ = run(dict.fromkeys(TEN, 0.1), Recipe(max_kept=0.29))
+    assert plan.search.cap == 2
+    assert kept(plan) == {"s0", "s1"}
+    assert not plan.budget_met
+    assert "cap" in (plan.sites[5].evidence.note or "")
+
+
+def test_out_of_reach_settles_for_the_asked_share_of_what_the_cap_wins_back() -> None:
+    costs = dict.fromkeys(TEN, 0.2) | {"s0": 10.0, "s1": 5.0, "s2": 0.21}
+    plan, _ = run(costs, Recipe(max_kept=0.3, recovery=0.98))
+    assert kept(plan) == {"s0", "s1"}  # 15 of 15.21
+    assert not plan.budget_met
+    plan, _ = run(costs, Recipe(max_kept=0.3, recovery=0.99))
+    assert kept(plan) == {"s0", "s1", "s2"}
+
+
+def test_keeping_that_wins_nothing_back_is_not_paid_for() -> None:
+    sites, ranges = make(dict.fromkeys(TEN, 40.0))
+    plan = decide(sites, ranges, Recipe(max_kept=0.5), MODEL, measure=lambda quantized, _: 1.0 if quantized else 0.0)
+    assert not kept(plan)
+    assert not plan.budget_met
+
+
+def test_a_cap_of_nothing() -> None:
+    plan, _ = run(TEN | {"s0": 1.0}, Recipe(max_kept=0.0))
+    assert (plan.search.cap, kept(plan), plan.budget_met) == (0, set(), False)
+
+
+def test_evaluations_are_counted_once_each() -> None:
+    costs = {f"s{n}": 2.0**-n for n in range(32)}
+    plan, measure = run(costs, Recipe(max_kept=1.0))
+    assert len(set(measure.asked)) == len(measure.asked) == plan.search.evaluations
+    assert plan.search.evaluations <= 1 + 32 + 1 + 6  # everywhere, each alone, the cap, and a bisection
+    assert plan.search.tokens == 64
+
+
+def cheapest_prefix(costs: Mapping[str, float], cap: int, recipe: Recipe) -> tuple[int, bool]:
+    """By trying all of them."""
+    order = sorted(costs, key=lambda key: (-costs[key], key))
+    rest = [math.fsum(costs[key] for key in order[n:]) for n in range(cap + 1)]
+    if rest[cap] <= recipe.kl_budget:
+        return next(n for n, kl in enumerate(rest) if kl <= recipe.kl_budget), True
+    if rest[cap] >= rest[0]:
+        return 0, False
+    goal = rest[0] - recipe.recovery * (rest[0] - rest[cap])
+    return next(n for n, kl in enumerate(rest) if kl <= goal), False
+
+
+@settings(max_examples=150)
+@given(
+    units=st.lists(st.integers(0, 40), min_size=1, max_size=14),
+    share=st.sampled_from([0.0, 0.15, 0.4, 1.0]),
+    recovery=st.sampled_from([0.5, 0.9, 0.98]),
+)
+def test_bisection_finds_what_trying_everything_finds(units: list[int], share: float, recovery: float) -> None:
+    # Exact in binary, and below the six digits that costs are ranked by.
+    costs = {f"s{n:02}": unit / 1024 for n, unit in enumerate(units)}
+    recipe = Recipe(max_kept=share, recovery=recovery)
+    plan, _ = run(costs, recipe)
+    count, met = cheapest_prefix(costs, math.floor(share * len(costs)), recipe)
+    assert (len(kept(plan)), plan.budget_met) == (count, met)
+    assert kept(plan) == set(sorted(costs, key=lambda key: (-costs[key], key))[:count])
+
+
+def test_ratio_rule_needs_no_measurement() -> None:
+    ratios = {"a": 1.2, "b": 12.0, "c": 800.0, "d": 9.9}
+    sites, ranges = make(ratios)
+
+    def never(quantized: Keys, kept: Keys) -> float:
+        raise AssertionError
+
+    plan = decide(sites, ranges, Recipe(spike_ratio=10), MODEL, measure=never)
+    assert kept(plan) == {"b", "c"}
+    assert (plan.search.rule, plan.search.evaluations, plan.budget_met) == ("ratio", 0, True)
+    assert {s.evidence.threshold for s in plan.sites} == {10.0}
+    fallback = decide(sites, ranges, Recipe(), MODEL)
+    assert kept(fallback) == {"b", "c", "d"}
+
+
+def test_heads_and_routers_stay_and_do_not_count() -> None:
+    head, router = site("lm_head", Role.LM_HEAD), site("router", Role.ROUTER)
+    plan, measure = run(dict.fromkeys(TEN, 0.1), Recipe(max_kept=0.1), head, router)
+    left = {s.key: s for s in plan.sites if s.key in ("lm_head", "router")}
+    assert {s.precision for s in left.values()} == {Precision.FP32}
+    assert {s.reason for s in left.values()} == {Reason.DEFAULT}
+    assert plan.search.cap == 1  # a tenth of ten, not of twelve
+    assert len(plan.counted) == 10
+    assert "lm_head" not in kept(plan)
+    assert not any({"lm_head", "router"} & (quantized | held) for quantized, held in measure.asked)
+
+
+def test_the_head_is_a_site_like_any_other_on_request() -> None:
+    plan, _ = run(TEN, Recipe(quantize_lm_head=True), site("lm_head", Role.LM_HEAD), site("router", Role.ROUTER))
+    by_key = {s.key: s.precision for s in plan.sites}
+    assert by_key["lm_head"] is Precision.INT8
+    assert by_key["router"] is Precision.FP32
+
+
+def test_a_site_without_a_range_stays_as_it_is() -> None:
+    sites, ranges = make({"a": 9.0})
+    plan = decide([*sites, site("b")], ranges, Recipe(spike_ratio=5), MODEL, as_is=Precision.FP16)
+    assert plan.sites[1].precision is Precision.FP16
+    assert plan.sites[1].reason is Reason.UNSUPPORTED
+    assert plan.sites[1].range is None
+
+
+def test_by_hand() -> None:
+    overrides = (Override(pattern="s[45]", precision="int6"), Override(pattern="node_s5", precision="fp16"))
+    recipe = Recipe(keep=("s1",), ignore=("s2",), overrides=overrides, high_precision="w8a16", max_kept=0.3)
+    plan, measure = run(dict.fromkeys(TEN, 0.1), recipe)
+    by_key = {s.key: s for s in plan.sites}
+    assert by_key["s1"].precision is Precision.W8A16
+    assert by_key["s2"].precision is Precision.FP32
+    assert by_key["s4"].precision is Precision.INT6
+    assert by_key["s5"].precision is Precision.FP16  # the last match wins
+    assert all(by_key[f"s{n}"].reason is Reason.OVERRIDE for n in (1, 2, 4, 5))
+    assert all("by hand" in (by_key[f"s{n}"].evidence.note or "") for n in (1, 2, 4, 5))
+    assert len(kept(plan)) == 3  # the cap counts those kept by hand
+    # What is measured as kept has the precision that kept sites get.
+    assert measure.asked[0] == (frozenset(TEN) - {"s1", "s2", "s5"}, frozenset({"s1"}))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(keep=("nowhere.*",)),
+        Recipe(ignore=("nowhere.*",)),
+        Recipe(overrides=(Override(pattern="nowhere.*", precision="int8"),)),
+    ],
+)
+def test_a_pattern_that_fits_nothing_is_an_error(recipe: Recipe) -> None:
+    with pytest.raises(UsageError, match=r"'nowhere\.\*' fits no site"):
+        run(TEN, recipe)
+
+
+def test_integers_cannot_be_asked_for_without_a_range() -> None:
+    sites, ranges = make({"a": 9.0})
+    recipe = Recipe(overrides=(Override(pattern="b", precision="int8"),))
+    with pytest.raises(UsageError, match="without a range") as caught:
+        decide([*sites, site("b")], ranges, recipe, MODEL)
+    assert caught.value.where == "b"
+
+
+def decoded(token: int) -> str:
+    return f"<{token}>"
+
+
+@pytest.mark.parametrize(("token_text", "expected"), [(None, None), (decoded, "<7>")])
+def test_evidence(token_text: Callable[[int], str] | None, expected: str | None) -> None:
+    sites, ranges = make({"a": 640.0})
+    plan = decide(sites, ranges, Recipe(bits=6), MODEL, token_text=token_text, unmatched=[Unmatched("n", "why")])
+    evidence = plan.sites[0].evidence
+    assert evidence.max == 640.0
+    assert evidence.ratio == pytest.approx(640, rel=1 / 128)
+    assert (evidence.token, evidence.position, evidence.token_text) == (7, 0, expected)
+    assert plan.sites[0].range == (-320.0, 640.0)
+    assert [(u.node, u.reason) for u in plan.unmatched] == [("n", "why")]
+    assert plan.calibration.tokens == 101
