@@ -30,7 +30,7 @@ def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
 
     Raises:
         OutputError: OUT exists, or its parent cannot be written.
-        UsageError: OUT holds, or lies in, something that is read.
+        UsageError: OUT is, or holds, something that is read.
     """
     here = out.resolve()
     for path in (p.resolve() for p in inputs):

@@ -52,7 +52,8 @@ class Override(BaseModel):
 class Recipe(BaseModel):
     """What the user wants done, independent of any model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Infinity has no place in JSON, and every recipe ends up in a plan.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     target: Target = Field("cpu", description="what the artifact is compiled for")
     bits: int = Field(8, ge=4, le=8, description="bits of weights and activations at integer sites")

@@ -1,0 +1,82 @@
+"""Plans: deterministic JSON that says what the contract promises, and a loader that refuses anything else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spq_graph.errors import UsageError
+from spq_graph.plan import Plan, Reason
+from spq_graph.recipe import Precision
+from spq_graph.sites import Role
+from tests.unit.samples import sample_plan
+
+
+@pytest.mark.parametrize("hostile", [False, True])
+def test_round_trip(tmp_path: Path, hostile: bool) -> None:
+    plan = sample_plan(hostile=hostile)
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded == plan
+    assert loaded.to_json() == plan.to_json() == (tmp_path / "plan.json").read_text(encoding="utf-8")
+    assert loaded.digest == plan.digest
+
+
+def test_same_decisions_same_bytes() -> None:
+    assert sample_plan().to_json() == sample_plan().to_json()
+    assert sample_plan(7).digest != sample_plan(8).digest
+
+
+def test_keys_of_the_contract() -> None:
+    data = json.loads(sample_plan().to_json())
+    assert data["schema"] == "spq-graph/plan/1"
+    assert set(data) >= {"model", "recipe", "calibration", "sites", "budget_met", "unmatched"}
+    assert set(data["model"]) == {"digest", "origin"}
+    assert set(data["calibration"]) >= {"digest", "tokens", "sequences"}
+    assert set(data["unmatched"][0]) == {"node", "reason"}
+    for site in data["sites"]:
+        assert set(site) >= {"key", "node", "role", "layer", "shape", "precision", "reason", "evidence"}
+        assert None not in site["evidence"].values()
+
+
+def test_who_counts() -> None:
+    plan = sample_plan()
+    assert {s.key for s in plan.kept} == {f"model.layers.{n}.mlp.down_proj" for n in (1, 3)}
+    assert len(plan.counted) == len(plan.sites) - 1
+    assert all(s.role is not Role.LM_HEAD for s in plan.counted)
+    assert len(plan.integer_sites) == len(plan.sites) - 3
+    head = plan.sites[-1].model_copy(update={"reason": Reason.OVERRIDE, "precision": Precision.W8A16})
+    asked = plan.model_copy(update={"sites": [*plan.sites[:-1], head]})
+    assert head in asked.counted
+    assert head in asked.kept
+
+
+def edited(edit: dict[str, Any]) -> str:
+    return json.dumps(sample_plan().to_dict() | edit)
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("{", "JSON"),
+        ("[]", ""),
+        (edited({"schema": "spq-graph/plan/2"}), "schema"),
+        (edited({"extra": 1}), "extra"),
+        (edited({"sites": [{"key": "a"}]}), r"sites\.0\.node"),
+        (edited({"budget_met": "perhaps"}), "budget_met"),
+    ],
+)
+def test_what_is_no_plan_is_refused(tmp_path: Path, content: str, place: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=rf"(?s)not a valid plan.*{place}") as caught:
+        Plan.load(path)
+    assert caught.value.where == str(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        Plan.load(tmp_path / "plan.json")
