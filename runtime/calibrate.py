@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,8 @@ def calibrate(
     runner = Runner(observing, outputs=[*names, finite_check])
     ranges = Ranges(model_digest)
     done = 0
-    for ids, mask in sequences.batches(batch_size(runner, sequences)):
+    for rows in batches_without_padding(sequences, runner.fixed_shape[0]):
+        ids, mask = runner.filled(rows, np.ones_like(rows))
         *arrays, check = runner.run(ids, mask)
         if not np.isfinite(check) or not all(np.isfinite(a).all() for a in arrays):
             raise ActivationError(
@@ -59,14 +60,29 @@ def calibrate(
                 where=diagnose(ids, mask),
                 remedy="check the weights in front of this site, or whether the model overflows its precision",
             )
+        mask[len(rows) :] = 0  # what only fills the batch was seen already
         for (name, _), (low, high, channel_low, channel_high) in zip(probes, _fours(arrays), strict=True):
             channels = np.maximum(np.abs(channel_low), np.abs(channel_high))
             ranges.add(name, ValueRange.observe(*_by_token(low, high, ids, mask, channels)))
-        ranges.count(ids, mask)
-        done += len(ids)
+        ranges.count(rows, np.ones_like(rows))
+        done += len(rows)
         if progress is not None:
             progress(done, len(sequences))
     return ranges
+
+
+def batches_without_padding(sequences: Sequences, size: int | None) -> Iterator[Ids]:
+    """Yield the tokens of rows of one length, int64 [batch, length], the longest first.
+
+    Padding would reach the reductions by channel, and what it does to them would depend on how rows are sharded.
+    """
+    lengths = sequences.mask.sum(axis=1)
+    for length in np.unique(lengths[lengths > 0])[::-1].tolist():
+        some = lengths == length
+        rows = sequences.ids[some][sequences.mask[some] == 1].reshape(-1, length)
+        step = size or max(1, BATCH_TOKENS // length)
+        for start in range(0, len(rows), step):
+            yield rows[start : start + step]
 
 
 def _fours(arrays: list[npt.NDArray[np.float32]]) -> list[list[npt.NDArray[np.float32]]]:

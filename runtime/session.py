@@ -95,6 +95,14 @@ class Runner:
         sizes = [o.shape[-1] for o in self.session.get_outputs() if o.name == self.outputs[0] and o.shape]
         return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
+    def filled(self, ids: Ids, mask: Ids) -> tuple[Ids, Ids]:
+        """A batch in the shape that the graph insists on: copies of the first row below, padding on the right."""
+        batch, length = self.fixed_shape
+        rows = np.arange(max(batch or 0, len(ids)))
+        rows[len(ids) :] = 0
+        padding = ((0, 0), (0, max(length or 0, ids.shape[1]) - ids.shape[1]))
+        return np.pad(ids[rows], padding), np.pad(mask[rows], padding)
+
     def run(self, ids: Ids, mask: Ids) -> list[Array]:
         """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
         try:
@@ -109,7 +117,8 @@ class Runner:
 
     def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
         """Logits of a batch, float32 [batch, length, vocabulary]."""
-        return self.run(ids, mask)[0].astype(np.float32, copy=False)
+        whole = self.run(*self.filled(ids, mask))[0]
+        return whole[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
 
     def _feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
         feeds: dict[str, Array] = {}
@@ -160,7 +169,7 @@ def execute_once(path: Path, ids: Ids) -> Executed:
     """Run one short batch, int64 [1, length], under the profiler and list the kernels that ran."""
     with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
         runner = Runner(path, profile=Path(folder) / "profile")
-        runner.run(ids, np.ones_like(ids))
+        runner.run(*runner.filled(ids, np.ones_like(ids)))
         profile = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))
     found = Executed()
     providers: Counter[str] = Counter()

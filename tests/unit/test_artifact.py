@@ -70,7 +70,7 @@ def test_inputs_survive(tmp_path: Path, force: bool) -> None:
     (source / artifact.PLAN).write_text("{}")
     for out in (source, source.parent, tmp_path, model, source / ".." / "llama"):
         for given in (source, model):
-            with pytest.raises((UsageError, OutputError), match="would replace an input|exists"):
+            with pytest.raises((UsageError, OutputError), match=r"would replace an input|exists"):
                 check_out(out, force=force, inputs=(given,))
     check_out(source / "quantized", force=force, inputs=(source, model))
 

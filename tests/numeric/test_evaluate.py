@@ -1,0 +1,119 @@
+"""Perplexity, KL and agreement against float64 numpy, on every token that is to be predicted and on no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from spq_graph.errors import CheckError, DataError  # noqa: E402
+from spq_graph.runtime.evaluate import KlMeter, Score, add_batch, evaluate, reference_of  # noqa: E402
+from spq_graph.runtime.sequences import Sequences  # noqa: E402
+from spq_graph.runtime.session import Runner  # noqa: E402
+from tests.decoders import random_ids, write_decoder  # noqa: E402
+
+Array = npt.NDArray[np.float64]
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> Array:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def expected(base: npt.NDArray[np.float32], model: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Array:
+    """nll, kl and top1, as means."""
+    p, q = log_softmax(base), log_softmax(model)
+    nll = -q[np.arange(len(targets)), targets].mean()
+    kl = (np.exp(p) * (p - q)).sum(axis=-1).mean()
+    return np.array([nll, kl, (base.argmax(-1) == model.argmax(-1)).mean()])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Runner]:
+    folder = tmp_path_factory.mktemp("models")
+    return [Runner(write_decoder(folder / f"{seed}.onnx", seed=seed, layers=1)) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def padded() -> Sequences:
+    ids = random_ids(70, 32)
+    lengths = np.random.default_rng(5).integers(1, 33, len(ids))
+    lengths[0], lengths[1] = 32, 1
+    mask = (np.arange(32) < lengths[:, None]).astype(np.int64)
+    return Sequences(ids * mask, mask, prefix=1)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_against_numpy(models: list[Runner], padded: Sequences, prefix: int) -> None:
+    sequences = Sequences(padded.ids, padded.mask, prefix)
+    base, scores = evaluate(models[0], models, sequences)
+    rows: list[list[npt.NDArray[np.float32]]] = [[] for _ in models]
+    targets: list[int] = []
+    for ids, mask in zip(sequences.ids, sequences.mask, strict=True):
+        length = int(mask.sum())  # alone and without padding: the mask must have done its work
+        first = max(prefix - 1, 0)
+        for model, collected in zip(models, rows, strict=True):
+            collected.append(model.logits(ids[None, :length], mask[None, :length])[0, first : length - 1])
+        targets += ids[first + 1 : length].tolist()
+    whole = [np.concatenate(collected) for collected in rows]
+    assert base.tokens == len(targets) == int(sequences.predicted.sum())
+    assert (base.kl, base.top1) == (0.0, 1.0)
+    for score, logits in zip(scores, whole, strict=True):
+        found = [score.nll, score.kl, score.top1]
+        np.testing.assert_allclose(found, expected(whole[0], logits, np.array(targets)), rtol=1e-5, atol=1e-6)
+        assert score.perplexity == pytest.approx(np.exp(score.nll))
+        assert score.tokens == base.tokens
+    assert scores[0].nll == pytest.approx(base.nll, rel=1e-9)
+
+
+def test_small_differences_do_not_cancel() -> None:
+    generator = np.random.default_rng(0)
+    base = generator.normal(0, 6, (200, 1000)).astype(np.float32) + np.float32(50)
+    targets = generator.integers(0, 1000, 200)
+    for step in (1e-1, 1e-2, 1e-3):
+        model = base + (step * generator.normal(size=base.shape)).astype(np.float32)
+        score = Score()
+        add_batch(score, model, reference_of(base, targets))
+        assert score.kl == pytest.approx(expected(base, model, targets)[1], rel=0.02)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    base = np.array([[0.0, 900.0, -900.0], [5.0, 1.0, 0.0]], dtype=np.float32)
+    model = base[:, ::-1].copy()
+    score = Score()
+    add_batch(score, model, reference_of(base, np.array([2, 0])))
+    np.testing.assert_allclose([score.nll, score.kl, score.top1], expected(base, model, np.array([2, 0])), rtol=1e-5)
+    wrong = Score(tokens=1, nll_sum=1e4)
+    assert wrong.perplexity == np.inf
+
+
+def test_meter_is_evaluate(models: list[Runner], padded: Sequences) -> None:
+    meter = KlMeter(models[0], padded)
+    _, scores = evaluate(models[0], models, padded)
+    assert meter.tokens == scores[0].tokens
+    assert [meter.kl(model) for model in models] == pytest.approx([s.kl for s in scores], rel=1e-6, abs=1e-9)
+
+
+def test_meter_keeps_within_its_memory(models: list[Runner]) -> None:
+    ids = random_ids(64, 64)
+    sequences = Sequences(ids, np.ones_like(ids))
+    whole, part = KlMeter(models[0], sequences), KlMeter(models[0], sequences, memory=1)
+    assert 0 < part.tokens < whole.tokens
+
+
+def test_nothing_to_predict(models: list[Runner]) -> None:
+    alone = Sequences(np.ones((2, 1), np.int64), np.ones((2, 1), np.int64))
+    with pytest.raises(DataError, match="no token to predict"):
+        evaluate(models[0], [], alone)
+
+
+def test_logits_that_are_not_numbers(models: list[Runner], tmp_path: Path) -> None:
+    broken = Runner(write_decoder(tmp_path / "broken.onnx", layers=1, broken_layer=0))
+    ids = random_ids(2, 8)
+    with pytest.raises(CheckError, match="NaN") as caught:
+        evaluate(models[0], [broken], Sequences(ids, np.ones_like(ids)))
+    assert "broken.onnx" in caught.value.where
