@@ -1,4 +1,4 @@
-"""Evaluate: perplexity, KL and agreement of several models on the same tokens, each batch of FP logits computed once."""
+"""Evaluate: perplexity, KL and agreement of several models on one text; FP logits are computed once a batch."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ def sample_ids(
 
     Args:
         runner: the decoder.
-        sequences, length: how many, and tokens in each with the first one.
+        sequences: how many.
+        length: tokens in each, with the first one.
         seed: same seed, same tokens.
         bos: the first token; where None, a random one for each sequence.
         progress: called with tokens done and in all.

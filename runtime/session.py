@@ -67,9 +67,11 @@ class Runner:
         if "input_ids" in names:
             return "input_ids"
         integers = [i for i in self._inputs if "int" in i.type and len(i.shape) == 2]
-        candidates = [i.name for i in integers if "mask" not in i.name and "position" not in i.name]
+        candidates: list[str] = [i.name for i in integers if "mask" not in i.name and "position" not in i.name]
         if len(candidates) != 1:
-            raise GraphError(f"no input 'input_ids' among {names}", where=str(self.path), remedy="this must be a decoder")
+            raise GraphError(
+                f"no input 'input_ids' among {names}", where=str(self.path), remedy="this must be a decoder"
+            )
         return candidates[0]
 
     def _find_logits(self) -> str:
@@ -77,7 +79,7 @@ class Runner:
         names = [o.name for o in outputs]
         if "logits" in names:
             return "logits"
-        floats = [o.name for o in outputs if len(o.shape) == 3 and "float" in o.type]
+        floats: list[str] = [o.name for o in outputs if len(o.shape) == 3 and "float" in o.type]
         if not floats:
             raise GraphError(f"no output 'logits' among {names}", where=str(self.path), remedy="this must be a decoder")
         return floats[0]
@@ -111,7 +113,8 @@ class Runner:
             raise
         except Exception as cause:
             raise GraphError(
-                f"ONNX Runtime failed on a batch of shape {ids.shape}: {str(cause).splitlines()[0]}", where=str(self.path)
+                f"ONNX Runtime failed on a batch of shape {ids.shape}: {str(cause).splitlines()[0]}",
+                where=str(self.path),
             ) from cause
         return results
 

@@ -35,7 +35,7 @@ def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
     here = out.resolve()
     for path in (p.resolve() for p in inputs):
         folder = path if path.is_dir() else path.parent
-        if here == folder or here in path.parents or here == path:
+        if here in (path, folder, *path.parents):
             raise UsageError("OUT would replace an input", where=f"{out} and {path}", remedy="choose another OUT")
     if not os.path.lexists(out):
         return

@@ -1,4 +1,4 @@
-"""The command line. Human text on standard output by default, one JSON object with --json; progress on standard error."""
+"""The command line. Human text on standard output, or one JSON object with --json; progress on standard error."""
 
 from __future__ import annotations
 

@@ -143,12 +143,17 @@ def _keep(choice: _Choice, precision: Precision, note: str) -> None:
     choice.precision, choice.reason, choice.note = precision, Reason.SPIKE, note
 
 
+def _above(choices: dict[str, _Choice], threshold: float) -> list[_Choice]:
+    """The sites whose ratio exceeds a threshold, which is noted at every site that was held against it."""
+    free = [choice for choice in choices.values() if choice.free and choice.seen is not None]
+    for choice in free:
+        choice.threshold = threshold
+    return [choice for choice in free if choice.seen is not None and choice.seen.ratio > threshold]
+
+
 def _by_ratio(choices: dict[str, _Choice], recipe: Recipe, high: Precision) -> tuple[Search, bool]:
     threshold = recipe.spike_ratio if recipe.spike_ratio is not None else recipe.candidate_ratio
-    hits = [c for c in choices.values() if c.free and c.seen is not None and c.seen.ratio > threshold]
-    for choice in choices.values():
-        if choice.free:
-            choice.threshold = threshold
+    hits = _above(choices, threshold)
     for choice in hits:
         _keep(choice, high, f"max/median ratio above {threshold:g}")
     return Search(rule="ratio", candidates=len(hits), cap=len(hits)), True
@@ -166,10 +171,7 @@ def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle:
 
     everywhere = keeping([])
     search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=_six(everywhere))
-    candidates = [c for c in choices.values() if c.free and c.seen is not None and c.seen.ratio > recipe.candidate_ratio]
-    for choice in choices.values():
-        if choice.free:
-            choice.threshold = recipe.candidate_ratio
+    candidates = _above(choices, recipe.candidate_ratio)
     order: list[_Choice] = []
     kept, met = 0, everywhere <= recipe.kl_budget
     if not met:
@@ -184,7 +186,8 @@ def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle:
             _keep(choice, high, f"quantizing it alone costs KL {choice.kl:.3g}, place {rank + 1} of {len(order)}")
         else:
             choice.reason = Reason.BUDGET
-            choice.note = "keeping it as well is not needed" if met or kept < cap else f"the cap of {cap} sites is reached"
+            enough = met or kept < cap
+            choice.note = "keeping it as well is not needed" if enough else f"the cap of {cap} sites is reached"
     search.candidates = len(candidates)
     search.kl = _six(keeping([c.site.key for c in order[:kept]]))
     search.evaluations = len(oracle.known)

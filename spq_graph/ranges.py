@@ -80,7 +80,8 @@ class ValueRange:
         """Summarize one batch.
 
         Args:
-            low, high: minimum and maximum over the channels by token, float32 [batch, length].
+            low: minimum over the channels by token, float32 [batch, length].
+            high: maximum over the channels by token, float32 [batch, length].
             channels: largest absolute value by channel, float32 [K].
             ids: token ids, int64 [batch, length].
             mask: 1 where a token counts, 0 where it is padding, int64 [batch, length].

@@ -13,14 +13,14 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.errors import ActivationError  # noqa: E402
-from spq_graph.models.source import resolve  # noqa: E402
-from spq_graph.progress import Steps  # noqa: E402
-from spq_graph.ranges import Ranges, ValueRange, merge_all  # noqa: E402
-from spq_graph.runtime.sequences import Sequences  # noqa: E402
-from spq_graph.runtime.session import Runner  # noqa: E402
-from spq_graph.workbench import Workbench  # noqa: E402
-from tests.decoders import BOS, random_ids, write_decoder  # noqa: E402
+from spq_graph.errors import ActivationError
+from spq_graph.models.source import resolve
+from spq_graph.progress import Steps
+from spq_graph.ranges import Ranges, ValueRange, merge_all
+from spq_graph.runtime.sequences import Sequences
+from spq_graph.runtime.session import Runner
+from spq_graph.workbench import Workbench
+from tests.decoders import BOS, random_ids, write_decoder
 
 SPIKE = 700.0
 

@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.errors import CheckError, DataError  # noqa: E402
-from spq_graph.runtime.evaluate import KlMeter, Score, add_batch, evaluate, reference_of  # noqa: E402
-from spq_graph.runtime.sequences import Sequences  # noqa: E402
-from spq_graph.runtime.session import Runner  # noqa: E402
-from tests.decoders import random_ids, write_decoder  # noqa: E402
+from spq_graph.errors import CheckError, DataError
+from spq_graph.runtime.evaluate import KlMeter, Score, add_batch, evaluate, reference_of
+from spq_graph.runtime.sequences import Sequences
+from spq_graph.runtime.session import Runner
+from tests.decoders import random_ids, write_decoder
 
 Array = npt.NDArray[np.float64]
 
