@@ -22,12 +22,14 @@ class Annotate(ir.passes.InPlacePass):
         for site in self.plan.sites:
             node = nodes.get(site.node)
             if node is not None:
-                node.metadata_props.update({
-                    f"{PREFIX}site": site.key,
-                    f"{PREFIX}role": site.role.value,
-                    f"{PREFIX}precision": site.precision.value,
-                    f"{PREFIX}reason": site.reason.value,
-                })
+                node.metadata_props.update(
+                    {
+                        f"{PREFIX}site": site.key,
+                        f"{PREFIX}role": site.role.value,
+                        f"{PREFIX}precision": site.precision.value,
+                        f"{PREFIX}reason": site.reason.value,
+                    }
+                )
         model.metadata_props.update({f"{PREFIX}version": __version__, f"{PREFIX}plan": self.plan.digest})
         model.producer_name, model.producer_version = "spq-graph", __version__
         return ir.passes.PassResult(model, modified=True)

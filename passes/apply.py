@@ -31,8 +31,6 @@ def apply_plan(source: Path, plan: Plan) -> ir.Model:
     return model
 
 
-
-
 def save_model(model: ir.Model, path: Path) -> int:
     """Write a model with its weights beside it, one tensor in memory at a time, and return the bytes of both files."""
     data = path.name + DATA_SUFFIX

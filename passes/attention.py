@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from spq_graph.passes.graph import users_of
+from spq_graph.passes.values import is_standard, users_of, weight_of
 
 # Fused attention operators: inputs 0, 1, 2 are query, key, value; key and value are absent where packed into query.
 _FUSED = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention", "PagedAttention"})
 # What may stand between the scores q @ k and the softmax: scale, mask, soft cap, casts.
-_SCORE_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Min", "Concat", "Slice"})
-_AFTER_SOFTMAX = frozenset({"Cast", "Identity", "Where", "Dropout", "Slice", "IsNaN"})
+_SCORE_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Min", "Concat",
+                        "Slice", "Reshape"})  # fmt: skip
+_AFTER_SOFTMAX = frozenset({"Cast", "Identity", "Where", "Dropout", "Slice", "IsNaN", "Reshape"})
 _MOVES = frozenset({"Reshape", "Transpose", "Cast", "Identity", "Squeeze", "Unsqueeze", "Dropout", "Mul", "Slice"})
 
 
@@ -31,9 +32,12 @@ class AttentionCore:
 def find_cores(graph: ir.Graph) -> Iterator[AttentionCore]:
     """Every attention of the graph: fused operators, and softmax(q @ k) @ v written out."""
     for node in graph:
-        if node.op_type in _FUSED and len(node.inputs) >= 1 and node.inputs[0] is not None:
-            operands = [*node.inputs, None, None][:3]
-            yield AttentionCore(node, node.inputs[0], operands[1], operands[2])
+        if node.op_type in _FUSED:
+            query, key, value = [*node.inputs, None, None, None][:3]
+            # ONNX Runtime's own Attention multiplies by its packed weights itself: no projection stands before it.
+            holds_weights = not is_standard(node) and weight_of(key) is not None
+            if query is not None and not holds_weights:
+                yield AttentionCore(node, query, key, value)
         elif node.op_type == "Softmax":
             core = _written_out(node)
             if core is not None:
@@ -45,6 +49,8 @@ def _written_out(softmax: ir.Node) -> AttentionCore | None:
     mixed = _consumer_through(softmax.outputs[0], _AFTER_SOFTMAX, "MatMul")
     if scores is None or mixed is None or scores.inputs[0] is None:
         return None
+    if any(weight_of(node.inputs[1]) is not None for node in (scores, mixed)):
+        return None  # a classifier's softmax, or pooling: one operand is a weight
     return AttentionCore(mixed, scores.inputs[0], scores.inputs[1], mixed.inputs[1])
 
 

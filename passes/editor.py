@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spq_graph.errors import GraphError
-from spq_graph.passes.graph import Weight, weight_of
+from spq_graph.passes.collect import attribute_of, is_product
+from spq_graph.passes.values import Weight, names_in, weight_of
 from spq_graph.plan import SitePlan
 
 ADDED = "spq_graph.added"  # node metadata: this node was inserted, for the node named
@@ -26,25 +27,43 @@ class Operand:
 
     @property
     def dtype(self) -> ir.DataType:
-        """Element type of the initializer."""
-        return self.weight.initializer.dtype or ir.DataType.FLOAT
+        """Element type that the product computes in."""
+        return self.weight.dtype
 
     def numpy(self) -> npt.NDArray[np.float32]:
-        """The weight as the product sees it, float32 [K, N]; read anew each time, so that it need not stay in memory."""
+        """The weight as the product sees it, float32 [K, N]; read anew each time, so that memory need not hold it."""
         array = self.weight.numpy()
         return array.T if self.flipped else array
 
 
 @dataclass(slots=True)
 class Editor:
-    """One graph under edit."""
+    """One graph under edit.
+
+    Attributes:
+        model: what is edited.
+        nodes: nodes by name.
+        shared: inserted values that several sites read, by what they are.
+        taken: every name in use, so that no inserted one collides with the graph's own.
+    """
 
     model: ir.Model
-    nodes: dict[str, ir.Node] = field(default_factory=dict)
-    shared: dict[str, ir.Value] = field(default_factory=dict)  # inserted values that several sites read, by name
+    nodes: dict[str, ir.Node] = field(init=False)
+    shared: dict[str, ir.Value] = field(default_factory=dict)
+    taken: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.nodes = {node.name or "": node for node in self.model.graph}
+        self.taken = names_in(self.model)
+
+    def fresh(self, name: str) -> str:
+        """The name, or the first of its numbered variants that nothing in the graph has."""
+        unique, copies = name, 0
+        while unique in self.taken:
+            copies += 1
+            unique = f"{name}_{copies}"
+        self.taken.add(unique)
+        return unique
 
     def find(self, site: SitePlan) -> tuple[ir.Node, Operand]:
         """The node and the weight of a site.
@@ -54,23 +73,22 @@ class Editor:
         """
         node = self.nodes.get(site.node)
         weight = weight_of(node.inputs[1]) if node is not None and len(node.inputs) > 1 else None
-        if node is None or weight is None or node.op_type not in ("MatMul", "Gemm"):
+        if node is None or weight is None or not is_product(node) or _product_shape(node, weight) != site.shape:
             raise GraphError(
                 "this site of the plan is not in the graph",
                 where=f"{site.key} (node {site.node})",
                 remedy="apply the plan to the model that it was made for",
             )
-        flipped = node.op_type == "Gemm" and "transB" in node.attributes and bool(node.attributes["transB"].value)
-        return node, Operand(weight, flipped)
+        return node, Operand(weight, bool(attribute_of(node, "transB", 0)))
 
     def add(
         self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], name: str, dtype: ir.DataType,
         *, domain: str = "", like: ir.Value | None = None, **attributes: Any,
     ) -> ir.Value:  # fmt: skip
         """Insert a node with one output in front of another."""
-        node = ir.node(op_type, inputs, attributes, domain=domain, name=name)
+        node = ir.node(op_type, inputs, attributes, domain=domain, name=self.fresh(name))
         node.metadata_props[ADDED] = before.name or ""
-        node.outputs[0].name = f"{name}.out"
+        node.outputs[0].name = self.fresh(f"{name}.out")
         node.outputs[0].dtype = dtype
         if like is not None:
             node.outputs[0].shape = like.shape
@@ -78,12 +96,11 @@ class Editor:
         return node.outputs[0]
 
     def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """Add an initializer, or return the one that is there already."""
-        initializers = self.model.graph.initializers
-        if name not in initializers:
-            shape = ir.Shape(tensor.shape)
-            initializers.add(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor))
-        return initializers[name]
+        """Add an initializer."""
+        shape = ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=self.fresh(name), type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+        self.model.graph.initializers.add(value)
+        return value
 
     def as_matmul(self, node: ir.Node) -> ir.Node:
         """Turn Gemm into MatMul, which keeps the name, and Add: with a float bias it would never fuse.
@@ -96,16 +113,16 @@ class Editor:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         product = ir.node("MatMul", [node.inputs[0], node.inputs[1]], name=name)
         product.metadata_props.update(node.metadata_props)
-        product.outputs[0].dtype, product.outputs[0].shape = output.dtype, output.shape
+        describe_like(product.outputs[0], output)
         graph.insert_before(node, product)
         node.name = f"{name}.replaced"
-        result = product.outputs[0]
+        result: ir.Value = product.outputs[0]
         if bias is not None:
-            total = ir.node("Add", [result, bias], name=f"{name}.bias")
+            total = ir.node("Add", [result, bias], name=self.fresh(f"{name}.bias"))
             total.metadata_props[ADDED] = name
             graph.insert_before(node, total)
             result = total.outputs[0]
-            result.dtype, result.shape = output.dtype, output.shape
+            describe_like(result, output)
         self.take_over(output, result)
         graph.remove(node, safe=True)
         self.nodes[name] = product
@@ -119,12 +136,12 @@ class Editor:
         value = node.inputs[0]
         if original is ir.DataType.FLOAT or value is None:
             return
-        name = f"{value.name}.widened"
+        name, to = f"{value.name}.widened", ir.DataType.FLOAT
         if name not in self.shared:
-            self.shared[name] = self.add(node, "Cast", [value], name, ir.DataType.FLOAT, like=value, to=int(ir.DataType.FLOAT))
+            self.shared[name] = self.add(node, "Cast", [value], name, to, like=value, to=int(to))
         node.replace_input_with(0, self.shared[name])
         output = node.outputs[0]
-        cast = ir.node("Cast", [output], {"to": int(original)}, name=f"{node.name}.narrowed")
+        cast = ir.node("Cast", [output], {"to": int(original)}, name=self.fresh(f"{node.name}.narrowed"))
         cast.metadata_props[ADDED] = node.name or ""
         self.model.graph.insert_after(node, cast)
         cast.outputs[0].dtype, cast.outputs[0].shape = original, output.shape
@@ -132,12 +149,21 @@ class Editor:
         cast.replace_input_with(0, output)
         output.dtype = ir.DataType.FLOAT
 
-    @staticmethod
-    def take_over(old: ir.Value, new: ir.Value) -> None:
+    def take_over(self, old: ir.Value, new: ir.Value) -> None:
         """Let `new` stand where `old` stood, under its name."""
         name = old.name
-        old.name, new.name = f"{name}.inner", name
+        old.name, new.name = self.fresh(f"{name}.inner"), name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def describe_like(value: ir.Value, other: ir.Value) -> None:
+    """Give a value the element type and the shape of another, as far as they are known."""
+    value.type = None if other.dtype is None else ir.TensorType(other.dtype)
+    value.shape = other.shape
+
+
+def _product_shape(node: ir.Node, weight: Weight) -> tuple[int, ...]:
+    return weight.shape[::-1] if attribute_of(node, "transB", 0) else weight.shape
 
 
 def drop_unused(model: ir.Model, candidates: Sequence[ir.Value]) -> None:
@@ -152,5 +178,5 @@ def drop_unused(model: ir.Model, candidates: Sequence[ir.Value]) -> None:
         if node is not None:
             pending += [operand for operand in node.inputs if operand is not None]
             graph.remove(node, safe=True)
-        elif value.name in graph.initializers:
+        elif value.name is not None and value.name in graph.initializers:
             graph.initializers.pop(value.name)

@@ -1,27 +1,28 @@
-"""Reading, checking and normalizing ONNX graphs, and the few questions every pass asks of a value."""
+"""Reading, checking and normalizing ONNX graphs."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, TopologicalSortPass
+from onnx_ir.passes.common import (
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+    TopologicalSortPass,
+)
 
 from spq_graph.errors import GraphError, SourceError
 
 # What only shows in a graph that somebody has quantized already.
 QUANTIZED_OPS = frozenset({
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "ConvInteger",
-    "MatMulNBits", "MatMulBnb4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm", "QMoE",
+    "QLinearConv", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm",
+    "QMoE", "GatherBlockQuantized", "GemmFloat8", "MatMulBlockQuantizedFp8Weight", "MatMulBlockQuantizedFp4Weight",
 })  # fmt: skip
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -29,76 +30,114 @@ def load_graph(path: Path) -> ir.Model:
 
     Raises:
         SourceError: not a readable ONNX file, or its external data is missing, cut short or outside its folder.
-        GraphError: the graph is empty, or refers to values that nothing produces.
+        GraphError: the graph is empty, cyclic, or refers to values that nothing produces.
     """
     if not path.is_file():
         raise SourceError("no such file", where=str(path))
     try:
+        if path.stat().st_size == 0:
+            raise SourceError("the file is empty", where=str(path), remedy="export or copy the model again")
         model = ir.load(path)
-    except (DecodeError, ValueError, KeyError, TypeError, AttributeError) as cause:
+    except OSError as cause:
+        raise SourceError(f"the file cannot be read: {cause.strerror or cause}", where=str(path)) from cause
+    except SourceError:
+        raise
+    except Exception as cause:  # every serialization raises a class of its own
+        reason = _last_reason(cause)
         raise SourceError(
-            f"this is not a valid ONNX file ({type(cause).__name__})",
+            f"this is not a valid ONNX file ({reason})",
             where=str(path),
             remedy="it may be cut short by a broken copy or download; export it again",
         ) from cause
-    if not len(model.graph) or not model.graph.outputs:
-        raise GraphError("the graph is empty", where=str(path), remedy="export the model again")
-    _check_external(model, path)
+    _check_data(model, path)
     _check_links(model, path)
     return model
 
 
-def _check_external(model: ir.Model, path: Path) -> None:
-    folder = path.resolve().parent
+def _last_reason(cause: BaseException) -> str:
+    """The innermost of the errors that a reader chained: the outer ones only say where it was."""
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    first = str(cause).strip().splitlines()[:1]
+    return ": ".join([type(cause).__name__, *first])
+
+
+def _tensors_of(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    """Every tensor that a model stores, with the name of what holds it: initializers and constants."""
     for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            # The name as written decides: a link inside the folder (a model cache has them) is the owner's business.
-            location = Path(tensor.location)
-            if location.is_absolute() or ".." in location.parts:
+        for name, value in graph.initializers.items():
+            if value.const_value is not None:
+                yield name, value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield node.name or node.op_type, attribute.as_tensor()
+
+
+def _check_data(model: ir.Model, path: Path) -> None:
+    for name, tensor in _tensors_of(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(name, tensor, path)
+        elif isinstance(tensor, ir.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
+            found = len(tensor.raw.raw_data)
+            if found != tensor.nbytes:
                 raise SourceError(
-                    f"weight '{value.name}' lies outside of the model's folder ({tensor.location})",
+                    f"weight '{name}' holds {found} bytes where its shape wants {tensor.nbytes}",
                     where=str(path),
-                    remedy="external data must lie beside the model; save it again with relative paths",
+                    remedy="the file is damaged; export it again",
                 )
-            data = folder / location
-            if not data.is_file():
-                raise SourceError(
-                    f"external data '{tensor.location}' is missing (weight '{value.name}')",
-                    where=str(path),
-                    remedy="copy it beside the .onnx file",
-                )
-            if (tensor.offset or 0) + (tensor.length or tensor.nbytes) > data.stat().st_size:
-                raise SourceError(
-                    f"external data '{tensor.location}' is cut short (weight '{value.name}' reaches beyond its end)",
-                    where=str(path),
-                    remedy="copy it again",
-                )
+
+
+def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
+    # The name as written decides: a link inside the folder (a model cache has them) is the owner's business.
+    location = Path(tensor.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise SourceError(
+            f"weight '{name}' lies outside of the model's folder ({tensor.location})",
+            where=str(path),
+            remedy="external data must lie beside the model; save it again with relative paths",
+        )
+    data = path.resolve().parent / location
+    if not data.is_file():
+        raise SourceError(
+            f"external data '{tensor.location}' is missing (weight '{name}')",
+            where=str(path),
+            remedy="copy it beside the .onnx file",
+        )
+    if (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes) > data.stat().st_size:
+        raise SourceError(
+            f"external data '{tensor.location}' is cut short (weight '{name}' reaches beyond its end)",
+            where=str(path),
+            remedy="copy it again",
+        )
 
 
 def _check_links(model: ir.Model, path: Path) -> None:
-    graph = model.graph
-    known = set(graph.inputs) | set(graph.initializers.values())
-    for node in graph:
+    """Check that there is a graph, that every value comes from somewhere, and that none comes from itself."""
+
+    def broken(what: str) -> GraphError:
+        return GraphError(what, where=str(path), remedy="the graph is invalid; export the model again")
+
+    if not len(model.graph) or not model.graph.outputs:
+        raise broken("the graph is empty")
+    known = {v for graph in model.graphs() for v in (*graph.inputs, *graph.initializers.values())}
+    for node in model.graph.all_nodes():
         for value in node.inputs:
             if value is not None and value.producer() is None and value not in known:
-                raise GraphError(
-                    f"node '{node.name}' reads '{value.name}', which nothing produces",
-                    where=str(path),
-                    remedy="the graph is invalid; export it again",
-                )
+                raise broken(f"node '{node.name or node.op_type}' reads '{value.name}', which nothing produces")
+    for value in model.graph.outputs:
+        if value.producer() is None and value not in known:
+            raise broken(f"nothing produces the output '{value.name}'")
+    try:
+        model.graph.sort()
+    except ValueError as cause:
+        raise broken("the graph has a cycle: a node reads what follows from it") from cause
 
 
 def files_of(path: Path) -> list[Path]:
     """The ONNX file and the external data that it refers to, in the order of their names."""
-    locations = {
-        str(value.const_value.location)
-        for graph in ir.load(path).graphs()
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
+    tensors = (tensor for _, tensor in _tensors_of(ir.load(path)))
+    locations = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     return [path, *(path.parent / location for location in sorted(locations))]
 
 
@@ -130,8 +169,9 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
 class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect.
 
-    Model-local functions are inlined, Constant nodes lifted to initializers, nodes sorted, and every node gets a
-    unique name, since plans refer to nodes by name.
+    Model-local functions are inlined, Constant nodes lifted to initializers, initializers no longer listed as inputs
+    (which would let a caller override them), nodes sorted, and every node gets a unique name, since plans refer to
+    nodes by name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -139,83 +179,28 @@ class Canonicalize(ir.passes.InPlacePass):
         if model.functions:
             modified |= InlinePass()(model).modified
         modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
+        modified |= RemoveInitializersFromInputsPass()(model).modified
         modified |= TopologicalSortPass()(model).modified
-        taken: set[str] = set()
-        for index, node in enumerate(model.graph):
-            name = node.name or f"{node.op_type}_{index}"
-            unique, copies = name, 1
-            while unique in taken:
-                unique, copies = f"{name}_{copies}", copies + 1
-            taken.add(unique)
-            if node.name != unique:
-                node.name = unique
-                modified = True
+        modified |= name_nodes(model.graph)
         return ir.passes.PassResult(model, modified)
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A constant operand: the initializer behind it and the nodes in between, the nearest to the operand last."""
-
-    initializer: ir.Value
-    through: tuple[ir.Node, ...]
-
-    @property
-    def transposed(self) -> bool:
-        """Whether an odd number of transpositions lies between the initializer and the operand."""
-        return sum(node.op_type == "Transpose" for node in self.through) % 2 == 1
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape as the operand has it."""
-        tensor = self.initializer.const_value
-        assert tensor is not None
-        shape = tuple(int(d) for d in tensor.shape.numpy())
-        return shape[::-1] if self.transposed else shape
-
-    def numpy(self) -> npt.NDArray[np.float32]:
-        """The operand as float32."""
-        tensor = self.initializer.const_value
-        assert tensor is not None
-        array = np.asarray(tensor.numpy()).astype(np.float32, copy=False)
-        return array.T if self.transposed else array
-
-
-_SEEN_THROUGH = frozenset({"Cast", "Identity", "Transpose"})
-
-
-def weight_of(value: ir.Value | None) -> Weight | None:
-    """The constant behind an operand, seen through Cast, Identity and Transpose; None where there is none."""
-    through: list[ir.Node] = []
-    while value is not None:
-        if value.const_value is not None and value.producer() is None:
-            return Weight(value, tuple(reversed(through)))
-        node = value.producer()
-        if node is None or node.op_type not in _SEEN_THROUGH or node.domain not in ("", "ai.onnx"):
-            return None
-        if node.op_type == "Transpose" and not _swaps_two(node):
-            return None
-        through.append(node)
-        value = node.inputs[0]
-    return None
-
-
-def _swaps_two(node: ir.Node) -> bool:
-    permutation = node.attributes.get("perm")
-    return permutation is None or list(permutation.as_ints()) == [1, 0]
-
-
-def scalar_of(value: ir.Value | None) -> float | None:
-    """The number that a constant of one element holds, whatever its rank."""
-    if value is None or value.const_value is None:
-        return None
-    tensor = value.const_value
-    return float(tensor.numpy().reshape(-1)[0]) if tensor.size == 1 else None
-
-
-def users_of(value: ir.Value) -> Iterator[ir.Node]:
-    """Nodes that read a value, each once, in the order of use."""
-    yield from dict.fromkeys(use.node for use in value.uses())
+def name_nodes(nodes: Iterable[ir.Node]) -> bool:
+    """Give every node a name of its own; the first to have a name keeps it. Returns whether any was changed."""
+    nodes = list(nodes)
+    given = {node.name for node in nodes if node.name}
+    taken: set[str] = set()
+    modified = False
+    for index, node in enumerate(nodes):
+        base = node.name or f"{node.op_type}_{index}"
+        name, copies = base, 0
+        while name in taken or (name in given and name != node.name):
+            copies += 1
+            name = f"{base}_{copies}"
+        taken.add(name)
+        if node.name != name:
+            node.name, modified = name, True
+    return modified
 
 
 def strip_exporter_noise(model: ir.Model) -> None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import ast
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.attention import find_cores, site_after, sites_behind
-from spq_graph.passes.graph import scalar_of, users_of, weight_of
-from spq_graph.passes.patterns import ACTIVATIONS, GluMatch, find_glus
-from spq_graph.sites import Role, Site, Unmatched, expert_of, layer_of
+from spq_graph.passes.collect import collect_sites
+from spq_graph.passes.patterns import GluMatch, find_glus
+from spq_graph.passes.values import scalar_of, users_of, weight_of
+from spq_graph.sites import Role, Site, Unmatched
 
 # Between a GLU's product and its down projection, and between a projection and the GLU.
-_TO_DOWN = frozenset({"Cast", "Identity", "Reshape", "Dropout"})
-_FROM_PROJECTION = frozenset({"Add", "Cast", "Identity", "Split", "Slice", "Gather", "Reshape", "Transpose", "Squeeze",
-                              "Unsqueeze", "Dropout", "Clip", "Mul"})  # fmt: skip
+_TO_DOWN = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div", "Clip", "Squeeze", "Unsqueeze"})
+_FROM_PROJECTION = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity", "Split", "Slice", "Gather", "Reshape",
+                              "Transpose", "Squeeze", "Unsqueeze", "Dropout", "Clip", "Min", "Max"})  # fmt: skip
+_BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max"})
+_SAME_TOKENS = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div"})
 _TO_OUTPUT = frozenset({"Cast", "Identity", "Mul", "Div", "Tanh", "Add", "Slice", "Reshape", "Gather", "Squeeze"})
-_TO_TOPK = frozenset({"Softmax", "Sigmoid", "Add", "Sub", "Cast", "Identity", "Reshape", "Where", "Unsqueeze", "Squeeze"})
-_OTHER_LINEAR = frozenset({"FusedMatMul", "Einsum", "Conv", "FusedGemm", "QMoE", "MoE"})
+_TO_TOPK = frozenset({"Softmax", "Sigmoid", "Add", "Sub", "Mul", "Div", "Cast", "Identity", "Reshape", "Where",
+                      "Unsqueeze", "Squeeze"})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +56,14 @@ def identify(model: ir.Model) -> Identified:
 
     The graph must have been through `Canonicalize`. Nothing is changed. Time is linear in the number of nodes.
     """
-    found = Identified()
-    nodes = _collect(model, found)
+    nodes, unmatched = collect_sites(model.graph)
+    found = Identified(unmatched=unmatched)
     _assign_glus(model, nodes, found)
     _assign_attention(model.graph, nodes, found)
     _assign_ends(model.graph, nodes)
     _number_layers(nodes, found)
     found.sites = list(nodes.values())
-    found.unmatched.sort(key=lambda u: u.node)
+    found.unmatched.sort(key=lambda u: (u.node, u.reason))
     return found
 
 
@@ -82,155 +84,109 @@ def require_glu(found: Identified, where: str) -> None:
     )
 
 
-def module_path(node: ir.Node) -> str | None:
-    """The module that a node belongs to, as torch.onnx recorded it in the node's metadata."""
-    recorded = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if not recorded:
-        return None
-    try:
-        scopes = ast.literal_eval(recorded)
-    except (ValueError, SyntaxError):
-        return None
-    # The last scope is the operation itself, the one before it the module that called it.
-    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 and scopes[-2] else None
-
-
-def _collect(model: ir.Model, found: Identified) -> dict[ir.Node, Site]:
-    candidates: dict[ir.Node, Site] = {}
-    for node in model.graph:
-        if node.op_type in ("MatMul", "Gemm") and node.domain in ("", "ai.onnx"):
-            reason = _add_site(node, candidates)
-            if reason:
-                found.unmatched.append(Unmatched(node.name or "", reason))
-        elif node.op_type in _OTHER_LINEAR and any(weight_of(v) for v in node.inputs[1:] if v is not None):
-            found.unmatched.append(Unmatched(node.name or "", f"{node.op_type} is not handled; it stays as it is"))
-        for attribute in node.attributes.values():
-            if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-                found.unmatched += _inside_subgraphs(node, attribute)
-    paths = Counter(site.key for site in candidates.values())
-    for node, site in candidates.items():
-        if paths[site.key] > 1:  # one module, several products: the node's name tells them apart
-            candidates[node] = replace(site, key=f"{site.key}/{site.node}")
-    return candidates
-
-
-def _inside_subgraphs(node: ir.Node, attribute: ir.Attr) -> list[Unmatched]:
-    graphs = [attribute.as_graph()] if attribute.type is ir.AttributeType.GRAPH else attribute.as_graphs()
-    return [
-        Unmatched(inner.name or f"{node.name}/{inner.op_type}", f"inside a subgraph of {node.op_type} '{node.name}'")
-        for graph in graphs
-        for inner in graph.all_nodes()
-        if inner.op_type in ("MatMul", "Gemm")
-    ]
-
-
-def _add_site(node: ir.Node, candidates: dict[ir.Node, Site]) -> str | None:
-    """Add the node's Site, or say why it is none; None too for a product of two activations."""
-    weight, activation = weight_of(node.inputs[1]), node.inputs[0]
-    if weight is None:
-        if weight_of(activation) is not None:
-            return "the constant is the first operand: not a linear layer"
-        return None
-    if activation is None or weight_of(activation) is not None:
-        return "both operands are constants"
-    if len(weight.shape) != 2:
-        return f"the constant operand has rank {len(weight.shape)}: not a linear layer"
-    shape = weight.shape
-    if node.op_type == "Gemm":
-        odd = [name for name, usual in (("alpha", 1.0), ("beta", 1.0)) if _attribute(node, name, usual) != usual]
-        if _attribute(node, "transA", 0):
-            odd.append("transA")
-        if odd:
-            return f"Gemm with unusual {', '.join(odd)}; it stays as it is"
-        if _attribute(node, "transB", 0):
-            shape = shape[::-1]
-    key = module_path(node) or node.name or ""
-    candidates[node] = Site(
-        key=key,
-        node=node.name or "",
-        role=Role.OTHER,
-        layer=layer_of(key),
-        input=activation.name or "",
-        weight=weight.initializer.name or "",
-        shape=(shape[0], shape[1]),
-        expert=expert_of(key),
-    )
-    return None
-
-
-def _attribute(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else float(attribute.value)
-
-
 def _assign_glus(model: ir.Model, nodes: dict[ir.Node, Site], found: Identified) -> None:
-    downs: dict[ir.Value, list[ir.Node]] = {}
-    for node in nodes:
-        if (product := _back_through(node.inputs[0], _TO_DOWN)) is not None:
-            downs.setdefault(product, []).append(node)
-    matched_products: set[ir.Node] = set()
+    downs = _behind_downs(nodes)
+    explained: set[ir.Node] = set()
     for match in find_glus(model):
-        down = downs.get(match.product.outputs[0], [])
+        explained.add(match.product)
+        down = downs.get(match.product, [])
         gate, up = _projection(match.gate, nodes), _projection(match.up, nodes)
-        reason = _near_miss(match, down, gate, up)
-        matched_products.add(match.product)
-        if reason is not None or gate is None or up is None:
-            if down or (gate is not None and up is not None):  # a lone sigmoid gate elsewhere is no near miss
-                found.unmatched.append(Unmatched(match.product.name or "", reason or ""))
-            continue
-        _record(match, down[0], gate, up, nodes, found)
+        if down and gate is not None and up is not None and not _gates_a_side_branch(match, gate, up):
+            _record(match, down, gate, up, nodes, found)
+        elif down or (gate is not None and up is not None):  # a lone sigmoid gate elsewhere is no near miss
+            miss = _near_miss(match, bool(down), gate is not None, up is not None)
+            found.unmatched.append(Unmatched(match.product.name or "", miss))
     for product, users in downs.items():
-        node = product.producer()
-        if node is not None and node.op_type == "Mul" and node not in matched_products:
-            reason = _unknown_gate(node, nodes)
-            if reason:
-                found.unmatched.append(Unmatched(users[0].name or "", reason))
+        if product not in explained and (reason := _unknown_gate(product, nodes)):
+            found.unmatched.append(Unmatched(users[0].name or "", reason))
+
+
+def _behind_downs(nodes: dict[ir.Node, Site]) -> dict[ir.Node, list[ir.Node]]:
+    """The products that sites read, seen through moves of data and constant factors, with those sites."""
+    downs: dict[ir.Node, list[ir.Node]] = {}
+    for node in nodes:
+        value = node.inputs[0]
+        while value is not None and (producer := value.producer()) is not None and producer.op_type in _TO_DOWN:
+            if producer.op_type == "Mul":
+                downs.setdefault(producer, []).append(node)
+            value = _only_dynamic(producer)
+    return downs
+
+
+def _only_dynamic(node: ir.Node) -> ir.Value | None:
+    """The operand that a node passes on: the first, or the one that is no constant where the order does not matter."""
+    if node.op_type not in _BINARY:
+        return node.inputs[0]
+    dynamic = [v for v in node.inputs if v is not None and weight_of(v) is None]
+    return dynamic[0] if len(dynamic) == 1 else None
+
+
+def _gates_a_side_branch(match: GluMatch, gate: ir.Node, up: ir.Node) -> bool:
+    """Whether a plain sigmoid gate was computed from something else than what it gates, as squeeze-and-excite does."""
+    return match.kind == "glu" and _origin(gate.inputs[0]) is not _origin(up.inputs[0])
+
+
+def _origin(value: ir.Value | None) -> ir.Value | None:
+    while value is not None and (node := value.producer()) is not None and node.op_type in _SAME_TOKENS:
+        before = _only_dynamic(node)
+        if before is None:
+            break
+        value = before
+    return value
 
 
 def _record(
-    match: GluMatch, down: ir.Node, gate: ir.Node, up: ir.Node, nodes: dict[ir.Node, Site], found: Identified
+    match: GluMatch, downs: list[ir.Node], gate: ir.Node, up: ir.Node, nodes: dict[ir.Node, Site], found: Identified
 ) -> None:
-    roles = {down: Role.GLU_DOWN}
+    roles = dict.fromkeys(downs, Role.GLU_DOWN)
     roles |= {gate: Role.GLU_GATE_UP} if gate is up else {gate: Role.GLU_GATE, up: Role.GLU_UP}
     for node, role in roles.items():
         site = nodes[node]
         nodes[node] = replace(site, role=role if site.expert is None else role.of_expert)
+    down = nodes[downs[0]]
     found.blocks.append(
-        GluBlock(
-            match.kind, match.product.name or "", nodes[gate].key, nodes[up].key, nodes[down].key, nodes[down].layer
-        )
+        GluBlock(match.kind, match.product.name or "", nodes[gate].key, nodes[up].key, down.key, down.layer)
     )
 
 
-def _near_miss(match: GluMatch, down: list[ir.Node], gate: ir.Node | None, up: ir.Node | None) -> str | None:
+def _near_miss(match: GluMatch, down: bool, gate: bool, up: bool) -> str:
     if not down:
-        return f"{match.kind} product feeds no MatMul with a constant weight"
-    if gate is None or up is None:
-        side = "gate" if gate is None else "up"
-        return f"{match.kind} product found, but its {side} branch comes from no MatMul with a constant weight"
-    return None
+        readers = sorted({node.op_type for node in users_of(match.product.outputs[0])})
+        instead = f", but {', '.join(readers)}" if readers else ""
+        return f"{match.kind} product feeds no MatMul with a constant weight{instead}"
+    if gate and up:
+        return f"{match.kind} product found, but its gate is computed from another value than what it gates"
+    side = "up" if gate else "gate"
+    return f"{match.kind} product found, but its {side} branch comes from no MatMul with a constant weight"
 
 
 def _unknown_gate(product: ir.Node, nodes: dict[ir.Node, Site]) -> str | None:
     """Say why act(gate) * up was not taken for a GLU; None for any other product."""
-    if any(v is None or v.const_value is not None for v in product.inputs):
+    one, other = product.inputs
+    if weight_of(one) is not None or weight_of(other) is not None:
         return None
-    sides = [v.producer() for v in product.inputs if v is not None]
-    for one, other in (sides, sides[::-1]):
-        if one is None or other is None or _projection(other.outputs[0], nodes) is None:
+    for gate, up in ((one, other), (other, one)):
+        if _projection(up, nodes) is None:
             continue
-        if one.op_type not in ACTIVATIONS | _FROM_PROJECTION and _projection(one.inputs[0], nodes) is not None:
-            return f"looks like a GLU, but {one.op_type} ('{one.name}') is not a known gate activation"
+        if _projection(gate, nodes) is not None:
+            return "looks like a GLU, but neither branch has an activation"
+        if chain := _chain_to_projection(gate, nodes):
+            return f"looks like a GLU, but {chain} is not a known gate activation"
     return None
 
 
-def _back_through(value: ir.Value | None, ops: frozenset[str]) -> ir.Value | None:
-    while value is not None and (node := value.producer()) is not None and node.op_type in ops:
+def _chain_to_projection(value: ir.Value | None, nodes: dict[ir.Node, Site], depth: int = 4) -> str:
+    """The operators between a value and the projection it comes from, by their first operands; empty for none."""
+    chain: list[str] = []
+    while value is not None and (node := value.producer()) is not None and node.inputs and len(chain) < depth:
+        chain.append(f"{node.op_type} ('{node.name}')")
         value = node.inputs[0]
-    return value
+        if _projection(value, nodes) is not None:
+            return ", ".join(chain)
+    return ""
 
 
-def _projection(value: ir.Value | None, nodes: dict[ir.Node, Site], depth: int = 10) -> ir.Node | None:
+def _projection(value: ir.Value | None, nodes: dict[ir.Node, Site], depth: int = 12) -> ir.Node | None:
     """The site that a GLU branch comes from, through bias, split, clip and moves of data."""
     while value is not None and depth:
         node = value.producer()
@@ -238,13 +194,7 @@ def _projection(value: ir.Value | None, nodes: dict[ir.Node, Site], depth: int =
             return node
         if node.op_type not in _FROM_PROJECTION:
             return None
-        if node.op_type in ("Add", "Mul"):  # a bias or a scale, in either operand
-            dynamic = [v for v in node.inputs if v is not None and weight_of(v) is None]
-            if len(dynamic) != 1:
-                return None
-            value = dynamic[0]
-        else:
-            value = node.inputs[0]
+        value = _only_dynamic(node)  # of a bias or a scale, the other operand
         depth -= 1
     return None
 
@@ -277,9 +227,7 @@ def _set_role(nodes: dict[ir.Node, Site], node: ir.Node, role: Role) -> None:
 def _assign_ends(graph: ir.Graph, nodes: dict[ir.Node, Site]) -> None:
     """lm_head is the site whose output is the graph's, but for scaling; a router's output is ranked by TopK."""
     logits = next((v for v in graph.outputs if v.name == "logits"), graph.outputs[0])
-    for node in nodes:
-        if nodes[node].role is not Role.OTHER:
-            continue
+    for node in [node for node, site in nodes.items() if site.role is Role.OTHER]:
         if _reaches(node, logits, None, _TO_OUTPUT):
             _set_role(nodes, node, Role.LM_HEAD)
         elif _reaches(node, None, "TopK", _TO_TOPK):

@@ -6,11 +6,13 @@ signed and symmetric, and all products that read one value share one quantizer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.errors import GraphError
-from spq_graph.passes.editor import Editor, Operand, drop_unused
+from spq_graph.errors import GraphError, SpqError
+from spq_graph.passes.editor import Editor, Operand, describe_like, drop_unused
 from spq_graph.passes.scales import (
     ActivationQuantizer,
     block_size_for,
@@ -24,6 +26,9 @@ from spq_graph.recipe import Precision, Recipe
 # accuracy_level 4 of MatMulNBits quantizes activations to int8 in blocks: the only level with a fast CPU kernel. One
 # scale for each block of one token, so a spike costs its own block only.
 ACCURACY_LEVEL = 4
+OLDEST_OPSET = 13
+# The floating-point precision that a product has if it is left alone; doubles count as single.
+AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
 
 
 class InsertPrecisions(ir.passes.InPlacePass):
@@ -37,21 +42,44 @@ class InsertPrecisions(ir.passes.InPlacePass):
         self.plan = plan
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        require_opset(model, self.plan)
         editor = Editor(model)
         replaced: list[ir.Value] = []
-        for site in self.plan.sites:
+        # In the graph's order: what several sites share stands in front of the first of them.
+        order = {name: index for index, name in enumerate(editor.nodes)}
+        for site in sorted(self.plan.sites, key=lambda s: order.get(s.node, -1)):
             node, operand = editor.find(site)
             old = node.inputs[1]
-            if site.precision.bits is not None:
-                insert_integer(editor, node, operand, site, self.plan.recipe)
-            elif site.precision is Precision.W8A16:
-                insert_w8a16(editor, node, operand, site)
-            else:
-                insert_float(editor, node, operand, site)
+            try:
+                self._insert(editor, node, operand, site)
+            except SpqError as cause:
+                raise type(cause)(cause.what, where=cause.where or site.key, remedy=cause.remedy) from cause
             if old is not None:
                 replaced.append(old)
         drop_unused(model, replaced)
         return ir.passes.PassResult(model, modified=bool(self.plan.sites))
+
+    def _insert(self, editor: Editor, node: ir.Node, operand: Operand, site: SitePlan) -> None:
+        if site.precision.bits is not None:
+            insert_integer(editor, node, operand, site, self.plan.recipe)
+        elif site.precision is Precision.W8A16:
+            insert_w8a16(editor, node, operand, site)
+        else:
+            insert_float(editor, node, operand, site)
+
+
+def require_opset(model: ir.Model, plan: Plan) -> None:
+    """Check that the graph's opset can say what the plan wants.
+
+    Raises:
+        GraphError: the opset is too old.
+    """
+    opset = model.graph.opset_imports.get("", 1)
+    if opset < OLDEST_OPSET and any(site.precision.bits is not None for site in plan.sites):
+        raise GraphError(
+            f"the graph has opset {opset}, where DequantizeLinear has no scale per channel",
+            remedy=f"export the model again with opset {OLDEST_OPSET} or later",
+        )
 
 
 def insert_integer(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, recipe: Recipe) -> None:
@@ -78,7 +106,7 @@ def insert_integer(editor: Editor, node: ir.Node, operand: Operand, site: SitePl
         editor.constant(f"{prefix}.scale", ir.tensor(scales)),
         editor.constant(f"{prefix}.zero_point", ir.tensor(np.zeros(scales.shape, dtype=np.int8))),
     ]
-    axis = {"axis": 1} if scales.ndim else {}
+    axis: dict[str, Any] = {"axis": 1} if scales.ndim else {}
     name = f"{prefix}.DequantizeLinear"
     node.replace_input_with(1, editor.add(node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **axis))
 
@@ -124,7 +152,7 @@ def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan
     graph, output = editor.model.graph, node.outputs[0]
     graph.insert_before(node, product)
     node.name = f"{site.node}.replaced"
-    product.outputs[0].dtype, product.outputs[0].shape = output.dtype, output.shape
+    describe_like(product.outputs[0], output)
     editor.take_over(output, product.outputs[0])
     graph.remove(node, safe=True)
     editor.nodes[site.node] = product
@@ -134,26 +162,28 @@ def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan
 def insert_float(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan) -> None:
     """Keep a site in floating point; where the precision differs from the graph's, compute in it.
 
-    Weights of a float16 graph stay stored in float16 and are widened exactly; of a float32 graph, `fp16` stores half.
+    Weights of a graph in half precision stay stored in it and are widened exactly; of a float32 graph, `fp16` stores
+    half.
 
     Raises:
         GraphError: a weight does not fit float16.
     """
-    as_is = Precision.FP16 if operand.dtype is ir.DataType.FLOAT16 else Precision.FP32
-    if site.precision is as_is or site.precision is Precision.BF16:
+    as_is = AS_IS.get(operand.dtype, Precision.FP32)
+    if site.precision in (as_is, Precision.BF16):
         return
     node = editor.as_matmul(node)
+    stored = ir.DataType.FLOAT16
     if site.precision is Precision.FP32:
-        editor.widen(node, operand.dtype)
+        stored = operand.dtype
+        editor.widen(node, stored)
     largest = float(np.abs(operand.numpy()).max())
-    if largest > np.finfo(np.float16).max:
+    if stored is ir.DataType.FLOAT16 and largest > np.finfo(np.float16).max:
         raise GraphError(f"a weight of {largest:.4g} does not fit float16", where=site.key, remedy="keep it in fp32")
-    prefix = f"{site.node}.weight.fp16"
+    prefix = f"{site.node}.weight.{AS_IS[stored]}"
     half = ir.LazyTensor(
-        lambda: ir.tensor(operand.numpy().astype(np.float16)),
-        dtype=ir.DataType.FLOAT16, shape=ir.Shape(site.shape), name=prefix,
+        lambda: ir.tensor(operand.numpy().astype(stored.numpy()), dtype=stored),
+        dtype=stored, shape=ir.Shape(site.shape), name=prefix,
     )  # fmt: skip
-    cast = editor.add(
-        node, "Cast", [editor.constant(prefix, half)], f"{prefix}.Cast", ir.DataType.FLOAT, to=int(ir.DataType.FLOAT)
-    )
+    to = operand.dtype if site.precision is not Precision.FP32 else ir.DataType.FLOAT
+    cast = editor.add(node, "Cast", [editor.constant(prefix, half)], f"{prefix}.Cast", to, to=int(to))
     node.replace_input_with(1, cast)

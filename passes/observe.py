@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.errors import GraphError
-from spq_graph.passes.graph import FLOATS
+from spq_graph.passes.values import FLOATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Observe(ir.passes.InPlacePass):
         tape = ir.tape.Tape(graph)
         for index, name in enumerate(self.values):
             value = as_float32(tape, known, name)
-            flat = tape.op("Reshape", [value, _flat_shape(tape, value, index)])
+            flat = tape.op("Reshape", [value, _flat_shape(tape, value)])
             outputs = [
                 _reduce(tape, "ReduceMin", value, -1), _reduce(tape, "ReduceMax", value, -1),
                 _reduce(tape, "ReduceMin", flat, 0), _reduce(tape, "ReduceMax", flat, 0),
@@ -114,18 +114,26 @@ def as_float32(tape: ir.tape.Tape, known: dict[str, ir.Value], name: str) -> ir.
 def _reduce(tape: ir.tape.Tape, op_type: str, value: ir.Value, axis: int) -> ir.Value:
     if tape.graph_like is not None and tape.graph_like.opset_imports.get("", 21) < 18:
         return tape.op(op_type, [value], {"axes": [axis], "keepdims": 0})
-    axes = tape.initializer(ir.tensor(np.array([axis], dtype=np.int64)), name=f"spq_graph.axis.{value.name}.{op_type}")
-    return tape.op(op_type, [value, axes], {"keepdims": 0})
+    return tape.op(op_type, [value, _indices(tape, [axis])], {"keepdims": 0})
 
 
-def _flat_shape(tape: ir.tape.Tape, value: ir.Value, index: int) -> ir.Value:
+def _flat_shape(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
     channels = value.shape[-1] if value.shape is not None and value.shape.rank() else None
     if isinstance(channels, int):
-        shape = np.array([-1, channels], dtype=np.int64)
-        return tape.initializer(ir.tensor(shape), name=f"spq_graph.observe.{index}.shape")
-    size = tape.op("Shape", [value], {"start": -1})
-    minus = tape.initializer(ir.tensor(np.array([-1], dtype=np.int64)), name=f"spq_graph.observe.{index}.minus")
-    return tape.op("Concat", [minus, size], {"axis": 0})
+        return _indices(tape, [-1, channels])
+    # Not Shape's `start`, which opset 15 brought.
+    last, end = _indices(tape, [-1]), _indices(tape, [np.iinfo(np.int64).max])
+    size = tape.op("Slice", [tape.op("Shape", [value]), last, end])
+    return tape.op("Concat", [last, size], {"axis": 0})
+
+
+def _indices(tape: ir.tape.Tape, numbers: Sequence[int]) -> ir.Value:
+    """A constant of int64, one for each list of numbers."""
+    name = f"spq_graph.indices.{'_'.join(map(str, numbers))}"
+    graph = tape.graph_like
+    if isinstance(graph, ir.Graph) and name in graph.initializers:
+        return graph.initializers[name]
+    return tape.initializer(ir.tensor(np.array(numbers, dtype=np.int64)), name=name)
 
 
 def _publish(graph: ir.Graph, value: ir.Value, name: str) -> None:

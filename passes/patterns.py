@@ -15,74 +15,86 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter.pattern import Pattern
 
-from spq_graph.passes.graph import scalar_of, users_of
+from spq_graph.passes.values import scalar_of, users_of, weight_of
 
 Op = Any  # onnxscript's pattern builder: any attribute of it is an operator
+Form = Callable[..., Any]
+CONTRIB = "com.microsoft"
 
 
-def swiglu(op: Op, gate: Any, up: Any) -> Any:
+def silu(op: Op, gate: Any) -> Any:
     """SiLU written out: the form that torch.export gives."""
-    return op.Mul(op.Mul(gate, op.Sigmoid(gate)), up)
+    return op.Mul(gate, op.Sigmoid(gate))
 
 
-def swiglu_product_first(op: Op, gate: Any, up: Any) -> Any:
-    """The same product, associated otherwise."""
+def silu_scaled(op: Op, gate: Any, alpha: Any) -> Any:
+    """Swish with a factor inside of the sigmoid, as in the quick approximation of Gelu."""
+    return op.Mul(gate, op.Sigmoid(op.Mul(gate, alpha)))
+
+
+def silu_exp(op: Op, gate: Any, one: Any) -> Any:
+    """SiLU as a quotient, without a Sigmoid node."""
+    return op.Div(gate, op.Add(op.Exp(op.Neg(gate)), one))
+
+
+def swish(op: Op, gate: Any) -> Any:
+    """Swish of opset 24."""
+    return op.Swish(gate, _allow_other_attributes=True)
+
+
+def quick_gelu(op: Op, gate: Any) -> Any:
+    """ONNX Runtime's fused x * sigmoid(alpha x)."""
+    return op.QuickGelu(gate, _domain=CONTRIB, _allow_other_attributes=True)
+
+
+def gelu(op: Op, gate: Any) -> Any:
+    """Gelu of opset 20, exact or tanh."""
+    return op.Gelu(gate, _allow_other_attributes=True)
+
+
+def gelu_contrib(op: Op, gate: Any) -> Any:
+    """ONNX Runtime's Gelu."""
+    return op.Gelu(gate, _domain=CONTRIB)
+
+
+def gelu_fast(op: Op, gate: Any) -> Any:
+    """ONNX Runtime's tanh Gelu."""
+    return op.FastGelu(gate, _domain=CONTRIB)
+
+
+def relu(op: Op, gate: Any) -> Any:
+    """Relu."""
+    return op.Relu(gate)
+
+
+def sigmoid(op: Op, gate: Any) -> Any:
+    """The gate of the original unit."""
+    return op.Sigmoid(gate)
+
+
+def _gelu_written_out(squash: str) -> list[Form]:
+    """0.5 x (1 + squash(inner)), in the ways to associate it; `inner` and the constants are checked later."""
+
+    def half_gate(op: Op, gate: Any, inner: Any, one: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(gate, half), op.Add(getattr(op, squash)(inner), one))
+
+    def half_last(op: Op, gate: Any, inner: Any, one: Any, half: Any) -> Any:
+        return op.Mul(op.Mul(gate, op.Add(getattr(op, squash)(inner), one)), half)
+
+    def half_inside(op: Op, gate: Any, inner: Any, one: Any, half: Any) -> Any:
+        return op.Mul(gate, op.Mul(op.Add(getattr(op, squash)(inner), one), half))
+
+    return [half_gate, half_last, half_inside]
+
+
+def silu_product_first(op: Op, gate: Any, up: Any) -> Any:
+    """A whole SwiGLU, associated so that SiLU itself never stands in the graph."""
     return op.Mul(op.Mul(gate, up), op.Sigmoid(gate))
 
 
-def swiglu_sigmoid_first(op: Op, gate: Any, up: Any) -> Any:
-    """The same product, associated otherwise."""
+def silu_sigmoid_first(op: Op, gate: Any, up: Any) -> Any:
+    """The same, the other way."""
     return op.Mul(gate, op.Mul(op.Sigmoid(gate), up))
-
-
-def swiglu_swish(op: Op, gate: Any, up: Any) -> Any:
-    """Swish of opset 24."""
-    return op.Mul(op.Swish(gate), up)
-
-
-def swiglu_quick_gelu(op: Op, gate: Any, up: Any) -> Any:
-    """ONNX Runtime's fused x * sigmoid(alpha x)."""
-    return op.Mul(op.QuickGelu(gate, _domain="com.microsoft", _allow_other_attributes=True), up)
-
-
-def geglu(op: Op, gate: Any, up: Any) -> Any:
-    """Gelu of opset 20, exact or tanh."""
-    return op.Mul(op.Gelu(gate, _allow_other_attributes=True), up)
-
-
-def geglu_contrib(op: Op, gate: Any, up: Any) -> Any:
-    """ONNX Runtime's Gelu."""
-    return op.Mul(op.Gelu(gate, _domain="com.microsoft"), up)
-
-
-def geglu_fast(op: Op, gate: Any, up: Any) -> Any:
-    """ONNX Runtime's tanh Gelu."""
-    return op.Mul(op.FastGelu(gate, _domain="com.microsoft"), up)
-
-
-def reglu(op: Op, gate: Any, up: Any) -> Any:
-    """Relu gate."""
-    return op.Mul(op.Relu(gate), up)
-
-
-def glu(op: Op, gate: Any, up: Any) -> Any:
-    """The original unit, with a sigmoid gate."""
-    return op.Mul(op.Sigmoid(gate), up)
-
-
-def _gelu_written_out(squash: str) -> list[Callable[..., Any]]:
-    """0.5 x (1 + squash(inner)), in the three ways to associate it; `inner` and the constants are checked later."""
-
-    def gate_half(op: Op, gate: Any, up: Any, inner: Any, one: Any, half: Any) -> Any:
-        return op.Mul(op.Mul(op.Mul(gate, half), op.Add(getattr(op, squash)(inner), one)), up)
-
-    def half_last(op: Op, gate: Any, up: Any, inner: Any, one: Any, half: Any) -> Any:
-        return op.Mul(op.Mul(op.Mul(gate, op.Add(getattr(op, squash)(inner), one)), half), up)
-
-    def half_inside(op: Op, gate: Any, up: Any, inner: Any, one: Any, half: Any) -> Any:
-        return op.Mul(op.Mul(gate, op.Mul(op.Add(getattr(op, squash)(inner), one), half)), up)
-
-    return [gate_half, half_last, half_inside]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,102 +107,112 @@ class GluMatch:
     up: ir.Value
 
 
-_TABLE: dict[str, tuple[str, Sequence[Callable[..., Any]]]] = {
-    # the operator that gives a GLU away: (kind, patterns), the most specific first
-    "Sigmoid": ("swiglu", [swiglu, swiglu_product_first, swiglu_sigmoid_first]),
-    "Swish": ("swiglu", [swiglu_swish]),
-    "QuickGelu": ("swiglu", [swiglu_quick_gelu]),
-    "Gelu": ("geglu", [geglu, geglu_contrib]),
-    "FastGelu": ("geglu", [geglu_fast]),
-    "Erf": ("geglu", _gelu_written_out("Erf")),
-    "Tanh": ("geglu", _gelu_written_out("Tanh")),
-    "Relu": ("reglu", [reglu]),
+# The operator that gives an activation away: what a GLU with it is called, and how it may be written.
+_ACTIVATIONS: dict[str, list[tuple[str, Sequence[Form]]]] = {
+    "Sigmoid": [("swiglu", [silu, silu_scaled]), ("glu", [sigmoid])],
+    "Exp": [("swiglu", [silu_exp])],
+    "Swish": [("swiglu", [swish])],
+    "QuickGelu": [("swiglu", [quick_gelu])],
+    "Gelu": [("geglu", [gelu, gelu_contrib])],
+    "FastGelu": [("geglu", [gelu_fast])],
+    "Erf": [("geglu", _gelu_written_out("Erf"))],
+    "Tanh": [("geglu", _gelu_written_out("Tanh"))],
+    "Relu": [("reglu", [relu])],
 }
-ACTIVATIONS = frozenset(_TABLE)
+_WHOLE: dict[str, list[tuple[str, Sequence[Form]]]] = {
+    "Sigmoid": [("swiglu", [silu_product_first, silu_sigmoid_first])]
+}
+_CONSTANTS = {"one": 1.0, "half": 0.5}
+_UNCHANGED = frozenset({"Cast", "Identity", "Dropout"})  # between an activation and its product
+ACTIVATIONS = frozenset(_ACTIVATIONS)
 
 
 @cache
-def _patterns(op_type: str) -> list[tuple[str, Pattern]]:
-    kind, functions = _TABLE[op_type]
-    families = [(kind, function) for function in functions]
-    if op_type == "Sigmoid":
-        families.append(("glu", glu))
+def _patterns(op_type: str, whole: bool) -> list[tuple[str, Pattern]]:
+    families = (_WHOLE if whole else _ACTIVATIONS).get(op_type, [])
     # `commute` lists the pattern with the operands of its Mul and Add nodes both ways round; the wrapper hides it.
-    return [(kind, Pattern(form)) for kind, f in families for form in Pattern(f)._target_pattern.commute()]
+    return [
+        (kind, Pattern(variant))
+        for kind, forms in families
+        for form in forms
+        for variant in Pattern(form)._target_pattern.commute()
+    ]
 
 
-def match_glu(model: ir.Model, product: ir.Node, op_type: str) -> GluMatch | None:
-    """Match a Mul node as the product of a GLU whose activation is, or contains, `op_type`."""
-    for kind, pattern in _patterns(op_type):
-        found = pattern.match(model, model.graph, product, check_nodes_are_removable=False)
-        if not found:
-            continue
-        bound = found.bindings
-        gate, up = bound["gate"], bound["up"]
-        if gate is up or _is_scalar(up) or not _gelu_constants_hold(bound):
-            continue
-        if kind == "glu" and _is_silu_tail(product, gate):
-            continue
-        return GluMatch(kind, product, gate, up)
-    return None
+def _bindings(model: ir.Model, root: ir.Node, op_type: str, *, whole: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the patterns around `op_type` bind, where one ends at `root`."""
+    for kind, pattern in _patterns(op_type, whole):
+        found = pattern.match(model, model.graph, root, check_nodes_are_removable=False)
+        if found and _constants_hold(found.bindings):
+            yield kind, found.bindings
 
 
-def _is_silu_tail(product: ir.Node, gate: ir.Value) -> bool:
-    """sigmoid(g) * (g * u) is a SwiGLU with another association, found by a pattern of its own."""
-    return any(
-        value is not None and (node := value.producer()) is not None and node.op_type == "Mul" and gate in node.inputs
-        for value in product.inputs
-    )
+def _constants_hold(bound: dict[str, Any]) -> bool:
+    for name, wanted in _CONSTANTS.items():
+        if name in bound and not math.isclose(scalar_of(bound[name]) or 0.0, wanted, rel_tol=1e-3):
+            return False
+    if "alpha" in bound and scalar_of(bound["alpha"]) is None:
+        return False
+    return "inner" not in bound or _follows_from(bound["inner"], bound["gate"])
 
 
-def _is_scalar(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.size == 1
-
-
-def _gelu_constants_hold(bound: dict[str, Any]) -> bool:
-    if "inner" not in bound:
-        return True
-    one, half = scalar_of(bound["one"]), scalar_of(bound["half"])
-    return (
-        one is not None and half is not None and math.isclose(one, 1.0, rel_tol=1e-3)
-        and math.isclose(half, 0.5, rel_tol=1e-3) and _function_of(bound["inner"], bound["gate"])
-    )  # fmt: skip
-
-
-def _function_of(value: ir.Value, gate: ir.Value, depth: int = 8) -> bool:
-    """Whether a value is computed from `gate` and constants alone."""
-    if value is gate:
+def _follows_from(value: ir.Value, source: ir.Value, depth: int = 8) -> bool:
+    """Whether a value is computed from `source` and constants alone, without a product of matrices."""
+    if value is source:
         return True
     node = value.producer()
-    if node is None or depth == 0:
+    if node is None or depth == 0 or node.op_type in ("MatMul", "Gemm"):
         return False
-    operands = [v for v in node.inputs if v is not None and v.const_value is None]
-    return bool(operands) and all(_function_of(v, gate, depth - 1) for v in operands)
+    operands = [v for v in node.inputs if v is not None and weight_of(v) is None]
+    return bool(operands) and all(_follows_from(v, source, depth - 1) for v in operands)
 
 
 def find_glus(model: ir.Model) -> Iterator[GluMatch]:
     """Every GLU of the main graph, in the order of its nodes; linear in the number of nodes."""
-    products: dict[ir.Node, str] = {}
+    matches: dict[ir.Node, GluMatch] = {}
     for node in model.graph:
         if node.op_type in ACTIVATIONS:
-            for product in _products_after(node):
-                products.setdefault(product, node.op_type)
-    inner: set[ir.Node] = set()
-    matches: dict[ir.Node, GluMatch] = {}
-    for product, op_type in products.items():
-        if match := match_glu(model, product, op_type):
-            matches[product] = match
-            inner |= {v.producer() for v in product.inputs if v is not None and v.producer() is not None}  # type: ignore[misc]
-    # sigmoid(g) * u of g * (sigmoid(g) * u) matches too: the outer product is the GLU.
+            for match in _matches_around(model, node):
+                known = matches.get(match.product)
+                # sigmoid(g) * (g * u) reads as a plain sigmoid gate too: the form that explains more wins.
+                if known is None or known.kind == "glu":
+                    matches[match.product] = match
+    explained = {
+        v.producer() for match in matches.values() if match.kind != "glu" for v in match.product.inputs if v is not None
+    }
     for node in model.graph:
-        if node in matches and not (matches[node].kind == "glu" and node in inner):
+        if node in matches and not (matches[node].kind == "glu" and node in explained):
             yield matches[node]
 
 
-def _products_after(node: ir.Node, depth: int = 4) -> Iterator[ir.Node]:
-    """Mul nodes that an activation reaches through Add and Mul."""
-    for user in users_of(node.outputs[0]):
+def _matches_around(model: ir.Model, node: ir.Node) -> Iterator[GluMatch]:
+    for root in _roots(node):
+        for kind, bound in _bindings(model, root, node.op_type, whole=False):
+            gate = bound["gate"]
+            for product, up in _products(root.outputs[0]):
+                # x * sigmoid(x) and relu(x) * relu(x) are activations of one branch: nothing is gated.
+                if weight_of(up) is None and not _follows_from(up, gate) and not _follows_from(gate, up):
+                    yield GluMatch(kind, product, gate, up)
+        for kind, bound in _bindings(model, root, node.op_type, whole=True):
+            if bound["gate"] is not bound["up"] and weight_of(bound["up"]) is None:
+                yield GluMatch(kind, root, bound["gate"], bound["up"])
+
+
+def _roots(node: ir.Node, depth: int = 3) -> Iterator[ir.Node]:
+    """Nodes where a pattern around `node` may end: itself, and what it reaches through sums and products."""
+    yield node
+    if depth:
+        for user in users_of(node.outputs[0]):
+            if user.op_type in ("Mul", "Add", "Div"):
+                yield from _roots(user, depth - 1)
+
+
+def _products(value: ir.Value, depth: int = 3) -> Iterator[tuple[ir.Node, ir.Value]]:
+    """Products that a value enters, with the other operand."""
+    for user in users_of(value):
         if user.op_type == "Mul":
-            yield user
-        if depth and user.op_type in ("Mul", "Add"):
-            yield from _products_after(user, depth - 1)
+            one, other = user.inputs
+            if one is not None and other is not None:
+                yield user, other if one is value else one
+        elif depth and user.op_type in _UNCHANGED:
+            yield from _products(user.outputs[0], depth - 1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from spq_graph.errors import ActivationError, GraphError
+
 _SMALLEST = float(np.finfo(np.float32).tiny)  # a subnormal scale would overflow its reciprocal
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +42,54 @@ class ActivationQuantizer:
 
         Asymmetric: 2^bits codes over [min(low, 0), max(high, 0)]. Symmetric: 2^bits - 1 codes around 128, since
         ONNX Runtime fuses unsigned activations in every case and signed ones not where several products share them.
+
+        Raises:
+            ActivationError: an end of the range is NaN or infinite.
         """
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ActivationError(
+                f"no quantizer covers the range [{low}, {high}]", remedy="the activation is NaN or infinite somewhere"
+            )
         low, high = min(low, 0.0), max(high, 0.0)
         if scheme == "symmetric":
             steps = 2 ** (bits - 1) - 1
+            zero_point, below, above = 128, steps, steps
             scale = np.float32(max(max(-low, high) / steps, _SMALLEST))
-            return cls(scale, np.uint8(128), np.float32(-scale * steps), np.float32(scale * steps), bits)
-        top = 2**bits - 1
-        scale = np.float32(max((high - low) / top, _SMALLEST))
-        zero_point = round(min(max(-low / float(scale), 0.0), float(top)))
-        return cls(
-            scale, np.uint8(zero_point), np.float32(-scale * zero_point), np.float32(scale * (top - zero_point)), bits
-        )
+        else:
+            top = 2**bits - 1
+            scale = np.float32(max((high - low) / top, _SMALLEST))
+            zero_point = below = min(round(-low / float(scale)), top)
+            above = top - below
+        low, high = (min(float(scale) * count, _LARGEST) for count in (below, above))
+        return cls(scale, np.uint8(zero_point), np.float32(-low), np.float32(high), bits)
 
 
 def weight_scales(
     weight: npt.NDArray[np.float32], bits: int, granularity: Literal["per_channel", "per_tensor"] = "per_channel"
 ) -> npt.NDArray[np.float32]:
-    """Symmetric scales of a weight [K, N]: absmax / (2^(bits-1) - 1), float32 [N] or []."""
+    """Symmetric scales of a weight [K, N]: absmax / (2^(bits-1) - 1), float32 [N] or [].
+
+    Raises:
+        GraphError: the weight holds NaN or infinity.
+    """
     absmax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
     if granularity == "per_tensor":
         absmax = absmax.max()
-    scales = absmax.astype(np.float32) / np.float32(2 ** (bits - 1) - 1)
-    return np.where(scales > _SMALLEST, scales, np.float32(1.0)).astype(np.float32)  # an all-zero column: any scale
+    return _positive(absmax / np.float32(2 ** (bits - 1) - 1))
+
+
+def _positive(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Scales that can be divided by: of zeros, any scale will do."""
+    if not np.isfinite(scales).all():
+        raise GraphError("the weight holds NaN or infinity", remedy="the checkpoint is damaged: no scale fits it")
+    return np.where(scales > _SMALLEST, scales, np.float32(1.0)).astype(np.float32)
 
 
 def weight_codes(weight: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.int8]:
     """Codes of a weight [K, N], round half to even, within plus or minus 2^(bits-1) - 1, int8 [K, N]."""
     top = 2 ** (bits - 1) - 1
-    return np.clip(np.rint(weight / scales), -top, top).astype(np.int8)
+    codes: npt.NDArray[np.int8] = np.clip(np.rint(weight / scales), -top, top).astype(np.int8)
+    return codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +113,17 @@ def block_size_for(rows: int) -> int:
 
 
 def blocked_weight(weight: npt.NDArray[np.float32]) -> BlockedWeight:
-    """Quantize a weight [K, N] in blocks along K."""
+    """Quantize a weight [K, N] in blocks along K.
+
+    Raises:
+        GraphError: the weight holds NaN or infinity.
+    """
     rows, columns = weight.shape
     block = block_size_for(rows)
     blocks = -(-rows // block)
     padded = np.zeros((columns, blocks * block), dtype=np.float32)
     padded[:, :rows] = weight.T
     split = padded.reshape(columns, blocks, block)
-    scales = np.abs(split).max(axis=2) / np.float32(127)
-    scales = np.where(scales > _SMALLEST, scales, np.float32(1.0)).astype(np.float32)
+    scales = _positive(np.abs(split).max(axis=2) / np.float32(127))
     codes = np.clip(np.rint(split / scales[..., None]), -127, 127) + 128
     return BlockedWeight(codes.astype(np.uint8), scales, block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.passes.graph import weight_of
+from spq_graph.passes.values import weight_of
 
 
 class LookThroughQuantization(ir.passes.InPlacePass):
@@ -37,7 +37,9 @@ def _look_through_dequantize(graph: ir.Graph, node: ir.Node) -> None:
         if not codes.uses():
             graph.remove(producer, safe=True)
     elif weight_of(codes) is not None:
-        _bypass(graph, node, codes)
+        cast = ir.node("Cast", [codes], {"to": int(ir.DataType.FLOAT)}, name=node.name)
+        graph.insert_before(node, cast)
+        _bypass(graph, node, cast.outputs[0])
 
 
 def _bypass(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import onnx_ir as ir
 
 from spq_graph.errors import CheckError
 from spq_graph.passes.editor import ADDED
+from spq_graph.passes.scales import ActivationQuantizer
+from spq_graph.passes.values import Weight, scalar_of, weight_of
 from spq_graph.plan import Plan, SitePlan
 from spq_graph.recipe import Precision
 
+_MAY_GO = frozenset({"Transpose", "Cast", "Identity"})  # a constant's, with the operand that it led to
+_STORED = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
 
-def outline(model: ir.Model) -> list[tuple[str, str]]:
-    """Name and operator of every node that no pass of ours added, in order."""
-    return [(node.name or "", node.op_type) for node in model.graph if ADDED not in node.metadata_props]
+
+class Line(NamedTuple):
+    """What must not change of a node: its name, its operator and what it reads."""
+
+    name: str
+    op_type: str
+    reads: tuple[str, ...]
+
+
+def outline(model: ir.Model) -> list[Line]:
+    """Every node that no pass of ours added, in order."""
+    return [
+        Line(node.name or "", node.op_type, tuple((v.name or "") if v is not None else "" for v in node.inputs))
+        for node in model.graph
+        if ADDED not in node.metadata_props
+    ]
 
 
 class VerifyPlan(ir.passes.InPlacePass):
@@ -27,47 +45,79 @@ class VerifyPlan(ir.passes.InPlacePass):
     Calling it raises CheckError, naming the sites where graph and plan differ.
     """
 
-    def __init__(self, plan: Plan, before: list[tuple[str, str]]) -> None:
+    def __init__(self, plan: Plan, before: list[Line]) -> None:
         super().__init__()
         self.plan = plan
         self.before = before
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         nodes = {node.name: node for node in model.graph}
-        wrong = [text for site in self.plan.sites if (text := _differs(nodes.get(site.node), site))]
+        wrong = [
+            f"{site.key}: {text}" for site in self.plan.sites if (text := self._differs(nodes.get(site.node), site))
+        ]
+        names = {site.node for site in self.plan.sites}
         wrong += _unpaired(model.graph)
-        wrong += _changed(self.before, outline(model), {site.node for site in self.plan.sites})
+        wrong += _changed(self.before, outline(model), names)
+        wrong += _strangers(model.graph, names)
         if wrong:
-            raise CheckError("the graph is not what the plan says: " + "; ".join(wrong[:5]), remedy="please report this")
+            raise CheckError(
+                f"the graph is not what the plan says: {'; '.join(wrong[:5])}", remedy="please report this"
+            )
         return ir.passes.PassResult(model, modified=False)
 
+    def _differs(self, node: ir.Node | None, site: SitePlan) -> str | None:
+        if node is None:
+            return f"its node {site.node} is gone"
+        found = precision_of(node)
+        if site.precision.bits is not None:
+            if found is not Precision.INT8:
+                return f"planned {site.precision}, found {found}"
+            return self._differing_codes(node, site)
+        if Precision.INT8 in (found, site.precision) or Precision.W8A16 in (found, site.precision):
+            return None if found is site.precision else f"planned {site.precision}, found {found}"
+        if site.precision in (Precision.FP16, Precision.BF16) and found is not site.precision:
+            return f"planned {site.precision}, found {found}"
+        return None
 
-def _differs(node: ir.Node | None, site: SitePlan) -> str | None:
-    if node is None:
-        return f"{site.key}: its node {site.node} is gone"
-    found = precision_of(node)
-    if site.precision.bits is not None:
-        return None if found is Precision.INT8 else f"{site.key}: planned {site.precision}, found {found}"
-    if site.precision is Precision.W8A16:
-        return None if found is Precision.W8A16 else f"{site.key}: planned w8a16, found {found}"
-    return f"{site.key}: planned {site.precision}, found {found}" if found in (Precision.INT8, Precision.W8A16) else None
+    def _differing_codes(self, node: ir.Node, site: SitePlan) -> str | None:
+        """Whether the quantizers of an integer site are those that its range and bits ask for."""
+        bits = site.precision.bits or 8
+        if site.range is None:
+            return "the plan holds no range"
+        wanted = ActivationQuantizer.fit(*site.range, bits, self.plan.recipe.activations)
+        back = _producer(node.inputs[0])
+        quantize = _producer(back.inputs[0]) if back is not None else None
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            return "its activation is dequantized but never quantized"
+        if [scalar_of(v) for v in quantize.inputs[1:]] != [float(wanted.scale), float(wanted.zero_point)]:
+            return "its activation has another quantizer than its range asks for"
+        clip = _producer(quantize.inputs[0])
+        if bits < 8 and (clip is None or clip.op_type != "Clip" or scalar_of(clip.inputs[2]) != float(wanted.high)):
+            return f"no Clip keeps its activation within {bits} bits"
+        codes = _weight_codes(node)
+        held = (codes.dtype, tuple(codes.shape.numpy())) if codes is not None else None
+        return None if held == (ir.DataType.INT8, site.shape) else "its weight is not held as int8 [K, N]"
 
 
 def precision_of(node: ir.Node) -> Precision:
     """The precision that a product has in the file: INT8 for any integer container."""
     if node.op_type == "MatMulNBits":
         return Precision.W8A16
-    producers = [v.producer() if v is not None else None for v in node.inputs[:2]]
+    producers = [_producer(v) for v in node.inputs[:2]]
     if all(p is not None and p.op_type == "DequantizeLinear" for p in producers):
         return Precision.INT8
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    source = weight
-    while source is not None and (p := source.producer()) is not None and p.op_type in ("Cast", "Transpose", "Identity"):
-        source = p.inputs[0]
-    dtype = source.dtype if source is not None else None
-    return {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}.get(
-        dtype or ir.DataType.FLOAT, Precision.FP32
-    )
+    weight = weight_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    return _STORED.get(weight.tensor.dtype, Precision.FP32) if weight is not None else Precision.FP32
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
+
+
+def _weight_codes(node: ir.Node) -> ir.TensorProtocol | None:
+    dequantize = _producer(node.inputs[1])
+    weight: Weight | None = weight_of(dequantize.inputs[0]) if dequantize is not None else None
+    return weight.tensor if weight is not None else None
 
 
 def _unpaired(graph: Iterable[ir.Node]) -> list[str]:
@@ -77,16 +127,28 @@ def _unpaired(graph: Iterable[ir.Node]) -> list[str]:
             users = {use.node.op_type for use in node.outputs[0].uses()}
             if users != {"DequantizeLinear"}:
                 wrong.append(f"{node.name} feeds {sorted(users) or 'nothing'} instead of DequantizeLinear")
+        elif node.op_type == "DequantizeLinear" and weight_of(node.inputs[0]) is None:
+            source = _producer(node.inputs[0])
+            if source is None or source.op_type != "QuantizeLinear" or source.inputs[1:] != node.inputs[1:]:
+                wrong.append(f"{node.name} does not undo a QuantizeLinear")
     return wrong
 
 
-def _changed(before: list[tuple[str, str]], after: list[tuple[str, str]], sites: set[str]) -> list[str]:
-    """Nodes outside of the sites that came, went or moved."""
-    kept = {name for name, _ in after}
-    # A constant's Transpose or Cast goes with the operand that it led to.
-    old = [(name, op) for name, op in before if name not in sites and (name in kept or op not in _MAY_GO)]
-    new = [(name, op) for name, op in after if name not in sites]
-    return [] if old == new else [f"nodes outside of the plan changed: {sorted(set(old) ^ set(new))[:3]}"]
+def _changed(before: list[Line], after: list[Line], sites: set[str]) -> list[str]:
+    """Nodes outside of the sites that came, went, moved, or read something else."""
+    kept = {line.name for line in after}
+    old = [line for line in before if line.name not in sites and (line.name in kept or line.op_type not in _MAY_GO)]
+    new = [line for line in after if line.name not in sites]
+    if old == new:
+        return []
+    names = sorted({line.name for line in set(old) ^ set(new)}) or ["their order"]
+    return [f"nodes outside of the plan changed: {', '.join(names[:3])}"]
 
 
-_MAY_GO = frozenset({"Transpose", "Cast", "Identity"})
+def _strangers(graph: Iterable[ir.Node], sites: set[str]) -> list[str]:
+    """Nodes that pass for inserted ones, but for no site of the plan."""
+    return [
+        f"{node.name} was inserted for {node.metadata_props[ADDED]!r}, which is no site"
+        for node in graph
+        if node.metadata_props.get(ADDED, next(iter(sites), "")) not in sites
+    ][:3]

@@ -1,0 +1,119 @@
+"""Collect: every product with a constant weight, as a Site without a role yet, and why the others are none."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from spq_graph.passes.values import FLOATS, Weight, is_standard, weight_of
+from spq_graph.sites import Role, Site, Unmatched, expert_of, layer_of
+
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
+_OTHER_LINEAR = frozenset({"FusedMatMul", "Einsum", "Conv", "FusedGemm", "QMoE", "MoE", "GemmFastGelu"})
+# Contrib operators that hold their projections themselves: inputs 0, 1 are the hidden states and the packed weight.
+_FUSED_LINEAR = frozenset({"Attention", "PackedAttention", "LongformerAttention", "QAttention", "DecoderAttention"})
+
+
+def is_product(node: ir.Node) -> bool:
+    """Whether a node is a MatMul or Gemm of ONNX."""
+    return node.op_type in _PRODUCTS and is_standard(node)
+
+
+def collect_sites(graph: ir.Graph) -> tuple[dict[ir.Node, Site], list[Unmatched]]:
+    """Sites by node, in the order of the graph, and the products that are none, with the reason."""
+    sites: dict[ir.Node, Site] = {}
+    unmatched: list[Unmatched] = []
+    for node in graph:
+        if is_product(node):
+            found = _site_or_reason(node)
+            if isinstance(found, Site):
+                sites[node] = found
+            elif found:
+                unmatched.append(Unmatched(node.name or "", found))
+        elif _holds_weight(node):
+            unmatched.append(Unmatched(node.name or "", f"{node.op_type} is not handled; it stays as it is"))
+        unmatched += _inside_subgraphs(node)
+    shared = Counter(site.key for site in sites.values())
+    for node, site in sites.items():
+        if shared[site.key] > 1:  # one module, several products: the node's name tells them apart
+            sites[node] = replace(site, key=f"{site.key}/{site.node}")
+    return sites, unmatched
+
+
+def _holds_weight(node: ir.Node) -> bool:
+    if node.op_type in _FUSED_LINEAR and not is_standard(node):
+        return len(node.inputs) > 1 and weight_of(node.inputs[1]) is not None
+    return node.op_type in _OTHER_LINEAR and any(weight_of(v) is not None for v in node.inputs[1:])
+
+
+def _inside_subgraphs(node: ir.Node) -> Iterator[Unmatched]:
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            graphs = [attribute.as_graph()]
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            graphs = list(attribute.as_graphs())
+        else:
+            continue
+        for inner in (inner for graph in graphs for inner in graph.all_nodes() if is_product(inner)):
+            name = inner.name or f"{node.name}/{inner.op_type}"
+            yield Unmatched(name, f"inside a subgraph of {node.op_type} '{node.name}'")
+
+
+def _site_or_reason(node: ir.Node) -> Site | str | None:
+    """The node's Site, or why it is none; None for a product of two activations."""
+    if len(node.inputs) < 2:
+        return f"{node.op_type} with fewer than two operands"
+    activation, weight = node.inputs[0], weight_of(node.inputs[1])
+    constant_first = weight_of(activation) is not None
+    if weight is None:
+        return "the constant is the first operand: not a linear layer" if constant_first else None
+    if activation is None or constant_first:
+        return "both operands are constants"
+    reason = _odd_weight(weight) or (_odd_gemm(node) if node.op_type == "Gemm" else None)
+    if reason:
+        return reason
+    rows, columns = weight.shape[::-1] if attribute_of(node, "transB", 0) else weight.shape
+    if rows < 2:
+        return "an outer product with a vector: not a linear layer"
+    key = module_path(node) or node.name or ""
+    return Site(
+        key=key, node=node.name or "", role=Role.OTHER, layer=layer_of(key), input=activation.name or "",
+        weight=weight.initializer.name or "", shape=(rows, columns), expert=expert_of(key),
+    )  # fmt: skip
+
+
+def _odd_weight(weight: Weight) -> str | None:
+    if len(weight.shape) != 2:
+        return f"the constant operand has rank {len(weight.shape)}: not a linear layer"
+    if weight.dtype not in FLOATS:
+        return f"the constant operand holds {weight.dtype.name}: not a floating-point product"
+    return None if min(weight.shape) else "the constant operand is empty"
+
+
+def _odd_gemm(node: ir.Node) -> str | None:
+    odd = [name for name in ("alpha", "beta") if attribute_of(node, name, 1.0) != 1.0]
+    odd += ["transA"] if attribute_of(node, "transA", 0) else []
+    return f"Gemm with unusual {', '.join(odd)}; it stays as it is" if odd else None
+
+
+def attribute_of(node: ir.Node, name: str, default: float) -> float:
+    """The number that an attribute holds."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.value)
+
+
+def module_path(node: ir.Node) -> str | None:
+    """The module that a node belongs to, as torch.onnx recorded it in the node's metadata."""
+    recorded = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if not recorded:
+        return None
+    try:
+        scopes = ast.literal_eval(recorded)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    # The last scope is the operation itself, the one before it the module that called it.
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 and scopes[-2] else None

@@ -1,0 +1,105 @@
+"""The few questions that every pass asks of a value: which constant it is, and who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_SEEN_THROUGH = frozenset({"Cast", "Identity", "Transpose"})
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A constant operand: the initializer behind it and the nodes in between, the nearest to the operand last."""
+
+    initializer: ir.Value
+    through: tuple[ir.Node, ...]
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        """What the initializer holds."""
+        tensor = self.initializer.const_value
+        assert tensor is not None
+        return tensor
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Element type as the operand has it, which a Cast makes another than the stored one."""
+        casts = [node for node in self.through if node.op_type == "Cast"]
+        return _cast_to(casts[-1]) if casts else self.tensor.dtype
+
+    @property
+    def transposed(self) -> bool:
+        """Whether an odd number of transpositions lies between the initializer and the operand."""
+        return sum(node.op_type == "Transpose" for node in self.through) % 2 == 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape as the operand has it."""
+        shape = tuple(int(d) for d in self.tensor.shape.numpy())
+        return shape[::-1] if self.transposed else shape
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """The operand as float32, rounded wherever a Cast in between rounds it."""
+        array = np.asarray(self.tensor.numpy())
+        for node in self.through:
+            if node.op_type == "Cast":
+                array = array.astype(_cast_to(node).numpy(), copy=False)
+        array = array.astype(np.float32, copy=False)
+        return array.T if self.transposed else array
+
+
+def _cast_to(node: ir.Node) -> ir.DataType:
+    return ir.DataType(node.attributes["to"].as_int())
+
+
+def weight_of(value: ir.Value | None) -> Weight | None:
+    """The constant behind an operand, seen through Cast, Identity and Transpose; None where there is none."""
+    through: list[ir.Node] = []
+    while value is not None:
+        node = value.producer()
+        if node is None:
+            return None if value.const_value is None else Weight(value, tuple(reversed(through)))
+        if node.op_type not in _SEEN_THROUGH or not is_standard(node):
+            return None
+        if node.op_type == "Transpose" and not _swaps_two(node):
+            return None
+        through.append(node)
+        value = node.inputs[0]
+    return None
+
+
+def _swaps_two(node: ir.Node) -> bool:
+    permutation = node.attributes.get("perm")
+    return permutation is None or list(permutation.as_ints()) == [1, 0]
+
+
+def is_standard(node: ir.Node) -> bool:
+    """Whether a node is of ONNX's own domain."""
+    return node.domain in ("", "ai.onnx")
+
+
+def scalar_of(value: ir.Value | None) -> float | None:
+    """The number that a constant of one element holds, whatever its rank; seen through Cast."""
+    weight = weight_of(value)
+    return float(weight.numpy().reshape(-1)[0]) if weight is not None and weight.tensor.size == 1 else None
+
+
+def users_of(value: ir.Value) -> Iterator[ir.Node]:
+    """Nodes that read a value, each once, in the order of use."""
+    yield from dict.fromkeys(use.node for use in value.uses())
+
+
+def names_in(model: ir.Model) -> set[str]:
+    """Every name that a value or a node of the model has, in subgraphs too."""
+    names: set[str] = set()
+    for graph in model.graphs():
+        values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+        names |= {value.name for value in values if value.name}
+        names |= {node.name for node in graph if node.name}
+    return names
