@@ -29,7 +29,7 @@ from spq_graph.runtime.tokenizer import TextTokenizer
 
 LONGEST_WINDOW = 2048
 # Text sampled from the model is as slow as generation: this much of it settles ranges, and more is there on request.
-SAMPLED_TOKENS = 16_384
+SAMPLED_TOKENS = 8_192
 SAMPLED_TOKENS_WITHOUT_CACHE = 4_096
 
 
