@@ -324,4 +324,4 @@ def main() -> None:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _on_terminate)
     with _errors_for_people():
-        app(standalone_mode=True)
+        app(prog_name="spq-graph")

@@ -1,0 +1,336 @@
+"""The verbs as people use them, on decoders of a few kilobytes: outputs, shapes of JSON, exit statuses, same bytes."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from spq_graph import __version__
+from spq_graph.plan import Plan
+from spq_graph.report import INTEGER_KERNELS, Report
+from tests.decoders import VOCABULARY, write_decoder, write_ids
+from tests.e2e.command import Result, contents, done, spq
+
+SPIKED = "layers.1.mlp.down_proj"
+FILES = {
+    "model.onnx", "model.onnx.data", "plan.json", "ranges.json", "ranges.safetensors", "report.json", "report.html",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A decoder with one planted spike, its data, and what `quantize` made of it."""
+
+    model: Path
+    calibration: Path
+    text: Path
+    out: Path
+    result: Result
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    folder = tmp_path_factory.mktemp("inputs")
+    model = write_decoder(folder / "decoder.onnx", spikes={1: 1000.0}, external=True)
+    calibration, text = write_ids(folder / "calibration.npz"), write_ids(folder / "text.npz", seed=1)
+    before = contents(folder)
+    out = tmp_path_factory.mktemp("outputs") / "out"
+    arguments = ["quantize", model, "-o", out, "--calibration", calibration, "--text", text]
+    yield Case(model, calibration, text, out, done(*arguments, "--bits", 8, "--bits", 6, "--json"))
+    assert contents(folder) == before  # whatever the tests of this module did
+
+
+def test_quantize_leaves_what_the_contract_says(case: Case) -> None:
+    assert {path.name for path in case.out.iterdir()} == FILES
+    assert case.result.json["plan"] == json.loads((case.out / "plan.json").read_text())
+    assert case.result.json["report"] == json.loads((case.out / "report.json").read_text())
+    assert [path.name for path in case.out.parent.iterdir()] == ["out"]
+    assert SPIKED in (case.out / "report.html").read_text()
+
+
+def test_the_spike_is_kept_and_everything_else_runs_in_integers(case: Case) -> None:
+    plan, report = Plan.load(case.out / "plan.json"), Report.load(case.out / "report.json")
+    assert [site.key for site in plan.kept] == [SPIKED]
+    assert plan.budget_met
+    assert plan.kept[0].evidence.token == 1
+    assert plan.kept[0].evidence.position == 0
+    assert len(plan.integer_sites) == 3 * 7 - 1
+    assert sum(count for op, count in report.executed.items() if op in INTEGER_KERNELS) == len(plan.integer_sites)
+    assert set(report.providers) == {"CPUExecutionProvider"}
+
+
+def test_the_ladder(case: Case) -> None:
+    report = case.result.json["report"]
+    rows = {(r["name"], r["bits"], r["seed"]): r for r in report["ladder"]}
+    names = ["everywhere", "everywhere_symmetric", "everywhere_per_tensor_weights", "spike_aware", "control_lowest"]
+    expected = {(name, bits, None) for name in names for bits in (8, 6)}
+    expected |= {("control_random", bits, seed) for bits in (8, 6) for seed in (0, 1, 2)}
+    assert set(rows) == expected | {("fp32", None, None), ("weight_only", 8, None)}
+    for row in rows.values():
+        assert set(row) >= {"name", "bits", "perplexity", "nll", "kl", "top1", "bytes", "kept", "executed"}
+    for bits in (8, 6):
+        everywhere, aware = rows["everywhere", bits, None], rows["spike_aware", bits, None]
+        assert aware["kl"] < 0.3 * everywhere["kl"]
+        assert aware["bytes"] < rows["fp32", None, None]["bytes"]
+        kept = len(aware["kept"])
+        for control in ("control_lowest", "control_random"):
+            other = rows[control, bits, None if control == "control_lowest" else 0]
+            assert len(other["kept"]) == kept
+            assert not set(other["kept"]) & set(aware["kept"])
+            assert other["kl"] > 0.8 * everywhere["kl"]
+    assert report["text"]["tokens"] == 16 * 32
+    assert set(report) >= {"ladder", "text", "executed", "providers", "seconds", "peak_rss_bytes", "environment"}
+
+
+def test_two_runs_give_the_same_bytes(case: Case, tmp_path: Path) -> None:
+    done("quantize", case.model, "-o", tmp_path / "again", "--calibration", case.calibration, "--no-eval")
+    for name in ("plan.json", "model.onnx", "model.onnx.data", "ranges.json", "ranges.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (case.out / name).read_bytes(), name
+
+
+def test_single_steps_give_the_bytes_of_the_whole(case: Case, tmp_path: Path) -> None:
+    ranges, plan, out = tmp_path / "ranges.json", tmp_path / "plan.json", tmp_path / "out"
+    facts = done("calibrate", case.model, "-o", ranges, "--calibration", case.calibration, "--json").json
+    assert facts == {"ranges": str(ranges), "sequences": 16, "tokens": 512, "values": facts["values"]}
+    planned = done("plan", case.model, ranges, "-o", plan, "--calibration", case.calibration, "--json").json
+    assert planned == json.loads(plan.read_text())
+    applied = done("apply", case.model, plan, "-o", out, "--json").json
+    assert sum(count for op, count in applied["executed"].items() if op in INTEGER_KERNELS) == 20
+    for name in ("plan.json", "model.onnx", "model.onnx.data"):
+        assert (out / name).read_bytes() == (case.out / name).read_bytes(), name
+    assert ranges.read_bytes() == (case.out / "ranges.json").read_bytes()
+
+
+def test_shards_merge_to_the_same_ranges(case: Case, tmp_path: Path) -> None:
+    shards = [tmp_path / f"{index}.json" for index in range(3)]
+    for index, shard in enumerate(shards):
+        done("calibrate", case.model, "-o", shard, "--calibration", case.calibration, "--shard", f"{index}/3")
+    merged = tmp_path / "merged.json"
+    done("calibrate", case.model, "-o", merged, *(part for shard in shards for part in ("--merge", shard)))
+    assert merged.read_bytes() == (case.out / "ranges.json").read_bytes()
+    assert merged.with_suffix(".safetensors").read_bytes() == (case.out / "ranges.safetensors").read_bytes()
+
+
+def test_plan_without_data_goes_by_ratio(case: Case, tmp_path: Path) -> None:
+    arguments = ["plan", case.model, case.out / "ranges.json", "-o", tmp_path / "plan.json", "--json"]
+    planned = done(*arguments, "--spike-ratio", 100).json
+    assert planned["search"]["rule"] == "ratio"
+    assert planned["search"]["evaluations"] == 0
+    assert [s["key"] for s in planned["sites"] if s["reason"] == "spike"] == [SPIKED]
+    assert done(*arguments, "--keep", "*.0.mlp.*").json["search"]["rule"] == "ratio"
+
+
+def test_inspect(case: Case) -> None:
+    ours, source = (done("inspect", path, "--json").json for path in (case.out, case.model))
+    for found in (ours, source):
+        assert found["glu_blocks"] == 3
+        assert len(found["sites"]) == 22
+        assert set(found["sites"][0]) >= {"key", "node", "role", "layer", "shape", "precision", "reason", "evidence"}
+    assert ours["sites"] == case.result.json["plan"]["sites"]
+    assert {s["reason"] for s in source["sites"]} == {None}
+    assert {s["precision"] for s in source["sites"]} == {"fp32"}
+    bare = done("inspect", case.out / "model.onnx", "--json").json  # no plan beside it is read
+    assert {s["key"]: s["precision"] for s in bare["sites"]} == {s["key"]: s["precision"] for s in ours["sites"]}
+    (one,) = done("inspect", case.out, "--site", SPIKED, "--json").json["sites"]
+    assert one["reason"] == "spike"
+    shown = done("inspect", case.out, "--why", "--site", SPIKED).out
+    assert "quantizing it alone costs KL" in shown
+    assert "unmatched" in done("inspect", case.model, "--unmatched").out
+
+
+def test_diff(case: Case, tmp_path: Path) -> None:
+    done(
+        "plan", case.model, case.out / "ranges.json", "-o", tmp_path / "plan.json",
+        "--spike-ratio", 100, "--keep", "layers.0.mlp.up_proj",
+    )  # fmt: skip
+    found = done("diff", case.out, tmp_path / "plan.json", "--json").json
+    changed = {entry["key"]: (entry["a"]["precision"], entry["b"]["precision"]) for entry in found["changed"]}
+    assert changed["layers.0.mlp.up_proj"] == ("int8", "fp32")
+    assert found["same_model"] is True
+    assert "the plans decide the same" in done("diff", case.out, case.out / "plan.json").out
+
+
+def test_eval(case: Case) -> None:
+    rows = {(r["name"], r["bits"]): r for r in case.result.json["report"]["ladder"]}
+    found = done("eval", case.out, "--text", case.text, "--against", case.model, "--json").json
+    assert set(found) == {"perplexity", "nll", "tokens", "kl", "top1"}
+    for key in ("perplexity", "nll", "kl", "top1"):
+        assert found[key] == pytest.approx(rows["spike_aware", 8][key], rel=1e-9)
+    alone = done("eval", case.model, "--text", case.text, "--json").json
+    assert alone == {"perplexity": pytest.approx(rows["fp32", None]["perplexity"]), "nll": alone["nll"], "tokens": 496}
+    assert "perplexity: " in done("eval", case.model, "--text", case.text).out
+
+
+def test_without_data_the_model_makes_its_own(case: Case, tmp_path: Path) -> None:
+    arguments = ["calibrate", case.model, "--calibration-tokens", 200, "--window", 20, "--json"]
+    facts = done(*arguments, "-o", tmp_path / "a.json").json
+    assert (facts["sequences"], facts["tokens"]) == (10, 200)
+    done(*arguments, "-o", tmp_path / "b.json")
+    done(*arguments, "-o", tmp_path / "c.json", "--seed", 1)
+    same, other = ((tmp_path / f"{name}.json").read_bytes() for name in "bc")
+    assert (tmp_path / "a.json").read_bytes() == same != other
+
+
+def test_dry_run_writes_nothing(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = done("quantize", case.model, "-o", tmp_path / "out", "--dry-run", "--window", 32, "--json").json
+    assert (found["sites"], found["kept_at_most"], found["glu_blocks"]) == (21, 3, 3)
+    assert {"expected_time", "mb_quantized_everywhere", "source_mb"} <= set(found)
+    assert "expected time" in done("quantize", case.model, "-o", tmp_path / "out", "--dry-run", "--window", 32).out
+    assert not list(tmp_path.iterdir())
+
+
+def test_force_replaces_an_earlier_out_and_nothing_else(case: Case, tmp_path: Path) -> None:
+    ours, foreign = tmp_path / "ours", tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("the only copy")
+    arguments = ["apply", case.model, case.out / "plan.json", "-o"]
+    done(*arguments, ours)
+    assert spq(*arguments, ours).code == 1
+    (ours / "stale").write_text("x")
+    done(*arguments, ours, "--force")
+    assert not (ours / "stale").exists()
+    refused = spq(*arguments, foreign, "--force")
+    assert (refused.code, refused.out) == (1, "")
+    assert "not an artifact of spq-graph" in refused.err
+    assert (foreign / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("name", [".", "..", "decoder.onnx"])
+def test_out_never_covers_an_input(case: Case, name: str) -> None:
+    before = contents(case.model.parent)
+    refused = spq("quantize", case.model, "-o", case.model.parent / name, "--force", "--no-eval")
+    assert refused.code in (1, 2)
+    assert contents(case.model.parent) == before
+
+
+def test_what_did_not_run_in_integers_is_a_failed_check(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spq_graph.runtime.session.INTEGER_KERNELS", frozenset({"QGemm"}))
+    failed = spq("apply", case.model, case.out / "plan.json", "-o", tmp_path / "out")
+    assert failed.code == 3
+    assert "did not run as integer kernels" in failed.err
+    assert "layers.0.mlp.gate_proj" in failed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("spq_graph.workbench.save_model", full)
+    failed = spq("apply", case.model, case.out / "plan.json", "-o", tmp_path / "out")
+    assert failed.code == 1
+    assert "the disk is full" in failed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_for_another_model(case: Case, tmp_path: Path) -> None:
+    other = write_decoder(tmp_path / "other.onnx", seed=5)
+    failed = spq("apply", other, case.out / "plan.json", "-o", tmp_path / "out")
+    assert failed.code == 2
+    assert "made for another model" in failed.err
+    assert "another model" in spq("plan", other, case.out / "ranges.json", "-o", tmp_path / "plan.json").err
+
+
+def usage(case: Case, *arguments: object) -> Result:
+    return spq("quantize", case.model, "-o", case.out.parent / "unused", "--calibration", case.calibration, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bits", 3], "greater than or equal to 4"),
+        (["--bits", 8, "--bits", 12], "less than or equal to 8"),
+        (["--bits", "many"], "valid int"),
+        (["--target", "tpu"], "'cpu' or 'portable'"),
+        (["--high-precision", "fp12"], "high_precision"),
+        (["--spike-ratio", 0.5], "spike_ratio"),
+        (["--keep", "nowhere"], "'nowhere' fits no site"),
+        (["--window", 1], "window"),
+        (["--window", 2, "--bos"], "BOS"),
+        (["--recipe", "absent.toml"], "recipe cannot be read"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_wrong_use(case: Case, arguments: list[Any], message: str) -> None:
+    failed = usage(case, "--no-eval", *arguments)
+    assert failed.code == 2, failed.err
+    assert message in failed.err
+    assert failed.out == ""
+    assert [path.name for path in case.out.parent.iterdir()] == ["out"]
+
+
+def test_other_wrong_uses(case: Case, tmp_path: Path) -> None:
+    assert spq("inspect", case.out, "--site", "nowhere").code == 2
+    assert spq("calibrate", case.model, "-o", tmp_path / "r.json", "--shard", "1", "--window", 8).code == 2
+    assert spq("calibrate", case.model, "-o", tmp_path / "r.json", "--shard", "3/3", "--window", 8).code == 2
+    assert spq("eval", case.model).code == 2
+    assert spq("eval", case.model, "--against", case.model, "--tasks", "x.jsonl").code == 2
+    assert spq("export", case.model, "-o", tmp_path / "out").code == 2
+    assert spq("diff", tmp_path / "a.json", tmp_path / "b.json").code == 2
+    same = usage(case, "--text", case.calibration)
+    assert same.code == 2
+    assert "the evaluation text is the calibration data" in same.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_file(case: Case, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('bits = 6\nspike_ratio = 100.0\nhigh_precision = "w8a16"\nignore = ["layers.0.*"]\n')
+    done("quantize", case.model, "-o", tmp_path / "out", "--calibration", case.calibration, "--recipe", recipe)
+    precision = {s.key: s.precision.value for s in Plan.load(tmp_path / "out" / "plan.json").sites}
+    assert precision[SPIKED] == "w8a16"
+    assert precision["layers.0.mlp.up_proj"] == "fp32"
+    assert precision["layers.2.mlp.up_proj"] == "int6"
+    recipe.write_text("bitz = 6\n")
+    failed = usage(case, "--recipe", recipe)
+    assert failed.code == 2
+    assert "unknown key 'bitz'" in failed.err
+
+
+def test_help_and_version() -> None:
+    assert done("--version").out.strip() == __version__
+    for verb in ("quantize", "export", "calibrate", "plan", "apply", "inspect", "diff", "eval"):
+        assert verb in done("--help").out
+        assert done(verb, "--help").out
+    assert spq().code in (0, 2)
+    assert spq("nonsense").code == 2
+
+
+def test_quantized_lm_head(case: Case, tmp_path: Path) -> None:
+    done(
+        "quantize", case.model, "-o", tmp_path / "out", "--calibration", case.calibration, "--quantize-lm-head",
+        "--spike-ratio", 100,
+    )  # fmt: skip
+    head = next(s for s in Plan.load(tmp_path / "out" / "plan.json").sites if s.key == "lm_head")
+    assert (head.precision.value, head.shape) == ("int8", (32, VOCABULARY))
+
+
+def test_a_graph_of_fixed_shape(case: Case, tmp_path: Path) -> None:
+    model = write_decoder(tmp_path / "fixed.onnx", spikes={1: 1000.0}, fixed=(3, 32))
+    out = tmp_path / "out"
+    result = done("quantize", model, "-o", out, "--calibration", case.calibration, "--text", case.text, "--json").json
+    assert [s["key"] for s in result["plan"]["sites"] if s["reason"] == "spike"] == [SPIKED]
+    free = {r["name"]: r["perplexity"] for r in case.result.json["report"]["ladder"] if r["bits"] in (None, 8)}
+    fixed = {r["name"]: r["perplexity"] for r in result["report"]["ladder"]}
+    assert fixed["fp32"] == pytest.approx(free["fp32"], rel=1e-4)
+    assert fixed["spike_aware"] == pytest.approx(free["spike_aware"], rel=1e-2)
+
+
+def test_masks_in_an_npz(case: Case, tmp_path: Path) -> None:
+    ids = np.load(case.calibration)["input_ids"]
+    mask = (np.arange(32) < np.arange(2, 34)[: len(ids), None]).astype(np.int64)
+    np.savez(tmp_path / "masked.npz", input_ids=ids, attention_mask=mask)
+    facts = done("calibrate", case.model, "-o", tmp_path / "r.json", "--calibration", tmp_path / "masked.npz", "--json")
+    assert facts.json["tokens"] == int(mask.sum())

@@ -1,0 +1,55 @@
+"""An interrupt midway: no half OUT, no intermediate files, and an exit status that says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from tests.conftest import ROOT
+from tests.decoders import write_decoder, write_ids
+from tests.e2e.command import contents
+
+PATIENCE = 120  # seconds
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals work otherwise there")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_interrupt(tmp_path: Path, number: signal.Signals, status: int, earlier: bool) -> None:
+    inputs, outputs, temporary = (tmp_path / name for name in ("inputs", "outputs", "temporary"))
+    for folder in (inputs, outputs, temporary):
+        folder.mkdir()
+    model = write_decoder(inputs / "model.onnx", layers=4, spikes={1: 1000.0})
+    write_ids(inputs / "calibration.npz", rows=2000)
+    if earlier:
+        (outputs / "out").mkdir()
+        (outputs / "out" / "plan.json").write_text("{}")
+    before = contents(inputs, outputs)
+    command = [
+        sys.executable, "-m", "spq_graph", "quantize", str(model), "-o", str(outputs / "out"), "--force",
+        "--calibration", str(inputs / "calibration.npz"), "--no-eval",
+    ]  # fmt: skip
+    # Without the last of them, importing ONNX Runtime leaves a file of its own among the temporary ones.
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + PATIENCE
+    # The folder for OUT comes first, and then the first intermediate model: from there on it calibrates and decides.
+    while not (list(outputs.glob(".out.partial-*")) and list(temporary.glob("*/*.onnx"))):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    assert contents(inputs, outputs) == before
+    assert [path.name for path in outputs.iterdir()] == (["out"] if earlier else [])
+    assert not list(temporary.iterdir())
