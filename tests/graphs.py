@@ -82,7 +82,8 @@ class Builder:
         if form in ("gemm", "gemm_transposed"):
             flipped = form == "gemm_transposed"
             operands = [value, self.const(weight.T if flipped else weight), *([offset] if offset else [])]
-            return str(self.op("Gemm", *operands, **({"transB": 1} if flipped else {})))
+            attributes: dict[str, Any] = {"transB": 1} if flipped else {}
+            return str(self.op("Gemm", *operands, **attributes))
         if form == "transpose":
             operand = self.op("Transpose", self.const(np.ascontiguousarray(weight.T)), perm=[1, 0])
         elif form == "cast":

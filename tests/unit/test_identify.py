@@ -1,0 +1,322 @@
+"""Identify: sites, roles, layers and keys, in every form that exporters give them; near misses with the reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spq_graph.errors import GraphError
+from spq_graph.passes.graph import Canonicalize
+from spq_graph.passes.identify import Identified, identify, require_glu
+from spq_graph.sites import Role
+from tests.decoder_graphs import AttentionForm, Decoder, decoder
+from tests.graphs import ACTIVATIONS, LINEAR_FORMS, PACKINGS, Builder, Glu, LinearForm, Naming, Packing, glu_model
+
+FLOAT = onnx.TensorProto.FLOAT
+Write = Callable[[Builder], str]
+
+
+def found_in(model: onnx.ModelProto) -> Identified:
+    onnx.checker.check_model(model)
+    graph = ir.from_proto(model)
+    Canonicalize()(graph)
+    return identify(graph)
+
+
+def roles(found: Identified) -> list[str]:
+    return [site.role.value for site in found.sites]
+
+
+GLUS = st.builds(
+    Glu,
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    form=st.sampled_from(LINEAR_FORMS),
+    packing=st.sampled_from(PACKINGS),
+    gate_first=st.booleans(),
+    bias=st.booleans(),
+    between=st.lists(st.sampled_from(["Cast", "Identity"]), max_size=2).map(tuple),
+)
+
+
+@settings(max_examples=60)
+@given(
+    glus=st.lists(GLUS, min_size=1, max_size=3),
+    opset=st.integers(13, 24),
+    naming=st.sampled_from(["anonymous", "torchscript", "dynamo"]),
+    dtype=st.sampled_from([np.float32, np.float16]),
+    as_nodes=st.booleans(),
+)
+def test_every_glu_is_found(
+    glus: list[Glu], opset: int, naming: Naming, dtype: type[np.generic], as_nodes: bool
+) -> None:
+    opset = max(opset, *(ACTIVATIONS[glu.activation].opset for glu in glus))
+    found = found_in(glu_model(*glus, opset=opset, naming=naming, dtype=dtype, constants_as_nodes=as_nodes))
+    assert [block.kind for block in found.blocks] == [ACTIVATIONS[glu.activation].kind for glu in glus]
+    assert [block.layer for block in found.blocks] == list(range(len(glus)))
+    assert found.unmatched == []
+    for layer, glu in enumerate(glus):
+        sites = [site for site in found.sites if site.layer == layer]
+        inner = glu.inner if glu.packing == "separate" else 2 * glu.inner
+        fused = ["glu_gate_up"] if glu.packing != "separate" else ["glu_gate", "glu_up"]
+        assert [site.role.value for site in sites] == [*fused, "glu_down"]
+        assert [site.shape for site in sites] == [(glu.width, inner)] * len(fused) + [(glu.inner, glu.width)]
+
+
+class TestNames:
+    def test_module_paths(self) -> None:
+        found = found_in(glu_model(Glu(), Glu(packing="split"), naming="dynamo"))
+        assert [site.key for site in found.sites] == [
+            "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj",
+            "model.layers.1.mlp.gate_up_proj", "model.layers.1.mlp.down_proj",
+        ]  # fmt: skip
+        assert found.blocks[1].gate == found.blocks[1].up == "model.layers.1.mlp.gate_up_proj"
+
+    def test_node_names(self) -> None:
+        found = found_in(glu_model(Glu(), naming="torchscript"))
+        assert found.blocks[0].down == "/model/layers.0/mlp/down_proj/MatMul"
+        assert found.by_key[found.blocks[0].down].layer == 0
+
+    def test_anonymous(self) -> None:
+        found = found_in(glu_model(Glu(), Glu()))
+        assert all(site.key == site.node for site in found.sites)
+        assert len(found.by_key) == 6
+
+    def test_module_with_several_products(self) -> None:
+        b = Builder(naming="dynamo", module="model.layers.3.both")
+        hidden = b.linear(b.linear("x", 4, 4), 4, 4)
+        b.op("Neg", hidden, outputs=["y"])
+        found = found_in(b.model({"x": (FLOAT, [2, 4])}, {"y": (FLOAT, [2, 4])}))
+        assert [site.key for site in found.sites] == [f"model.layers.3.both/{site.node}" for site in found.sites]
+        assert {site.layer for site in found.sites} == {3}
+
+    def test_metadata_that_is_not_what_torch_writes(self) -> None:
+        model = glu_model(Glu(), naming="dynamo")
+        for node, text in zip(model.graph.node, ["(", "3", "[]", "['']", "[" * 5000, "['', None, '']"], strict=False):
+            node.metadata_props[0].value = text
+        assert len(found_in(model).blocks) == 1
+
+
+ATTENTION: list[tuple[AttentionForm, int, int]] = [
+    ("plain", 13, 2), ("plain", 21, 1), ("qk_norm", 21, 1), ("packed", 21, 2), ("packed", 18, 1),
+    ("GroupQueryAttention", 21, 1), ("MultiHeadAttention", 21, 2), ("Attention", 23, 1), ("Attention", 24, 2),
+]  # fmt: skip
+
+
+class TestDecoders:
+    @pytest.mark.parametrize("rope", [True, False])
+    @pytest.mark.parametrize(("attention", "opset", "kv_heads"), ATTENTION)
+    def test_attention(self, attention: AttentionForm, opset: int, kv_heads: int, rope: bool) -> None:
+        found = found_in(decoder(Decoder(attention=attention, kv_heads=kv_heads, rope=rope), opset=opset))
+        projections = ["attn_qkv"] if attention == "packed" else ["attn_q", "attn_k", "attn_v"]
+        layer = [*projections, "attn_o", "glu_gate", "glu_up", "glu_down"]
+        assert roles(found) == [*layer, *layer, "lm_head"]
+        assert [site.layer for site in found.sites] == [0] * len(layer) + [1] * len(layer) + [None]
+        assert found.unmatched == []
+
+    @pytest.mark.parametrize("naming", ["anonymous", "torchscript", "dynamo"])
+    def test_layers(self, naming: Naming) -> None:
+        found = found_in(decoder(Decoder(layers=3), naming=naming))
+        assert [site.layer for site in found.sites] == [*sorted([0, 1, 2] * 7), None]
+
+    @pytest.mark.parametrize("capped", [True, False])
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_head(self, tied: bool, capped: bool) -> None:
+        found = found_in(decoder(Decoder(tied=tied, capped=capped, vocab=20)))
+        head = found.sites[-1]
+        assert (head.role, head.shape, head.key) == (Role.LM_HEAD, (8, 20), "lm_head")
+
+    @pytest.mark.parametrize("naming", ["torchscript", "dynamo"])
+    def test_experts(self, naming: Naming) -> None:
+        found = found_in(decoder(Decoder(experts=3), naming=naming))
+        assert Counter(roles(found)) == {
+            "attn_q": 2, "attn_k": 2, "attn_v": 2, "attn_o": 2, "router": 2, "lm_head": 1,
+            "expert_gate": 6, "expert_up": 6, "expert_down": 6,
+        }  # fmt: skip
+        assert [s.expert for s in found.sites if s.role is Role.EXPERT_DOWN] == [0, 1, 2] * 2
+
+    def test_half_precision(self) -> None:
+        found = found_in(decoder(Decoder(kv_heads=1), dtype=np.float16))
+        assert len(found.blocks) == 2
+        assert Role.OTHER not in {site.role for site in found.sites}
+
+    def test_nothing_is_changed(self) -> None:
+        graph = ir.from_proto(decoder())
+        Canonicalize()(graph)
+        before = ir.to_proto(graph).SerializeToString()
+        identify(graph)
+        assert ir.to_proto(graph).SerializeToString() == before
+
+
+def mlp(write: Callable[[Builder, str, str], str]) -> Identified:
+    """What is found where `write` makes the input of down from gate and up."""
+    b = Builder()
+    gate, up = b.linear("x", 4, 6), b.linear("x", 4, 6)
+    b.op("Add", "x", b.linear(write(b, gate, up), 6, 4), outputs=["y"])
+    return found_in(b.model({"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 4])}))
+
+
+def silu_product(b: Builder, gate: str, up: str) -> str:
+    return str(b.op("Mul", ACTIVATIONS["silu"].write(b, gate), up))
+
+
+def _squared(b: Builder, value: str) -> str:
+    relu = b.op("Relu", value)
+    return str(b.op("Mul", relu, relu))
+
+
+class TestNearMisses:
+    @pytest.mark.parametrize(
+        ("write", "reason"),
+        [
+            (lambda b, g, u: b.op("Mul", b.op("Elu", g), u), "looks like a GLU, but Elu ('Elu_2') is not a known gate"),
+            (lambda b, g, u: b.op("Mul", u, b.op("Softplus", g)), "but Softplus ('Softplus_2') is not a known gate"),
+            (lambda b, g, u: b.op("Mul", _squared(b, g), u), "but Mul ('Mul_3'), Relu ('Relu_2') is not a known gate"),
+            (lambda b, g, u: b.op("Mul", g, u), "looks like a GLU, but neither branch has an activation"),
+        ],
+    )  # fmt: skip
+    def test_unknown_activation(self, write: Callable[[Builder, str, str], str], reason: str) -> None:
+        found = mlp(write)
+        assert found.blocks == []
+        assert len(found.unmatched) == 1
+        assert reason in found.unmatched[0].reason
+
+    def test_norm_in_front_of_down(self) -> None:
+        def write(b: Builder, gate: str, up: str) -> str:
+            product = silu_product(b, gate, up)
+            return str(b.op("LayerNormalization", product, b.const(np.ones(6, np.float32))))
+
+        found = mlp(write)
+        assert found.blocks == []
+        assert [u.reason for u in found.unmatched] == [
+            "swiglu product feeds no MatMul with a constant weight, but LayerNormalization"
+        ]
+
+    def test_no_down(self) -> None:
+        b = Builder()
+        b.op("Neg", silu_product(b, b.linear("x", 4, 6), b.linear("x", 4, 6)), outputs=["y"])
+        found = found_in(b.model({"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 6])}))
+        assert [u.reason for u in found.unmatched] == ["swiglu product feeds no MatMul with a constant weight, but Neg"]
+
+    @pytest.mark.parametrize("side", ["gate", "up"])
+    def test_dynamic_weight(self, side: str) -> None:
+        b = Builder()
+        constant, dynamic = b.linear("x", 4, 6), b.op("MatMul", "x", "w")
+        gate, up = (dynamic, constant) if side == "gate" else (constant, dynamic)
+        b.op("Add", "x", b.linear(silu_product(b, gate, up), 6, 4), outputs=["y"])
+        found = found_in(b.model({"x": (FLOAT, ["n", 4]), "w": (FLOAT, [4, 6])}, {"y": (FLOAT, ["n", 4])}))
+        assert found.blocks == []
+        assert f"its {side} branch comes from no MatMul with a constant weight" in found.unmatched[0].reason
+
+    def test_refused_with_the_nearest(self) -> None:
+        with pytest.raises(GraphError, match=r"no GLU block was found.*Elu \('Elu_2'\).*\n.*--allow-no-glu"):
+            require_glu(mlp(lambda b, g, u: str(b.op("Mul", b.op("Elu", g), u))), "here")
+
+    def test_not_refused(self) -> None:
+        require_glu(mlp(silu_product), "here")
+
+
+class TestStillFound:
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda b, g, u: b.op("Mul", silu_product(b, g, u), b.number(0.5)),
+            lambda b, g, u: b.op("Clip", silu_product(b, g, u), b.number(-9.0), b.number(9.0)),
+            lambda b, g, u: silu_product(b, b.op("Clip", g, "", b.number(7.0)), b.op("Add", u, b.number(1.0))),
+            lambda b, g, u: silu_product(b, b.op("Div", g, b.number(2.0)), u),
+            lambda b, g, u: b.op("Reshape", silu_product(b, g, u), b.const([-1, 6], np.int64)),
+        ],
+        ids=["scaled", "clipped", "clamped as in gpt-oss", "divided gate", "reshaped"],
+    )
+    def test_with_something_in_between(self, write: Callable[[Builder, str, str], str]) -> None:
+        assert [block.kind for block in mlp(write).blocks] == ["swiglu"]
+
+    def test_two_downs(self) -> None:
+        b = Builder()
+        product = silu_product(b, b.linear("x", 4, 6), b.linear("x", 4, 6))
+        b.op("Add", b.linear(product, 6, 4), b.linear(product, 6, 4), outputs=["y"])
+        found = found_in(b.model({"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 4])}))
+        assert roles(found) == ["glu_gate", "glu_up", "glu_down", "glu_down"]
+        assert len(found.blocks) == 1
+
+
+def feed_forward(b: Builder) -> str:
+    return b.linear(ACTIVATIONS["erf_half_last"].write(b, b.linear("x", 4, 6)), 6, 4)
+
+
+def squeeze_excite(b: Builder) -> str:
+    x = b.linear("x", 4, 6)
+    pooled = b.op("ReduceMean", x, b.const([0], np.int64))
+    gate = b.op("Sigmoid", b.linear(b.op("Relu", b.linear(pooled, 6, 2)), 2, 6))
+    return b.linear(b.op("Mul", x, gate), 6, 4)
+
+
+class TestNoGlu:
+    @pytest.mark.parametrize("write", [feed_forward, squeeze_excite, lambda b: b.linear(b.op("Mul", "x", "x"), 4, 4)])
+    def test_no_block(self, write: Write) -> None:
+        b = Builder()
+        b.op("Neg", write(b), outputs=["y"])
+        found = found_in(b.model({"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 4])}))
+        assert found.blocks == []
+        assert {site.role for site in found.sites} == {Role.OTHER}
+
+
+class TestNoSite:
+    @pytest.mark.parametrize(
+        ("write", "reason"),
+        [
+            (lambda b: b.op("MatMul", b.const(b.random(2, 2)), "x"), "the constant is the first operand"),
+            (lambda b: b.op("Reshape", b.op("MatMul", "x", b.const(b.random(1, 4, 4))), b.const([-1, 4], np.int64)),
+             "the constant operand has rank 3"),
+            (lambda b: b.op("Gemm", "x", b.const(b.random(4, 4)), alpha=0.5), "Gemm with unusual alpha"),
+            (lambda b: b.op("Gemm", b.op("Transpose", "x"), b.const(b.random(4, 4)), transA=1),
+             "Gemm with unusual transA"),
+            (lambda b: b.op("Cast", b.op("MatMul", b.op("Cast", "x", to=6), b.const(np.eye(4), np.int32)), to=1),
+             "the constant operand holds INT32"),
+            (lambda b: b.op("MatMul", b.op("ReduceMax", "x", b.const([1], np.int64)), b.const(b.random(1, 4))),
+             "an outer product with a vector"),
+            (lambda b: b.op("Add", "x", b.op("MatMul", b.const(b.random(2, 3)), b.const(b.random(3, 4)))),
+             "both operands are constants"),
+            (lambda b: b.op("Einsum", "x", b.const(b.random(4, 4)), equation="ij,jk->ik"), "Einsum is not handled"),
+        ],
+    )  # fmt: skip
+    def test_reason(self, write: Write, reason: str) -> None:
+        b = Builder()
+        b.op("Identity", write(b), outputs=["y"])
+        found = found_in(b.model({"x": (FLOAT, [2, 4])}, {"y": (FLOAT, [2, 4])}))
+        assert found.sites == []
+        assert len(found.unmatched) == 1
+        assert reason in found.unmatched[0].reason
+
+    def test_inside_a_subgraph(self) -> None:
+        inner = Builder()
+        inner.op("MatMul", "x", inner.const(inner.random(4, 4)), outputs=["t"], name="hidden")
+        then = inner.model({}, {"t": (FLOAT, [2, 4])}).graph
+        other = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["e"])], "e", [], [
+            onnx.helper.make_tensor_value_info("e", FLOAT, [2, 4])
+        ])  # fmt: skip
+        b = Builder()
+        b.op("If", "c", then_branch=then, else_branch=other, outputs=["y"], name="choice")
+        found = found_in(b.model({"x": (FLOAT, [2, 4]), "c": (onnx.TensorProto.BOOL, [])}, {"y": (FLOAT, [2, 4])}))
+        assert found.sites == []
+        assert [(u.node, u.reason) for u in found.unmatched] == [("hidden", "inside a subgraph of If 'choice'")]
+
+    def test_product_of_activations_goes_unmentioned(self) -> None:
+        b = Builder()
+        b.op("MatMul", "x", b.op("Transpose", "x"), outputs=["y"])
+        found = found_in(b.model({"x": (FLOAT, [2, 4])}, {"y": (FLOAT, [2, 2])}))
+        assert (found.sites, found.unmatched) == ([], [])
+
+
+@pytest.mark.parametrize("form", LINEAR_FORMS)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_weights_are_seen_through(form: LinearForm, packing: Packing) -> None:
+    model = glu_model(Glu(form=form, packing=packing, bias=True))
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert {site.weight for site in found_in(model).sites} <= names
