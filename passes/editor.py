@@ -149,6 +149,32 @@ class Editor:
         cast.replace_input_with(0, output)
         output.dtype = ir.DataType.FLOAT
 
+    def shield(self, node: ir.Node) -> None:
+        """Part an integer product from the Add behind it by a Reshape that changes nothing.
+
+        ONNX Runtime merges the two into a Gemm before it looks for quantized products, and a Gemm with a floating-point
+        bias then runs in floating point. It does so where the product has two axes, or sizes that are all known.
+        """
+        output = node.outputs[0]
+        readers = [use.node for use in output.uses()]
+        dims = None if output.shape is None else list(output.shape)
+        if len(readers) != 1 or readers[0].op_type != "Add":
+            return
+        if dims is not None and len(dims) > 2 and not all(isinstance(d, int) for d in dims):
+            return
+        if dims is None:  # a Reshape needs to know how many axes there are; a sum of one term does not
+            apart = ir.node("Sum", [output], name=self.fresh(f"{node.name}.apart"))
+        else:
+            name = f"spq_graph.same_{len(dims)}_axes"
+            if name not in self.shared:
+                self.shared[name] = self.constant(name, ir.tensor(np.zeros(len(dims), dtype=np.int64)))
+            apart = ir.node("Reshape", [output, self.shared[name]], name=self.fresh(f"{node.name}.apart"))
+        apart.metadata_props[ADDED] = node.name or ""
+        self.model.graph.insert_after(node, apart)
+        describe_like(apart.outputs[0], output)
+        self.take_over(output, apart.outputs[0])
+        apart.replace_input_with(0, output)
+
     def take_over(self, old: ir.Value, new: ir.Value) -> None:
         """Let `new` stand where `old` stood, under its name."""
         name = old.name

@@ -109,6 +109,7 @@ def insert_integer(editor: Editor, node: ir.Node, operand: Operand, site: SitePl
     axis: dict[str, Any] = {"axis": 1} if scales.ndim else {}
     name = f"{prefix}.DequantizeLinear"
     node.replace_input_with(1, editor.add(node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **axis))
+    editor.shield(node)
 
 
 def _quantized_input(editor: Editor, node: ir.Node, prefix: str, quantizer: ActivationQuantizer) -> ir.Value:
@@ -177,7 +178,7 @@ def insert_float(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan
         stored = operand.dtype
         editor.widen(node, stored)
     largest = float(np.abs(operand.numpy()).max())
-    if stored is ir.DataType.FLOAT16 and largest > np.finfo(np.float16).max:
+    if stored is ir.DataType.FLOAT16 and largest > float(np.finfo(np.float16).max):
         raise GraphError(f"a weight of {largest:.4g} does not fit float16", where=site.key, remedy="keep it in fp32")
     prefix = f"{site.node}.weight.{AS_IS[stored]}"
     half = ir.LazyTensor(
