@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,19 @@ def run(model: Path | onnx.ModelProto, feeds: Mapping[str, Array], outputs: list
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     results: list[Array] = ort.InferenceSession(source, options, ["CPUExecutionProvider"]).run(outputs, dict(feeds))
     return results
+
+
+def activations(tokens: int, width: int, seed: int = 1) -> Array:
+    return (np.random.default_rng(seed).standard_normal((tokens, width)) * 2 + 0.5).astype(np.float32)
+
+
+def kernels(path: Path) -> Counter[str]:
+    """Operators after ONNX Runtime's own optimizations."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
 def plan_for(model: Path, feeds: Mapping[str, Array], choose: Choose | Precision, **recipe: Any) -> Plan:

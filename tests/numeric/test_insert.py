@@ -19,7 +19,7 @@ from spq_graph.runtime.session import check_integer_sites, execute_once
 from spq_graph.sites import Role, Site
 from tests.decoder_graphs import Decoder, decoder, token_feeds
 from tests.graphs import LINEAR_FORMS, Array, Builder, Glu, LinearForm, glu_model
-from tests.inserting import applied, fake_quantized, fake_quantized_weight, plan_for, run
+from tests.inserting import activations, applied, fake_quantized, fake_quantized_weight, kernels, plan_for, run
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -37,21 +37,6 @@ def linear(folder: Path, form: LinearForm, rows: int, columns: int, *, half: boo
     if form == "half":
         weight = weight.astype(np.float16).astype(dtype)
     return path, weight, bias
-
-
-def activations(tokens: int, width: int, seed: int = 1) -> Array:
-    return (np.random.default_rng(seed).standard_normal((tokens, width)) * 2 + 0.5).astype(np.float32)
-
-
-def kernels(path: Path) -> Counter[str]:
-    """Operators after ONNX Runtime's own optimizations."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
-    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
 class TestOneSite:
@@ -312,86 +297,3 @@ class TestWholeGraphs:
         turned = plan.model_copy(update={"sites": plan.sites[::-1]})
         one, two = applied(path, plan, "one.onnx"), applied(path, turned, "two.onnx")
         assert [n.name for n in onnx.load(one).graph.node] == [n.name for n in onnx.load(two).graph.node]
-
-
-class TestNames:
-    def test_that_collide_with_ours(self, tmp_path: Path) -> None:
-        model = glu_model(Glu(bias=True), naming="torchscript")
-        down = next(n for n in model.graph.node if "down_proj" in n.name and n.op_type == "MatMul")
-        ours = [f"{down.name}.weight.int6.{part}" for part in ("codes", "scale", "zero_point")]
-        ours += [f"{down.input[0]}.int6.{part}" for part in ("low", "high", "scale", "zero_point")]
-        ours += [f"{down.input[0]}.int6.QuantizeLinear.out", f"{down.name}.weight.int6.DequantizeLinear.out"]
-        total = "x"
-        for name in ours:
-            model.graph.initializer.append(numpy_helper.from_array(np.zeros(8, np.float32), name))
-            model.graph.node.insert(0, onnx.helper.make_node("Add", [total, name], [f"{name}.sum"]))
-            total = f"{name}.sum"
-        model.graph.node.append(onnx.helper.make_node("Sub", [total, "x"], ["unused"]))
-        model.graph.output.append(onnx.helper.make_tensor_value_info("unused", FLOAT, ["tokens", 8]))
-        path, plain = tmp_path / "model.onnx", tmp_path / "plain.onnx"
-        path.write_bytes(model.SerializeToString())
-        onnx.save(glu_model(Glu(bias=True), naming="torchscript"), plain)
-        feeds = {"x": activations(9, 8)}
-        results = [
-            run(applied(p, plan_for(p, feeds, Precision.INT6), f"{p.stem}.made.onnx"), feeds)[0] for p in (path, plain)
-        ]
-        np.testing.assert_array_equal(*results)
-
-    def test_with_every_kind_of_character(self, tmp_path: Path) -> None:
-        model = glu_model(Glu(form="gemm", bias=True))
-        for node in model.graph.node:
-            for values in (node.input, node.output):
-                for index, name in enumerate(values):
-                    if name.startswith("v"):
-                        values[index] = f"scope/{name}:0 ü"
-        path = tmp_path / "model.onnx"
-        onnx.save(model, path)
-        feeds = {"x": activations(9, 8)}
-        assert kernels(applied(path, plan_for(path, feeds, Precision.INT8)))["MatMulIntegerToFloat"] == 3
-
-    def test_weight_that_two_sites_share(self, tmp_path: Path) -> None:
-        b = Builder()
-        weight = b.const(b.random(8, 8))
-        b.op("MatMul", b.op("MatMul", "x", weight), weight, outputs=["y"])
-        path = tmp_path / "model.onnx"
-        onnx.save(b.model({"x": (FLOAT, [3, 8])}, {"y": (FLOAT, [3, 8])}), path)
-        feeds = {"x": activations(3, 8)}
-        made = applied(path, plan_for(path, feeds, lambda s: Precision.INT8 if s.input == "x" else Precision.FP32))
-        assert kernels(made)["MatMulIntegerToFloat"] == 1
-        np.testing.assert_allclose(run(made, feeds)[0], run(path, feeds)[0], atol=0.1)
-
-
-class TestRefused:
-    def test_old_opset(self, tmp_path: Path) -> None:
-        path = tmp_path / "model.onnx"
-        onnx.save(glu_model(Glu(), opset=12), path)
-        with pytest.raises(GraphError, match="opset 12, where DequantizeLinear has no scale per channel"):
-            apply_plan(path, plan_for(path, {"x": activations(3, 8)}, Precision.INT8))
-
-    def test_plan_of_another_model(self, tmp_path: Path) -> None:
-        path, other = tmp_path / "model.onnx", tmp_path / "other.onnx"
-        onnx.save(glu_model(Glu()), path)
-        onnx.save(glu_model(Glu(inner=20)), other)
-        plan = plan_for(path, {"x": activations(3, 8)}, Precision.INT8)
-        with pytest.raises(GraphError, match="this site of the plan is not in the graph"):
-            apply_plan(other, plan)
-
-    def test_no_range(self, tmp_path: Path) -> None:
-        path = tmp_path / "model.onnx"
-        onnx.save(glu_model(Glu()), path)
-        plan = plan_for(path, {"x": activations(3, 8)}, Precision.INT8)
-        plan.sites[1].range = None
-        with pytest.raises(GraphError, match="holds no range"):
-            apply_plan(path, plan)
-
-    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    @pytest.mark.parametrize("precision", [Precision.INT8, Precision.W8A16])
-    def test_weight_that_is_not_finite(self, tmp_path: Path, value: float, precision: Precision) -> None:
-        b = Builder()
-        weight = b.random(8, 8)
-        weight[3, 2] = value
-        b.op("MatMul", "x", b.const(weight), outputs=["y"], name="broken")
-        path = tmp_path / "model.onnx"
-        onnx.save(b.model({"x": (FLOAT, [3, 8])}, {"y": (FLOAT, [3, 8])}), path)
-        with pytest.raises(GraphError, match="broken: the weight holds NaN or infinity"):
-            apply_plan(path, plan_for(path, {"x": activations(3, 8)}, precision))
