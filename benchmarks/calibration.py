@@ -60,9 +60,16 @@ def prepare(source: str, data: Path, tokens: int, work: Path) -> dict[str, Any]:
 
 
 def batches(work: Path) -> Any:
-    """The rows as Sequences, as every method takes them."""
-    import numpy as np
+    """The rows as Sequences, as every method takes them, with all modules loaded that any of the methods needs.
 
+    What a process imports is then the same for all, and the difference is what the method does.
+    """
+    import numpy as np
+    import onnxruntime.quantization.calibrate
+
+    import spq_graph.passes.apply
+    import spq_graph.passes.observe
+    import spq_graph.runtime.calibrate  # noqa: F401
     from spq_graph.runtime.sequences import Sequences
 
     ids = np.load(work / "ids.npy")
@@ -249,9 +256,7 @@ def main() -> None:
             print(json.dumps(METHODS[step](Path(rest[0]))))
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "source", nargs="?", default="reference", help="Hugging Face folder (default: the reference model)"
-    )
+    parser.add_argument("source", nargs="?", default="reference", help="Hugging Face folder (default: embedded)")
     embedded = ROOT / "models" / "reference" / "evaluation.txt"
     parser.add_argument("--data", type=Path, default=WIKITEXT if WIKITEXT.is_file() else embedded, help="UTF-8 text")
     parser.add_argument("--tokens", type=int, default=16_384)
