@@ -129,7 +129,7 @@ def export(
     as_json: o.Json = False,
 ) -> None:
     """A Hugging Face folder to ONNX."""
-    from spq_graph.pipeline import export as run
+    from spq_graph.stages import export as run
 
     if not no_cache:
         errors.print("[yellow]note:[/] this version exports without KV cache (as with --no-cache)")
@@ -158,7 +158,7 @@ def calibrate(
     as_json: o.Json = False,
 ) -> None:
     """Measure the ranges of every site's input, or merge shards that were measured apart."""
-    from spq_graph.pipeline import calibrate as run
+    from spq_graph.stages import calibrate as run
 
     ranges = run(
         model, out, _steps(), calibration=calibration, tokens=calibration_tokens, tokenizer=tokenizer, shard=shard,
@@ -192,8 +192,8 @@ def plan(
 ) -> None:
     """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
     from spq_graph.console import spike_table
-    from spq_graph.pipeline import plan as run
     from spq_graph.recipe import load_recipe
+    from spq_graph.stages import plan as run
 
     given = load_recipe(
         recipe, bits=bits, high_precision=high_precision, spike_ratio=spike_ratio, target=target,
@@ -219,8 +219,8 @@ def apply(
     as_json: o.Json = False,
 ) -> None:
     """Apply a plan, and prove that every planned integer site runs as one."""
-    from spq_graph.pipeline import apply as run
     from spq_graph.plan import Plan
+    from spq_graph.stages import apply as run
 
     executed = run(model, Plan.load(plan_file), out, _steps(), force=force)
     if as_json:

@@ -15,8 +15,8 @@ from spq_graph.recipe import Precision
 from spq_graph.report import Rung
 from spq_graph.runtime.evaluate import Score, evaluate
 from spq_graph.runtime.sequences import Sequences
-from spq_graph.runtime.session import Runner, check_integer_sites, execute_once
-from spq_graph.workbench import Built, Workbench, discard, with_precisions
+from spq_graph.runtime.session import Runner, execute_once
+from spq_graph.workbench import Built, Workbench, discard
 
 RANDOM_SEEDS = (0, 1, 2)
 # Models whose sessions live side by side: each batch of FP logits is then computed once for all of them.
@@ -43,8 +43,7 @@ def variants(plan: Plan, as_is: Precision) -> list[Variant]:
     def quantized_but(kept: frozenset[str], **recipe: object) -> Plan:
         high = {s.key: s.precision for s in plan.kept}
         default = as_is if plan.recipe.high_precision == "auto" else Precision(plan.recipe.high_precision)
-        return with_precisions(
-            plan,
+        return plan.with_precisions(
             lambda s: s.precision if s.key not in counted or s.range is None
             else high.get(s.key, default) if s.key in kept else integer,
             **recipe,
@@ -72,7 +71,7 @@ def variants(plan: Plan, as_is: Precision) -> list[Variant]:
 def weight_only(plan: Plan) -> Variant:
     """The honest rival: every weight in 8 bits by block, activations as they are."""
     counted = {s.key for s in plan.counted}
-    rival = with_precisions(plan, lambda s: Precision.W8A16 if s.key in counted else s.precision)
+    rival = plan.with_precisions(lambda s: Precision.W8A16 if s.key in counted else s.precision)
     return Variant("weight_only", 8, rival)
 
 
@@ -86,54 +85,32 @@ def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, s
     Raises:
         CheckError: a row's integer sites did not run as integer kernels.
     """
-    own = [row for row in rows if row.built is None]
-    with steps.step("build ladder", f"Building {len(own)} variants") as tick:
-        for done, row in enumerate(own):
-            row.built = bench.build(row.plan)
-            tick(done + 1, len(own))
-    reference: Score | None = None
-    scores: list[Score] = []
-    groups = _groups([row.built.bytes for row in rows if row.built is not None])
-    with steps.step("evaluate", f"Evaluating {len(rows) + 1} models on {text.tokens} tokens") as tick:
-        for number, (start, stop) in enumerate(groups):
-            runners = [Runner(row.built.path) for row in rows[start:stop] if row.built is not None]
-            reference, part = evaluate(
-                bench.runner, runners, text,
-                lambda done, total, number=number: tick(number * total + done, len(groups) * total),  # type: ignore[misc]
-            )  # fmt: skip
-            scores += part
-    assert reference is not None
-    ladder = [
-        _rung(
-            "fp32",
-            None,
-            reference,
-            sum(f.stat().st_size for f in files_of(bench.model)),
-            [],
-            execute_once(bench.model, text.ids[:1, :8]).ops,
-        )
-    ]
-    for row, score in zip(rows, scores, strict=True):
-        assert row.built is not None
-        executed = execute_once(row.built.path, text.ids[:1, :8])
-        check_integer_sites(executed, [(s.key, s.node) for s in row.plan.integer_sites], row.name)
-        kept = [s.key for s in row.plan.counted if s.precision.bits is None] if row.name != "weight_only" else []
-        ladder.append(_rung(row.name, row.bits, score, row.built.bytes, kept, executed.ops, row.seed))
-    for row in own:
-        if row.built is not None:
-            discard(row.built)
+    source = sum(file.stat().st_size for file in files_of(bench.model))
+    side_by_side = max(1, SESSION_BYTES // source)
+    groups = [rows[start : start + side_by_side] for start in range(0, len(rows), side_by_side)]
+    ladder: list[Rung] = []
+    with steps.step("ladder", f"Measuring {len(rows) + 1} models on {text.tokens} tokens") as tick:
+        for number, group in enumerate(groups):
+
+            def in_all(done: int, total: int, number: int = number) -> None:
+                tick(number * total + done, len(groups) * total)
+
+            files = [row.built or bench.build(row.plan) for row in group]
+            reference, scores = evaluate(bench.runner, [Runner(file.path) for file in files], text, in_all)
+            if not ladder:
+                executed = execute_once(bench.model, text.ids[:1, :8]).ops
+                ladder.append(_rung("fp32", None, reference, source, [], executed))
+            for row, file, score in zip(group, files, scores, strict=True):
+                executed = bench.prove(file, row.plan).ops
+                ladder.append(_rung(row.name, row.bits, score, file.bytes, _kept(row), executed, row.seed))
+                if row.built is None:
+                    discard(file)
     return ladder
 
 
-def _groups(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive runs of models whose sessions fit into memory together."""
-    groups, start, used = [], 0, 0
-    for index, size in enumerate(sizes):
-        if index > start and used + size > SESSION_BYTES:
-            groups.append((start, index))
-            start, used = index, 0
-        used += size
-    return [*groups, (start, len(sizes))]
+def _kept(row: Variant) -> list[str]:
+    # Of weight-only nothing is kept: it is another way to quantize everything.
+    return [] if row.name == "weight_only" else [s.key for s in row.plan.counted if s.precision.bits is None]
 
 
 def _rung(

@@ -1,19 +1,17 @@
-"""Pipeline: the whole way from a source to OUT, and its single steps. Each reads files and leaves files."""
+"""Pipeline: the whole way from a source to OUT. Its single steps are in `stages`."""
 
 from __future__ import annotations
 
 import filecmp
-import platform
 import resource
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from spq_graph import __version__, artifact
+from spq_graph import artifact
 from spq_graph.decide import decide
 from spq_graph.errors import SourceError, UsageError
 from spq_graph.html import render
@@ -22,16 +20,14 @@ from spq_graph.models.source import REFERENCE, Source, resolve
 from spq_graph.passes.graph import files_of
 from spq_graph.plan import Plan
 from spq_graph.progress import Steps
-from spq_graph.ranges import Ranges, merge_all
+from spq_graph.ranges import Ranges
 from spq_graph.recipe import Recipe
 from spq_graph.report import Report, Rung, TextRef, Verdict
 from spq_graph.runtime.sequences import Sequences
 from spq_graph.runtime.session import Executed
+from spq_graph.verdict import environment, judge
 from spq_graph.wording import headline
-from spq_graph.workbench import Built, Workbench, everywhere
-
-# Spike-aware is called ready within this much of the floating-point perplexity.
-READY_WITHIN = 0.01
+from spq_graph.workbench import Built, Workbench
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +108,7 @@ def quantize(request: Request, steps: Steps) -> Outcome:
     ):  # fmt: skip
         text = _text(request, bench)
         sequences = calibration_data(request, bench)
+        _refuse_overlap(text, sequences)
         ranges = bench.calibrate(sequences)
         plans = [make_plan(bench, request.recipe, bits, ranges, sequences) for bits in request.bits]
         plan = plans[0]
@@ -128,7 +125,7 @@ def quantize(request: Request, steps: Steps) -> Outcome:
         ranges.save(staging / artifact.RANGES)
         report.save(staging / artifact.REPORT)
         (staging / artifact.PAGE).write_text(render(plan, report), encoding="utf-8")
-        artifact.copy_companions(_companions(bench.source), staging)
+        artifact.copy_companions(companions(bench.source), staging)
     return Outcome(plan, report, request.out)
 
 
@@ -162,6 +159,19 @@ def _text(request: Request, bench: Workbench) -> Sequences | None:
     return bench.sequences(path, max_tokens=request.max_eval_tokens)
 
 
+def _refuse_overlap(text: Sequences | None, calibration: Sequences) -> None:
+    if text is None:
+        return
+    seen = {row.tobytes() for row in calibration.ids}
+    common = sum(row.tobytes() in seen for row in text.ids)
+    if common:
+        raise UsageError(
+            f"{common} sequences of the evaluation text are calibration data, so its figures would flatter",
+            where=text.origin,
+            remedy="evaluate on another text",
+        )
+
+
 def calibration_data(request: Request, bench: Workbench) -> Sequences:
     """The calibration data that was named, or text sampled from the model."""
     if request.calibration is not None:
@@ -190,30 +200,8 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
         )  # fmt: skip
 
 
-def apply(model: Path, plan: Plan, out: Path, steps: Steps, *, force: bool = False) -> Executed:
-    """Apply a plan to the ONNX file that it was made for, and prove what runs.
-
-    Raises:
-        UsageError: the plan was made for another model.
-        SpqError: as `quantize`.
-    """
-    artifact.check_out(out, force=force, inputs=(model,))
-    with opened(str(model), steps, allow_no_glu=True) as bench, artifact.staged(out) as staging:
-        if plan.model.digest != bench.digest:
-            raise UsageError(
-                "this plan was made for another model",
-                where=f"{plan.model.origin} ({plan.model.digest[:19]}…), not {model} ({bench.digest[:19]}…)",
-                remedy="make a plan for this model with `spq-graph plan`",
-            )
-        with steps.step("apply", "Inserting and proving"):
-            built = bench.build(plan, staging / artifact.MODEL)
-            executed = bench.prove(built, plan)
-        plan.save(staging / artifact.PLAN)
-        artifact.copy_companions(_companions(bench.source), staging)
-    return executed
-
-
-def _companions(source: Source) -> Path:
+def companions(source: Source) -> Path:
+    """The folder that holds a source's tokenizer and generation files."""
     return source.path if source.kind == "folder" else source.tokenizer or source.path.parent
 
 
@@ -238,104 +226,3 @@ def _report(
     )
     verdict = judge(plan, report)
     return report.model_copy(update={"verdict": verdict.model_copy(update={"summary": headline(plan, report)})})
-
-
-def judge(plan: Plan, report: Report) -> Verdict:
-    """Ready or not, and what speaks against it."""
-    warnings = []
-    bits = plan.recipe.bits
-    rows = {r.name: r for r in report.ladder if r.bits in (None, bits)}
-    if rows:
-        loss = rows["spike_aware"].perplexity / rows["fp32"].perplexity - 1
-        ready = loss <= READY_WITHIN
-        if not ready:
-            warnings.append(f"perplexity is {loss:.2%} above FP32, more than {READY_WITHIN:.0%}")
-    else:
-        ready = plan.budget_met
-        warnings.append("accuracy was not measured on a text: pass --text FILE")
-    if not plan.budget_met:
-        warnings.append(
-            f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
-            f"the sites kept (KL {plan.search.kl:.3g}); allow more with max_kept in a recipe, or more bits"
-        )
-    if plan.unmatched:
-        warnings.append(f"{len(plan.unmatched)} nodes were not understood; `spq-graph inspect --unmatched` says why")
-    return Verdict(ready=ready, summary="", warnings=warnings)
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, for the report."""
-    found = {"spq-graph": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in ("onnxruntime", "onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript", "numpy", "torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def export(source: str, out: Path, steps: Steps, *, opset: int = 21, force: bool = False) -> Path:
-    """Export a Hugging Face folder into OUT, and return the file.
-
-    Raises:
-        SpqError: as `quantize`.
-    """
-    found = resolve(source)
-    if found.kind != "folder":
-        raise UsageError("this is an ONNX file already", where=source, remedy="name a Hugging Face folder")
-    artifact.check_out(out, force=force, inputs=(found.path,))
-    from spq_graph.models.export import export_folder
-
-    with artifact.staged(out) as staging, steps.step("export", f"Exporting {found.origin}"):
-        export_folder(found.path, staging / artifact.MODEL, opset=opset)
-        artifact.copy_companions(found.path, staging)
-    return out / artifact.MODEL
-
-
-def calibrate(
-    model: str, out: Path, steps: Steps, *, calibration: Path | None = None, tokens: int | None = None,
-    tokenizer: Path | None = None, shard: str | None = None, merge: tuple[Path, ...] = (), seed: int = 0,
-    bos: bool = False, window: int | None = None, allow_no_glu: bool = False,
-) -> Ranges:  # fmt: skip
-    """Measure ranges, or merge what was measured apart, and write them to `out`.
-
-    Raises:
-        SpqError: as `quantize`.
-    """
-    if merge:
-        ranges = merge_all(Ranges.load(path) for path in merge)
-        ranges.save(out)
-        return ranges
-    with opened(model, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=allow_no_glu) as bench:
-        limit = tokens or Recipe().calibration_tokens
-        data = bench.sequences(calibration, max_tokens=limit) if calibration else bench.sampled(tokens, seed)
-        if shard is not None:
-            data = data.shard(*_shard(shard))
-        ranges = bench.calibrate(data)
-    ranges.save(out)
-    return ranges
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(count) > 0):
-        raise UsageError(f"'{text}' is not I/N", where="--shard", remedy="for example --shard 0/4")
-    return int(index), int(count)
-
-
-def plan(
-    model: str, ranges: Path, out: Path, recipe: Recipe, steps: Steps, *, calibration: Path | None = None,
-    tokenizer: Path | None = None, bos: bool = False, window: int | None = None, allow_no_glu: bool = False,
-) -> Plan:  # fmt: skip
-    """Decide from measured ranges, and write the plan to `out`.
-
-    Raises:
-        SpqError: as `quantize`.
-    """
-    loaded = Ranges.load(ranges)
-    with opened(model, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=allow_no_glu) as bench:
-        everywhere(bench, loaded, recipe)  # says so where the ranges belong to another model
-        data = bench.sequences(calibration, max_tokens=recipe.calibration_tokens) if calibration else None
-        made = make_plan(bench, recipe, recipe.bits, loaded, data)
-    made.save(out)
-    return made

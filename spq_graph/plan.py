@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +133,11 @@ class Plan(_Strict):
     def counted(self) -> list[SitePlan]:
         """Sites that count in shares: all but lm_head and routers left as they are."""
         return [s for s in self.sites if not (s.role.left_alone and s.reason is Reason.DEFAULT)]
+
+    def with_precisions(self, precision_of: Callable[[SitePlan], Precision], **recipe: object) -> Plan:
+        """The same plan with other precisions, and with other fields of its recipe."""
+        sites = [s.model_copy(update={"precision": precision_of(s)}) for s in self.sites]
+        return self.model_copy(update={"sites": sites, "recipe": self.recipe.model_copy(update=recipe)})
 
     def to_json(self) -> str:
         """Deterministic JSON."""

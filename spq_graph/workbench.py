@@ -134,8 +134,8 @@ class Workbench:
     def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
         """Read text or ids as this model's sequences."""
         return load_sequences(
-            path, self.tokenizer, window=self.sequence_length, bos=self.bos, vocab_size=self.source.vocab_size or self.runner.vocabulary,
-            max_tokens=max_tokens,
+            path, self.tokenizer, window=self.sequence_length, bos=self.bos,
+            vocab_size=self.source.vocab_size or self.runner.vocabulary, max_tokens=max_tokens,
         )  # fmt: skip
 
     def sampled(self, tokens: int | None, seed: int) -> Sequences:
@@ -229,8 +229,8 @@ class Workbench:
 
         def measure(quantized: frozenset[str], kept: frozenset[str]) -> float:
             integer = Precision.integer(recipe.bits)
-            plan = with_precisions(
-                base, lambda s: integer if s.key in quantized else high if s.key in kept else self.as_is
+            plan = base.with_precisions(
+                lambda s: integer if s.key in quantized else high if s.key in kept else self.as_is
             )
             built = self.build(plan)
             result = meter.kl(Runner(built.path))
@@ -267,16 +267,6 @@ def everywhere(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
         search=Search(rule="none"),
         sites=sites,
         budget_met=True,
-    )
-
-
-def with_precisions(plan: Plan, precision_of: Callable[[SitePlan], Precision], **recipe: object) -> Plan:
-    """The plan with other precisions, and other fields of its recipe."""
-    return plan.model_copy(
-        update={
-            "sites": [s.model_copy(update={"precision": precision_of(s)}) for s in plan.sites],
-            "recipe": plan.recipe.model_copy(update=recipe),
-        }
     )
 
 

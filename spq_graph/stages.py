@@ -1,0 +1,106 @@
+"""Stages: the single steps of the pipeline, each from files to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spq_graph import artifact
+from spq_graph.errors import UsageError
+from spq_graph.models.source import resolve
+from spq_graph.pipeline import companions, make_plan, opened
+from spq_graph.plan import Plan
+from spq_graph.progress import Steps
+from spq_graph.ranges import Ranges, merge_all
+from spq_graph.recipe import Recipe
+from spq_graph.runtime.session import Executed
+from spq_graph.workbench import everywhere
+
+
+def apply(model: Path, plan: Plan, out: Path, steps: Steps, *, force: bool = False) -> Executed:
+    """Apply a plan to the ONNX file that it was made for, and prove what runs.
+
+    Raises:
+        UsageError: the plan was made for another model.
+        SpqError: as `quantize`.
+    """
+    artifact.check_out(out, force=force, inputs=(model,))
+    with opened(str(model), steps, allow_no_glu=True) as bench, artifact.staged(out) as staging:
+        if plan.model.digest != bench.digest:
+            raise UsageError(
+                "this plan was made for another model",
+                where=f"{plan.model.origin} ({plan.model.digest[:19]}…), not {model} ({bench.digest[:19]}…)",
+                remedy="make a plan for this model with `spq-graph plan`",
+            )
+        with steps.step("apply", "Inserting and proving"):
+            built = bench.build(plan, staging / artifact.MODEL)
+            executed = bench.prove(built, plan)
+        plan.save(staging / artifact.PLAN)
+        artifact.copy_companions(companions(bench.source), staging)
+    return executed
+
+
+def export(source: str, out: Path, steps: Steps, *, opset: int = 21, force: bool = False) -> Path:
+    """Export a Hugging Face folder into OUT, and return the file.
+
+    Raises:
+        SpqError: as `quantize`.
+    """
+    found = resolve(source)
+    if found.kind != "folder":
+        raise UsageError("this is an ONNX file already", where=source, remedy="name a Hugging Face folder")
+    artifact.check_out(out, force=force, inputs=(found.path,))
+    from spq_graph.models.export import export_folder
+
+    with artifact.staged(out) as staging, steps.step("export", f"Exporting {found.origin}"):
+        export_folder(found.path, staging / artifact.MODEL, opset=opset)
+        artifact.copy_companions(found.path, staging)
+    return out / artifact.MODEL
+
+
+def calibrate(
+    model: str, out: Path, steps: Steps, *, calibration: Path | None = None, tokens: int | None = None,
+    tokenizer: Path | None = None, shard: str | None = None, merge: tuple[Path, ...] = (), seed: int = 0,
+    bos: bool = False, window: int | None = None, allow_no_glu: bool = False,
+) -> Ranges:  # fmt: skip
+    """Measure ranges, or merge what was measured apart, and write them to `out`.
+
+    Raises:
+        SpqError: as `quantize`.
+    """
+    if merge:
+        ranges = merge_all(Ranges.load(path) for path in merge)
+        ranges.save(out)
+        return ranges
+    with opened(model, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=allow_no_glu) as bench:
+        limit = tokens or Recipe().calibration_tokens
+        data = bench.sequences(calibration, max_tokens=limit) if calibration else bench.sampled(tokens, seed)
+        if shard is not None:
+            data = data.shard(*_shard(shard))
+        ranges = bench.calibrate(data)
+    ranges.save(out)
+    return ranges
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(count) > 0):
+        raise UsageError(f"'{text}' is not I/N", where="--shard", remedy="for example --shard 0/4")
+    return int(index), int(count)
+
+
+def plan(
+    model: str, ranges: Path, out: Path, recipe: Recipe, steps: Steps, *, calibration: Path | None = None,
+    tokenizer: Path | None = None, bos: bool = False, window: int | None = None, allow_no_glu: bool = False,
+) -> Plan:  # fmt: skip
+    """Decide from measured ranges, and write the plan to `out`.
+
+    Raises:
+        SpqError: as `quantize`.
+    """
+    loaded = Ranges.load(ranges)
+    with opened(model, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=allow_no_glu) as bench:
+        everywhere(bench, loaded, recipe)  # says so where the ranges belong to another model
+        data = bench.sequences(calibration, max_tokens=recipe.calibration_tokens) if calibration else None
+        made = make_plan(bench, recipe, recipe.bits, loaded, data)
+    made.save(out)
+    return made

@@ -1,0 +1,47 @@
+"""Verdict: ready or not, what speaks against it, and on which machine it was measured."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from spq_graph import __version__
+from spq_graph.plan import Plan
+from spq_graph.report import Report, Verdict
+
+# Spike-aware is called ready within this much of the floating-point perplexity.
+READY_WITHIN = 0.01
+
+
+def judge(plan: Plan, report: Report) -> Verdict:
+    """Ready or not, and what speaks against it."""
+    warnings = []
+    bits = plan.recipe.bits
+    rows = {r.name: r for r in report.ladder if r.bits in (None, bits)}
+    if rows:
+        loss = rows["spike_aware"].perplexity / rows["fp32"].perplexity - 1
+        ready = loss <= READY_WITHIN
+        if not ready:
+            warnings.append(f"perplexity is {loss:.2%} above FP32, more than {READY_WITHIN:.0%}")
+    else:
+        ready = plan.budget_met
+        warnings.append("accuracy was not measured on a text: pass --text FILE")
+    if not plan.budget_met:
+        warnings.append(
+            f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
+            f"the sites kept (KL {plan.search.kl:.3g}); allow more with max_kept in a recipe, or more bits"
+        )
+    if plan.unmatched:
+        warnings.append(f"{len(plan.unmatched)} nodes were not understood; `spq-graph inspect --unmatched` says why")
+    return Verdict(ready=ready, summary="", warnings=warnings)
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the report."""
+    found = {"spq-graph": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in ("onnxruntime", "onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript", "numpy", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
