@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 WIKITEXT = ROOT.parent / "shared" / "data" / "wikitext2" / "valid.txt"
 TARGET = 1.3  # times plain inference, in time and in memory
+IMPORTS = (
+    "onnxruntime.quantization.calibrate", "spq_graph.passes.apply", "spq_graph.passes.observe",
+    "spq_graph.runtime.calibrate",
+)  # fmt: skip
 LABELS = {"plain": "plain inference", "ours": "spq-graph", "minmax": "onnxruntime MinMax"}
 
 
@@ -65,13 +70,11 @@ def batches(work: Path) -> Any:
     What a process imports is then the same for all, and the difference is what the method does.
     """
     import numpy as np
-    import onnxruntime.quantization.calibrate
 
-    import spq_graph.passes.apply
-    import spq_graph.passes.observe
-    import spq_graph.runtime.calibrate  # noqa: F401
     from spq_graph.runtime.sequences import Sequences
 
+    for name in IMPORTS:
+        import_module(name)
     ids = np.load(work / "ids.npy")
     return Sequences(ids, np.ones_like(ids))
 
@@ -208,8 +211,8 @@ def show(report: dict[str, Any]) -> None:
         table.add_row(*cells, f"{row['build']:.2f}")
     console = Console()
     console.print(
-        f"Calibration of {setting['model']} on {setting['tokens']} tokens of {setting['data']}, {setting['batch']} rows of "
-        f"{setting['window']} a batch, medians of {report['rounds']} rounds\n"
+        f"Calibration of {setting['model']} on {setting['tokens']} tokens of {setting['data']}, "
+        f"{setting['batch']} rows of {setting['window']} a batch, medians of {report['rounds']} rounds\n"
         f"{report['device']}, {report['cores']} cores, load {report['load']:.1f}; onnxruntime "
         f"{report['versions']['onnxruntime']}, Python {report['versions']['python']}; {report['date']}\n",
         highlight=False, soft_wrap=True,
@@ -258,7 +261,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", nargs="?", default="reference", help="Hugging Face folder (default: embedded)")
     embedded = ROOT / "models" / "reference" / "evaluation.txt"
-    parser.add_argument("--data", type=Path, default=WIKITEXT if WIKITEXT.is_file() else embedded, help="UTF-8 text")
+    text = WIKITEXT if WIKITEXT.is_file() else embedded
+    parser.add_argument("--data", type=Path, default=text, help="UTF-8 text")
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the figures")

@@ -95,7 +95,7 @@ class ValueRange:
         top = float(kept.max())
         where = np.argwhere(valid & (maxima == kept.max()))
         row, position = min(where.tolist(), key=lambda rc: (rc[1], int(ids[rc[0], rc[1]])))
-        ratio_sum = sum(sequence_ratio_units(row_max[row_ok]) for row_max, row_ok in zip(maxima, valid, strict=True))
+        ratio_sum = sum(_ratio_units(maxima, valid))
         return cls(
             low=float(low[valid].min()),
             high=float(high[valid].max()),
@@ -149,11 +149,14 @@ def _ratio(top: float, median: float) -> float:
     return top / median if median > 0.0 else float(np.finfo(np.float32).max)
 
 
-def sequence_ratio_units(token_maxima: FloatArray) -> int:
-    """max/median of one sequence, in units of 2**-20; 0 for an empty one."""
-    if not token_maxima.size:
-        return 0
-    return round(_ratio(float(token_maxima.max()), float(np.median(token_maxima))) * _RATIO_UNIT)
+def _ratio_units(maxima: FloatArray, valid: npt.NDArray[np.bool_]) -> list[int]:
+    """max/median of every sequence, in units of 2**-20; 0 for an empty one."""
+    if valid.all():  # at once: this is what calibration spends its own time on
+        pairs = zip(maxima.max(axis=1).tolist(), np.median(maxima, axis=1).tolist(), strict=True)
+    else:
+        rows = [row[keep] for row, keep in zip(maxima, valid, strict=True) if keep.any()]
+        pairs = zip((float(row.max()) for row in rows), (float(np.median(row)) for row in rows), strict=True)
+    return [round(_ratio(top, median) * _RATIO_UNIT) for top, median in pairs]
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spq_graph.errors import DataError
-from spq_graph.ranges import Peak, Ranges, ValueRange, bin_middle, bins_of, merge_all, sequence_ratio_units
+from spq_graph.ranges import Peak, Ranges, ValueRange, bin_middle, bins_of, merge_all
 
 Floats = npt.NDArray[np.float32]
 LENGTH, CHANNELS = 7, 5
@@ -137,7 +137,16 @@ def test_ratios_of_zeros() -> None:
     spiking = observe(alone, np.zeros((1, 4), np.int64), np.ones((1, 4), np.int64))
     assert np.isfinite(spiking.ratio)
     assert spiking.ratio > 1e30
-    assert sequence_ratio_units(np.array([], dtype=np.float32)) == 0
+
+
+def test_a_sequence_counts_the_same_alone_and_beside_padding() -> None:
+    values = np.random.default_rng(0).standard_t(2, (3, 8, 2)).astype(np.float32)
+    ids, ones = np.zeros((3, 8), np.int64), np.ones((3, 8), np.int64)
+    whole = observe(values, ids, ones)
+    partly = observe(
+        np.pad(values, ((0, 1), (0, 1), (0, 0))), np.pad(ids, ((0, 1), (0, 1))), np.pad(ones, ((0, 1), (0, 1)))
+    )
+    assert (whole.ratio_sum, whole.sequences, whole.histogram) == (partly.ratio_sum, partly.sequences, partly.histogram)
 
 
 def test_digest_counts_sequences_with_multiplicity() -> None:
