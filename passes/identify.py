@@ -253,13 +253,18 @@ def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, throu
 
 
 def _number_layers(nodes: dict[ir.Node, Site], found: Identified) -> None:
-    """Where names state no layer, count the GLUs: everything up to one's down projection belongs to its layer."""
+    """Where names state no layer, count the GLUs: everything up to one's down projection belongs to its layer.
+
+    GLUs that read one value are experts of one layer, which the last of them ends.
+    """
     if not found.blocks or any(block.layer is not None for block in found.blocks):
         return
-    layer, last = 0, len(found.blocks)
-    downs = {block.down for block in found.blocks}
+    keys = {site.key: site for site in nodes.values()}
+    last = {keys[block.gate].input: block.down for block in found.blocks}
+    ends, layer = set(last.values()), 0
     for node, site in nodes.items():
-        if site.role is not Role.LM_HEAD and layer < last:
+        if site.role is not Role.LM_HEAD and layer < len(last):
             nodes[node] = replace(site, layer=layer)
-        layer += site.key in downs
-    found.blocks = [replace(block, layer=index) for index, block in enumerate(found.blocks)]
+        layer += site.key in ends
+    number = {value: index for index, value in enumerate(last)}
+    found.blocks = [replace(block, layer=number[keys[block.gate].input]) for block in found.blocks]

@@ -1,0 +1,70 @@
+"""One decoder layer before and after, as readable text: a change of what is written shows up as a diff.
+
+After a change on purpose, write the files anew and read the diff:
+
+    SPQ_WRITE_GOLDEN=1 python -m pytest tests/golden
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import pytest
+
+from spq_graph.passes.annotate import PREFIX
+from spq_graph.recipe import Precision
+from spq_graph.sites import Role, Site
+from tests.decoder_graphs import Decoder, decoder, token_feeds
+from tests.graphs import Glu
+from tests.inserting import applied, plan_for
+
+HERE = Path(__file__).parent
+KINDS = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items()}
+
+
+def listing(model: onnx.ModelProto) -> str:
+    """Every node on a line: outputs, operator, inputs; constants by their type and shape, sites by their precision."""
+    constants = {t.name: f"{KINDS[t.data_type]}{list(t.dims)}" for t in model.graph.initializer}
+    lines = []
+    for node in model.graph.node:
+        reads = ", ".join(constants.get(name, name or "-") for name in node.input)
+        attributes = "".join(
+            f" {a.name}={onnx.helper.get_attribute_value(a)}" for a in sorted(node.attribute, key=lambda a: a.name)
+        )
+        kept = {p.key: p.value for p in node.metadata_props}
+        noted = [kept[f"{PREFIX}{key}"] for key in ("role", "precision", "reason") if f"{PREFIX}{key}" in kept]
+        note = f"  # {', '.join(noted)}" if noted else ""
+        lines.append(f"{', '.join(node.output)} = {node.op_type}({reads}){attributes}{note}")
+    return "\n".join(lines) + "\n"
+
+
+def choose(site: Site) -> Precision:
+    return {Role.GLU_DOWN: Precision.FP32, Role.ATTN_O: Precision.W8A16, Role.LM_HEAD: Precision.FP32}.get(
+        site.role, Precision.INT8
+    )
+
+
+CASES = {
+    "plain": (Decoder(layers=1, rope=False), None),
+    "int8_keeping_down": (Decoder(layers=1, rope=False), choose),
+    "int6_everywhere": (Decoder(layers=1, rope=False), Precision.INT6),
+    "packed_with_bias": (
+        Decoder(layers=1, rope=False, attention="packed", glu=Glu(packing="split", bias=True, form="transpose")),
+        Precision.INT8,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_graph(tmp_path: Path, name: str) -> None:
+    shape, precision = CASES[name]
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(shape, naming="dynamo"), path)
+    made = path if precision is None else applied(path, plan_for(path, token_feeds(), precision))
+    text = listing(onnx.load(made))
+    golden = HERE / f"{name}.txt"
+    if os.environ.get("SPQ_WRITE_GOLDEN"):
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
