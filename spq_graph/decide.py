@@ -69,8 +69,9 @@ def decide(
 
     With `measure`, rule `auto`: candidates (ratio above the recipe's) are ordered by the KL of quantizing each alone,
     and the smallest prefix of that order is kept that meets the KL budget within the cap; where the cap does not
-    suffice, the smallest prefix that wins back the asked share of what the cap wins back. With `spike_ratio`, or
-    without `measure`, the ratio rule: keep what exceeds a ratio (QFeM, arXiv 2405.14428), no evaluation.
+    suffice, the smallest prefix that wins back the asked share of what the cap wins back. With `spike_ratio`, the ratio
+    rule: keep what exceeds it (QFeM, arXiv 2405.14428), no evaluation. With neither, candidates are kept in the order
+    of their ratio, as many as the cap allows.
 
     Args:
         sites: every site of the model.
@@ -153,18 +154,37 @@ def _above(choices: dict[str, _Choice], threshold: float) -> list[_Choice]:
 
 def _by_ratio(choices: dict[str, _Choice], recipe: Recipe, high: Precision) -> tuple[Search, bool]:
     threshold = recipe.spike_ratio if recipe.spike_ratio is not None else recipe.candidate_ratio
-    hits = _above(choices, threshold)
-    for choice in hits:
-        _keep(choice, high, f"max/median ratio above {threshold:g}")
-    return Search(rule="ratio", candidates=len(hits), cap=len(hits)), True
+    hits = sorted(_above(choices, threshold), key=lambda c: (-c.seen.ratio if c.seen is not None else 0.0, c.site.key))
+    # A ratio that was asked for is an order; the one that only marks candidates must not outgrow the cap.
+    cap = len(hits) if recipe.spike_ratio is not None else _cap(choices, recipe)
+    for rank, choice in enumerate(hits):
+        choice.rank = rank
+        if rank < cap:
+            _keep(choice, high, f"max/median ratio above {threshold:g}")
+        else:
+            choice.reason, choice.note = Reason.BUDGET, f"the cap of {cap} sites is reached"
+    return Search(rule="ratio", candidates=len(hits), cap=cap), len(hits) <= cap
+
+
+def _counted(choices: dict[str, _Choice]) -> list[_Choice]:
+    """The sites that count in shares."""
+    return [c for c in choices.values() if c.free or c.reason is not Reason.DEFAULT]
+
+
+def _cap(choices: dict[str, _Choice], recipe: Recipe) -> int:
+    """How many sites the rule may keep: the recipe's share, less those that are kept by hand."""
+    counted = _counted(choices)
+    by_hand = sum(c.precision.bits is None and c.reason is Reason.OVERRIDE for c in counted)
+    return max(0, math.floor(recipe.max_kept * len(counted)) - by_hand)
 
 
 def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle: _Oracle) -> tuple[Search, bool]:
     integers = frozenset(key for key, c in choices.items() if c.precision.bits is not None)
-    counted = [c for c in choices.values() if c.free or c.reason is not Reason.DEFAULT]
-    by_hand = [c for c in counted if c.precision.bits is None and c.reason is Reason.OVERRIDE]
-    held = frozenset(c.site.key for c in by_hand if c.precision is high)  # the others run as the graph has them
-    cap = max(0, math.floor(recipe.max_kept * len(counted)) - len(by_hand))
+    # Kept by hand in the high precision; what else was set by hand runs as the graph has it.
+    held = frozenset(
+        key for key, c in choices.items() if c.reason is Reason.OVERRIDE and c.precision is high and high.bits is None
+    )
+    cap = _cap(choices, recipe)
 
     def keeping(keys: Sequence[str]) -> float:
         return oracle(integers - frozenset(keys), held | frozenset(keys))

@@ -176,8 +176,15 @@ def test_ratio_rule_needs_no_measurement() -> None:
     assert kept(plan) == {"b", "c"}
     assert (plan.search.rule, plan.search.evaluations, plan.budget_met) == ("ratio", 0, True)
     assert {s.evidence.threshold for s in plan.sites} == {10.0}
-    fallback = decide(sites, ranges, Recipe(), MODEL)
-    assert kept(fallback) == {"b", "c", "d"}
+
+
+def test_without_ratio_or_measurement_the_cap_holds() -> None:
+    sites, ranges = make({"a": 1.2, "b": 12.0, "c": 800.0, "d": 9.9})
+    assert kept(decide(sites, ranges, Recipe(max_kept=1.0), MODEL)) == {"b", "c", "d"}
+    fallback = decide(sites, ranges, Recipe(max_kept=0.5), MODEL)
+    assert kept(fallback) == {"b", "c"}
+    assert not fallback.budget_met
+    assert next(s.reason for s in fallback.sites if s.key == "d") is Reason.BUDGET
 
 
 def test_heads_and_routers_stay_and_do_not_count() -> None:
