@@ -25,6 +25,9 @@ QUANTIZED_OPS = frozenset({
 })  # fmt: skip
 
 
+FIRST_IR_WITH_FREE_INITIALIZERS = 4
+
+
 def load_graph(path: Path) -> ir.Model:
     """Read an ONNX file; weights stay memory-mapped, the file is never written to.
 
@@ -170,8 +173,8 @@ class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect.
 
     Model-local functions are inlined, Constant nodes lifted to initializers, initializers no longer listed as inputs
-    (which would let a caller override them), nodes sorted, and every node gets a unique name, since plans refer to
-    nodes by name.
+    (which would let a caller override them), nodes sorted, ONNX's own domain has its short name, and every node gets a
+    unique name, since plans refer to nodes by name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -182,7 +185,19 @@ class Canonicalize(ir.passes.InPlacePass):
         modified |= RemoveInitializersFromInputsPass()(model).modified
         modified |= TopologicalSortPass()(model).modified
         modified |= name_nodes(model.graph)
+        modified |= _modernize(model)
         return ir.passes.PassResult(model, modified)
+
+
+def _modernize(model: ir.Model) -> bool:
+    """What inserted nodes and constants rely on: the domain "", and initializers that need not be inputs."""
+    imports = model.graph.opset_imports
+    long_name, old = "ai.onnx" in imports, model.ir_version < FIRST_IR_WITH_FREE_INITIALIZERS
+    if long_name:
+        imports.setdefault("", imports.pop("ai.onnx"))
+    if old:
+        model.ir_version = FIRST_IR_WITH_FREE_INITIALIZERS
+    return long_name or old
 
 
 def name_nodes(nodes: Iterable[ir.Node]) -> bool:

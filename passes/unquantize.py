@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.editor import ADDED
 from spq_graph.passes.values import weight_of
+
+_PASSING = frozenset({"Clip", "Reshape", "Sum"})  # what we inserted that a reader sees through
 
 
 class LookThroughQuantization(ir.passes.InPlacePass):
@@ -22,7 +25,7 @@ class LookThroughQuantization(ir.passes.InPlacePass):
             elif node.op_type == "MatMulNBits":
                 _as_matmul(graph, node)
         for node in list(graph):
-            if node.op_type == "Clip" and node.metadata_props.get("spq_graph.added"):
+            if node.op_type in _PASSING and ADDED in node.metadata_props:
                 _bypass(graph, node, node.inputs[0])
         return ir.passes.PassResult(model, modified=True)
 

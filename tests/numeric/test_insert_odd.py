@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.apply import apply_plan
 from spq_graph.recipe import Precision
-from tests.graphs import Builder, Glu, glu_model
+from tests.graphs import ACTIVATIONS, LINEAR_FORMS, PACKINGS, Builder, Glu, glu_model
 from tests.inserting import activations, applied, kernels, plan_for, run
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -63,6 +65,36 @@ class TestNames:
         made = applied(path, plan_for(path, feeds, lambda s: Precision.INT8 if s.input == "x" else Precision.FP32))
         assert kernels(made)["MatMulIntegerToFloat"] == 1
         np.testing.assert_allclose(run(made, feeds)[0], run(path, feeds)[0], atol=0.1)
+
+
+@settings(max_examples=25)
+@given(
+    glu=st.builds(
+        Glu,
+        activation=st.sampled_from(sorted(set(ACTIVATIONS) - {"swish"})),  # ONNX Runtime has no kernel for Swish
+        form=st.sampled_from(LINEAR_FORMS),
+        packing=st.sampled_from(PACKINGS),
+        gate_first=st.booleans(),
+        bias=st.booleans(),
+        between=st.lists(st.sampled_from(["Cast", "Identity"]), max_size=2).map(tuple),
+    ),
+    opset=st.integers(13, 24),
+    bits=st.integers(4, 8),
+    scheme=st.sampled_from(["asymmetric", "symmetric"]),
+    described=st.booleans(),
+)
+def test_any_block_runs_in_integers(
+    tmp_path_factory: pytest.TempPathFactory, glu: Glu, opset: int, bits: int, scheme: str, described: bool
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "model.onnx"
+    model = glu_model(glu, opset=max(opset, ACTIVATIONS[glu.activation].opset))
+    onnx.save(onnx.shape_inference.infer_shapes(model) if described else model, path)
+    feeds = {"x": activations(12, 8)}
+    plan = plan_for(path, feeds, Precision.integer(bits), activations=scheme)
+    made = applied(path, plan)
+    assert kernels(made)["MatMulIntegerToFloat"] == len(plan.sites)
+    before, after = run(path, feeds)[0], run(made, feeds)[0]
+    assert np.abs(before - after).max() < 2.0 ** (3 - bits) * np.abs(before).max()
 
 
 class TestRefused:

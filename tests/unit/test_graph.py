@@ -224,7 +224,18 @@ class TestCanonicalize:
         for tensor in model.graph.initializer:
             model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         graph = canonical(model)
+        onnx.checker.check_model(ir.to_proto(graph))
         assert [value.name for value in graph.graph.inputs] == ["x"]
+        assert len(identify(graph).blocks) == 1
+
+    def test_long_name_of_the_domain(self) -> None:
+        model = glu_model(Glu())
+        model.opset_import[0].domain = "ai.onnx"
+        for node in model.graph.node:
+            node.domain = "ai.onnx"
+        graph = canonical(model)
+        assert graph.graph.opset_imports[""] == 21
+        assert {node.domain for node in graph.graph} == {""}
         assert len(identify(graph).blocks) == 1
 
     def test_functions_are_inlined(self) -> None:
