@@ -46,6 +46,9 @@ class Runner:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # The runtime keeps a plan and an arena for every shape of a batch that it meets, and text has many: a quarter
+        # of the peak, for no time that could be measured.
+        options.enable_mem_pattern = False
         # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if profile is not None:
