@@ -50,6 +50,26 @@ def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
         )
 
 
+def check_file(path: Path, inputs: tuple[Path, ...] = ()) -> None:
+    """Refuse to write a file over anything but an earlier one of ours.
+
+    Args:
+        path: the ranges or plan to write.
+        inputs: files that are read, and must survive.
+
+    Raises:
+        UsageError: it is an input, or a folder.
+        OutputError: it exists and is not ours.
+    """
+    if path.is_dir() or any(path.resolve() == other.resolve() for other in inputs):
+        raise UsageError("this would replace an input or a folder", where=str(path), remedy="name another file")
+    if path.exists():
+        with path.open("rb") as stream:
+            ours = b'"schema": "spq-graph/' in stream.read(100)
+        if not ours:
+            raise OutputError("this file exists and is not ours", where=str(path), remedy="name another file")
+
+
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A folder beside OUT to write into; it becomes OUT when the block ends well, and vanishes otherwise.

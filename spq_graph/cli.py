@@ -158,12 +158,14 @@ def calibrate(
     as_json: o.Json = False,
 ) -> None:
     """Measure the ranges of every site's input, or merge shards that were measured apart."""
+    from spq_graph.ranges import json_file
     from spq_graph.stages import calibrate as run
 
     ranges = run(
         model, out, _steps(), calibration=calibration, tokens=calibration_tokens, tokenizer=tokenizer, shard=shard,
         merge=tuple(merge or ()), seed=seed or 0, bos=bos, window=window, allow_no_glu=allow_no_glu,
     )  # fmt: skip
+    out = json_file(out)
     facts = {"ranges": str(out), "sequences": ranges.sequences, "tokens": ranges.tokens, "values": len(ranges.values)}
     if as_json:
         _print(facts)

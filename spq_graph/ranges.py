@@ -209,7 +209,8 @@ class Ranges:
         self.sequences += other.sequences
 
     def save(self, path: Path) -> None:
-        """Write `path` (JSON) and, beside it, the arrays as .safetensors."""
+        """Write `path` (JSON, named so where it is not) and, beside it, the arrays as .safetensors."""
+        path = json_file(path)
         arrays: dict[str, npt.NDArray[Any]] = {}
         values: dict[str, dict[str, Any]] = {}
         for name in sorted(self.values):
@@ -238,6 +239,7 @@ class Ranges:
         Raises:
             DataError: the file is missing, broken or of another schema.
         """
+        path = json_file(path)
         try:
             head = json.loads(path.read_text(encoding="utf-8"))
             if head.get("schema") != SCHEMA:
@@ -261,6 +263,11 @@ class Ranges:
                 remedy="run `spq-graph calibrate` again",
             ) from cause
         return loaded
+
+
+def json_file(path: Path) -> Path:
+    """The file that a path to ranges means: `ranges` and `ranges.json` are the same."""
+    return path if path.suffix == ".json" else path.with_name(path.name + ".json")
 
 
 def merge_all(shards: Iterable[Ranges]) -> Ranges:

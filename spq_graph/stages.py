@@ -10,7 +10,7 @@ from spq_graph.models.source import resolve
 from spq_graph.pipeline import companions, make_plan, opened
 from spq_graph.plan import Plan
 from spq_graph.progress import Steps
-from spq_graph.ranges import Ranges, merge_all
+from spq_graph.ranges import Ranges, json_file, merge_all
 from spq_graph.recipe import Recipe
 from spq_graph.runtime.session import Executed
 from spq_graph.workbench import everywhere
@@ -67,6 +67,8 @@ def calibrate(
     Raises:
         SpqError: as `quantize`.
     """
+    out = json_file(out)
+    artifact.check_file(out, inputs=tuple(p for p in (Path(model), calibration) if p is not None and p.is_file()))
     if merge:
         ranges = merge_all(Ranges.load(path) for path in merge)
         ranges.save(out)
@@ -97,6 +99,8 @@ def plan(
     Raises:
         SpqError: as `quantize`.
     """
+    inputs = (Path(model), json_file(ranges), calibration)
+    artifact.check_file(out, inputs=tuple(p for p in inputs if p is not None and p.is_file()))
     loaded = Ranges.load(ranges)
     with opened(model, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=allow_no_glu) as bench:
         everywhere(bench, loaded, recipe)  # says so where the ranges belong to another model
