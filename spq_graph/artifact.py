@@ -50,12 +50,13 @@ def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
         )
 
 
-def check_file(path: Path, inputs: tuple[Path, ...] = ()) -> None:
+def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = False) -> None:
     """Refuse to write a file over anything but an earlier one of ours.
 
     Args:
         path: the ranges or plan to write.
         inputs: files that are read, and must survive.
+        arrays: whether a .safetensors file is written beside it, which might be a model's weights.
 
     Raises:
         UsageError: it is an input, or a folder.
@@ -68,6 +69,9 @@ def check_file(path: Path, inputs: tuple[Path, ...] = ()) -> None:
             ours = b'"schema": "spq-graph/' in stream.read(100)
         if not ours:
             raise OutputError("this file exists and is not ours", where=str(path), remedy="name another file")
+    beside = path.with_suffix(".safetensors")
+    if arrays and beside.exists() and not path.exists():
+        raise OutputError("this file exists and is not ours", where=str(beside), remedy="name another file")
 
 
 @contextmanager

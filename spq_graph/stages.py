@@ -68,7 +68,9 @@ def calibrate(
         SpqError: as `quantize`.
     """
     out = json_file(out)
-    artifact.check_file(out, inputs=tuple(p for p in (Path(model), calibration) if p is not None and p.is_file()))
+    inputs = tuple(p for p in (Path(model), calibration) if p is not None and p.is_file())
+    artifact.check_file(out, inputs, arrays=True)
+    part = _shard(shard) if shard is not None else None
     if merge:
         ranges = merge_all(Ranges.load(path) for path in merge)
         ranges.save(out)
@@ -76,8 +78,8 @@ def calibrate(
     with opened(model, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=allow_no_glu) as bench:
         limit = tokens or Recipe().calibration_tokens
         data = bench.sequences(calibration, max_tokens=limit) if calibration else bench.sampled(tokens, seed)
-        if shard is not None:
-            data = data.shard(*_shard(shard))
+        if part is not None:
+            data = data.shard(*part)
         ranges = bench.calibrate(data)
     ranges.save(out)
     return ranges
@@ -85,8 +87,8 @@ def calibrate(
 
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(count) > 0):
-        raise UsageError(f"'{text}' is not I/N", where="--shard", remedy="for example --shard 0/4")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UsageError(f"'{text}' is not I/N with I below N", where="--shard", remedy="for example --shard 0/4")
     return int(index), int(count)
 
 

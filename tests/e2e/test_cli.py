@@ -205,6 +205,24 @@ def test_force_replaces_an_earlier_out_and_nothing_else(case: Case, tmp_path: Pa
     assert (foreign / "thesis.txt").exists()
 
 
+def test_ranges_and_plans_replace_only_their_own_kind(case: Case, tmp_path: Path) -> None:
+    weights, notes = tmp_path / "model.safetensors", tmp_path / "notes.json"
+    weights.write_text("the only copy")
+    notes.write_text("{}")
+    before = contents(tmp_path)
+    measure = ["calibrate", case.model, "--calibration", case.calibration, "-o"]
+    for out in (tmp_path / "model.json", tmp_path / "model", notes):
+        assert "is not ours" in spq(*measure, out).err
+    assert spq("plan", case.model, case.out / "ranges.json", "-o", notes).code == 1
+    assert spq("plan", case.model, case.out / "ranges.json", "-o", case.model).code == 2
+    assert contents(tmp_path) == before
+    done(*measure, tmp_path / "ranges")
+    done(*measure, tmp_path / "ranges.json")
+    assert contents(tmp_path).keys() - before.keys() == {
+        str(tmp_path / f"ranges.{kind}") for kind in ("json", "safetensors")
+    }
+
+
 @pytest.mark.parametrize("name", [".", "..", "decoder.onnx"])
 def test_out_never_covers_an_input(case: Case, name: str) -> None:
     before = contents(case.model.parent)
@@ -273,8 +291,8 @@ def test_wrong_use(case: Case, arguments: list[Any], message: str) -> None:
 
 def test_other_wrong_uses(case: Case, tmp_path: Path) -> None:
     assert spq("inspect", case.out, "--site", "nowhere").code == 2
-    assert spq("calibrate", case.model, "-o", tmp_path / "r.json", "--shard", "1", "--window", 8).code == 2
-    assert spq("calibrate", case.model, "-o", tmp_path / "r.json", "--shard", "3/3", "--window", 8).code == 2
+    assert spq("calibrate", case.model, "-o", tmp_path / "r.json", "--shard", "1").code == 2
+    assert spq("calibrate", case.model, "-o", tmp_path / "r.json", "--shard", "3/3").code == 2
     assert spq("eval", case.model).code == 2
     assert spq("eval", case.model, "--against", case.model, "--tasks", "x.jsonl").code == 2
     assert spq("export", case.model, "-o", tmp_path / "out").code == 2
