@@ -32,6 +32,12 @@ def silu_scaled(op: Op, gate: Any, alpha: Any) -> Any:
     return op.Mul(gate, op.Sigmoid(op.Mul(gate, alpha)))
 
 
+def silu_cast(op: Op, gate: Any) -> Any:
+    """SiLU of a graph in half precision whose sigmoid is computed in single."""
+    widened = op.Cast(gate, _allow_other_attributes=True)
+    return op.Mul(gate, op.Cast(op.Sigmoid(widened), _allow_other_attributes=True))
+
+
 def silu_exp(op: Op, gate: Any, one: Any) -> Any:
     """SiLU as a quotient, without a Sigmoid node."""
     return op.Div(gate, op.Add(op.Exp(op.Neg(gate)), one))
@@ -109,7 +115,7 @@ class GluMatch:
 
 # The operator that gives an activation away: what a GLU with it is called, and how it may be written.
 _ACTIVATIONS: dict[str, list[tuple[str, Sequence[Form]]]] = {
-    "Sigmoid": [("swiglu", [silu, silu_scaled]), ("glu", [sigmoid])],
+    "Sigmoid": [("swiglu", [silu, silu_scaled, silu_cast]), ("glu", [sigmoid])],
     "Exp": [("swiglu", [silu_exp])],
     "Swish": [("swiglu", [swish])],
     "QuickGelu": [("swiglu", [quick_gelu])],
@@ -203,7 +209,7 @@ def _roots(node: ir.Node, depth: int = 3) -> Iterator[ir.Node]:
     yield node
     if depth:
         for user in users_of(node.outputs[0]):
-            if user.op_type in ("Mul", "Add", "Div"):
+            if user.op_type in ("Mul", "Add", "Div", "Cast"):
                 yield from _roots(user, depth - 1)
 
 

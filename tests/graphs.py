@@ -153,10 +153,17 @@ def _exp(b: Builder, gate: str) -> str:
     return str(b.op("Div", gate, b.op("Add", b.number(1.0), b.op("Exp", b.op("Neg", gate)))))
 
 
+def _cast(b: Builder, gate: str) -> str:
+    own = helper.np_dtype_to_tensor_dtype(np.dtype(b.dtype))
+    squashed = b.op("Sigmoid", b.op("Cast", gate, to=onnx.TensorProto.FLOAT))
+    return str(b.op("Mul", gate, b.op("Cast", squashed, to=own)))
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation("swiglu", lambda b, g: b.op("Mul", g, b.op("Sigmoid", g))),
     "silu_commuted": Activation("swiglu", lambda b, g: b.op("Mul", b.op("Sigmoid", g), g)),
     "silu_scaled": Activation("swiglu", _scaled),
+    "silu_cast": Activation("swiglu", _cast),
     "silu_exp": Activation("swiglu", _exp),
     "swish": Activation("swiglu", lambda b, g: b.op("Swish", g), 24),
     "quick_gelu": Activation("swiglu", lambda b, g: b.op("QuickGelu", g, domain=CONTRIB, alpha=1.0)),
