@@ -49,6 +49,8 @@ class Runner:
         # The runtime keeps a plan and an arena for every shape of a batch that it meets, and text has many: a quarter
         # of the peak, for no time that could be measured.
         options.enable_mem_pattern = False
+        # Nodes in the order of the file: by default reductions wait until the end, and what they read waits with them.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if profile is not None:
