@@ -29,6 +29,17 @@ class Result:
         return json.loads(self.out, parse_constant=_refuse)
 
 
+@dataclass(frozen=True)
+class Case:
+    """A decoder with one planted spike, its data, and what `quantize` made of it."""
+
+    model: Path
+    calibration: Path
+    text: Path
+    out: Path
+    result: Result
+
+
 def _refuse(name: str) -> None:
     raise AssertionError(f"{name} is not JSON")
 

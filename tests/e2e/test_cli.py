@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,36 +13,13 @@ pytest.importorskip("onnxruntime")
 from spq_graph import __version__
 from spq_graph.plan import Plan
 from spq_graph.report import INTEGER_KERNELS, Report
-from tests.decoders import VOCABULARY, write_decoder, write_ids
-from tests.e2e.command import Result, contents, done, spq
+from tests.decoders import VOCABULARY, write_decoder
+from tests.e2e.command import Case, done, spq
 
 SPIKED = "layers.1.mlp.down_proj"
 FILES = {
     "model.onnx", "model.onnx.data", "plan.json", "ranges.json", "ranges.safetensors", "report.json", "report.html",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """A decoder with one planted spike, its data, and what `quantize` made of it."""
-
-    model: Path
-    calibration: Path
-    text: Path
-    out: Path
-    result: Result
-
-
-@pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    folder = tmp_path_factory.mktemp("inputs")
-    model = write_decoder(folder / "decoder.onnx", spikes={1: 1000.0}, external=True)
-    calibration, text = write_ids(folder / "calibration.npz"), write_ids(folder / "text.npz", seed=1)
-    before = contents(folder)
-    out = tmp_path_factory.mktemp("outputs") / "out"
-    arguments = ["quantize", model, "-o", out, "--calibration", calibration, "--text", text]
-    yield Case(model, calibration, text, out, done(*arguments, "--bits", 8, "--bits", 6, "--json"))
-    assert contents(folder) == before  # whatever the tests of this module did
 
 
 def test_quantize_leaves_what_the_contract_says(case: Case) -> None:
@@ -189,120 +162,6 @@ def test_dry_run_writes_nothing(case: Case, tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
-def test_force_replaces_an_earlier_out_and_nothing_else(case: Case, tmp_path: Path) -> None:
-    ours, foreign = tmp_path / "ours", tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "thesis.txt").write_text("the only copy")
-    arguments = ["apply", case.model, case.out / "plan.json", "-o"]
-    done(*arguments, ours)
-    assert spq(*arguments, ours).code == 1
-    (ours / "stale").write_text("x")
-    done(*arguments, ours, "--force")
-    assert not (ours / "stale").exists()
-    refused = spq(*arguments, foreign, "--force")
-    assert (refused.code, refused.out) == (1, "")
-    assert "not an artifact of spq-graph" in refused.err
-    assert (foreign / "thesis.txt").exists()
-
-
-def test_ranges_and_plans_replace_only_their_own_kind(case: Case, tmp_path: Path) -> None:
-    weights, notes = tmp_path / "model.safetensors", tmp_path / "notes.json"
-    weights.write_text("the only copy")
-    notes.write_text("{}")
-    before = contents(tmp_path)
-    measure = ["calibrate", case.model, "--calibration", case.calibration, "-o"]
-    for out in (tmp_path / "model.json", tmp_path / "model", notes):
-        assert "is not ours" in spq(*measure, out).err
-    assert spq("plan", case.model, case.out / "ranges.json", "-o", notes).code == 1
-    assert spq("plan", case.model, case.out / "ranges.json", "-o", case.model).code == 2
-    assert contents(tmp_path) == before
-    done(*measure, tmp_path / "ranges")
-    done(*measure, tmp_path / "ranges.json")
-    assert contents(tmp_path).keys() - before.keys() == {
-        str(tmp_path / f"ranges.{kind}") for kind in ("json", "safetensors")
-    }
-
-
-@pytest.mark.parametrize("name", [".", "..", "decoder.onnx"])
-def test_out_never_covers_an_input(case: Case, name: str) -> None:
-    before = contents(case.model.parent)
-    refused = spq("quantize", case.model, "-o", case.model.parent / name, "--force", "--no-eval")
-    assert refused.code in (1, 2)
-    assert contents(case.model.parent) == before
-
-
-def test_what_did_not_run_in_integers_is_a_failed_check(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("spq_graph.runtime.session.INTEGER_KERNELS", frozenset({"QGemm"}))
-    failed = spq("apply", case.model, case.out / "plan.json", "-o", tmp_path / "out")
-    assert failed.code == 3
-    assert "did not run as integer kernels" in failed.err
-    assert "layers.0.mlp.gate_proj" in failed.err
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_leaves_nothing(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("spq_graph.workbench.save_model", full)
-    failed = spq("apply", case.model, case.out / "plan.json", "-o", tmp_path / "out")
-    assert failed.code == 1
-    assert "the disk is full" in failed.err
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_plan_for_another_model(case: Case, tmp_path: Path) -> None:
-    other = write_decoder(tmp_path / "other.onnx", seed=5)
-    failed = spq("apply", other, case.out / "plan.json", "-o", tmp_path / "out")
-    assert failed.code == 2
-    assert "made for another model" in failed.err
-    assert "another model" in spq("plan", other, case.out / "ranges.json", "-o", tmp_path / "plan.json").err
-
-
-def usage(case: Case, *arguments: object) -> Result:
-    return spq("quantize", case.model, "-o", case.out.parent / "unused", "--calibration", case.calibration, *arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--bits", 3], "greater than or equal to 4"),
-        (["--bits", 8, "--bits", 12], "less than or equal to 8"),
-        (["--bits", "many"], "valid int"),
-        (["--target", "tpu"], "'cpu' or 'portable'"),
-        (["--high-precision", "fp12"], "high_precision"),
-        (["--spike-ratio", 0.5], "spike_ratio"),
-        (["--keep", "nowhere"], "'nowhere' fits no site"),
-        (["--window", 1], "window"),
-        (["--window", 2, "--bos"], "BOS"),
-        (["--recipe", "absent.toml"], "recipe cannot be read"),
-        (["--unknown"], "--unknown"),
-    ],
-)
-def test_wrong_use(case: Case, arguments: list[Any], message: str) -> None:
-    failed = usage(case, "--no-eval", *arguments)
-    assert failed.code == 2, failed.err
-    assert message in failed.err
-    assert failed.out == ""
-    assert [path.name for path in case.out.parent.iterdir()] == ["out"]
-
-
-def test_other_wrong_uses(case: Case, tmp_path: Path) -> None:
-    assert spq("inspect", case.out, "--site", "nowhere").code == 2
-    assert spq("calibrate", case.model, "-o", tmp_path / "r.json", "--shard", "1").code == 2
-    assert spq("calibrate", case.model, "-o", tmp_path / "r.json", "--shard", "3/3").code == 2
-    assert spq("eval", case.model).code == 2
-    assert spq("eval", case.model, "--against", case.model, "--tasks", "x.jsonl").code == 2
-    assert spq("export", case.model, "-o", tmp_path / "out").code == 2
-    assert spq("diff", tmp_path / "a.json", tmp_path / "b.json").code == 2
-    same = usage(case, "--text", case.calibration)
-    assert same.code == 2
-    assert "the evaluation text is the calibration data" in same.err
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_recipe_file(case: Case, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('bits = 6\nspike_ratio = 100.0\nhigh_precision = "w8a16"\nignore = ["layers.0.*"]\n')
@@ -312,7 +171,7 @@ def test_a_recipe_file(case: Case, tmp_path: Path) -> None:
     assert precision["layers.0.mlp.up_proj"] == "fp32"
     assert precision["layers.2.mlp.up_proj"] == "int6"
     recipe.write_text("bitz = 6\n")
-    failed = usage(case, "--recipe", recipe)
+    failed = spq("quantize", case.model, "-o", tmp_path / "unused", "--recipe", recipe)
     assert failed.code == 2
     assert "unknown key 'bitz'" in failed.err
 
