@@ -83,7 +83,11 @@ def _site_or_reason(node: ir.Node) -> Site | str | None:
     return Site(
         key=key, node=node.name or "", role=Role.OTHER, layer=layer_of(key), input=activation.name or "",
         weight=weight.initializer.name or "", shape=(rows, columns), expert=expert_of(key),
+        stored=_STORED.get(weight.dtype, "fp32"),
     )  # fmt: skip
+
+
+_STORED = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
 def _odd_weight(weight: Weight) -> str | None:

@@ -19,7 +19,7 @@ class Probe:
     Attributes:
         value: the observed activation, [..., K].
         low, high: minimum and maximum over K by token, float32 [...].
-        channel_low, channel_high: minimum and maximum over tokens by channel, float32 [K].
+        channel_low, channel_high: minimum and maximum over a sequence by channel, float32 [..., K].
     """
 
     value: str
@@ -59,11 +59,7 @@ class Observe(ir.passes.InPlacePass):
         tape = ir.tape.Tape(graph)
         for index, name in enumerate(self.values):
             value = as_float32(tape, known, name)
-            flat = tape.op("Reshape", [value, _flat_shape(tape, value)])
-            outputs = [
-                _reduce(tape, "ReduceMin", value, -1), _reduce(tape, "ReduceMax", value, -1),
-                _reduce(tape, "ReduceMin", flat, 0), _reduce(tape, "ReduceMax", flat, 0),
-            ]  # fmt: skip
+            outputs = [_reduce(tape, op, value, axis) for axis in (-1, -2) for op in ("ReduceMin", "ReduceMax")]
             for part, output in zip(("low", "high", "channel_low", "channel_high"), outputs, strict=True):
                 _publish(graph, output, f"spq_graph.{index}.{part}")
             self.probes.append(Probe(name, *(o.name or "" for o in outputs)))
@@ -115,16 +111,6 @@ def _reduce(tape: ir.tape.Tape, op_type: str, value: ir.Value, axis: int) -> ir.
     if tape.graph_like is not None and tape.graph_like.opset_imports.get("", 21) < 18:
         return tape.op(op_type, [value], {"axes": [axis], "keepdims": 0})
     return tape.op(op_type, [value, _indices(tape, [axis])], {"keepdims": 0})
-
-
-def _flat_shape(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
-    channels = value.shape[-1] if value.shape is not None and value.shape.rank() else None
-    if isinstance(channels, int):
-        return _indices(tape, [-1, channels])
-    # Not Shape's `start`, which opset 15 brought.
-    last, end = _indices(tape, [-1]), _indices(tape, [np.iinfo(np.int64).max])
-    size = tape.op("Slice", [tape.op("Shape", [value]), last, end])
-    return tape.op("Concat", [last, size], {"axis": 0})
 
 
 def _indices(tape: ir.tape.Tape, numbers: Sequence[int]) -> ir.Value:

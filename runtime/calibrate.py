@@ -37,7 +37,7 @@ def calibrate(
 
     Args:
         observing: the instrumented model.
-        probes: by value, its outputs: low and high by token [batch, length], low and high by channel [K].
+        probes: by value, its outputs: low and high by token [batch, length], low and high by channel [..., K].
         finite_check: output that NaN anywhere reaches.
         sequences: what to run.
         model_digest: noted in the ranges.
@@ -62,7 +62,8 @@ def calibrate(
             )
         mask[len(rows) :] = 0  # what only fills the batch was seen already
         for (name, _), (low, high, channel_low, channel_high) in zip(probes, _fours(arrays), strict=True):
-            channels = np.maximum(np.abs(channel_low), np.abs(channel_high))
+            by_sequence = np.maximum(np.abs(channel_low), np.abs(channel_high))
+            channels = by_sequence.reshape(-1, by_sequence.shape[-1]).max(axis=0)
             ranges.add(name, ValueRange.observe(*_by_token(low, high, ids, mask, channels)))
         ranges.count(rows, np.ones_like(rows))
         done += len(rows)

@@ -41,8 +41,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(nll); infinite where that overflows."""
-        return math.exp(self.nll) if self.nll < 700 else math.inf
+        """exp(nll), at most e^700: a report holds finite numbers."""
+        return math.exp(min(self.nll, 700.0))
 
     @property
     def kl(self) -> float:

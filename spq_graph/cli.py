@@ -7,17 +7,14 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from spq_graph import __version__
 from spq_graph import options as o
-from spq_graph.errors import SpqError
 from spq_graph.progress import Steps
 
 app = typer.Typer(
@@ -297,33 +294,11 @@ def evaluate(
         typer.echo(f"{name}: {result['accuracy']:.4f} of {result['n']}")
 
 
-@contextmanager
-def _errors_for_people() -> Iterator[None]:
-    """Turn errors into a message and an exit status; an interrupt leaves nothing behind."""
-    from spq_graph.console import print_error
-
-    try:
-        yield
-    except SpqError as error:
-        print_error(error, errors)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("interrupted; nothing was left behind")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
-    except OSError as error:
-        errors.print(f"error: {error.strerror or error}: {error.filename or ''}", markup=False)
-        sys.exit(1)
-
-
-def _on_terminate(number: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + number)  # unwinds, so that half an OUT is removed
-
-
 def main() -> None:
     """Entry point of the `spq-graph` command."""
+    from spq_graph.guard import errors_for_people, on_terminate
+
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, _on_terminate)
-    with _errors_for_people():
+    signal.signal(signal.SIGTERM, on_terminate)
+    with errors_for_people(errors):
         app(prog_name="spq-graph")

@@ -58,7 +58,6 @@ def decide(
     recipe: Recipe,
     model: ModelRef,
     *,
-    as_is: Precision = Precision.FP32,
     unmatched: Sequence[Unmatched] = (),
     origin: str = "",
     measure: Measure | None = None,
@@ -78,7 +77,6 @@ def decide(
         ranges: what calibration saw, by input value.
         recipe: what the user wants.
         model: which model this is.
-        as_is: floating-point precision of the graph.
         unmatched: nodes that were not understood.
         origin: where the calibration data came from.
         measure: evaluates a set of integer sites; called once for each distinct set.
@@ -88,13 +86,12 @@ def decide(
     Raises:
         UsageError: a pattern of the recipe fits no site, or nothing is left to quantize.
     """
-    choices = {site.key: _start(site, ranges.values.get(site.input), recipe, as_is) for site in sites}
-    _apply_overrides(choices, recipe, as_is)
-    high = _high_precision(recipe, as_is)
+    choices = {site.key: _start(site, ranges.values.get(site.input), recipe) for site in sites}
+    _apply_overrides(choices, recipe)
     if recipe.spike_ratio is not None or measure is None:
-        search, met = _by_ratio(choices, recipe, high)
+        search, met = _by_ratio(choices, recipe)
     else:
-        search, met = _by_kl(choices, recipe, high, _Oracle(measure))
+        search, met = _by_kl(choices, recipe, _Oracle(measure))
         search.tokens = tokens
     return Plan(
         model=model,
@@ -109,11 +106,13 @@ def decide(
     )
 
 
-def _high_precision(recipe: Recipe, as_is: Precision) -> Precision:
-    return as_is if recipe.high_precision == "auto" else Precision(recipe.high_precision)
+def high_precision(recipe: Recipe, stored: str) -> Precision:
+    """What a kept site becomes: as the graph has it, or what the recipe asks for."""
+    return Precision(stored if recipe.high_precision == "auto" else recipe.high_precision)
 
 
-def _start(site: Site, seen: ValueRange | None, recipe: Recipe, as_is: Precision) -> _Choice:
+def _start(site: Site, seen: ValueRange | None, recipe: Recipe) -> _Choice:
+    as_is = Precision(site.stored)
     if site.left_alone(recipe.quantize_lm_head):
         return _Choice(site, seen, as_is, Reason.DEFAULT, note=f"{site.role.value} stays as it is unless asked for")
     if seen is None:
@@ -121,27 +120,45 @@ def _start(site: Site, seen: ValueRange | None, recipe: Recipe, as_is: Precision
     return _Choice(site, seen, Precision.integer(recipe.bits), Reason.DEFAULT)
 
 
-def _apply_overrides(choices: dict[str, _Choice], recipe: Recipe, as_is: Precision) -> None:
-    high = _high_precision(recipe, as_is)
-    rules = [(pattern, as_is, "ignore") for pattern in recipe.ignore]
-    rules += [
-        (o.pattern, high if o.precision == "high" else Precision(o.precision), "overrides") for o in recipe.overrides
-    ]
-    rules += [(pattern, high, "keep") for pattern in recipe.keep]
-    for pattern, precision, where in rules:
+def _rules(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What was set by hand: pattern, what is wanted, and where it was said; the last match wins."""
+    rules = [(pattern, "stored", "ignore") for pattern in recipe.ignore]
+    rules += [(o.pattern, o.precision, "overrides") for o in recipe.overrides]
+    return rules + [(pattern, "high", "keep") for pattern in recipe.keep]
+
+
+def by_hand(site: Site, recipe: Recipe) -> Precision | None:
+    """The precision that the recipe sets for a site by hand."""
+    hits = [wanted for pattern, wanted, _ in _rules(recipe) if matches(pattern, site.key, site.node)]
+    if not hits:
+        return None
+    special = {"stored": Precision(site.stored), "high": high_precision(recipe, site.stored)}
+    return special.get(hits[-1]) or Precision(hits[-1])
+
+
+def _apply_overrides(choices: dict[str, _Choice], recipe: Recipe) -> None:
+    for pattern, _, where in _rules(recipe):
         hit = [c for c in choices.values() if matches(pattern, c.site.key, c.site.node)]
         if not hit:
             raise UsageError(
                 f"'{pattern}' fits no site", where=where, remedy="`spq-graph inspect MODEL` lists the keys of all sites"
             )
         for choice in hit:
+            precision = by_hand(choice.site, recipe)
+            if precision is None:
+                continue
             if precision.bits is not None and choice.seen is None:
                 raise UsageError(f"'{pattern}' asks for {precision} without a range", where=choice.site.key)
             choice.precision, choice.reason, choice.note = precision, Reason.OVERRIDE, f"by hand: {where} '{pattern}'"
 
 
-def _keep(choice: _Choice, precision: Precision, note: str) -> None:
-    choice.precision, choice.reason, choice.note = precision, Reason.SPIKE, note
+def _is_high(choice: _Choice, recipe: Recipe) -> bool:
+    return choice.precision is high_precision(recipe, choice.site.stored)
+
+
+def _keep(choice: _Choice, recipe: Recipe, note: str) -> None:
+    choice.precision = high_precision(recipe, choice.site.stored)
+    choice.reason, choice.note = Reason.SPIKE, note
 
 
 def _above(choices: dict[str, _Choice], threshold: float) -> list[_Choice]:
@@ -152,7 +169,7 @@ def _above(choices: dict[str, _Choice], threshold: float) -> list[_Choice]:
     return [choice for choice in free if choice.seen is not None and choice.seen.ratio > threshold]
 
 
-def _by_ratio(choices: dict[str, _Choice], recipe: Recipe, high: Precision) -> tuple[Search, bool]:
+def _by_ratio(choices: dict[str, _Choice], recipe: Recipe) -> tuple[Search, bool]:
     threshold = recipe.spike_ratio if recipe.spike_ratio is not None else recipe.candidate_ratio
     hits = sorted(_above(choices, threshold), key=lambda c: (-c.seen.ratio if c.seen is not None else 0.0, c.site.key))
     # A ratio that was asked for is an order; the one that only marks candidates must not outgrow the cap.
@@ -160,7 +177,7 @@ def _by_ratio(choices: dict[str, _Choice], recipe: Recipe, high: Precision) -> t
     for rank, choice in enumerate(hits):
         choice.rank = rank
         if rank < cap:
-            _keep(choice, high, f"max/median ratio above {threshold:g}")
+            _keep(choice, recipe, f"max/median ratio above {threshold:g}")
         else:
             choice.reason, choice.note = Reason.BUDGET, f"the cap of {cap} sites is reached"
     return Search(rule="ratio", candidates=len(hits), cap=cap), len(hits) <= cap
@@ -178,12 +195,10 @@ def _cap(choices: dict[str, _Choice], recipe: Recipe) -> int:
     return max(0, math.floor(recipe.max_kept * len(counted)) - by_hand)
 
 
-def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle: _Oracle) -> tuple[Search, bool]:
+def _by_kl(choices: dict[str, _Choice], recipe: Recipe, oracle: _Oracle) -> tuple[Search, bool]:
     integers = frozenset(key for key, c in choices.items() if c.precision.bits is not None)
     # Kept by hand in the high precision; what else was set by hand runs as the graph has it.
-    held = frozenset(
-        key for key, c in choices.items() if c.reason is Reason.OVERRIDE and c.precision is high and high.bits is None
-    )
+    held = frozenset(key for key, c in choices.items() if c.reason is Reason.OVERRIDE and _is_high(c, recipe))
     cap = _cap(choices, recipe)
 
     def keeping(keys: Sequence[str]) -> float:
@@ -203,7 +218,7 @@ def _by_kl(choices: dict[str, _Choice], recipe: Recipe, high: Precision, oracle:
     for rank, choice in enumerate(order):
         choice.rank = rank
         if rank < kept:
-            _keep(choice, high, f"quantizing it alone costs KL {choice.kl:.3g}, place {rank + 1} of {len(order)}")
+            _keep(choice, recipe, f"quantizing it alone costs KL {choice.kl:.3g}, place {rank + 1} of {len(order)}")
         else:
             choice.reason = Reason.BUDGET
             enough = met or kept < cap

@@ -32,7 +32,7 @@ def forecast(request: Request, steps: Steps) -> dict[str, Any]:
         counted = [s for s in bench.found.sites if not s.left_alone(request.recipe.quantize_lm_head)]
         cap = math.floor(request.recipe.max_kept * len(counted))
         weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
-        size = 2 if bench.as_is.value == "fp16" else 4
+        size = 4 if all(s.stored == "fp32" for s in counted) else 2
         source = sum(file.stat().st_size for file in files_of(bench.model))
         everywhere = source - sum(weights) * (size - 1)
         runner = bench.runner

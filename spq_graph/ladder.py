@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from spq_graph.decide import high_precision
 from spq_graph.passes.graph import files_of
 from spq_graph.plan import Plan, SitePlan
 from spq_graph.progress import Steps
@@ -34,18 +35,17 @@ class Variant:
     built: Built | None = None
 
 
-def variants(plan: Plan, as_is: Precision) -> list[Variant]:
-    """The rows that belong to one plan."""
+def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
+    """The rows that belong to one plan; `stored` is the format of each weight in the graph, by site key."""
     bits = plan.recipe.bits
     integer = Precision.integer(bits)
     counted = {s.key for s in plan.counted}
 
     def quantized_but(kept: frozenset[str], **recipe: object) -> Plan:
         high = {s.key: s.precision for s in plan.kept}
-        default = as_is if plan.recipe.high_precision == "auto" else Precision(plan.recipe.high_precision)
         return plan.with_precisions(
             lambda s: s.precision if s.key not in counted or s.range is None
-            else high.get(s.key, default) if s.key in kept else integer,
+            else high.get(s.key, high_precision(plan.recipe, stored[s.key])) if s.key in kept else integer,
             **recipe,
         )  # fmt: skip
 

@@ -98,7 +98,7 @@ def quantize(request: Request, steps: Steps) -> Outcome:
         p for p in (request.calibration, request.text, request.tokenizer, Path(request.source)) if p and p.exists()
     ]
     artifact.check_out(request.out, force=request.force, inputs=tuple(inputs))
-    _check_texts(request)
+    _check_texts(request, resolve(request.source, request.tokenizer))
     with (
         opened(
             request.source, steps, tokenizer=request.tokenizer, bos=request.bos, window=request.window,
@@ -117,7 +117,7 @@ def quantize(request: Request, steps: Steps) -> Outcome:
             executed = bench.prove(built, plan)
         ladder: list[Rung] = []
         if text is not None:
-            rows = [row for p in plans for row in variants(p, bench.as_is)] + [weight_only(plan)]
+            rows = [row for p in plans for row in variants(p, bench.stored)] + [weight_only(plan)]
             _reuse(rows, built, plan)
             ladder = measure_ladder(bench, rows, text, steps)
         report = _report(request, bench, plan, ladder, text, executed, built.bytes, steps)
@@ -136,10 +136,12 @@ def _reuse(rows: list[Variant], built: Built, plan: Plan) -> None:
             row.built = built
 
 
-def _check_texts(request: Request) -> None:
+def _check_texts(request: Request, source: Source) -> None:
     for path in (request.calibration, request.text):
         if path is not None and not path.is_file():
             raise SourceError("no such file", where=str(path))
+        if path is not None and path.suffix != ".npz" and source.tokenizer is None:
+            raise UsageError("text needs a tokenizer", where=str(path), remedy="pass --tokenizer DIR, or ids as .npz")
     text, calibration = request.text, request.calibration
     if text is not None and calibration is not None and filecmp.cmp(text, calibration, shallow=False):
         raise UsageError(
@@ -194,7 +196,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
                 sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))
             )
         return decide(
-            bench.found.sites, ranges, recipe, bench.ref, as_is=bench.as_is, unmatched=bench.found.unmatched,
+            bench.found.sites, ranges, recipe, bench.ref, unmatched=bench.found.unmatched,
             origin=sequences.origin if sequences is not None else "", measure=measure, tokens=tokens,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )  # fmt: skip

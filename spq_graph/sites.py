@@ -51,6 +51,7 @@ class Site:
         weight: name of the initializer that holds the weight.
         shape: (K, N), as the product sees it.
         expert: number of the expert, for a mixture of experts.
+        stored: floating-point format of the weight in the graph: fp32, fp16 or bf16.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Site:
     weight: str
     shape: tuple[int, int]
     expert: int | None = None
+    stored: str = "fp32"
 
     def left_alone(self, quantize_lm_head: bool = False) -> bool:
         """Whether the Site stays as it is by default, and does not count in shares and controls."""

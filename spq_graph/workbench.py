@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from spq_graph import artifact
-from spq_graph.decide import Measure
+from spq_graph.decide import Measure, by_hand, high_precision
 from spq_graph.errors import ActivationError, DataError, GraphError, UsageError
 from spq_graph.models.source import Source
 from spq_graph.passes.apply import apply_plan, save_model
@@ -54,7 +54,6 @@ class Workbench:
         model: the ONNX file.
         digest: of that file and its weights.
         found: sites, GLU blocks and what was not understood.
-        as_is: floating-point precision of the graph.
         tokenizer: where the source has one.
     """
 
@@ -66,7 +65,6 @@ class Workbench:
     model: Path = field(init=False)
     digest: str = field(init=False)
     found: Identified = field(init=False)
-    as_is: Precision = field(init=False)
     tokenizer: TextTokenizer | None = field(init=False, default=None)
     _count: int = 0
     _runner: Runner | None = None
@@ -106,13 +104,19 @@ class Workbench:
             require_glu(self.found, self.source.origin)
         if not self.found.sites:
             raise GraphError("no MatMul or Gemm with a constant weight was found", where=self.source.origin)
-        self.as_is = _float_precision(graph, self.found)
+        if any(site.stored == "bf16" for site in self.found.sites):
+            raise UsageError("bfloat16 graphs do not run on ONNX Runtime's CPU provider", remedy="export it in float32")
 
     def load(self) -> ir.Model:
         """The source graph, canonical, ready to be edited."""
         graph = load_graph(self.model)
         Canonicalize()(graph)
         return graph
+
+    @property
+    def stored(self) -> dict[str, str]:
+        """Floating-point format of every site's weight in the graph, by key."""
+        return {site.key: site.stored for site in self.found.sites}
 
     @property
     def ref(self) -> ModelRef:
@@ -225,13 +229,18 @@ class Workbench:
         few = spread(sequences, recipe.sensitivity_tokens)
         meter = KlMeter(self.runner, few)
         base = everywhere(self, ranges, recipe)
-        high = self.as_is if recipe.high_precision == "auto" else Precision(recipe.high_precision)
+        sites = self.found.by_key
 
         def measure(quantized: frozenset[str], kept: frozenset[str]) -> float:
-            integer = Precision.integer(recipe.bits)
-            plan = base.with_precisions(
-                lambda s: integer if s.key in quantized else high if s.key in kept else self.as_is
-            )
+            def precision_of(planned: SitePlan) -> Precision:
+                site = sites[planned.key]
+                if site.key in quantized:
+                    set_by_hand = by_hand(site, recipe)
+                    hand_bits = set_by_hand is not None and set_by_hand.bits is not None
+                    return set_by_hand if set_by_hand and hand_bits else Precision.integer(recipe.bits)
+                return high_precision(recipe, site.stored) if site.key in kept else Precision(site.stored)
+
+            plan = base.with_precisions(precision_of)
             built = self.build(plan)
             result = meter.kl(Runner(built.path))
             discard(built)
@@ -252,7 +261,7 @@ def everywhere(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
     sites = [
         SitePlan(
             key=s.key, node=s.node, role=s.role, layer=s.layer, expert=s.expert, shape=s.shape, input=s.input,
-            precision=bench.as_is if s.left_alone(recipe.quantize_lm_head) else Precision.integer(recipe.bits),
+            precision=Precision(s.stored if s.left_alone(recipe.quantize_lm_head) else f"int{recipe.bits}"),
             reason=Reason.DEFAULT,
             range=(ranges.values[s.input].low, ranges.values[s.input].high),
         )
@@ -280,12 +289,3 @@ def discard(built: Built) -> None:
     """Remove an intermediate model."""
     built.path.unlink(missing_ok=True)
     built.path.with_name(built.path.name + ".data").unlink(missing_ok=True)
-
-
-def _float_precision(graph: ir.Model, found: Identified) -> Precision:
-    weights = {graph.graph.initializers[site.weight].dtype for site in found.sites}
-    if ir.DataType.FLOAT16 in weights:
-        return Precision.FP16
-    if ir.DataType.BFLOAT16 in weights:
-        raise UsageError("bfloat16 graphs do not run on ONNX Runtime's CPU provider", remedy="export it in float32")
-    return Precision.FP32

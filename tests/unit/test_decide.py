@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -208,7 +209,7 @@ def test_the_head_is_a_site_like_any_other_on_request() -> None:
 
 def test_a_site_without_a_range_stays_as_it_is() -> None:
     sites, ranges = make({"a": 9.0})
-    plan = decide([*sites, site("b")], ranges, Recipe(spike_ratio=5), MODEL, as_is=Precision.FP16)
+    plan = decide([*sites, replace(site("b"), stored="fp16")], ranges, Recipe(spike_ratio=5), MODEL)
     assert plan.sites[1].precision is Precision.FP16
     assert plan.sites[1].reason is Reason.UNSUPPORTED
     assert plan.sites[1].range is None
