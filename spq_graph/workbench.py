@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -137,10 +137,11 @@ class Workbench:
 
     def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
         """Read text or ids as this model's sequences."""
-        return load_sequences(
+        found = load_sequences(
             path, self.tokenizer, window=self.sequence_length, bos=self.bos,
             vocab_size=self.source.vocab_size or self.runner.vocabulary, max_tokens=max_tokens,
         )  # fmt: skip
+        return replace(found, origin=path.name)  # where the file lies is not part of what was decided
 
     def sampled(self, tokens: int | None, seed: int) -> Sequences:
         """Sequences sampled from the model itself, for calibration without data."""
