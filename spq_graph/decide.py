@@ -67,8 +67,9 @@ def decide(
     """Decide the precision of every site.
 
     With `measure`, rule `auto`: candidates (ratio above the recipe's) are ordered by the KL of quantizing each alone,
-    and the smallest prefix of that order is kept that meets the KL budget within the cap; where the cap does not
-    suffice, the smallest prefix that wins back the asked share of what the cap wins back. With `spike_ratio`, the ratio
+    and the smallest prefix of that order is kept that meets the KL budget within the cap, with the recipe's margin where
+    the cap allows it, since other text costs more or less than calibration text; where the cap does not suffice, the
+    smallest prefix that wins back the asked share of what the cap wins back. With `spike_ratio`, the ratio
     rule: keep what exceeds it (QFeM, arXiv 2405.14428), no evaluation. With neither, candidates are kept in the order
     of their ratio, as many as the cap allows.
 
@@ -209,7 +210,7 @@ def _by_kl(choices: dict[str, _Choice], recipe: Recipe, oracle: _Oracle) -> tupl
     candidates = _above(choices, recipe.candidate_ratio)
     order: list[_Choice] = []
     kept, met = 0, everywhere <= recipe.kl_budget
-    if not met:
+    if everywhere > _aim(recipe):
         for choice in candidates:
             choice.kl = _six(oracle(frozenset({choice.site.key})))
         order = sorted(candidates, key=lambda c: (-(c.kl or 0.0), c.site.key))
@@ -229,13 +230,20 @@ def _by_kl(choices: dict[str, _Choice], recipe: Recipe, oracle: _Oracle) -> tupl
     return search, met
 
 
+def _aim(recipe: Recipe) -> float:
+    return recipe.kl_budget * (1.0 - recipe.kl_margin)
+
+
 def _smallest_prefix(kl_of: Callable[[int], float], cap: int, recipe: Recipe) -> tuple[int, bool]:
     """The smallest number of kept sites that meets the budget, or wins back the asked share; and whether it is met."""
     everywhere, best = kl_of(0), kl_of(cap)
-    met = best <= recipe.kl_budget
-    goal = recipe.kl_budget if met else everywhere - recipe.recovery * (everywhere - best)
-    if not met and best >= everywhere:
-        return 0, False  # keeping wins nothing back: better not to pay for it
+    met = min(everywhere, best) <= recipe.kl_budget
+    if best <= _aim(recipe):
+        goal = _aim(recipe)
+    elif everywhere <= recipe.kl_budget or best >= everywhere:
+        return 0, met  # met as it is, or keeping wins nothing back: better not to pay for it
+    else:
+        goal = recipe.kl_budget if met else everywhere - recipe.recovery * (everywhere - best)
     low, high = 0, cap  # kl_of(low) > goal >= kl_of(high)
     while high - low > 1:
         middle = (low + high) // 2

@@ -64,6 +64,9 @@ class Recipe(BaseModel):
         None, gt=1.0, description="keep every site whose max/median ratio exceeds this, without any evaluation"
     )
     kl_budget: float = Field(0.005, gt=0.0, description="KL(FP || quantized) to reach, nats a token")
+    kl_margin: float = Field(
+        0.2, ge=0.0, lt=1.0, description="share of the KL budget left free, for text that was not measured"
+    )
     max_kept: float = Field(0.15, ge=0.0, le=1.0, description="largest share of sites that may be kept")
     recovery: float = Field(
         0.98, gt=0.0, le=1.0, description="share of what max_kept wins back to settle for where the budget is not met"

@@ -70,7 +70,7 @@ TEN = {f"s{n}": 0.0001 for n in range(10)}
 
 
 def test_the_costliest_are_kept_and_no_more_than_needed() -> None:
-    plan, _ = run(TEN | {"s3": 0.4, "s7": 0.9, "s8": 0.004}, Recipe(max_kept=0.5))
+    plan, _ = run(TEN | {"s3": 0.4, "s7": 0.9, "s8": 0.004}, Recipe(max_kept=0.5, kl_margin=0.0))
     assert kept(plan) == {"s3", "s7"}
     by_key = {s.key: s for s in plan.sites}
     assert [by_key[k].evidence.rank for k in ("s7", "s3", "s8")] == [0, 1, 2]
@@ -81,6 +81,15 @@ def test_the_costliest_are_kept_and_no_more_than_needed() -> None:
     assert plan.budget_met
     assert plan.search.kl == pytest.approx(0.0047)
     assert plan.search.kl_everywhere == pytest.approx(1.3047)
+
+
+def test_a_margin_is_left_for_other_text_where_the_cap_allows_it() -> None:
+    costs = TEN | {"s3": 0.4, "s7": 0.9, "s8": 0.004}
+    plan, _ = run(costs, Recipe(max_kept=0.5))
+    assert kept(plan) == {"s3", "s7", "s8"}  # 0.0047 is within the budget, but not by a fifth
+    plan, _ = run(costs, Recipe(max_kept=0.2))
+    assert kept(plan) == {"s3", "s7"}
+    assert plan.budget_met
 
 
 def test_nothing_is_kept_and_nothing_tried_where_everywhere_is_good_enough() -> None:
@@ -142,10 +151,15 @@ def cheapest_prefix(costs: Mapping[str, float], cap: int, recipe: Recipe) -> tup
     """By trying all of them."""
     order = sorted(costs, key=lambda key: (-costs[key], key))
     rest = [math.fsum(costs[key] for key in order[n:]) for n in range(cap + 1)]
+    aim = recipe.kl_budget * (1 - recipe.kl_margin)
+    if rest[0] <= aim:
+        return 0, True
+    if rest[cap] <= aim:
+        return next(n for n, kl in enumerate(rest) if kl <= aim), True
+    if rest[0] <= recipe.kl_budget or rest[cap] >= rest[0]:
+        return 0, rest[0] <= recipe.kl_budget
     if rest[cap] <= recipe.kl_budget:
         return next(n for n, kl in enumerate(rest) if kl <= recipe.kl_budget), True
-    if rest[cap] >= rest[0]:
-        return 0, False
     goal = rest[0] - recipe.recovery * (rest[0] - rest[cap])
     return next(n for n, kl in enumerate(rest) if kl <= goal), False
 
@@ -155,11 +169,14 @@ def cheapest_prefix(costs: Mapping[str, float], cap: int, recipe: Recipe) -> tup
     units=st.lists(st.integers(0, 40), min_size=1, max_size=14),
     share=st.sampled_from([0.0, 0.15, 0.4, 1.0]),
     recovery=st.sampled_from([0.5, 0.9, 0.98]),
+    margin=st.sampled_from([0.0, 0.2, 0.9]),
 )
-def test_bisection_finds_what_trying_everything_finds(units: list[int], share: float, recovery: float) -> None:
+def test_bisection_finds_what_trying_everything_finds(
+    units: list[int], share: float, recovery: float, margin: float
+) -> None:
     # Exact in binary, and below the six digits that costs are ranked by.
     costs = {f"s{n:02}": unit / 1024 for n, unit in enumerate(units)}
-    recipe = Recipe(max_kept=share, recovery=recovery)
+    recipe = Recipe(max_kept=share, recovery=recovery, kl_margin=margin, kl_budget=0.01)
     plan, _ = run(costs, recipe)
     count, met = cheapest_prefix(costs, math.floor(share * len(costs)), recipe)
     assert (len(kept(plan)), plan.budget_met) == (count, met)
