@@ -138,7 +138,7 @@ def initialized(config: LlamaConfig, embedding_std: float) -> LlamaForCausalLM:
     """A model with PyTorch's own initialization instead of the usual 0.02.
 
     Embeddings of unit variance make a residual stream that only massive activations can overrule, which is how a BOS
-    sink comes about: with 0.02 none had formed after 1000 steps, with 1.0 it stood in layer 1 after 250.
+    sink comes about: with 0.02 everywhere none had formed after 1000 steps, with this one stood in layer 1 after 250.
     """
     model = LlamaForCausalLM(config)
     for name, parameter in model.named_parameters():
