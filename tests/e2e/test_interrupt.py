@@ -39,7 +39,12 @@ def test_interrupt(tmp_path: Path, number: signal.Signals, status: int, earlier:
     ]  # fmt: skip
     # Without the last of them, importing ONNX Runtime leaves a file of its own among the temporary ones.
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    # Jobs that a shell started in the background ignore SIGINT, and so would their children.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, ours)
     deadline = time.monotonic() + PATIENCE
     # The folder for OUT comes first, and then the first intermediate model: from there on it calibrates and decides.
     while not (list(outputs.glob(".out.partial-*")) and list(temporary.glob("*/*.onnx"))):
