@@ -93,7 +93,11 @@ def quantize(
     if dry_run:
         from spq_graph.dry_run import forecast
 
-        _show_forecast(forecast(request, _steps()), as_json)
+        found = forecast(request, _steps())
+        if as_json:
+            _print(found)
+        else:
+            typer.echo("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
         return
     outcome = run(request, _steps())
     if as_json:
@@ -106,14 +110,6 @@ def quantize(
         console.print(ladder_table(outcome.report, outcome.plan))
     console.print(spike_table(outcome.plan))
     console.print(summary(outcome.plan, outcome.report, outcome.out))
-
-
-def _show_forecast(forecast: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print(forecast)
-        return
-    for name, value in forecast.items():
-        typer.echo(f"{name.replace('_', ' ')}: {value}")
 
 
 @app.command()
