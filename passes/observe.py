@@ -53,10 +53,7 @@ class Observe(ir.passes.InPlacePass):
         self.probes: list[Probe] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        graph = model.graph
-        known = _values_by_name(graph)
-        graph.outputs.clear()
-        tape = ir.tape.Tape(graph)
+        graph, known, tape = _without_outputs(model)
         for index, name in enumerate(self.values):
             value = as_float32(tape, known, name)
             outputs = [_reduce(tape, op, value, axis) for axis in (-1, -2) for op in ("ReduceMin", "ReduceMax")]
@@ -76,15 +73,20 @@ class ObserveFinite(ir.passes.InPlacePass):
         self.values = list(dict.fromkeys(values))
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        graph = model.graph
-        known = _values_by_name(graph)
-        graph.outputs.clear()
-        tape = ir.tape.Tape(graph)
+        graph, known, tape = _without_outputs(model)
         for index, name in enumerate(self.values):
             value = as_float32(tape, known, name)
             zero = tape.op("Sub", [value, value])  # NaN where the element is NaN or infinite
             _publish(graph, tape.op("ReduceSum", [zero], {"keepdims": 0}), f"spq_graph.finite.{index}")
         return ir.passes.PassResult(model, modified=True)
+
+
+def _without_outputs(model: ir.Model) -> tuple[ir.Graph, dict[str, ir.Value], ir.tape.Tape]:
+    """The graph with its outputs taken away, its values by name, and a tape to write new ones with."""
+    graph = model.graph
+    known = _values_by_name(graph)
+    graph.outputs.clear()
+    return graph, known, ir.tape.Tape(graph)
 
 
 def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:

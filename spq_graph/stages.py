@@ -13,7 +13,6 @@ from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges, json_file, merge_all
 from spq_graph.recipe import Recipe
 from spq_graph.runtime.session import Executed
-from spq_graph.workbench import everywhere
 
 
 def apply(model: Path, plan: Plan, out: Path, steps: Steps, *, force: bool = False) -> Executed:
@@ -105,7 +104,7 @@ def plan(
     artifact.check_file(out, inputs=tuple(p for p in inputs if p is not None and p.is_file()))
     loaded = Ranges.load(ranges)
     with opened(model, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=allow_no_glu) as bench:
-        everywhere(bench, loaded, recipe)  # says so where the ranges belong to another model
+        bench.check_ranges(loaded)
         data = bench.sequences(calibration, max_tokens=recipe.calibration_tokens) if calibration else None
         made = make_plan(bench, recipe, recipe.bits, loaded, data)
     made.save(out)

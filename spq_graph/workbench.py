@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from spq_graph import artifact
 from spq_graph.decide import Measure, by_hand, high_precision
 from spq_graph.errors import ActivationError, DataError, GraphError, UsageError
 from spq_graph.models.source import Source
-from spq_graph.passes.apply import apply_plan, save_model
+from spq_graph.passes.apply import DATA_SUFFIX, apply_plan, save_model
 from spq_graph.passes.graph import Canonicalize, digest_of, load_graph, refuse_quantized
 from spq_graph.passes.identify import Identified, identify, require_glu
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
@@ -145,8 +146,6 @@ class Workbench:
 
     def sampled(self, tokens: int | None, seed: int) -> Sequences:
         """Sequences sampled from the model itself, for calibration without data."""
-        import numpy as np
-
         folder = self.source.kind == "folder"
         wanted = tokens or (SAMPLED_TOKENS if folder else SAMPLED_TOKENS_WITHOUT_CACHE)
         length = min(self.sequence_length, 256)
@@ -218,8 +217,6 @@ class Workbench:
         return executed
 
     def _probe_ids(self) -> Ids:
-        import numpy as np
-
         batch, length = self.runner.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
@@ -229,7 +226,7 @@ class Workbench:
         """A measure for `decide`, and how many tokens it runs on."""
         few = spread(sequences, recipe.sensitivity_tokens)
         meter = KlMeter(self.runner, few)
-        base = everywhere(self, ranges, recipe)
+        base = self._skeleton(ranges, recipe)
         sites = self.found.by_key
 
         def measure(quantized: frozenset[str], kept: frozenset[str]) -> float:
@@ -250,34 +247,33 @@ class Workbench:
 
         return measure, meter.tokens
 
+    def check_ranges(self, ranges: Ranges) -> None:
+        """Check that ranges were measured on this model.
 
-def everywhere(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
-    """A plan with every site in integers but those left alone; the others are made from it.
+        Raises:
+            DataError: they were measured on another.
+        """
+        if ranges.model_digest != self.digest:
+            raise DataError(
+                "these ranges were measured on another model", remedy="run `spq-graph calibrate` on this one"
+            )
 
-    Raises:
-        DataError: a site's input has no range, so these ranges belong to another model.
-    """
-    if ranges.model_digest != bench.digest:
-        raise DataError("these ranges were measured on another model", remedy="run `spq-graph calibrate` on this one")
-    sites = [
-        SitePlan(
-            key=s.key, node=s.node, role=s.role, layer=s.layer, expert=s.expert, shape=s.shape, input=s.input,
-            precision=Precision(s.stored if s.left_alone(recipe.quantize_lm_head) else f"int{recipe.bits}"),
-            reason=Reason.DEFAULT,
-            range=(ranges.values[s.input].low, ranges.values[s.input].high),
-        )
-        for s in bench.found.sites
-        if s.input in ranges.values
-    ]  # fmt: skip
-    calibration = CalibrationRef(digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences)
-    return Plan(
-        model=bench.ref,
-        recipe=recipe,
-        calibration=calibration,
-        search=Search(rule="none"),
-        sites=sites,
-        budget_met=True,
-    )
+    def _skeleton(self, ranges: Ranges, recipe: Recipe) -> Plan:
+        """A plan with every measured site as the graph has it, from which those to be measured are made."""
+        sites = [
+            SitePlan(
+                key=s.key, node=s.node, role=s.role, layer=s.layer, expert=s.expert, shape=s.shape, input=s.input,
+                precision=Precision(s.stored), reason=Reason.DEFAULT,
+                range=(ranges.values[s.input].low, ranges.values[s.input].high),
+            )
+            for s in self.found.sites
+            if s.input in ranges.values
+        ]  # fmt: skip
+        calibration = CalibrationRef(digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences)
+        return Plan(
+            model=self.ref, recipe=recipe, calibration=calibration, search=Search(rule="none"), sites=sites,
+            budget_met=True,
+        )  # fmt: skip
 
 
 def spread(sequences: Sequences, tokens: int) -> Sequences:
@@ -289,4 +285,4 @@ def spread(sequences: Sequences, tokens: int) -> Sequences:
 def discard(built: Built) -> None:
     """Remove an intermediate model."""
     built.path.unlink(missing_ok=True)
-    built.path.with_name(built.path.name + ".data").unlink(missing_ok=True)
+    built.path.with_name(built.path.name + DATA_SUFFIX).unlink(missing_ok=True)
