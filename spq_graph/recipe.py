@@ -6,7 +6,7 @@ import tomllib
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,11 +25,24 @@ class Precision(StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
     W8A16 = "w8a16"
+    FP8_E4M3 = "fp8_e4m3"
+    FP8_E5M2 = "fp8_e5m2"
+    W8FP8A16 = "w8fp8a16"
 
     @property
     def bits(self) -> int | None:
         """Bits of weights and activations for the integer precisions, None for the rest."""
         return int(self.value[3:]) if self.value.startswith("int") else None
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether weights are held in FP8: the precisions of spq::Fp8MatMul."""
+        return self in (Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16)
+
+    @property
+    def needs_range(self) -> bool:
+        """Whether activations are quantized with a static scale, which takes a calibrated range."""
+        return self.bits is not None or self in (Precision.FP8_E4M3, Precision.FP8_E5M2)
 
     @classmethod
     def integer(cls, bits: int) -> Precision:
@@ -37,7 +50,8 @@ class Precision(StrEnum):
         return cls(f"int{bits}")
 
 
-HighPrecision = Literal["auto", "fp32", "fp16", "w8a16"]
+# "fp8" is the FP8 format of activations with the smaller measured error.
+HighPrecision = Literal["auto", "fp32", "fp16", "w8a16", "fp8", "fp8_e4m3", "fp8_e5m2", "w8fp8a16"]
 Target = Literal["cpu", "portable"]
 
 
@@ -46,7 +60,9 @@ class Override(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     pattern: str
-    precision: Annotated[Literal["int8", "int7", "int6", "int5", "int4", "fp32", "fp16", "w8a16", "high"], Field()]
+    precision: Literal[
+        "int8", "int7", "int6", "int5", "int4", "fp32", "fp16", "w8a16", "fp8_e4m3", "fp8_e5m2", "w8fp8a16", "high"
+    ]
 
 
 class Recipe(BaseModel):
@@ -75,6 +91,9 @@ class Recipe(BaseModel):
     sensitivity_tokens: int = Field(4096, ge=1, description="tokens of calibration data that decisions are measured on")
     activations: Literal["asymmetric", "symmetric"] = Field("asymmetric", description="activation quantizer")
     weights: Literal["per_channel", "per_tensor"] = Field("per_channel", description="weight scales")
+    fp8_activations: Literal["fast", "exact"] = Field(
+        "fast", description="w8fp8a16: whether a kernel may round activations to bfloat16, or takes them as they are"
+    )
     quantize_lm_head: bool = Field(False, description="treat lm_head like any other site")
     keep: tuple[str, ...] = Field((), description="globs of sites to keep in high precision by hand")
     ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")

@@ -47,6 +47,8 @@ def test_a_file_and_options_over_it(tmp_path: Path) -> None:
         ({"overrides": [{"glob": "x", "precision": "int8"}]}, r"unknown key 'overrides\.0\.glob'"),
         ({"target": "portable", "high_precision": "w8a16"}, r"MatMulNBits.*use fp32 or cpu"),
         ({"target": "portable", "overrides": [{"pattern": "x", "precision": "w8a16"}]}, r"MatMulNBits"),
+        ({"overrides": [{"pattern": "x", "precision": "fp8"}]}, r"overrides\.0\.precision"),
+        ({"fp8_activations": "slow"}, r"fp8_activations: .*'fast' or 'exact'"),
         ({"spike_ratio": float("nan")}, r"spike_ratio"),
         ({"kl_budget": float("inf")}, r"kl_budget"),
     ],
@@ -80,6 +82,26 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None) -> None:
 def test_integer_precisions(bits: int) -> None:
     assert Precision.integer(bits).bits == bits
     assert Precision.FP16.bits is Precision.W8A16.bits is None
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3", "fp8_e5m2", "w8fp8a16"])
+@pytest.mark.parametrize("target", ["cpu", "portable"])
+def test_fp8_is_asked_for_by_format_and_runs_anywhere(name: str, target: str) -> None:
+    recipe = load_recipe(None, target=target, high_precision=name, overrides=[{"pattern": "x", "precision": name}])
+    assert recipe.high_precision == recipe.overrides[0].precision == Precision(name)
+    assert recipe.fp8_activations == "fast"
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_fp8_by_measured_error_is_for_kept_sites() -> None:
+    assert load_recipe(None, high_precision="fp8").high_precision == "fp8"
+    assert "fp8" not in list(Precision)
+
+
+def test_what_the_precisions_of_the_fp8_operator_need() -> None:
+    assert {p for p in Precision if p.is_fp8} == {Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16}
+    integers = {p for p in Precision if p.bits is not None}
+    assert {p for p in Precision if p.needs_range} == integers | {Precision.FP8_E4M3, Precision.FP8_E5M2}
 
 
 def test_patterns_are_globs_or_plain_names() -> None:
