@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from spq_graph.errors import ActivationError, GraphError
 
-_SMALLEST = float(np.finfo(np.float32).tiny)  # a subnormal scale would overflow its reciprocal
+SMALLEST = float(np.finfo(np.float32).tiny)  # a subnormal scale would overflow its reciprocal
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -54,10 +54,10 @@ class ActivationQuantizer:
         if scheme == "symmetric":
             steps = 2 ** (bits - 1) - 1
             zero_point, below, above = 128, steps, steps
-            scale = np.float32(max(max(-low, high) / steps, _SMALLEST))
+            scale = np.float32(max(max(-low, high) / steps, SMALLEST))
         else:
             top = 2**bits - 1
-            scale = np.float32(max((high - low) / top, _SMALLEST))
+            scale = np.float32(max((high - low) / top, SMALLEST))
             zero_point = below = min(round(-low / float(scale)), top)
             above = top - below
         low, high = (min(float(scale) * count, _LARGEST) for count in (below, above))
@@ -75,14 +75,14 @@ def weight_scales(
     absmax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
     if granularity == "per_tensor":
         absmax = absmax.max()
-    return _positive(absmax / np.float32(2 ** (bits - 1) - 1))
+    return positive_scales(absmax / np.float32(2 ** (bits - 1) - 1))
 
 
-def _positive(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def positive_scales(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Scales that can be divided by: of zeros, any scale will do."""
     if not np.isfinite(scales).all():
         raise GraphError("the weight holds NaN or infinity", remedy="the checkpoint is damaged: no scale fits it")
-    return np.where(scales > _SMALLEST, scales, np.float32(1.0)).astype(np.float32)
+    return np.where(scales > SMALLEST, scales, np.float32(1.0)).astype(np.float32)
 
 
 def weight_codes(weight: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.int8]:
@@ -124,6 +124,6 @@ def blocked_weight(weight: npt.NDArray[np.float32]) -> BlockedWeight:
     padded = np.zeros((columns, blocks * block), dtype=np.float32)
     padded[:, :rows] = weight.T
     split = padded.reshape(columns, blocks, block)
-    scales = _positive(np.abs(split).max(axis=2) / np.float32(127))
+    scales = positive_scales(np.abs(split).max(axis=2) / np.float32(127))
     codes = np.clip(np.rint(split / scales[..., None]), -127, 127) + 128
     return BlockedWeight(codes.astype(np.uint8), scales, block)
