@@ -16,12 +16,13 @@ from onnx_ir.passes.common import (
 )
 
 from spq_graph.errors import GraphError, SourceError
+from spq_graph.passes.operator import DOMAIN, OP
 
 # What only shows in a graph that somebody has quantized already.
 QUANTIZED_OPS = frozenset({
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "ConvInteger",
     "QLinearConv", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm",
-    "QMoE", "GatherBlockQuantized", "GemmFloat8", "MatMulBlockQuantizedFp8Weight", "MatMulBlockQuantizedFp4Weight",
+    "QMoE", "GatherBlockQuantized", "GemmFloat8", "MatMulBlockQuantizedFp8Weight", "MatMulBlockQuantizedFp4Weight", OP,
 })  # fmt: skip
 
 
@@ -172,21 +173,26 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
 class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect.
 
-    Model-local functions are inlined, Constant nodes lifted to initializers, initializers no longer listed as inputs
-    (which would let a caller override them), nodes sorted, ONNX's own domain has its short name, and every node gets a
-    unique name, since plans refer to nodes by name.
+    Model-local functions are inlined but for our own operator's, Constant nodes lifted to initializers, initializers no
+    longer listed as inputs (which would let a caller override them), nodes sorted, ONNX's own domain has its short
+    name, and every node gets a unique name, since plans refer to nodes by name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         if model.functions:
-            modified |= InlinePass()(model).modified
+            modified |= InlinePass(criteria=_not_our_operator)(model).modified
         modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
         modified |= RemoveInitializersFromInputsPass()(model).modified
         modified |= TopologicalSortPass()(model).modified
         modified |= name_nodes(model.graph)
         modified |= _modernize(model)
         return ir.passes.PassResult(model, modified)
+
+
+def _not_our_operator(function: ir.Function) -> bool:
+    """Our operator's function stays a call: its body would hide the weight, and tell nobody that it is FP8."""
+    return (function.domain, function.name) != (DOMAIN, OP)
 
 
 def _modernize(model: ir.Model) -> bool:

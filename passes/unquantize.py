@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.editor import ADDED
+from spq_graph.passes.operator import is_fp8_matmul
 from spq_graph.passes.values import weight_of
 
 _PASSING = frozenset({"Clip", "Reshape", "Sum"})  # what we inserted that a reader sees through
@@ -22,7 +23,7 @@ class LookThroughQuantization(ir.passes.InPlacePass):
         for node in list(graph):
             if node.op_type == "DequantizeLinear":
                 _look_through_dequantize(graph, node)
-            elif node.op_type == "MatMulNBits":
+            elif node.op_type == "MatMulNBits" or is_fp8_matmul(node):
                 _as_matmul(graph, node)
         for node in list(graph):
             if node.op_type in _PASSING and ADDED in node.metadata_props:
