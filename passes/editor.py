@@ -128,6 +128,20 @@ class Editor:
         self.nodes[name] = product
         return product
 
+    def substitute(
+        self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], domain: str, attributes: dict[str, Any]
+    ) -> None:
+        """Put another operator in a product's place; it takes over the product's name, metadata and output."""
+        graph, name, output = self.model.graph, node.name or "", node.outputs[0]
+        product = ir.node(op_type, inputs, attributes, domain=domain, name=name)
+        product.metadata_props.update(node.metadata_props)
+        graph.insert_before(node, product)
+        node.name = f"{name}.replaced"
+        describe_like(product.outputs[0], output)
+        self.take_over(output, product.outputs[0])
+        graph.remove(node, safe=True)
+        self.nodes[name] = product
+
     def widen(self, node: ir.Node, original: ir.DataType) -> None:
         """Compute a product in float32 where the graph is in half precision.
 

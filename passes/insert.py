@@ -12,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.errors import GraphError, SpqError
-from spq_graph.passes.editor import Editor, Operand, describe_like, drop_unused
+from spq_graph.passes.editor import Editor, Operand, drop_unused
+from spq_graph.passes.fp8 import WEIGHTS, fp8_weight_codes, fp8_weight_scales, pack_panels, panel_shape
+from spq_graph.passes.operator import DOMAIN, OP, PANELS_TYPE, Fp8Call, add_function
 from spq_graph.passes.scales import (
     ActivationQuantizer,
     block_size_for,
@@ -64,6 +66,8 @@ class InsertPrecisions(ir.passes.InPlacePass):
             insert_integer(editor, node, operand, site, self.plan.recipe)
         elif site.precision is Precision.W8A16:
             insert_w8a16(editor, node, operand, site)
+        elif site.precision.is_fp8:
+            insert_fp8(editor, node, operand, site, self.plan.recipe)
         else:
             insert_float(editor, node, operand, site)
 
@@ -148,16 +152,39 @@ def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan
         editor.constant(f"{prefix}.scale", ir.tensor(blocked_weight(operand.numpy()).scales.reshape(-1))),
     ]
     attributes = {"K": rows, "N": columns, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
-    product = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)
-    product.metadata_props.update(node.metadata_props)
-    graph, output = editor.model.graph, node.outputs[0]
-    graph.insert_before(node, product)
-    node.name = f"{site.node}.replaced"
-    describe_like(product.outputs[0], output)
-    editor.take_over(output, product.outputs[0])
-    graph.remove(node, safe=True)
-    editor.nodes[site.node] = product
-    graph.opset_imports.setdefault("com.microsoft", 1)
+    editor.substitute(node, "MatMulNBits", inputs, "com.microsoft", attributes)
+    editor.model.graph.opset_imports.setdefault("com.microsoft", 1)
+
+
+def insert_fp8(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, recipe: Recipe) -> None:
+    """Replace a product by spq::Fp8MatMul: weights in FP8, activations rounded to FP8 or as they are.
+
+    Raises:
+        GraphError: the plan holds no range for an activation that is to be rounded, or the weight is not finite.
+    """
+    call = Fp8Call.of(site, recipe)
+    node = editor.as_matmul(node)
+    if operand.dtype is not ir.DataType.FLOAT16:  # which the operator reads and writes itself
+        editor.widen(node, operand.dtype)
+    scales = fp8_weight_scales(operand.numpy(), recipe.weights)
+    prefix = f"{site.node}.weight.{WEIGHTS.name}"
+    panels = ir.LazyTensor(
+        lambda: ir.tensor(
+            pack_panels(fp8_weight_codes(operand.numpy(), scales)).view(WEIGHTS.dtype), dtype=PANELS_TYPE
+        ),
+        dtype=PANELS_TYPE, shape=ir.Shape(panel_shape(site.shape)), name=f"{prefix}.panels",
+    )  # fmt: skip
+    name = f"{site.input}.{site.precision}.scale" if call.rounds else "spq_graph.no_scale"
+    if name not in editor.shared:
+        editor.shared[name] = editor.constant(name, ir.tensor(call.a_scale))
+    inputs = [
+        node.inputs[0],
+        editor.constant(f"{prefix}.panels", panels),
+        editor.constant(f"{prefix}.scale", ir.tensor(scales)),
+        editor.shared[name],
+    ]
+    editor.substitute(node, OP, inputs, DOMAIN, call.attributes)
+    add_function(editor.model)
 
 
 def insert_float(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan) -> None:

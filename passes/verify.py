@@ -9,6 +9,16 @@ import onnx_ir as ir
 
 from spq_graph.errors import CheckError
 from spq_graph.passes.editor import ADDED
+from spq_graph.passes.fp8 import panel_shape
+from spq_graph.passes.operator import (
+    DOMAIN,
+    OP,
+    PANELS_TYPE,
+    Fp8Call,
+    fp8_matmul_function,
+    is_fp8_matmul,
+    precision_of_call,
+)
 from spq_graph.passes.scales import ActivationQuantizer
 from spq_graph.passes.values import Weight, scalar_of, weight_of
 from spq_graph.plan import Plan, SitePlan
@@ -59,6 +69,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         wrong += _unpaired(model.graph)
         wrong += _changed(self.before, outline(model), names)
         wrong += _strangers(model.graph, names)
+        wrong += _differing_function(model, any(map(is_fp8_matmul, model.graph)))
         if wrong:
             raise CheckError(
                 f"the graph is not what the plan says: {'; '.join(wrong[:5])}", remedy="please report this"
@@ -69,15 +80,14 @@ class VerifyPlan(ir.passes.InPlacePass):
         if node is None:
             return f"its node {site.node} is gone"
         found = precision_of(node)
-        if site.precision.bits is not None:
-            if found is not Precision.INT8:
-                return f"planned {site.precision}, found {found}"
-            return self._differing_codes(node, site)
-        if Precision.INT8 in (found, site.precision) or Precision.W8A16 in (found, site.precision):
-            return None if found is site.precision else f"planned {site.precision}, found {found}"
-        if site.precision in (Precision.FP16, Precision.BF16) and found is not site.precision:
+        wanted = Precision.INT8 if site.precision.bits is not None else site.precision
+        # What is to be computed in fp32 may be stored in half: its weights are widened exactly.
+        as_good = wanted is Precision.FP32 and found in _STORED.values()
+        if found is not wanted and not as_good:
             return f"planned {site.precision}, found {found}"
-        return None
+        if wanted is Precision.INT8:
+            return self._differing_codes(node, site)
+        return self._differing_call(node, site) if wanted.is_fp8 else None
 
     def _differing_codes(self, node: ir.Node, site: SitePlan) -> str | None:
         """Whether the quantizers of an integer site are those that its range and bits ask for."""
@@ -98,9 +108,39 @@ class VerifyPlan(ir.passes.InPlacePass):
         held = (codes.dtype, tuple(codes.shape.numpy())) if codes is not None else None
         return None if held == (ir.DataType.INT8, site.shape) else "its weight is not held as int8 [K, N]"
 
+    def _differing_call(self, node: ir.Node, site: SitePlan) -> str | None:
+        """Whether an FP8 site calls the operator as its range and shape ask for."""
+        if site.precision.needs_range and site.range is None:
+            return "the plan holds no range"
+        wanted = Fp8Call.of(site, self.plan.recipe)
+        if (source := _source(node.inputs[0])) != site.input:
+            return f"it reads {source}, the plan says {site.input}"
+        if {name: attribute.value for name, attribute in node.attributes.items()} != wanted.attributes:
+            return "its node has other attributes than the plan asks for"
+        _, panels, scales, a_scale = (_held(value) for value in node.inputs) if len(node.inputs) == 4 else [None] * 4
+        if a_scale != (ir.DataType.FLOAT, ()) or scalar_of(node.inputs[3]) != float(wanted.a_scale):
+            return "its activation has another scale than its range asks for"
+        if panels != (PANELS_TYPE, panel_shape(site.shape)):
+            return "its weight is not held as FP8 panels of [K, N]"
+        channels = () if self.plan.recipe.weights == "per_tensor" else site.shape[1:]
+        return None if scales == (ir.DataType.FLOAT, channels) else "its weight has no scale for each channel"
+
+
+def _differing_function(model: ir.Model, calls: bool) -> list[str]:
+    """Whether the operator's function is there, and as we write it, exactly where something calls it."""
+    wanted = fp8_matmul_function(model.graph.opset_imports.get("", 1))
+    found = model.functions.get(wanted.identifier())
+    if (found is not None) is not calls:
+        return [f"function {DOMAIN}::{OP} is {'missing' if calls else 'there, but nothing calls it'}"]
+    if found is None or ir.to_proto(found) == ir.to_proto(wanted):
+        return []
+    return [f"function {DOMAIN}::{OP} is not ours"]
+
 
 def precision_of(node: ir.Node) -> Precision:
     """The precision that a product has in the file: INT8 for any integer container."""
+    if is_fp8_matmul(node):
+        return precision_of_call(node)
     if node.op_type == "MatMulNBits":
         return Precision.W8A16
     producers = [_producer(v) for v in node.inputs[:2]]
@@ -108,6 +148,20 @@ def precision_of(node: ir.Node) -> Precision:
         return Precision.INT8
     weight = weight_of(node.inputs[1]) if len(node.inputs) > 1 else None
     return _STORED.get(weight.tensor.dtype, Precision.FP32) if weight is not None else Precision.FP32
+
+
+def _held(value: ir.Value | None) -> tuple[ir.DataType, tuple[int, ...]] | None:
+    """Element type and shape of a constant; None for what is none."""
+    tensor = value.const_value if value is not None else None
+    return (tensor.dtype, tuple(int(d) for d in tensor.shape.numpy())) if tensor is not None else None
+
+
+def _source(value: ir.Value | None) -> str | None:
+    """Name of a value, seen through the Cast that widens it."""
+    cast = _producer(value)
+    if cast is not None and cast.op_type == "Cast" and ADDED in cast.metadata_props:
+        value = cast.inputs[0]
+    return value.name if value is not None else None
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:

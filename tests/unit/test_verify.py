@@ -24,7 +24,7 @@ from tests.graphs import Glu
 from tests.inserting import plan_for
 
 CHOSEN = {Role.GLU_DOWN: Precision.W8A16, Role.GLU_GATE: Precision.INT6, Role.ATTN_O: Precision.FP16,
-          Role.LM_HEAD: Precision.FP32}  # fmt: skip
+          Role.LM_HEAD: Precision.FP32, Role.GLU_UP: Precision.FP8_E5M2, Role.ATTN_V: Precision.W8FP8A16}  # fmt: skip
 
 
 def choose(site: Site) -> Precision:
