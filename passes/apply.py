@@ -9,6 +9,8 @@ import onnx_ir as ir
 from spq_graph.passes.annotate import Annotate
 from spq_graph.passes.graph import Canonicalize, load_graph, strip_exporter_noise
 from spq_graph.passes.insert import InsertPrecisions
+from spq_graph.passes.lift import LiftOpset
+from spq_graph.passes.operator import PANELS_TYPE
 from spq_graph.passes.verify import VerifyPlan, outline
 from spq_graph.plan import Plan
 
@@ -24,6 +26,8 @@ def apply_plan(source: Path, plan: Plan) -> ir.Model:
     """
     model = load_graph(source)
     Canonicalize()(model)
+    if any(site.precision.is_fp8 for site in plan.sites):
+        LiftOpset()(model)
     before = outline(model)
     for step in (InsertPrecisions(plan), Annotate(plan), VerifyPlan(plan, before)):
         step(model)
@@ -34,6 +38,19 @@ def apply_plan(source: Path, plan: Plan) -> ir.Model:
 def save_model(model: ir.Model, path: Path) -> int:
     """Write a model with its weights beside it, one tensor in memory at a time, and return the bytes of both files."""
     data = path.name + DATA_SUFFIX
+    _panels_first(model.graph)
     ir.save(model, path, external_data=data, size_threshold_bytes=1024)
     beside = path.with_name(data)
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def _panels_first(graph: ir.Graph) -> None:
+    """Let FP8 weights start at multiples of 64 bytes, a cache line, in external data.
+
+    Tensors are packed in this order without gaps, and panels are the only ones whose sizes are all multiples of 64.
+    """
+    values = list(graph.initializers.values())
+    if any(value.dtype is PANELS_TYPE for value in values):
+        graph.initializers.clear()
+        for value in sorted(values, key=lambda value: value.dtype is not PANELS_TYPE):
+            graph.initializers.add(value)

@@ -8,6 +8,7 @@ After a change on purpose, write the files anew and read the diff:
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -25,19 +26,36 @@ KINDS = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items()}
 
 
 def listing(model: onnx.ModelProto) -> str:
-    """Every node on a line: outputs, operator, inputs; constants by their type and shape, sites by their precision."""
+    """Every node on a line: outputs, operator, inputs; constants by their type and shape, sites by their precision.
+
+    Model-local functions follow.
+    """
     constants = {t.name: f"{KINDS[t.data_type]}{list(t.dims)}" for t in model.graph.initializer}
+    lines = lines_of(model.graph.node, constants)
+    for function in model.functions:
+        defaults = [f"{a.name}={onnx.helper.get_attribute_value(a)}" for a in function.attribute_proto]
+        opsets = ", ".join(f"{o.domain or 'onnx'} {o.version}" for o in function.opset_import)
+        called = f"{function.domain}::{function.name}({', '.join(function.input)})"
+        lines += ["", f"{called} {' '.join([*function.attribute, *defaults])}  # {opsets}"]
+        lines += [f"  {line}" for line in lines_of(function.node, {})]
+    return "\n".join(lines) + "\n"
+
+
+def value_of(attribute: onnx.AttributeProto) -> object:
+    """An attribute's value; @ marks one that is given by the caller of a function."""
+    return f"@{attribute.ref_attr_name}" if attribute.ref_attr_name else onnx.helper.get_attribute_value(attribute)
+
+
+def lines_of(nodes: Iterable[onnx.NodeProto], constants: Mapping[str, str]) -> list[str]:
     lines = []
-    for node in model.graph.node:
+    for node in nodes:
         reads = ", ".join(constants.get(name, name or "-") for name in node.input)
-        attributes = "".join(
-            f" {a.name}={onnx.helper.get_attribute_value(a)}" for a in sorted(node.attribute, key=lambda a: a.name)
-        )
+        attributes = "".join(f" {a.name}={value_of(a)}" for a in sorted(node.attribute, key=lambda a: a.name))
         kept = {p.key: p.value for p in node.metadata_props}
         noted = [kept[f"{PREFIX}{key}"] for key in ("role", "precision", "reason") if f"{PREFIX}{key}" in kept]
         note = f"  # {', '.join(noted)}" if noted else ""
         lines.append(f"{', '.join(node.output)} = {node.op_type}({reads}){attributes}{note}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def choose(site: Site) -> Precision:
@@ -46,10 +64,16 @@ def choose(site: Site) -> Precision:
     )
 
 
+def fp8(site: Site) -> Precision:
+    chosen = {Role.GLU_DOWN: Precision.FP8_E5M2, Role.GLU_UP: Precision.FP8_E4M3, Role.ATTN_O: Precision.W8FP8A16}
+    return chosen.get(site.role, choose(site))
+
+
 CASES = {
     "plain": (Decoder(layers=1, rope=False), None),
     "int8_keeping_down": (Decoder(layers=1, rope=False), choose),
     "int6_everywhere": (Decoder(layers=1, rope=False), Precision.INT6),
+    "fp8_beside_int8": (Decoder(layers=1, rope=False), fp8),
     "packed_with_bias": (
         Decoder(layers=1, rope=False, attention="packed", glu=Glu(packing="split", bias=True, form="transpose")),
         Precision.INT8,
