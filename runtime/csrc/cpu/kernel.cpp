@@ -1,0 +1,76 @@
+// spq::Fp8MatMul on ONNX Runtime's CPU provider.
+#include "../operator.hpp"
+#include "matmul.hpp"
+
+namespace spq {
+namespace {
+
+using ort::Api;
+using ort::Status;
+
+struct Kernel {
+  const Api* api;
+  Attributes attributes;
+  Format b_format;
+  const cpu::Isa* isa;
+};
+
+struct Pool {
+  const Api* api;
+  const ort::KernelContext* context;
+  Status* failed;
+};
+
+// Threads come from ONNX Runtime's own pool, so its settings hold for us too.
+void run_in_pool(void* self, size_t count, void (*task)(void*, size_t), void* user) {
+  Pool& pool = *static_cast<Pool*>(self);
+  if (pool.failed != nullptr) return;
+  pool.failed = ort::call<ort::KernelContext_ParallelFor>(pool.api, pool.context, task, count, size_t{0}, user);
+}
+
+Status* create(const ort::CustomOp* op, const Api* api, const ort::KernelInfo* info, void** out) {
+  Attributes attributes;
+  if (Status* status = read_attributes(api, info, &attributes)) return status;
+  *out = new Kernel{api, attributes, b_format(*static_cast<const Overload*>(op)), &cpu::best()};
+  return nullptr;
+}
+
+Status* compute(void* self, ort::KernelContext* context) {
+  const Kernel& kernel = *static_cast<const Kernel*>(self);
+  const Attributes& attributes = kernel.attributes;
+  Call call;
+  if (Status* status = read_call(kernel.api, context, attributes, &call)) return status;
+  const float a_scale = call.a_scale != nullptr ? *call.a_scale : 1.0f;
+  const cpu::Problem problem{
+      call.rows, attributes.depth, attributes.columns,
+      cpu::Rows{call.a, attributes.depth, call.half, attributes.a_format, a_scale},
+      call.b, kernel.b_format, call.b_scale, call.per_channel, attributes.fast, call.y,
+  };
+  Pool pool{kernel.api, context, nullptr};
+  const bool done = cpu::matmul(problem, *kernel.isa, cpu::Parallel{run_in_pool, &pool});
+  if (pool.failed != nullptr) return pool.failed;
+  if (done) return nullptr;
+  return ort::call<ort::CreateStatus>(kernel.api, ort::kFail, "spq::Fp8MatMul: out of memory for its working copies");
+}
+
+void destroy(void* self) { delete static_cast<Kernel*>(self); }
+
+}  // namespace
+
+const Overload* cpu_overloads(size_t* count) {
+  static Overload overloads[4] = {};
+  static const bool described = [] {
+    for (int i = 0; i < 4; ++i) {
+      describe(&overloads[i], i % 2 == 0 ? ort::kFloat : ort::kFloat16,
+               i / 2 == 0 ? ort::kFloat8E4M3FN : ort::kFloat8E5M2);
+      overloads[i].CreateKernelV2 = create;
+      overloads[i].KernelComputeV2 = compute;
+      overloads[i].KernelDestroy = destroy;
+    }
+    return true;
+  }();
+  *count = described ? 4 : 0;
+  return overloads;
+}
+
+}  // namespace spq

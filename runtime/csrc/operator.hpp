@@ -1,0 +1,59 @@
+// spq::Fp8MatMul as ONNX Runtime sees it: attributes, checks and shapes, the same on every provider.
+#pragma once
+
+#include <string>
+
+#include "fp8.hpp"
+#include "ort_abi.hpp"
+
+namespace spq {
+
+constexpr const char* kDomain = "spq";
+constexpr const char* kName = "Fp8MatMul";
+constexpr int kOperatorVersion = 1;
+
+// What the attributes of a node say.
+struct Attributes {
+  int64_t depth = 0, columns = 0;  // K, N
+  Format a_format = Format::kNone;
+  bool fast = false;
+};
+
+// The inputs of one call, checked against the attributes; data pointers are the provider's.
+struct Call {
+  int64_t rows = 0;
+  bool half = false;
+  bool per_channel = false;
+  const void* a = nullptr;
+  const uint8_t* b = nullptr;
+  const float* b_scale = nullptr;
+  const float* a_scale = nullptr;  // in host memory, where given
+  void* y = nullptr;
+};
+
+// Each returns nullptr, or a status that says what is wrong with which numbers.
+ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info, Attributes* out);
+ort::Status* read_call(const ort::Api* api, ort::KernelContext* context, const Attributes& attributes, Call* out);
+
+// What all overloads of the operator share; the provider fills in the rest.
+struct Overload : ort::CustomOp {
+  ort::ElementType a_type;
+  ort::ElementType b_type;
+};
+void describe(Overload* op, ort::ElementType a_type, ort::ElementType b_type);
+// Shape inference is handed no table; it uses this one.
+void keep_for_inference(const ort::Api* api);
+inline Format b_format(const Overload& op) {
+  return op.b_type == ort::kFloat8E4M3FN ? Format::kE4M3 : Format::kE5M2;
+}
+
+// All overloads of all providers, ending with nullptr.
+const ort::CustomOp* const* operators();
+const Overload* cpu_overloads(size_t* count);
+#if defined(SPQ_CUDA)
+const Overload* cuda_overloads(size_t* count);
+#endif
+// JSON: the architectures that CUDA kernels were compiled for, or null.
+const char* cuda_info();
+
+}  // namespace spq
