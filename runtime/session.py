@@ -15,7 +15,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.errors import CheckError, GraphError, SourceError
-from spq_graph.report import INTEGER_KERNELS
+from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun
+from spq_graph.runtime.operators import library_info, register
 from spq_graph.runtime.sequences import Ids
 
 Array = npt.NDArray[Any]
@@ -53,6 +54,7 @@ class Runner:
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        register(options)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -171,6 +173,13 @@ class Executed:
     def integer_kernels(self) -> int:
         """How many products ran in integers."""
         return sum(count for op, count in self.ops.items() if op in INTEGER_KERNELS)
+
+    def fp8_run(self, nodes: Iterable[str]) -> OperatorRun | None:
+        """How the FP8 sites with these node names ran; None where there are none."""
+        ran = [self.kernels.get(node) == FP8_KERNEL for node in nodes]
+        info = library_info()
+        library = f"{info['version']}, {info['isa']}" if info is not None else None
+        return OperatorRun(sites=len(ran), kernels=sum(ran), library=library) if ran else None
 
 
 def execute_once(path: Path, ids: Ids) -> Executed:

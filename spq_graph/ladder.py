@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from spq_graph.decide import high_precision
+from spq_graph.errors import GraphError
 from spq_graph.passes.graph import files_of
 from spq_graph.plan import Plan, SitePlan
 from spq_graph.progress import Steps
@@ -20,6 +21,8 @@ from spq_graph.runtime.session import Runner, execute_once
 from spq_graph.workbench import Built, Workbench, discard
 
 RANDOM_SEEDS = (0, 1, 2)
+# What the kept sites are tried in beside each other, on the same text.
+FORMATS = (Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.W8A16, Precision.FP16)
 # Models whose sessions live side by side: each batch of FP logits is then computed once for all of them.
 SESSION_BYTES = 2 << 30
 
@@ -41,11 +44,13 @@ def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
     integer = Precision.integer(bits)
     counted = {s.key for s in plan.counted}
 
+    # The controls keep other sites in the format that most of the plan's kept ones have.
+    common = Counter(s.precision for s in plan.kept).most_common(1)
+
     def quantized_but(kept: frozenset[str], **recipe: object) -> Plan:
-        high = {s.key: s.precision for s in plan.kept}
         return plan.with_precisions(
             lambda s: s.precision if s.key not in counted or s.range is None
-            else high.get(s.key, high_precision(plan.recipe, stored[s.key])) if s.key in kept else integer,
+            else (common[0][0] if common else Precision(stored[s.key])) if s.key in kept else integer,
             **recipe,
         )  # fmt: skip
 
@@ -55,6 +60,7 @@ def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
         Variant("everywhere_symmetric", bits, quantized_but(none, activations="symmetric")),
         Variant("everywhere_per_tensor_weights", bits, quantized_but(none, weights="per_tensor")),
         Variant("spike_aware", bits, plan),
+        *_other_formats(plan),
     ]
     others = sorted((s for s in plan.counted if s not in plan.kept), key=_ratio)
     count = min(len(plan.kept), len(others))
@@ -66,6 +72,19 @@ def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
             keys = frozenset(others[i].key for i in picked)
             rows.append(Variant("control_random", bits, quantized_but(keys), seed=plan.recipe.seed + seed))
     return rows
+
+
+def _other_formats(plan: Plan) -> list[Variant]:
+    """The plan with its kept sites in every format that the target has."""
+    keys = {s.key for s in plan.kept if s.range is not None}
+    if not keys:
+        return []
+
+    def kept_in(high: Precision) -> Variant:
+        tried = plan.with_precisions(lambda s: high if s.key in keys else s.precision)
+        return Variant(f"spike_aware_{high}", plan.recipe.bits, tried)
+
+    return [kept_in(high) for high in FORMATS if plan.recipe.allows(high)]
 
 
 def weight_only(plan: Plan) -> Variant:
@@ -82,30 +101,61 @@ def _ratio(site: SitePlan) -> tuple[float, str]:
 def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, steps: Steps) -> list[Rung]:
     """Build, prove and measure every row on the same tokens; FP32 comes first.
 
+    Rows that decide the same are measured once. A row in a format that the graph cannot have is left out, and said so.
+
     Raises:
         CheckError: a row's integer sites did not run as integer kernels.
     """
+    alike: dict[object, list[Variant]] = {}
+    for row in rows:
+        alike.setdefault(_decisions(row.plan), []).append(row)
+    distinct = [next((row for row in same if row.built is not None), same[0]) for same in alike.values()]
     source = sum(file.stat().st_size for file in files_of(bench.model))
     side_by_side = max(1, SESSION_BYTES // source)
-    groups = [rows[start : start + side_by_side] for start in range(0, len(rows), side_by_side)]
+    groups = [distinct[start : start + side_by_side] for start in range(0, len(distinct), side_by_side)]
+    measured: dict[object, Rung] = {}
     ladder: list[Rung] = []
-    with steps.step("ladder", f"Measuring {len(rows) + 1} models on {text.tokens} tokens") as tick:
+    with steps.step("ladder", f"Measuring {len(distinct) + 1} models on {text.tokens} tokens") as tick:
         for number, group in enumerate(groups):
 
             def in_all(done: int, total: int, number: int = number) -> None:
                 tick(number * total + done, len(groups) * total)
 
-            files = [row.built or bench.build(row.plan) for row in group]
-            reference, scores = evaluate(bench.runner, [Runner(file.path) for file in files], text, in_all)
+            built = [(row, file) for row in group if (file := _built(bench, row, steps)) is not None]
+            reference, scores = evaluate(bench.runner, [Runner(file.path) for _, file in built], text, in_all)
             if not ladder:
                 executed = execute_once(bench.model, text.ids[:1, :8]).ops
                 ladder.append(_rung("fp32", None, reference, source, [], executed))
-            for row, file, score in zip(group, files, scores, strict=True):
+            for (row, file), score in zip(built, scores, strict=True):
                 executed = bench.prove(file, row.plan).ops
-                ladder.append(_rung(row.name, row.bits, score, file.bytes, _kept(row), executed, row.seed))
+                measured[_decisions(row.plan)] = _rung(row.name, row.bits, score, file.bytes, [], executed)
                 if row.built is None:
                     discard(file)
+    for row in rows:
+        rung = measured.get(_decisions(row.plan))
+        if rung is not None:
+            named = {"name": row.name, "bits": row.bits, "seed": row.seed, "kept": _kept(row)}
+            ladder.append(rung.model_copy(update=named))
     return ladder
+
+
+def _decisions(plan: Plan) -> object:
+    """What makes two plans the same model."""
+    recipe = plan.recipe
+    sites = tuple((site.key, site.precision) for site in plan.sites)
+    return recipe.bits, recipe.activations, recipe.weights, sites
+
+
+def _built(bench: Workbench, row: Variant, steps: Steps) -> Built | None:
+    if row.built is not None:
+        return row.built
+    try:
+        return bench.build(row.plan)
+    except GraphError as cause:
+        if not row.name.startswith("spike_aware_"):
+            raise
+        steps.console.print(f"no row {row.name}: {cause.what}", markup=False, highlight=False)
+        return None
 
 
 def _kept(row: Variant) -> list[str]:
@@ -114,10 +164,9 @@ def _kept(row: Variant) -> list[str]:
 
 
 def _rung(
-    name: str, bits: int | None, score: Score, size: int, kept: list[str], executed: dict[str, int],
-    seed: int | None = None,
+    name: str, bits: int | None, score: Score, size: int, kept: list[str], executed: dict[str, int]
 ) -> Rung:  # fmt: skip
     return Rung(
         name=name, bits=bits, perplexity=score.perplexity, nll=score.nll, kl=score.kl, top1=score.top1, bytes=size,
-        kept=kept, executed=executed, seed=seed,
+        kept=kept, executed=executed,
     )  # fmt: skip

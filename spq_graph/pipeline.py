@@ -219,6 +219,7 @@ def _report(
         text=TextRef(digest=text.digest, tokens=text.tokens, origin=text.origin) if text is not None else None,
         executed=executed.ops,
         providers=executed.providers,
+        fp8=executed.fp8_run(s.node for s in plan.fp8_sites),
         seconds=steps.seconds,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         bytes=size,

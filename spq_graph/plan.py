@@ -44,6 +44,7 @@ class Evidence(_Strict):
     position: int | None = Field(None, description="its position in the sequence")
     kl: float | None = Field(None, description="KL(FP || this site alone quantized), nats a token")
     rank: int | None = Field(None, description="place among the candidates, 0 the costliest")
+    formats: dict[str, float] | None = Field(None, description="KL of keeping this site alone in a format, by format")
     threshold: float | None = Field(None, description="ratio above which a site is a candidate, or kept")
     note: str | None = Field(None, description="the reason in words")
 
@@ -103,6 +104,8 @@ class Search(_Strict):
     kl_everywhere: float | None = None
     kl: float | None = None
     budget: float | None = None
+    # With high precision `auto`: KL with all kept sites in a format, by format; `as_is` is what the graph has.
+    formats: dict[str, float] | None = None
 
 
 class Plan(_Strict):
@@ -123,6 +126,11 @@ class Plan(_Strict):
     def integer_sites(self) -> list[SitePlan]:
         """Sites that are to run as integer kernels."""
         return [s for s in self.sites if s.precision.bits is not None]
+
+    @property
+    def fp8_sites(self) -> list[SitePlan]:
+        """Sites that are to run through the operator of our own."""
+        return [s for s in self.sites if s.precision.is_fp8]
 
     @property
     def kept(self) -> list[SitePlan]:

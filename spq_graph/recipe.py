@@ -74,7 +74,7 @@ class Recipe(BaseModel):
     target: Target = Field("cpu", description="what the artifact is compiled for")
     bits: int = Field(8, ge=4, le=8, description="bits of weights and activations at integer sites")
     high_precision: HighPrecision = Field(
-        "auto", description="what kept sites become; auto leaves them as the graph has them"
+        "auto", description="what kept sites become; auto takes the cheapest format that measuring allows"
     )
     spike_ratio: float | None = Field(
         None, gt=1.0, description="keep every site whose max/median ratio exceeds this, without any evaluation"
@@ -107,6 +107,10 @@ class Recipe(BaseModel):
         if self.target == "portable" and "w8a16" in wanted:
             raise ValueError("w8a16 needs com.microsoft.MatMulNBits, which target 'portable' excludes; use fp32 or cpu")
         return self
+
+    def allows(self, precision: Precision) -> bool:
+        """Whether the target can run a precision; `portable` has standard operators only."""
+        return not (self.target == "portable" and precision is Precision.W8A16)
 
 
 def matches(pattern: str, *names: str) -> bool:

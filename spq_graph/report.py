@@ -15,6 +15,9 @@ INTEGER_KERNELS = frozenset(
     {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16"}
 )
 
+# The operator of our own: under this name where its kernel ran, and otherwise as the operators of its function.
+FP8_KERNEL = "Fp8MatMul"
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -24,8 +27,8 @@ class Rung(_Strict):
     """One row of the ladder; all rows are measured on the same tokens.
 
     Attributes:
-        name: fp32, everywhere, everywhere_symmetric, everywhere_per_tensor_weights, spike_aware, control_lowest,
-            control_random, weight_only.
+        name: fp32, everywhere, everywhere_symmetric, everywhere_per_tensor_weights, spike_aware, spike_aware_ and the
+            format that its kept sites have instead, control_lowest, control_random, weight_only.
         bits: bits of weights and activations at integer sites; None for fp32.
         nll: mean negative log likelihood, nats a token; perplexity is its exponential.
         kl: KL(FP32 || this), nats a token; top1: share of tokens with the same best guess as FP32.
@@ -55,6 +58,20 @@ class TextRef(_Strict):
     origin: str = ""
 
 
+class OperatorRun(_Strict):
+    """How the sites in FP8 ran.
+
+    Attributes:
+        sites: how many there are.
+        kernels: how many ran in the operator library; the others ran as the function that the file carries.
+        library: version and instruction set of the library; None where there is none.
+    """
+
+    sites: int
+    kernels: int
+    library: str | None = None
+
+
 class Verdict(_Strict):
     """Ready or not, and why."""
 
@@ -71,6 +88,7 @@ class Report(_Strict):
     text: TextRef | None
     executed: dict[str, int]
     providers: dict[str, int]
+    fp8: OperatorRun | None = None
     seconds: dict[str, float]
     peak_rss_bytes: int
     bytes: int

@@ -31,6 +31,13 @@ def judge(plan: Plan, report: Report) -> Verdict:
             f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
             f"the sites kept (KL {plan.search.kl:.3g}); allow more with max_kept in a recipe, or more bits"
         )
+    if report.fp8 is not None and report.fp8.kernels < report.fp8.sites:
+        missing = report.fp8.sites - report.fp8.kernels
+        reason = "is not here" if report.fp8.library is None else "did not take them"
+        warnings.append(
+            f"{missing} FP8 sites ran as functions of standard operators, in float32 with four times the memory: the "
+            f"operator library {reason}; `spq-graph doctor` says more"
+        )
     if plan.unmatched:
         warnings.append(f"{len(plan.unmatched)} nodes were not understood; `spq-graph inspect --unmatched` says why")
     return Verdict(ready=ready, summary="", warnings=warnings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph import artifact
-from spq_graph.decide import Measure, by_hand, high_precision
+from spq_graph.decide import Measure
 from spq_graph.errors import ActivationError, DataError, GraphError, UsageError
 from spq_graph.models.source import Source
 from spq_graph.passes.apply import DATA_SUFFIX, apply_plan, save_model
@@ -227,18 +227,10 @@ class Workbench:
         few = spread(sequences, recipe.sensitivity_tokens)
         meter = KlMeter(self.runner, few)
         base = self._skeleton(ranges, recipe)
-        sites = self.found.by_key
+        stored = self.stored
 
-        def measure(quantized: frozenset[str], kept: frozenset[str]) -> float:
-            def precision_of(planned: SitePlan) -> Precision:
-                site = sites[planned.key]
-                if site.key in quantized:
-                    set_by_hand = by_hand(site, recipe)
-                    hand_bits = set_by_hand is not None and set_by_hand.bits is not None
-                    return set_by_hand if set_by_hand and hand_bits else Precision.integer(recipe.bits)
-                return high_precision(recipe, site.stored) if site.key in kept else Precision(site.stored)
-
-            plan = base.with_precisions(precision_of)
+        def measure(precisions: Mapping[str, Precision]) -> float:
+            plan = base.with_precisions(lambda s: precisions.get(s.key, Precision(stored[s.key])))
             built = self.build(plan)
             result = meter.kl(Runner(built.path))
             discard(built)

@@ -42,23 +42,30 @@ def make(ratios: Mapping[str, float], *more: Site) -> tuple[list[Site], Ranges]:
 
 
 class Additive:
-    """KL is the sum of what each integer site costs; it remembers what it was asked."""
+    """KL is the sum of what each site costs, by site in integers and by format else; it remembers what it was asked."""
 
-    def __init__(self, costs: Mapping[str, float]) -> None:
-        self.costs = costs
-        self.asked: list[tuple[Keys, Keys]] = []
+    def __init__(self, costs: Mapping[str, float], formats: Mapping[Precision, float] | None = None) -> None:
+        self.costs, self.formats = costs, formats or {}
+        self.asked: list[dict[str, Precision]] = []
 
-    def __call__(self, quantized: Keys, kept: Keys) -> float:
-        assert not quantized & kept
-        self.asked.append((quantized, kept))
-        return math.fsum(self.costs.get(key, 0.0) for key in quantized)
+    def __call__(self, precisions: Mapping[str, Precision]) -> float:
+        assert Precision.FP32 not in precisions.values()  # what the graph has is not said
+        self.asked.append(dict(precisions))
+        return math.fsum(self.cost(key, precision) for key, precision in precisions.items())
+
+    def cost(self, key: str, precision: Precision) -> float:
+        return self.costs.get(key, 0.0) if precision.bits is not None else self.formats.get(precision, 0.0)
 
 
 def run(
-    costs: Mapping[str, float], recipe: Recipe, *more: Site, ratios: Mapping[str, float] | None = None
+    costs: Mapping[str, float],
+    recipe: Recipe,
+    *more: Site,
+    ratios: Mapping[str, float] | None = None,
+    formats: Mapping[Precision, float] | None = None,
 ) -> tuple[Plan, Additive]:
     sites, ranges = make(ratios or dict.fromkeys(costs, 40.0), *more)
-    measure = Additive(costs)
+    measure = Additive(costs, formats)
     return decide(sites, ranges, recipe, MODEL, measure=measure, tokens=64), measure
 
 
@@ -106,7 +113,7 @@ def test_sites_of_low_ratio_are_no_candidates() -> None:
     assert plan.search.candidates == 2
     assert kept(plan) == {"s1"}
     assert not plan.budget_met
-    assert (frozenset({"s0"}), frozenset()) not in measure.asked
+    assert {"s0": Precision.INT8} not in measure.asked
     assert {s.evidence.threshold for s in plan.sites} == {3.0}
 
 
@@ -129,7 +136,7 @@ def test_out_of_reach_settles_for_the_asked_share_of_what_the_cap_wins_back() ->
 
 def test_keeping_that_wins_nothing_back_is_not_paid_for() -> None:
     sites, ranges = make(dict.fromkeys(TEN, 40.0))
-    plan = decide(sites, ranges, Recipe(max_kept=0.5), MODEL, measure=lambda quantized, _: 1.0 if quantized else 0.0)
+    plan = decide(sites, ranges, Recipe(max_kept=0.5), MODEL, measure=lambda precisions: 1.0 if precisions else 0.0)
     assert not kept(plan)
     assert not plan.budget_met
 
@@ -142,8 +149,10 @@ def test_a_cap_of_nothing() -> None:
 def test_evaluations_are_counted_once_each() -> None:
     costs = {f"s{n}": 2.0**-n for n in range(32)}
     plan, measure = run(costs, Recipe(max_kept=1.0))
-    assert len(set(measure.asked)) == len(measure.asked) == plan.search.evaluations
-    assert plan.search.evaluations <= 1 + 32 + 1 + 6  # everywhere, each alone, the cap, and a bisection
+    distinct = {frozenset(asked.items()) for asked in measure.asked}
+    assert len(distinct) == len(measure.asked) == plan.search.evaluations
+    # Everywhere, each alone, the cap, a bisection, and five formats.
+    assert plan.search.evaluations <= 1 + 32 + 1 + 6 + 5
     assert plan.search.tokens == 64
 
 
@@ -187,7 +196,7 @@ def test_ratio_rule_needs_no_measurement() -> None:
     ratios = {"a": 1.2, "b": 12.0, "c": 800.0, "d": 9.9}
     sites, ranges = make(ratios)
 
-    def never(quantized: Keys, kept: Keys) -> float:
+    def never(precisions: Mapping[str, Precision]) -> float:
         raise AssertionError
 
     plan = decide(sites, ranges, Recipe(spike_ratio=10), MODEL, measure=never)
@@ -214,7 +223,7 @@ def test_heads_and_routers_stay_and_do_not_count() -> None:
     assert plan.search.cap == 1  # a tenth of ten, not of twelve
     assert len(plan.counted) == 10
     assert "lm_head" not in kept(plan)
-    assert not any({"lm_head", "router"} & (quantized | held) for quantized, held in measure.asked)
+    assert not any({"lm_head", "router"} & asked.keys() for asked in measure.asked)
 
 
 def test_the_head_is_a_site_like_any_other_on_request() -> None:
@@ -245,7 +254,10 @@ def test_by_hand() -> None:
     assert all("by hand" in (by_key[f"s{n}"].evidence.note or "") for n in (1, 2, 4, 5))
     assert len(kept(plan)) == 3  # the cap counts those kept by hand
     # What is measured as kept has the precision that kept sites get.
-    assert measure.asked[0] == (frozenset(TEN) - {"s1", "s2", "s5"}, frozenset({"s1"}))
+    assert measure.asked[0] == {
+        **{key: Precision.INT8 for key in TEN if key not in ("s2", "s5")},
+        "s1": Precision.W8A16, "s4": Precision.INT6, "s5": Precision.FP16,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Choices: what is known of every site while a plan comes about. Pure, as `decide` is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from spq_graph.errors import UsageError
+from spq_graph.formats import by_rule
+from spq_graph.plan import Evidence, Reason, SitePlan
+from spq_graph.ranges import ValueRange
+from spq_graph.recipe import Precision, Recipe, matches
+from spq_graph.sites import Site
+
+
+@dataclass(slots=True)
+class Choice:
+    """What is known of one site on the way to its plan; `high` is what it becomes if it is kept."""
+
+    site: Site
+    seen: ValueRange | None
+    precision: Precision
+    reason: Reason
+    high: Precision
+    wants_high: bool = False  # kept by hand
+    kl: float | None = None
+    rank: int | None = None
+    threshold: float | None = None
+    note: str | None = None
+    formats: dict[str, float] | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether the rule may decide over this site."""
+        return self.reason is Reason.DEFAULT and self.precision.bits is not None
+
+
+def start(site: Site, seen: ValueRange | None, recipe: Recipe) -> Choice:
+    """What is known of a site before anything is decided: integers where nothing speaks against it."""
+    as_is = Precision(site.stored)
+    high = by_rule(recipe, site.stored, seen.ratio if seen is not None else None)
+    if site.left_alone(recipe.quantize_lm_head):
+        note = f"{site.role.value} stays as it is unless asked for"
+        return Choice(site, seen, as_is, Reason.DEFAULT, high, note=note)
+    if seen is None:
+        return Choice(site, None, as_is, Reason.UNSUPPORTED, high, note="no range was measured for its input")
+    return Choice(site, seen, Precision.integer(recipe.bits), Reason.DEFAULT, high)
+
+
+def _rules(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What was set by hand: pattern, what is wanted, and where it was said; the last match wins."""
+    rules = [(pattern, "stored", "ignore") for pattern in recipe.ignore]
+    rules += [(o.pattern, o.precision, "overrides") for o in recipe.overrides]
+    return rules + [(pattern, "high", "keep") for pattern in recipe.keep]
+
+
+def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:
+    """Carry out what the recipe sets by hand.
+
+    Raises:
+        UsageError: a pattern fits no site, or asks for activations in a format without their range.
+    """
+    for pattern, wanted, where in _rules(recipe):
+        hit = [c for c in choices.values() if matches(pattern, c.site.key, c.site.node)]
+        if not hit:
+            raise UsageError(
+                f"'{pattern}' fits no site", where=where, remedy="`spq-graph inspect MODEL` lists the keys of all sites"
+            )
+        for choice in hit:
+            choice.wants_high = wanted == "high"
+            special = {"stored": Precision(choice.site.stored), "high": choice.high}
+            precision = special.get(wanted) or Precision(wanted)
+            if precision.needs_range and choice.seen is None:
+                raise UsageError(f"'{pattern}' asks for {precision} without a range", where=choice.site.key)
+            choice.precision, choice.reason, choice.note = precision, Reason.OVERRIDE, f"by hand: {where} '{pattern}'"
+
+
+def keep(choice: Choice, note: str) -> None:
+    """Keep a site in its high precision."""
+    choice.precision, choice.reason, choice.note = choice.high, Reason.SPIKE, note
+
+
+def above(choices: dict[str, Choice], threshold: float) -> list[Choice]:
+    """The sites whose ratio exceeds a threshold, which is noted at every site that was held against it."""
+    free = [choice for choice in choices.values() if choice.free and choice.seen is not None]
+    for choice in free:
+        choice.threshold = threshold
+    return [choice for choice in free if choice.seen is not None and choice.seen.ratio > threshold]
+
+
+def _counted(choices: dict[str, Choice]) -> list[Choice]:
+    """The sites that count in shares."""
+    return [c for c in choices.values() if c.free or c.reason is not Reason.DEFAULT]
+
+
+def cap_of(choices: dict[str, Choice], recipe: Recipe) -> int:
+    """How many sites the rule may keep: the recipe's share, less those that are kept by hand."""
+    counted = _counted(choices)
+    by_hand = sum(c.precision.bits is None and c.reason is Reason.OVERRIDE for c in counted)
+    return max(0, math.floor(recipe.max_kept * len(counted)) - by_hand)
+
+
+def assigned(
+    choices: dict[str, Choice], kept: Collection[str], high: Precision | None = None
+) -> dict[str, Precision]:  # fmt: skip
+    """Every site that is not as the graph has it, where these are kept; in `high` instead of their own, if given."""
+    precisions = {key: (high or c.high) if key in kept or c.wants_high else c.precision for key, c in choices.items()}
+    return {key: p for key, p in precisions.items() if p is not Precision(choices[key].site.stored)}
+
+
+def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan:
+    """What the plan says of a site."""
+    site, seen = choice.site, choice.seen
+    evidence = Evidence(
+        kl=choice.kl, rank=choice.rank, threshold=choice.threshold, note=choice.note, formats=choice.formats
+    )
+    if seen is not None:
+        evidence = evidence.model_copy(update={
+            "ratio": six(seen.ratio), "sequence_ratio": six(seen.sequence_ratio), "max": six(seen.peak.value),
+            "median": six(seen.median),
+        })  # fmt: skip
+        if seen.peak.token >= 0:
+            text = token_text(seen.peak.token) if token_text is not None else None
+            evidence = evidence.model_copy(
+                update={"token": seen.peak.token, "token_text": text, "position": seen.peak.position}
+            )
+    return SitePlan(
+        key=site.key,
+        node=site.node,
+        role=site.role,
+        layer=site.layer,
+        expert=site.expert,
+        shape=site.shape,
+        input=site.input,
+        precision=choice.precision,
+        reason=choice.reason,
+        range=(seen.low, seen.high) if seen is not None else None,
+        evidence=evidence,
+    )
+
+
+def six(value: float) -> float:
+    """Six significant digits: what is below them differs between machines and is not evidence."""
+    return float(f"{value:.6g}")
