@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,11 @@ def execute_once(path: Path, ids: Ids) -> Executed:
         runner = Runner(path, profile=Path(folder) / "profile")
         runner.run(*runner.filled(ids, np.ones_like(ids)))
         profile = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))
+    return read_profile(profile)
+
+
+def read_profile(profile: Iterable[Mapping[str, Any]]) -> Executed:
+    """The kernels that a profile of ONNX Runtime tells of; each node once, however often it ran."""
     found = Executed()
     providers: Counter[str] = Counter()
     for event in profile:

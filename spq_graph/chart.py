@@ -59,7 +59,7 @@ def ladder_chart(rungs: Sequence[tuple[Rung, float]], every: Sequence[float], pr
 
 def _draw_row(axes: Axes, place: int, row: Sequence[tuple[Rung, float]]) -> None:
     rung = row[0][0]
-    colour = _GOOD if rung.name.startswith("spike_aware") else _BAD if rung.name.startswith("everywhere") else _PLAIN
+    colour = _GOOD if rung.name == "spike_aware" else _BAD if rung.name.startswith("everywhere") else _PLAIN
     values = [100 * share for _, share in row if isfinite(share)]
     name = wording.rung_name(rung if len(row) == 1 else rung.model_copy(update={"seed": None}))
     if len(row) > 1:

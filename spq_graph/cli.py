@@ -258,6 +258,18 @@ def diff(
         show_diff(found, Console())
 
 
+@app.command()
+def doctor(as_json: o.Json = False) -> None:
+    """Versions, operator library and instruction sets, and what every precision runs as on this machine."""
+    from spq_graph.doctor import examine, show
+
+    found = examine()
+    if as_json:
+        _print(found)
+    else:
+        show(found, Console())
+
+
 @app.command("eval")
 def evaluate(
     path: Annotated[str, typer.Argument(help="an .onnx file, an OUT folder or a Hugging Face folder", metavar="PATH")],

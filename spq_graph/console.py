@@ -20,6 +20,7 @@ from spq_graph.plan import Plan, Reason, SitePlan
 from spq_graph.report import Report
 
 _REASON_STYLES = {Reason.SPIKE: "bold red", Reason.OVERRIDE: "magenta", Reason.UNSUPPORTED: "yellow"}
+_RUNG_STYLES = {"spike_aware": "bold green"}
 _KEPT_IN_SUMMARY = 8
 
 
@@ -34,7 +35,7 @@ def ladder_table(report: Report, plan: Plan | None = None) -> Table:
     for before, rung in zip([None, *report.ladder], report.ladder, strict=False):
         if before and before.bits != rung.bits:
             table.add_section()
-        style = "bold green" if rung.name.startswith("spike_aware") else "dim" if "control" in rung.name else ""
+        style = _RUNG_STYLES.get(rung.name, "dim" if "control" in rung.name else "")
         table.add_row(
             Text(wording.rung_name(rung)),
             str(rung.bits or wording.NOTHING),
@@ -97,6 +98,8 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     kernels = wording.integer_kernels(report.executed)
     facts.add_row("size", f"{wording.megabytes(report.source_bytes)} MB -> {wording.megabytes(report.bytes)} MB")
     facts.add_row("kernels", f"{kernels} integer, of {len(plan.integer_sites)} planned")
+    if (fp8 := wording.fp8_sites(report)) is not None:
+        facts.add_row("", Text(fp8))
     if report.seconds:
         facts.add_row("time", wording.duration(sum(report.seconds.values())))
     if out is not None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from math import floor, isfinite, log10
 
 from spq_graph.plan import Evidence, Plan, Reason, SitePlan
-from spq_graph.report import INTEGER_KERNELS, Report, Rung
+from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, Report, Rung
 
 NOTHING = "–"
+OWN_KERNELS = INTEGER_KERNELS | {FP8_KERNEL}
 
 _RUNGS = {
     "fp32": "FP32",
@@ -103,6 +104,16 @@ def over_fp32(report: Report, rung: Rung) -> float | None:
 def integer_kernels(executed: Mapping[str, int]) -> int:
     """How many of the executed nodes multiply in integers."""
     return sum(count for op, count in executed.items() if op in INTEGER_KERNELS)
+
+
+def fp8_sites(report: Report) -> str | None:
+    """How the sites in FP8 ran, in words; None where there are none."""
+    fp8 = report.fp8
+    if fp8 is None:
+        return None
+    if fp8.library is None:
+        return f"{fp8.sites} FP8, as the function in the file: no operator library here"
+    return f"{fp8.kernels} FP8 in the operator library ({fp8.library}), of {fp8.sites} planned"
 
 
 def kept_share(plan: Plan, rung: Rung) -> str:

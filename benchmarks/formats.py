@@ -1,0 +1,112 @@
+"""What the formats of kept sites cost: the ladder on the reference model and on planted spikes of four sizes.
+
+    python benchmarks/formats.py [--save]
+
+For every model, the rows of the main job with its kept sites in FP8 E4M3, FP8 E5M2, FP8 weights only, 8-bit integer
+weights and FP16, and what high precision `auto` and `fp8` choose. Perplexity as a multiple of FP32's, and KL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spq_graph.models.plant import plant_bos_spikes
+from spq_graph.pipeline import Outcome, Request, quantize
+from spq_graph.progress import Steps
+from spq_graph.recipe import Recipe
+from spq_graph.runtime.operators import library_info
+
+RESULTS = Path(__file__).resolve().parent / "results"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+RATIOS = (50, 300, 5_000, 20_000)
+ROWS = (
+    "everywhere", "spike_aware_fp8_e4m3", "spike_aware_fp8_e5m2", "spike_aware_w8fp8a16", "spike_aware_w8a16",
+    "spike_aware_fp16",
+)  # fmt: skip
+
+
+def planted(work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """stories260K with BOS spikes in two layers, calibrated and measured on different stories."""
+    stories = json.loads((DATA / "tinystories" / "stories.json").read_text(encoding="utf-8"))
+    for name, part in (("calibration", stories[:60]), ("text", stories[60:120])):
+        (work / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
+    for ratio in RATIOS:
+        plant_bos_spikes(DATA / "stories260K", work / f"planted-{ratio}", layers=(1, 3), ratio=ratio)
+        yield f"stories260K, planted {ratio}", {
+            "source": str(work / f"planted-{ratio}"), "calibration": work / "calibration.json",
+            "text": work / "text.json", "window": 256,
+        }  # fmt: skip
+
+
+def reference() -> tuple[str, dict[str, Any]]:
+    files = {"calibration": DATA / "wikitext2" / "valid.txt", "text": DATA / "wikitext2" / "test.txt"}
+    return "reference", {"source": "reference", "max_eval_tokens": 20_000, **files}
+
+
+def choices(outcome: Outcome) -> dict[str, int]:
+    """How many kept sites have which precision."""
+    return dict(sorted(Counter(site.precision.value for site in outcome.plan.kept).items()))
+
+
+def measure(name: str, request: dict[str, Any], work: Path) -> dict[str, Any]:
+    """The ladder with `auto`, and what `fp8` chooses."""
+    out = work / "out"
+    steps = Steps(Console(quiet=True))
+    auto = quantize(Request(out=out, recipe=Recipe(), force=True, **request), steps)
+    fp8 = quantize(
+        Request(out=out, recipe=Recipe(high_precision="fp8"), force=True, evaluate=False, **request), steps
+    )  # fmt: skip
+    rows = {rung.name: rung for rung in auto.report.ladder}
+    base = rows["fp32"].perplexity
+    return {
+        "model": name, "tokens": auto.report.text.tokens if auto.report.text else 0, "fp32": base,
+        "kept": {s.key: s.evidence.ratio for s in auto.plan.kept}, "auto": choices(auto), "fp8": choices(fp8),
+        "formats": auto.plan.search.formats,
+        "rows": {
+            row: {"perplexity": rows[row].perplexity / base, "kl": rows[row].kl, "bytes": rows[row].bytes}
+            for row in ROWS
+            if row in rows
+        },
+    }  # fmt: skip
+
+
+def show(found: list[dict[str, Any]], console: Console) -> None:
+    for result in found:
+        table = Table("row", "x FP32", "KL", "MB", title=f"{result['model']}: {result['tokens']} tokens", box=None)
+        for row, values in result["rows"].items():
+            table.add_row(row, f"{values['perplexity']:.4f}", f"{values['kl']:.2e}", f"{values['bytes'] / 1e6:.2f}")
+        console.print(table)
+        console.print(f"  auto: {result['auto']}  fp8: {result['fp8']}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    given = parser.parse_args()
+    console = Console()
+    if not DATA.is_dir():
+        console.print(f"skipped: the data lies in {DATA.relative_to(DATA.parents[1])}, which is not here")
+        return
+    with tempfile.TemporaryDirectory() as work:
+        found = [measure(name, request, Path(work)) for name, request in (reference(), *planted(Path(work)))]
+    show(found, console)
+    if given.save:
+        today = datetime.now(UTC).date().isoformat()
+        versions = {name: version(name) for name in ("onnxruntime", "onnx", "numpy", "torch", "transformers")}
+        report = {"date": today, "library": library_info(), "versions": versions, "results": found}
+        (RESULTS / f"formats-{today}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

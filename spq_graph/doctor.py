@@ -1,0 +1,120 @@
+"""Doctor: what is installed here, and what every precision really becomes, found out by running it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from spq_graph.errors import SpqError
+from spq_graph.passes.apply import apply_plan, save_model
+from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.recipe import Precision, Recipe
+from spq_graph.report import FP8_KERNEL
+from spq_graph.runtime import health
+from spq_graph.sites import Role
+from spq_graph.verdict import environment
+
+# The probe: one product, large enough for every kernel and small enough to be done at once.
+ROWS, DEPTH, COLUMNS = 4, 64, 64
+PRECISIONS = (
+    Precision.INT8, Precision.W8A16, Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.FP16,
+    Precision.FP32,
+)  # fmt: skip
+OPSET = 21
+
+
+def examine() -> dict[str, Any]:
+    """What `doctor --json` prints.
+
+    Returns:
+        `versions`, `machine`, `library` (`path`, `version`, `isa`, `available`, `cuda`, `problem`), and by target and
+        precision the kernel that a small product ran as: an operator type, "function" where an FP8 site ran as the
+        standard operators that its file carries, or the error.
+    """
+    return {
+        "versions": environment(),
+        "machine": health.machine(),
+        "library": health.library(),
+        "targets": {"cpu": {precision.value: _kernel(precision) for precision in PRECISIONS}},
+    }
+
+
+def _kernel(precision: Precision) -> str:
+    """What a product in this precision runs as, here and now."""
+    with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
+        source, path = Path(folder) / "probe.onnx", Path(folder) / "applied.onnx"
+        save_model(_probe(), source)
+        try:
+            save_model(apply_plan(source, _plan(precision)), path)
+            ran = health.kernels_of(path, {"x": np.ones((ROWS, DEPTH), dtype=np.float32)})
+        except SpqError as cause:
+            return f"error: {cause.what}"
+    if not precision.is_fp8:
+        return ran.kernels.get("product", "not found")
+    return FP8_KERNEL if FP8_KERNEL in ran.ops else "function"
+
+
+def _probe() -> ir.Model:
+    weight = np.linspace(-1, 1, DEPTH * COLUMNS, dtype=np.float32).reshape(DEPTH, COLUMNS)
+    x = ir.Value(name="x", shape=ir.Shape(["rows", DEPTH]), type=ir.TensorType(ir.DataType.FLOAT))
+    constant = ir.Value(
+        name="weight", const_value=ir.tensor(weight), type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(weight.shape),
+    )  # fmt: skip
+    node = ir.node("MatMul", [x, constant], name="product")
+    node.outputs[0].name, node.outputs[0].type = "y", x.type
+    node.outputs[0].shape = ir.Shape(["rows", COLUMNS])
+    graph = ir.Graph(
+        [x], node.outputs, nodes=[node], initializers=[constant], opset_imports={"": OPSET}, name="probe"
+    )  # fmt: skip
+    return ir.Model(graph, ir_version=10)
+
+
+def _plan(precision: Precision) -> Plan:
+    site = SitePlan(
+        key="product", node="product", role=Role.OTHER, layer=None, shape=(DEPTH, COLUMNS), input="x",
+        precision=precision, reason=Reason.OVERRIDE, range=(-1.0, 1.0),
+    )  # fmt: skip
+    return Plan(
+        model=ModelRef(digest="", origin="probe"), recipe=Recipe(), search=Search(rule="none"), sites=[site],
+        calibration=CalibrationRef(digest="", tokens=0, sequences=0), budget_met=True,
+    )  # fmt: skip
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print an examination."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, version in found["versions"].items():
+        table.add_row(name, Text(version))
+    machine, library = found["machine"], found["library"]
+    table.add_row("processor", Text(f"{machine['processor']}, {machine['cores']} cores"))
+    table.add_row("providers", Text(", ".join(p.removesuffix("ExecutionProvider") for p in machine["providers"])))
+    table.add_row("operator library", Text(library["path"] or "none", overflow="fold"))
+    if library.get("isa"):
+        table.add_row("", Text(f"{library['isa']}, of {', '.join(library['available'])}"))
+        table.add_row("", Text("with CUDA kernels" if library["cuda"] else "no CUDA kernels"))
+    if library["problem"]:
+        table.add_row("", Text(library["problem"], style="yellow", overflow="fold"))
+    console.print(table)
+    for target, kernels in found["targets"].items():
+        ran = Table("precision", "runs as", title=f"target {target}", title_justify="left", box=None)
+        for precision, kernel in kernels.items():
+            ran.add_row(precision, Text(_in_words(kernel), style="" if not _falls_back(kernel) else "yellow"))
+        console.print(ran)
+
+
+def _falls_back(kernel: str) -> bool:
+    return kernel == "function" or kernel.startswith("error")
+
+
+def _in_words(kernel: str) -> str:
+    if kernel == "function":
+        return "the function in the file: right, in float32 speed and memory"
+    return "spq::Fp8MatMul, the operator library" if kernel == FP8_KERNEL else kernel
