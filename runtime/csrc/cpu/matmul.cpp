@@ -13,6 +13,7 @@ constexpr int64_t kMaxPackedBytes = int64_t{16} << 20;
 constexpr int64_t kDepthF32 = 256;                 // rows of B decoded at a time: 32 KiB, which stays in the first cache
 constexpr int64_t kDepthBf16 = 512;
 constexpr int64_t kTileRows = 16, kTileDepth = 32, kTileElements = kTileRows * kTileDepth;
+constexpr int64_t kAlignment = 64;                  // of working copies: a cache line
 constexpr int64_t kMaxGroup = 4;                   // panels that share one pass over A
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -28,8 +29,8 @@ class Scratch {
   void* reserve(int64_t bytes) {
     if (bytes > capacity_) {
       std::free(data_);
-      capacity_ = round_up(bytes, 4096);
-      data_ = std::aligned_alloc(64, static_cast<size_t>(capacity_));
+      capacity_ = round_up(bytes, kAlignment);
+      data_ = std::aligned_alloc(kAlignment, static_cast<size_t>(capacity_));
       if (data_ == nullptr) capacity_ = 0;
     }
     return data_;
@@ -218,7 +219,8 @@ bool run_blocked(const Problem& p, const Isa& isa, const Parallel& parallel) {
   Job job{p, isa, Layout::kF32, 1, ceil_div(p.depth, 2), ceil_div(p.columns, kPanelColumns), 0, 0, 0, 0, 1, 0, nullptr};
   int64_t most = isa.block_rows_f32;
   job.padded_depth = round_up(p.depth, 2);
-  if (isa.tiles != nullptr) {
+  // The lower terms of an activation may be zero, and zero times an infinite weight is NaN. Only E5M2 has infinities.
+  if (isa.tiles != nullptr && (narrow || p.b_format == Format::kE4M3)) {
     job.layout = Layout::kTiles;
     job.terms = narrow ? 1 : 3;
     job.padded_depth = round_up(p.depth, kTileDepth);
