@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.compilers import compiles
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "runtime" / "csrc"
 ARM = "aarch64-linux-gnu"
-SANITIZERS = "-fsanitize=address,undefined"
 
 
 def done(command: list[str], *, limit: float = 300) -> subprocess.CompletedProcess[str]:
@@ -33,14 +34,10 @@ def built(folder: Path, *targets: str, options: tuple[str, ...] = ()) -> Path:
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not compiles("c++", "-fsanitize=address,undefined"):
+        pytest.skip("there is no C++ compiler, or it has no sanitizers")
     folder = tmp_path_factory.mktemp("fuzz")
-    program = folder / "program.cpp"
-    program.write_text("int main() { return 0; }\n", encoding="utf-8")
-    if shutil.which("c++") is not None:
-        run = done(["c++", SANITIZERS, str(program), "-o", str(folder / "program")])
-        if run.returncode or done([str(folder / "program")]).returncode:
-            pytest.skip("the C++ compiler has no address sanitizer, or it does not run here")
-    return built(folder / "build", "fuzz") / "fuzz"
+    return built(folder, "fuzz") / "fuzz"
 
 
 @pytest.mark.slow
