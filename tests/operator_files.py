@@ -58,7 +58,7 @@ class Product:
     def expected(self, x: Array) -> Array:
         """What the operator computes from x, by the reference: sums in float64, rounded once."""
         return fp8_matmul_reference(
-            x, pack_panels(self.codes), np.float32(self.b_scale), ONE if self.a_scale is None else self.a_scale,
+            x, pack_panels(self.codes), np.asarray(self.b_scale), ONE if self.a_scale is None else self.a_scale,
             (self.codes.shape[0], self.codes.shape[1]), activations=self.activations, weights=self.weights,
         )  # fmt: skip
 
