@@ -117,16 +117,14 @@ def export(
     source: o.Source,
     out: o.Out,
     opset: Annotated[int, typer.Option(min=18, max=24, help="ONNX operator set")] = 21,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="without KV cache: the only form yet")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="without keys and values as inputs and outputs")] = False,
     force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
-    """A Hugging Face folder to ONNX."""
+    """A Hugging Face folder to ONNX, with KV cache."""
     from spq_graph.stages import export as run
 
-    if not no_cache:
-        errors.print("[yellow]note:[/] this version exports without KV cache (as with --no-cache)")
-    path = run(source, out, _steps(), opset=opset, force=force)
+    path = run(source, out, _steps(), opset=opset, cache=not no_cache, force=force)
     if as_json:
         _print({"model": str(path)})
     else:

@@ -38,8 +38,10 @@ def apply(model: Path, plan: Plan, out: Path, steps: Steps, *, force: bool = Fal
     return executed
 
 
-def export(source: str, out: Path, steps: Steps, *, opset: int = 21, force: bool = False) -> Path:
-    """Export a Hugging Face folder into OUT, and return the file.
+def export(
+    source: str, out: Path, steps: Steps, *, opset: int = 21, cache: bool = True, force: bool = False
+) -> Path:  # fmt: skip
+    """Export a Hugging Face folder into OUT, with KV cache or without, and return the file.
 
     Raises:
         SpqError: as `quantize`.
@@ -51,7 +53,7 @@ def export(source: str, out: Path, steps: Steps, *, opset: int = 21, force: bool
     from spq_graph.models.export import export_folder
 
     with artifact.staged(out) as staging, steps.step("export", f"Exporting {found.origin}"):
-        export_folder(found.path, staging / artifact.MODEL, opset=opset)
+        export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)
         artifact.copy_companions(found.path, staging)
     return out / artifact.MODEL
 
