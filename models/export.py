@@ -63,7 +63,8 @@ def export_folder(
         raise SourceError(
             f"the exporter failed: {first_line(error)}",
             where=f"{folder} ({type(model).__name__})",
-            remedy="Export it " + ("without its cache (export --no-cache), or " if cache else "")
+            remedy="Export it "
+            + ("without its cache (export --no-cache), or " if cache else "")
             + "with another tool, and pass the .onnx file.",
         ) from error
     report("writing")

@@ -7,7 +7,7 @@ from pathlib import Path
 from spq_graph import artifact
 from spq_graph.errors import UsageError
 from spq_graph.models.source import resolve
-from spq_graph.pipeline import companions, make_plan, opened
+from spq_graph.pipeline import add_companions, make_plan, opened
 from spq_graph.plan import Plan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges, json_file, merge_all
@@ -34,7 +34,7 @@ def apply(model: Path, plan: Plan, out: Path, steps: Steps, *, force: bool = Fal
             built = bench.build(plan, staging / artifact.MODEL)
             executed = bench.prove(built, plan)
         plan.save(staging / artifact.PLAN)
-        artifact.copy_companions(companions(bench.source), staging)
+        add_companions(bench.source, staging)
     return executed
 
 
@@ -54,7 +54,7 @@ def export(
 
     with artifact.staged(out) as staging, steps.step("export", f"Exporting {found.origin}"):
         export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)
-        artifact.copy_companions(found.path, staging)
+        add_companions(found, staging)
     return out / artifact.MODEL
 
 

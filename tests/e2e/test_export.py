@@ -48,7 +48,11 @@ def assert_matches_torch(folder: Path, onnx: Path, *, steps: tuple[int, ...] = (
     for step in steps:
         new = slice(done, done + step)
         done += step
-        run = {"input_ids": ids[:, new], "attention_mask": mask[:, :done], "position_ids": feeds["position_ids"][:, new]}
+        run = {
+            "input_ids": ids[:, new],
+            "attention_mask": mask[:, :done],
+            "position_ids": feeds["position_ids"][:, new],
+        }
         logits, *present = runtime.run(None, run | cache)
         pieces.append(logits)
         cache = dict(zip(cache, present, strict=True))
