@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test check bench
+.PHONY: venv demo test check bench gpu test-gpu bench-gpu
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
@@ -16,11 +16,27 @@ check: venv
 
 bench: venv
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/fp8_matmul.py
+	$(BIN)/python benchmarks/formats.py
+
+# On a machine with an NVIDIA GPU and nvcc; in an environment of its own, since both runtimes install the same module.
+test-gpu: gpu
+	.venv-gpu/bin/python -m pytest -q tests/gpu
+
+bench-gpu: gpu
+	.venv-gpu/bin/python benchmarks/fp8_cuda.py --save
 
 venv: .venv/installed
 
+gpu: .venv-gpu/installed
+
+.venv-gpu/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[gpu,test]' 'onnxruntime-gpu[cuda,cudnn]'
+	@touch $@
+
 # Torch goes first and alone, so that whatever build of it is chosen is kept (see constraints.txt).
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt $(wildcard runtime/csrc/*.* runtime/csrc/cpu/* runtime/csrc/cuda/*)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(PIP) "$$(grep '^torch==' constraints.txt)"

@@ -204,12 +204,17 @@ def apply(
     """Apply a plan, and prove that every planned integer site runs as one."""
     from spq_graph.plan import Plan
     from spq_graph.stages import apply as run
+    from spq_graph.wording import fp8_sites
 
-    executed = run(model, Plan.load(plan_file), out, steps(), force=force)
+    plan = Plan.load(plan_file)
+    executed = run(model, plan, out, steps(), force=force)
+    fp8 = executed.fp8_run(site.node for site in plan.fp8_sites)
     if as_json:
-        print_json({"out": str(out), "executed": executed.ops, "providers": executed.providers})
+        told = fp8.model_dump(mode="json") if fp8 is not None else None
+        print_json({"out": str(out), "executed": executed.ops, "providers": executed.providers, "fp8": told})
     else:
-        typer.echo(f"{executed.integer_kernels} sites run as integer kernels; written to {out}")
+        beside = f", {fp8_sites(fp8)}" if fp8 is not None else ""
+        typer.echo(f"{executed.integer_kernels} sites run as integer kernels{beside}; written to {out}")
 
 
 @app.command()

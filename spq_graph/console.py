@@ -98,8 +98,8 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     kernels = wording.integer_kernels(report.executed)
     facts.add_row("size", f"{wording.megabytes(report.source_bytes)} MB -> {wording.megabytes(report.bytes)} MB")
     facts.add_row("kernels", f"{kernels} integer, of {len(plan.integer_sites)} planned")
-    if (fp8 := wording.fp8_sites(report)) is not None:
-        facts.add_row("", Text(fp8))
+    if report.fp8 is not None:
+        facts.add_row("", Text(wording.fp8_sites(report.fp8)))
     if report.seconds:
         facts.add_row("time", wording.duration(sum(report.seconds.values())))
     if out is not None:

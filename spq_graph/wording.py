@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import floor, isfinite, log10
 
 from spq_graph.plan import Evidence, Plan, Reason, SitePlan
-from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, Report, Rung
+from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun, Report, Rung
 
 NOTHING = "–"
 OWN_KERNELS = INTEGER_KERNELS | {FP8_KERNEL}
@@ -106,11 +106,8 @@ def integer_kernels(executed: Mapping[str, int]) -> int:
     return sum(count for op, count in executed.items() if op in INTEGER_KERNELS)
 
 
-def fp8_sites(report: Report) -> str | None:
-    """How the sites in FP8 ran, in words; None where there are none."""
-    fp8 = report.fp8
-    if fp8 is None:
-        return None
+def fp8_sites(fp8: OperatorRun) -> str:
+    """How the sites in FP8 ran, in words."""
     if fp8.library is None:
         return f"{fp8.sites} FP8, as the function in the file: no operator library here"
     return f"{fp8.kernels} FP8 in the operator library ({fp8.library}), of {fp8.sites} planned"

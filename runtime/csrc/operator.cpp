@@ -1,6 +1,7 @@
 #include "operator.hpp"
 
 #include <cmath>
+#include <cstdio>
 #include <vector>
 
 namespace spq {
@@ -18,6 +19,12 @@ std::string text(const std::vector<int64_t>& shape) {
   std::string out = "[";
   for (size_t i = 0; i < shape.size(); ++i) out += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
   return out + "]";
+}
+
+std::string text(float number) {
+  char out[32];
+  std::snprintf(out, sizeof out, "%g", static_cast<double>(number));
+  return out;
 }
 
 struct Tensor {
@@ -116,10 +123,13 @@ Status* read_call(const Api* api, ort::KernelContext* context, const Attributes&
     if (Status* status = read_tensor(api, context, 3, &a_scale, &present)) return status;
   }
   if (attributes.a_format != Format::kNone) {
-    if (!present || a_scale.size() != 1) return invalid(api, "activations in FP8 need a_scale, a single number");
+    if (!present || a_scale.size() != 1) {
+      return invalid(api, "activations in FP8 need a_scale, a single number; it is " +
+                              (present ? text(a_scale.shape) : "missing"));
+    }
     out->a_scale = static_cast<const float*>(a_scale.data);
     if (!(*out->a_scale > 0.0f) || !std::isfinite(*out->a_scale)) {
-      return invalid(api, "a_scale is " + std::to_string(*out->a_scale) + "; it must be positive and finite");
+      return invalid(api, "a_scale is " + text(*out->a_scale) + "; it must be positive and finite");
     }
   }
   out->rows = a.size() / depth;

@@ -10,6 +10,8 @@ namespace spq {
 
 constexpr const char* kDomain = "spq";
 constexpr const char* kName = "Fp8MatMul";
+// ONNX Runtime takes this operator for every later version of the domain that a file may import, and tells a kernel
+// nothing of it. What means something else must have another name: its function then runs where the name is unknown.
 constexpr int kOperatorVersion = 1;
 
 // What the attributes of a node say.

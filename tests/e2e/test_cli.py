@@ -45,6 +45,7 @@ def test_the_ladder(case: Case) -> None:
     report = case.result.json["report"]
     rows = {(r["name"], r["bits"], r["seed"]): r for r in report["ladder"]}
     names = ["everywhere", "everywhere_symmetric", "everywhere_per_tensor_weights", "spike_aware", "control_lowest"]
+    names += [f"spike_aware_{high}" for high in ("fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a16", "fp16")]
     expected = {(name, bits, None) for name in names for bits in (8, 6)}
     expected |= {("control_random", bits, seed) for bits in (8, 6) for seed in (0, 1, 2)}
     assert set(rows) == expected | {("fp32", None, None), ("weight_only", 8, None)}
@@ -178,7 +179,7 @@ def test_a_recipe_file(case: Case, tmp_path: Path) -> None:
 
 def test_help_and_version() -> None:
     assert done("--version").out.strip() == __version__
-    for verb in ("quantize", "export", "calibrate", "plan", "apply", "inspect", "diff", "eval"):
+    for verb in ("quantize", "export", "calibrate", "plan", "apply", "inspect", "diff", "eval", "generate"):
         assert verb in done("--help").out
         assert done(verb, "--help").out
     assert spq().code in (0, 2)

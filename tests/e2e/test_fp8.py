@@ -65,6 +65,14 @@ def test_the_report_says_that_the_library_ran(made: Path) -> None:
 
 
 @needs_library
+def test_apply_says_so_too(made: Path, case: Case, tmp_path: Path) -> None:
+    told = done("apply", case.model, made / "plan.json", "-o", tmp_path / "json", "--json").json
+    assert (told["fp8"]["sites"], told["fp8"]["kernels"]) == (1, 1)
+    assert "1 FP8 in the operator library" in done("apply", case.model, made / "plan.json", "-o", tmp_path / "out").out
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == (made / "model.onnx").read_bytes()
+
+
+@needs_library
 def test_without_the_library_the_same_file_says_the_same(
     made: Path, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sys
+import sysconfig
 import tarfile
 import zipfile
 from email.parser import HeaderParser
@@ -13,12 +12,13 @@ from pathlib import Path
 import pytest
 
 import spq_graph
+from tests.compilers import compiler
 
+pytestmark = pytest.mark.slow  # the library is compiled
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("passes", "runtime", "models")
+LIBRARIES = "spq_graph/runtime/lib/"
 DIST_INFO = f"spq_graph-{spq_graph.__version__}.dist-info"
-# Not part of the sources, wherever they lie: a build must not see them.
-OUTPUTS = (".git", ".venv", "out", "build", "dist", "__pycache__", ".*_cache", ".hypothesis")
 
 
 def git_files() -> set[str] | None:
@@ -27,16 +27,14 @@ def git_files() -> set[str] | None:
     return set(listing.stdout.splitlines()) if listing.returncode == 0 else None
 
 
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The source archive of a copy of this checkout, and the wheel built from that archive alone."""
-    base = tmp_path_factory.mktemp("archives")
-    checkout, out = base / "checkout", base / "dist"
-    shutil.copytree(ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(*OUTPUTS))
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(checkout)]
-    built = subprocess.run(command, cwd=base, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
-    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+def is_source(name: str) -> bool:
+    return name.startswith("runtime/csrc/")
+
+
+def names_in(archive: Path) -> set[str]:
+    """Names of the files in a source archive, below its one folder."""
+    with tarfile.open(archive) as source:
+        return {member.name.split("/", 1)[1] for member in source.getmembers()}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +43,12 @@ def wheel_names(archives: tuple[Path, Path]) -> list[str]:
         return wheel.namelist()
 
 
-def test_wheel_is_for_every_python_3(archives: tuple[Path, Path]) -> None:
-    assert archives[1].name == f"spq_graph-{spq_graph.__version__}-py3-none-any.whl"
+def test_wheel_is_for_every_python_3_on_this_platform(archives: tuple[Path, Path], wheel_names: list[str]) -> None:
+    """The library speaks ONNX Runtime's interface and not Python's; without it the wheel is for any platform."""
+    libraries = [name for name in wheel_names if name.startswith(LIBRARIES)]
+    assert len(libraries) == bool(compiler())
+    platform = sysconfig.get_platform().translate(str.maketrans("-.", "__")) if libraries else "any"
+    assert archives[1].name == f"spq_graph-{spq_graph.__version__}-py3-none-{platform}.whl"
 
 
 def test_wheel_holds_only_the_package(wheel_names: list[str]) -> None:
@@ -61,9 +63,26 @@ def test_wheel_holds_every_tracked_file_of_the_package(wheel_names: list[str]) -
     if tracked is None:
         pytest.skip("git does not know this checkout")
     inside = {name for name in tracked if name.startswith("spq_graph/") and not (ROOT / name).is_symlink()}
-    linked = {f"spq_graph/{name}" for name in tracked if name.split("/")[0] in FOLDERS}
+    linked = {f"spq_graph/{name}" for name in tracked if name.split("/")[0] in FOLDERS and not is_source(name)}
     assert inside | linked <= set(wheel_names)
     assert "spq_graph/py.typed" in wheel_names
+
+
+def test_wheel_holds_no_sources_of_the_library(wheel_names: list[str]) -> None:
+    assert not [name for name in wheel_names if "csrc" in name]
+
+
+def test_source_archive_holds_the_sources_of_the_library(archives: tuple[Path, Path]) -> None:
+    tracked = git_files()
+    if tracked is None:
+        pytest.skip("git does not know this checkout")
+    wanted = {name for name in tracked if is_source(name)}
+    assert "runtime/csrc/CMakeLists.txt" in wanted
+    names = names_in(archives[0])
+    assert wanted <= names
+    # Nothing that was built in a checkout: an archive is the same wherever it is made.
+    assert {name for name in names if name.startswith("runtime/csrc/editable/")} <= wanted
+    assert not [name for name in names if name.endswith((".so", ".o"))]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -80,8 +99,7 @@ def test_wheel_holds_data_files(wheel_names: list[str], pattern: str) -> None:
 
 
 def test_source_archive_holds_each_folder_once(archives: tuple[Path, Path]) -> None:
-    with tarfile.open(archives[0]) as source:
-        names = {member.name.split("/", 1)[1] for member in source.getmembers()}
+    names = names_in(archives[0])
     for folder in FOLDERS:
         assert f"{folder}/__init__.py" in names
         assert not [name for name in names if name.startswith(f"spq_graph/{folder}")]

@@ -15,17 +15,19 @@ namespace {
 constexpr int64_t kTile = 16 * 32;            // bfloat16 of a tile of A
 constexpr int64_t kRowBytes = 2 * 2 * kPanelColumns;  // of one pair of rows of B
 
-// Palette 1: eight tiles of 16 rows of 64 bytes. A constant, since compilers take the intrinsic to read eight bytes.
+// Palette 1: eight tiles of rows of 64 bytes. Tiles 0 to 5 hold sums and activations, 6 and 7 weights.
 struct alignas(64) Shape {
   uint8_t palette, start, reserved[14];
   uint16_t bytes[16];
   uint8_t rows[16];
 };
-const Shape kShape{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-void begin() {
-  __asm__ volatile("" : : "r"(&kShape) : "memory");
-  _tile_loadconfig(&kShape);
+void begin(int64_t rows) {
+  const uint8_t r = static_cast<uint8_t>(rows);
+  Shape shape{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {r, r, r, r, r, r, 16, 16}};
+  // The intrinsic tells the compiler of eight of the bytes that it reads; this, of all.
+  __asm__ volatile("" : : "r"(&shape) : "memory");
+  _tile_loadconfig(&shape);
 }
 
 void end() { _tile_release(); }
@@ -70,13 +72,57 @@ void tiles(const uint16_t* a, int64_t tile_stride, const uint16_t* b, int64_t st
   _tile_stored(1, acc + 16, kAccBytes);
 }
 
+constexpr int64_t kTileStreams = 4;  // each visit reads a whole KiB of its stream
+
+// Weights of one step, as the tiles want them: two of 16 rows of 16 columns.
+using Step = uint16_t[2 * 16 * 2 * 16];
+
+inline void decode_step(const Decoder& decoder, const uint8_t* row, int64_t pairs, uint16_t* b) {
+  for (int64_t k = 0; k < pairs; ++k, row += kPanelBytes, b += 2 * kPanelColumns) {
+    _mm_prefetch(reinterpret_cast<const char*>(row + kAhead), _MM_HINT_T0);
+    __m512i left, right;
+    decoder(row, &left, &right);
+    _mm512_store_si512(b, left);
+    _mm512_store_si512(b + 32, right);
+  }
+}
+
+// A few rows: tiles take over what the vector units would multiply, so those only decode, and memory is the limit.
+void direct_tiles(const uint8_t* panel, int64_t pairs, const uint16_t* a, int64_t rows, Format format, float* acc) {
+  constexpr int64_t kAccBytes = kPanelColumns * sizeof(float);
+  const Decoder decoder(format);
+  alignas(64) Step steps[2];  // one is decoded while the other is multiplied
+  int64_t turn = 0;
+  _tile_zero(0);
+  _tile_zero(1);
+  const auto multiply = [&](int64_t step, int64_t count) {
+    uint16_t* b = steps[turn++ % 2];
+    if (count < 16) std::memset(b, 0, sizeof(Step));
+    decode_step(decoder, panel + step * 16 * kPanelBytes, count, b);
+    __asm__ volatile("" : : "r"(b) : "memory");
+    _tile_loadd(4, a + step * rows * 32, 64);
+    _tile_loadd(6, b, kRowBytes);
+    _tile_loadd(7, b + 32, kRowBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+  };
+  const int64_t whole = pairs / 16, stretch = whole / kTileStreams;
+  for (int64_t i = 0; i < stretch; ++i) {
+    for (int64_t stream = 0; stream < kTileStreams; ++stream) multiply(stream * stretch + i, 16);
+  }
+  for (int64_t step = stretch * kTileStreams; step < whole; ++step) multiply(step, 16);
+  if (pairs % 16 != 0) multiply(whole, pairs % 16);
+  _tile_stored(0, acc, kAccBytes);
+  _tile_stored(1, acc + 16, kAccBytes);
+}
+
 }  // namespace
 
 const Isa& amx() {
   using Vector = float __attribute__((vector_size(64)));
   static const Isa isa{
       "amx", direct, 4, decode_f32, decode_bf16, block_f32<Vector, 2, 12>, 12, nullptr, 0,
-      tiles, begin, end, prepare, split,
+      tiles, direct_tiles, begin, end, prepare, split,
   };
   return isa;
 }

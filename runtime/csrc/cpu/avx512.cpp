@@ -13,7 +13,7 @@ const Isa& avx512() {
   using Vector = float __attribute__((vector_size(64)));
   static const Isa isa{
       "avx512", direct, 1, decode_f32, nullptr, block_f32<Vector, 2, 12>, 12, nullptr, 0,
-      nullptr, nullptr, nullptr, prepare, split,
+      nullptr, nullptr, nullptr, nullptr, prepare, split,
   };
   return isa;
 }

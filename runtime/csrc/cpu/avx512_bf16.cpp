@@ -51,7 +51,7 @@ const Isa& avx512_bf16() {
   using Vector = float __attribute__((vector_size(64)));
   static const Isa isa{
       "avx512_bf16", direct, 4, decode_f32, decode_bf16, block_f32<Vector, 2, 12>, 12, block_bf16<12>, 12,
-      nullptr, nullptr, nullptr, prepare, split,
+      nullptr, nullptr, nullptr, nullptr, prepare, split,
   };
   return isa;
 }

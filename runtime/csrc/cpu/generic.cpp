@@ -45,7 +45,7 @@ void decode_f32(const uint8_t* panel, int64_t pairs, Format format, float* b) {
 const Isa& generic() {
   static const Isa isa{
       "generic", nullptr, 0, decode_f32, nullptr, block_f32<Vector, 2, 4>, 4, nullptr, 0,
-      nullptr, nullptr, nullptr, prepare, split,
+      nullptr, nullptr, nullptr, nullptr, prepare, split,
   };
   return isa;
 }

@@ -39,7 +39,9 @@ struct Isa {
   // acc [tiles*16][32] += A . B; `steps` of 32 rows of B, `tiles` 1 or 2, A laid out [tile][step][term][16][32].
   void (*tiles)(const uint16_t* a, int64_t tile_stride, const uint16_t* b, int64_t steps, int64_t tiles, int64_t terms,
                 float* acc);
-  void (*tiles_begin)();  // once in each thread before, and once after
+  // acc [rows][32] = A . W straight from the codes; A laid out [step][rows][32], rows at most 16, steps of 32 rows of W.
+  void (*direct_tiles)(const uint8_t* panel, int64_t pairs, const uint16_t* a, int64_t rows, Format format, float* acc);
+  void (*tiles_begin)(int64_t rows);  // once in each thread before, with the rows of a tile of A, and once after
   void (*tiles_end)();
   // x [columns] = the values of one row of A, rounded as asked and divided by the scale where there is a format.
   void (*prepare)(const Rows& rows, int64_t row, int64_t column, int64_t columns, float* x);

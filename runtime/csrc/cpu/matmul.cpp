@@ -13,6 +13,7 @@ constexpr int64_t kMaxPackedBytes = int64_t{16} << 20;
 constexpr int64_t kDepthF32 = 256;                 // rows of B decoded at a time: 32 KiB, which stays in the first cache
 constexpr int64_t kDepthBf16 = 512;
 constexpr int64_t kTileRows = 16, kTileDepth = 32, kTileElements = kTileRows * kTileDepth;
+constexpr int64_t kAlignment = 64;                  // of working copies: a cache line
 constexpr int64_t kMaxGroup = 4;                   // panels that share one pass over A
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -28,8 +29,8 @@ class Scratch {
   void* reserve(int64_t bytes) {
     if (bytes > capacity_) {
       std::free(data_);
-      capacity_ = round_up(bytes, 4096);
-      data_ = std::aligned_alloc(64, static_cast<size_t>(capacity_));
+      capacity_ = round_up(bytes, kAlignment);
+      data_ = std::aligned_alloc(kAlignment, static_cast<size_t>(capacity_));
       if (data_ == nullptr) capacity_ = 0;
     }
     return data_;
@@ -112,6 +113,48 @@ bool run_direct(const Problem& p, const Isa& isa, const Parallel& parallel) {
   return true;
 }
 
+// ------------------------------------------------------------------------------------- a few rows, from codes, by tiles
+
+struct DirectTiles {
+  const Problem& problem;
+  const Isa& isa;
+  const uint16_t* a;      // [step][term * rows + row][32]
+  int64_t terms, pairs;
+};
+
+void direct_tiles_task(void* user, size_t index) {
+  const DirectTiles& job = *static_cast<const DirectTiles*>(user);
+  const Problem& p = job.problem;
+  const int64_t panel = static_cast<int64_t>(index), rows = p.rows * job.terms;
+  alignas(64) float acc[kTileRows * kPanelColumns];
+  job.isa.tiles_begin(rows);
+  job.isa.direct_tiles(p.b + panel * job.pairs * kPanelBytes, job.pairs, job.a, rows, p.b_format, acc);
+  job.isa.tiles_end();
+  for (int64_t row = 0; row < p.rows; ++row) {
+    float* sum = acc + row * kPanelColumns;
+    for (int64_t term = 1; term < job.terms; ++term) {
+      for (int64_t i = 0; i < kPanelColumns; ++i) sum[i] += acc[(term * p.rows + row) * kPanelColumns + i];
+    }
+    store(p, row, panel, sum);
+  }
+}
+
+bool run_direct_tiles(const Problem& p, const Isa& isa, int64_t terms, const Parallel& parallel) {
+  const int64_t steps = ceil_div(p.depth, kTileDepth), rows = p.rows * terms;
+  uint16_t* a = static_cast<uint16_t*>(packed_scratch.reserve(steps * rows * kTileDepth * 2));
+  if (a == nullptr) return false;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    for (int64_t step = 0; step < steps; ++step) {
+      alignas(64) float x[kTileDepth] = {};
+      isa.prepare(p.a, row, step * kTileDepth, std::min(kTileDepth, p.depth - step * kTileDepth), x);
+      isa.split(x, terms, a + (step * rows + row) * kTileDepth, p.rows * kTileDepth);
+    }
+  }
+  DirectTiles job{p, isa, a, terms, ceil_div(p.depth, 2)};
+  parallel.run(parallel.self, static_cast<size_t>(ceil_div(p.columns, kPanelColumns)), direct_tiles_task, &job);
+  return true;
+}
+
 // --------------------------------------------------------------------------------------------------- many rows
 
 // Packs one block of A, 32 columns of one row at a time.
@@ -184,7 +227,7 @@ void panel_task(void* user, size_t index) {
   float* acc = reinterpret_cast<float*>(memory + count * b_bytes);
   std::memset(acc, 0, static_cast<size_t>(count * sums * 4));
   const bool tiled = job.layout == Layout::kTiles;
-  if (tiled) job.isa.tiles_begin();
+  if (tiled) job.isa.tiles_begin(kTileRows);
   const int64_t tile_stride = (job.padded_depth / kTileDepth) * job.terms * kTileElements;
   for (int64_t k0 = 0; k0 < job.padded_depth; k0 += chunk) {
     const int64_t depth = std::min(chunk, job.padded_depth - k0);
@@ -212,15 +255,24 @@ void panel_task(void* user, size_t index) {
   }
 }
 
+// An FP8 number is a bfloat16 too, so rounding such activations again loses nothing.
+bool is_narrow(const Problem& p) { return p.fast || p.a.format != Format::kNone; }
+
+// How many numbers of bfloat16 stand for an activation in tiles; 0 where tiles do not serve. The lower terms may be
+// zero, and zero times an infinite weight is NaN: only E5M2 has infinities.
+int64_t tile_terms(const Problem& p, const Isa& isa) {
+  if (isa.tiles == nullptr) return 0;
+  return is_narrow(p) ? 1 : p.b_format == Format::kE4M3 ? 3 : 0;
+}
+
 bool run_blocked(const Problem& p, const Isa& isa, const Parallel& parallel) {
-  // An FP8 number is a bfloat16 too, so rounding such activations again loses nothing.
-  const bool narrow = p.fast || p.a.format != Format::kNone;
+  const bool narrow = is_narrow(p);
   Job job{p, isa, Layout::kF32, 1, ceil_div(p.depth, 2), ceil_div(p.columns, kPanelColumns), 0, 0, 0, 0, 1, 0, nullptr};
   int64_t most = isa.block_rows_f32;
   job.padded_depth = round_up(p.depth, 2);
-  if (isa.tiles != nullptr) {
+  if (const int64_t terms = tile_terms(p, isa)) {
     job.layout = Layout::kTiles;
-    job.terms = narrow ? 1 : 3;
+    job.terms = terms;
     job.padded_depth = round_up(p.depth, kTileDepth);
   } else if (isa.block_bf16 != nullptr && narrow) {
     job.layout = Layout::kBf16;
@@ -248,6 +300,8 @@ bool run_blocked(const Problem& p, const Isa& isa, const Parallel& parallel) {
 
 bool matmul(const Problem& problem, const Isa& isa, const Parallel& parallel) noexcept {
   if (problem.rows == 0 || problem.columns == 0) return true;
+  const int64_t terms = tile_terms(problem, isa);
+  if (terms > 0 && problem.rows * terms <= kTileRows) return run_direct_tiles(problem, isa, terms, parallel);
   return problem.rows <= isa.max_direct_rows ? run_direct(problem, isa, parallel)
                                              : run_blocked(problem, isa, parallel);
 }
