@@ -134,7 +134,10 @@ def minmax(work: Path) -> dict[str, float]:
             if ids is None:
                 return None
             positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
-            return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            # The cache is empty: each batch is a beginning.
+            inputs = calibrater.infer_session.get_inputs()
+            past = {i.name: np.zeros((len(ids), i.shape[1], 0, i.shape[3]), np.float32) for i in inputs[3:]}
+            return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
 
     with Timer() as build:
         calibrater = MinMaxCalibrater(work / "model.onnx", ["MatMul"], str(work / "augmented.onnx"))

@@ -14,30 +14,33 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spq_graph.errors import OutputError, SourceError
 from spq_graph.models.loading import first_line, load_causal_lm, quiet, require_torch
+from spq_graph.models.trace import INPUTS, Traced, trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from torch import Tensor
-    from transformers import PreTrainedModel
 
-INPUTS: Final = ("input_ids", "attention_mask", "position_ids")
-OUTPUT: Final = "logits"
-_AXES: Final = {0: "batch_size", 1: "sequence_length"}
+__all__ = ["INPUTS", "export_folder"]
+
 # Everything else that the exporter notes down is either noise (FX nodes, class names) or names files of this machine
 # (stack traces). The second one ties a folded, anonymous weight to the parameter it came from.
 _KEPT_METADATA: Final = frozenset({"pkg.torch.onnx.name_scopes", "pkg.onnxscript.optimizer.folded_from"})
 
 
-def export_folder(folder: Path, out: Path, *, opset: int = 21, progress: Callable[[str], None] | None = None) -> None:
-    """Exports the causal language model in `folder`, without KV cache.
+def export_folder(
+    folder: Path, out: Path, *, opset: int = 21, cache: bool = True, progress: Callable[[str], None] | None = None
+) -> None:
+    """Exports the causal language model in `folder`.
 
     The graph takes `input_ids`, `attention_mask` and `position_ids`, int64 [batch_size, sequence_length], and returns
-    `logits`, float32 [batch_size, sequence_length, vocabulary].
+    `logits`, float32 [batch_size, sequence_length, vocabulary]. With a cache it also takes `past_key_values.N.key` and
+    `.value`, float32 [batch_size, heads, past_sequence_length, width], and returns them grown by the new tokens as
+    `present.N.key` and `.value`; the mask then covers both, and a past of length 0 is a beginning.
 
     Args:
         folder: a Hugging Face folder; it is only read.
         out: the ONNX file to write; weights go beside it, into the same name with `.data` appended.
         opset: ONNX operator set.
+        cache: whether the graph takes and returns keys and values.
         progress: is told what begins, one phrase a step.
 
     Raises:
@@ -52,60 +55,36 @@ def export_folder(folder: Path, out: Path, *, opset: int = 21, progress: Callabl
     try:
         report("tracing the model")
         with quiet(), _no_garbage_collection():
-            program = _trace(model)
+            traced = trace(model, cache=cache)
         report("translating to ONNX")
         with quiet(), _no_garbage_collection():
-            graph = _translate(program, opset)
+            graph = _translate(traced, opset)
     except Exception as error:
         raise SourceError(
             f"the exporter failed: {first_line(error)}",
             where=f"{folder} ({type(model).__name__})",
-            remedy="Export it with another tool and pass the .onnx file.",
+            remedy="Export it "
+            + ("without its cache (export --no-cache), or " if cache else "")
+            + "with another tool, and pass the .onnx file.",
         ) from error
     report("writing")
     _strip(graph)
     _save(graph, out)
 
 
-def _trace(model: PreTrainedModel) -> Any:
-    """Returns the model as a torch.export.ExportedProgram with dynamic batch and length."""
-    import torch
-    from torch.export import Dim
-
-    forward = type(model).forward
-
-    def logits_only(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
-        return forward(
-            model,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-        ).logits
-
-    # Narrowing the model's own forward, instead of wrapping the model in another module, keeps every parameter and
-    # scope name as it is in the checkpoint.
-    model.__dict__["forward"] = logits_only
-    ids = torch.ones(2, 8, dtype=torch.int64)
-    arguments = (ids, torch.ones_like(ids), torch.arange(8).expand(2, 8))
-    shape = dict.fromkeys(_AXES, Dim.DYNAMIC)
-    with torch.no_grad():
-        return torch.export.export(model, arguments, dynamic_shapes=(shape,) * 3, strict=False)
-
-
-def _translate(program: Any, opset: int) -> ir.Model:
+def _translate(traced: Traced, opset: int) -> ir.Model:
     import torch
     from onnx_ir.passes.common import IdentityEliminationPass
     from onnxscript import optimizer
 
     with torch.no_grad():
         onnx_program = torch.onnx.export(
-            program,
+            traced.program,
             dynamo=True,
             opset_version=opset,
-            input_names=INPUTS,
-            output_names=[OUTPUT],
-            dynamic_shapes=(_AXES,) * 3,
+            input_names=traced.inputs,
+            output_names=traced.outputs,
+            dynamic_shapes=traced.axes,
             optimize=False,
             verbose=False,
         )

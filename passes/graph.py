@@ -138,6 +138,14 @@ def _check_links(model: ir.Model, path: Path) -> None:
         raise broken("the graph has a cycle: a node reads what follows from it") from cause
 
 
+def inputs_of(path: Path) -> dict[str, list[int | str | None]]:
+    """The graph's inputs by name, with their shapes: a number, a name, or None for each dimension."""
+    return {
+        value.name or "": [d if isinstance(d, int) else d.value for d in value.shape or ()]
+        for value in ir.load(path).graph.inputs
+    }
+
+
 def files_of(path: Path) -> list[Path]:
     """The ONNX file and the external data that it refers to, in the order of their names."""
     tensors = (tensor for _, tensor in _tensors_of(ir.load(path)))

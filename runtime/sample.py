@@ -1,12 +1,14 @@
-"""Text sampled from an ONNX decoder that has no cache: slow, but it needs nothing beyond the file."""
+"""Text sampled from an ONNX decoder: it needs nothing beyond the file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from spq_graph.errors import ActivationError
+from spq_graph.runtime.decoding import Decoding, Float32
 from spq_graph.runtime.sequences import Ids
 from spq_graph.runtime.session import Runner
 
@@ -24,7 +26,7 @@ def sample_ids(
 ) -> Ids:
     """Sample token sequences at temperature 1 from the full distribution (as LLM-QAT does, arXiv 2305.17888).
 
-    Without a cache each token runs the whole sequence again, so this is quadratic in `length`.
+    Where the graph has no cache each token runs the whole sequence again: then this is quadratic in `length`.
 
     Args:
         runner: the decoder.
@@ -41,31 +43,41 @@ def sample_ids(
         ActivationError: the logits are NaN or infinite.
     """
     generator = np.random.default_rng(seed)
-    batch, fixed = runner.fixed_shape
+    batch = runner.fixed_shape[0] or BATCH
     rows: list[Ids] = []
-    for start in range(0, sequences, batch or BATCH):
-        count = batch or min(BATCH, sequences - start)
-        ids = np.zeros((count, fixed or length), dtype=np.int64)
+    for start in range(0, sequences, batch):
+        count = runner.fixed_shape[0] or min(batch, sequences - start)
+        ids = np.empty((count, length), dtype=np.int64)
+        state = Decoding(runner, count)
         for position in range(length):
-            if position == 0 and bos is not None:
-                ids[:, 0] = bos
-            else:
-                ids[:, position] = _next(runner, ids, position, fixed, generator)
+            ids[:, position] = _next(state, ids[:, :position], bos, generator)
+            if position == 0:
+                state = Decoding(runner, count)  # what stood in for a beginning is no part of the text
             if progress is not None:
                 progress(start * length + (position + 1) * count, sequences * length)
-        rows.append(ids[:, :length])
+        rows.append(ids)
     return np.concatenate(rows)[:sequences]
 
 
-def _next(runner: Runner, ids: Ids, position: int, fixed: int | None, generator: np.random.Generator) -> Ids:
-    # At position 0 nothing is known: the distribution after token 0 stands in for the first token's.
-    end = max(position, 1)
-    shown = ids if fixed else ids[:, :end]
-    mask = np.zeros_like(shown)
-    mask[:, :end] = 1
-    logits = runner.logits(shown, mask)[:, end - 1].astype(np.float64)
-    if not np.isfinite(logits).any(axis=-1).all() or np.isnan(logits).any():
-        raise ActivationError("the logits are NaN or infinite", where=str(runner.path), remedy="check the weights")
+def _next(state: Decoding, before: Ids, bos: int | None, generator: np.random.Generator) -> Ids:
+    if not before.size:
+        if bos is not None:
+            return np.full(len(before), bos)
+        # Nothing is known yet: the distribution after token 0 stands in for the first token's.
+        before = np.zeros((len(before), 1), dtype=np.int64)
+    logits = finite(state.feed(before[:, -1:])[:, -1], state.where)
     # Gumbel's trick: the largest of logit + noise is a draw from the softmax.
     noise = generator.gumbel(size=logits.shape)
     return np.asarray((logits + noise).argmax(axis=-1), dtype=np.int64)
+
+
+def finite(logits: Float32, where: str) -> npt.NDArray[np.float64]:
+    """The logits of the next tokens, [rows, vocabulary], in double precision; single tokens may be ruled out by -inf.
+
+    Raises:
+        ActivationError: there is no finite one in a row, or NaN.
+    """
+    wide = logits.astype(np.float64)
+    if not np.isfinite(wide).any(axis=-1).all() or np.isnan(wide).any():
+        raise ActivationError("the logits are NaN or infinite", where=where, remedy="check the weights")
+    return wide

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,39 +115,65 @@ class Runner:
 
     def run(self, ids: Ids, mask: Ids) -> list[Array]:
         """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
-        try:
-            results: list[Array] = self.session.run(self.outputs, self._feeds(ids, mask))
-        except (GraphError, SourceError):
-            raise
-        except Exception as cause:
-            raise GraphError(
-                f"ONNX Runtime failed on a batch of shape {ids.shape}: {str(cause).splitlines()[0]}",
-                where=str(self.path),
-            ) from cause
+        feeds = self.token_feeds(ids, mask) | self.empty_past(len(ids))
+        with self.failures(ids.shape):
+            results: list[Array] = self.session.run(self.outputs, feeds)
         return results
+
+    @contextmanager
+    def failures(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """Turn what ONNX Runtime raises while it runs a batch of this shape into a GraphError."""
+        try:
+            yield
+        except Exception as cause:  # the binding raises a class of its own for every status code
+            raise GraphError(
+                f"ONNX Runtime failed on a batch of shape {shape}: {str(cause).splitlines()[0]}", where=str(self.path)
+            ) from cause
 
     def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
         """Logits of a batch, float32 [batch, length, vocabulary]."""
         whole = self.run(*self.filled(ids, mask))[0]
         return whole[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
 
-    def _feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
+    def token_feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
+        """What the graph's inputs take but for its cache: ids [batch, new], and a mask over them and all before them.
+
+        Raises:
+            GraphError: there is an input that a decoder does not have.
+        """
         feeds: dict[str, Array] = {}
         for spec in self._inputs:
             dtype = _TYPES.get(spec.type, np.float32)
             if spec.name == self._ids_name:
                 feeds[spec.name] = ids.astype(dtype)
             elif "position" in spec.name:
-                feeds[spec.name] = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(dtype)
+                positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -ids.shape[1] :]
+                feeds[spec.name] = positions.astype(dtype)
             elif "mask" in spec.name:
                 feeds[spec.name] = mask.astype(dtype)
-            elif "past" in spec.name or "cache" in spec.name:
-                feeds[spec.name] = _empty_past(spec.shape, len(ids), dtype)
-            else:
+            elif not _is_past(spec.name):
                 raise GraphError(
                     f"input '{spec.name}' ({spec.type}) is not one that a decoder has", where=str(self.path)
                 )
         return feeds
+
+    def empty_past(self, rows: int) -> dict[str, Array]:
+        """What the graph's cache begins with, for so many sequences."""
+        return {
+            spec.name: _empty_past(spec.shape, rows, _TYPES.get(spec.type, np.float32))
+            for spec in self._inputs
+            if _is_past(spec.name)
+        }
+
+    @property
+    def takes_padding(self) -> bool:
+        """Whether rows padded on the left mean the same as without: the graph is told of padding and of positions."""
+        names = [spec.name for spec in self._inputs]
+        return any("mask" in name for name in names) and any("position" in name for name in names)
+
+
+def _is_past(name: str) -> bool:
+    return "past" in name or "cache" in name
 
 
 def _empty_past(shape: Sequence[int | str | None], batch: int, dtype: type[np.generic]) -> Array:

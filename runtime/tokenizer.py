@@ -25,19 +25,22 @@ class TextTokenizer:
         tokenizer: what does the work; its truncation and padding are switched off.
         bos_id: the beginning-of-sequence token, where one is known. A tokenizer that prepends exactly one token is
             taken to prepend that.
+        eos_id: the end-of-sequence token, where one is known.
 
     Attributes:
         prefix: the ids this tokenizer prepends to a text, as its tokenizer.json says. What it appends is not kept.
         bos_id: the beginning-of-sequence token, prepended or not; None where the folder names none.
+        eos_id: the end-of-sequence token; None where the folder names none.
         vocab_size: number of ids, added tokens included.
     """
 
-    def __init__(self, tokenizer: Tokenizer, bos_id: int | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, bos_id: int | None = None, eos_id: int | None = None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.prefix = _prepended(tokenizer)
         self.bos_id = self.prefix[0] if bos_id is None and len(self.prefix) == 1 else bos_id
+        self.eos_id = eos_id
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -56,7 +59,7 @@ class TextTokenizer:
             raise SourceError(
                 f"not a tokenizer that can be read: {error}", where=str(path), remedy="Fetch the file again."
             ) from error
-        return cls(tokenizer, _bos_id(folder, tokenizer))
+        return cls(tokenizer, _special_id(folder, tokenizer, "bos"), _special_id(folder, tokenizer, "eos"))
 
     def prepended(self, bos: bool) -> list[int]:
         """What a sequence starts with: the prefix of the tokenizer, with BOS first where `bos` asks for it.
@@ -150,19 +153,23 @@ def _missing(folder: Path) -> SourceError:
     )
 
 
-def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """BOS as the folder's files name it: by its text first, by its number in the model's config last."""
+def _special_id(folder: Path, tokenizer: Tokenizer, which: str) -> int | None:
+    """BOS or EOS as the folder's files name it: by its text first, by its number in the model's config last."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read_json(folder / name).get("bos_token")
+        token = read_json(folder / name).get(f"{which}_token")
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and (known := tokenizer.token_to_id(text)) is not None:
             return known
-    number = _read_json(folder / "config.json").get("bos_token_id")
+    number = read_json(folder / "config.json").get(f"{which}_token_id")
     return number if isinstance(number, int) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where the file is absent."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where the file is absent.
+
+    Raises:
+        SourceError: it cannot be read as one.
+    """
     if not path.is_file():
         return {}
     try:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from spq_graph import __version__
+from spq_graph import __version__, verbs
 from spq_graph import options as o
-from spq_graph.progress import Steps
+from spq_graph.terminal import errors, print_json, steps
 
 app = typer.Typer(
     name="spq-graph", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Spike-aware quantization of GLU language models (LLaMA and its kind) for ONNX Runtime.",
 )  # fmt: skip
-errors = Console(stderr=True)
 
 
 def _version(value: bool) -> None:
@@ -38,14 +36,6 @@ def _root(
     ] = False,
 ) -> None:
     """Shared by all verbs."""
-
-
-def _steps() -> Steps:
-    return Steps(errors)
-
-
-def _print(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=1))
 
 
 @app.command()
@@ -93,15 +83,15 @@ def quantize(
     if dry_run:
         from spq_graph.dry_run import forecast
 
-        found = forecast(request, _steps())
+        found = forecast(request, steps())
         if as_json:
-            _print(found)
+            print_json(found)
         else:
             typer.echo("\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
         return
-    outcome = run(request, _steps())
+    outcome = run(request, steps())
     if as_json:
-        _print({"out": str(outcome.out), "plan": outcome.plan.to_dict(), "report": outcome.report.to_dict()})
+        print_json({"out": str(outcome.out), "plan": outcome.plan.to_dict(), "report": outcome.report.to_dict()})
         return
     from spq_graph.console import ladder_table, spike_table, summary
 
@@ -117,18 +107,16 @@ def export(
     source: o.Source,
     out: o.Out,
     opset: Annotated[int, typer.Option(min=18, max=24, help="ONNX operator set")] = 21,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="without KV cache: the only form yet")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="without keys and values as inputs and outputs")] = False,
     force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
-    """A Hugging Face folder to ONNX."""
+    """A Hugging Face folder to ONNX, with KV cache."""
     from spq_graph.stages import export as run
 
-    if not no_cache:
-        errors.print("[yellow]note:[/] this version exports without KV cache (as with --no-cache)")
-    path = run(source, out, _steps(), opset=opset, force=force)
+    path = run(source, out, steps(), opset=opset, cache=not no_cache, force=force)
     if as_json:
-        _print({"model": str(path)})
+        print_json({"model": str(path)})
     else:
         typer.echo(f"exported to {path}")
 
@@ -155,13 +143,13 @@ def calibrate(
     from spq_graph.stages import calibrate as run
 
     ranges = run(
-        model, out, _steps(), calibration=calibration, tokens=calibration_tokens, tokenizer=tokenizer, shard=shard,
+        model, out, steps(), calibration=calibration, tokens=calibration_tokens, tokenizer=tokenizer, shard=shard,
         merge=tuple(merge or ()), seed=seed or 0, bos=bos, window=window, allow_no_glu=allow_no_glu,
     )  # fmt: skip
     out = json_file(out)
     facts = {"ranges": str(out), "sequences": ranges.sequences, "tokens": ranges.tokens, "values": len(ranges.values)}
     if as_json:
-        _print(facts)
+        print_json(facts)
     else:
         typer.echo(f"{facts['values']} values over {facts['tokens']} tokens, written to {out}")
 
@@ -195,11 +183,11 @@ def plan(
         keep=tuple(keep) if keep else None, quantize_lm_head=quantize_lm_head or None,
     )  # fmt: skip
     made = run(
-        model, ranges, out, given, _steps(), calibration=calibration, tokenizer=tokenizer, bos=bos, window=window,
+        model, ranges, out, given, steps(), calibration=calibration, tokenizer=tokenizer, bos=bos, window=window,
         allow_no_glu=allow_no_glu,
     )  # fmt: skip
     if as_json:
-        _print(made.to_dict())
+        print_json(made.to_dict())
     else:
         Console().print(spike_table(made))
         typer.echo(f"plan written to {out}")
@@ -219,11 +207,11 @@ def apply(
     from spq_graph.wording import fp8_sites
 
     plan = Plan.load(plan_file)
-    executed = run(model, plan, out, _steps(), force=force)
+    executed = run(model, plan, out, steps(), force=force)
     fp8 = executed.fp8_run(site.node for site in plan.fp8_sites)
     if as_json:
         told = fp8.model_dump(mode="json") if fp8 is not None else None
-        _print({"out": str(out), "executed": executed.ops, "providers": executed.providers, "fp8": told})
+        print_json({"out": str(out), "executed": executed.ops, "providers": executed.providers, "fp8": told})
     else:
         beside = f", {fp8_sites(fp8)}" if fp8 is not None else ""
         typer.echo(f"{executed.integer_kernels} sites run as integer kernels{beside}; written to {out}")
@@ -242,7 +230,7 @@ def inspect(
 
     found = inspect_path(path, site)
     if as_json:
-        _print(found)
+        print_json(found)
     else:
         show(found, Console(), why=why, unmatched=unmatched)
 
@@ -258,7 +246,7 @@ def diff(
 
     found = diff_plans(plan_a, plan_b)
     if as_json:
-        _print(found)
+        print_json(found)
     else:
         show_diff(found, Console())
 
@@ -270,41 +258,13 @@ def doctor(as_json: o.Json = False) -> None:
 
     found = examine()
     if as_json:
-        _print(found)
+        print_json(found)
     else:
         show(found, Console())
 
 
-@app.command("eval")
-def evaluate(
-    path: Annotated[str, typer.Argument(help="an .onnx file, an OUT folder or a Hugging Face folder", metavar="PATH")],
-    text: o.Text = None,
-    against: Annotated[
-        str | None, typer.Option(help="floating-point model: adds KL and top-1 agreement", metavar="FP_MODEL")
-    ] = None,
-    tasks: Annotated[list[Path] | None, typer.Option(help="zero-shot tasks in jsonl (repeatable)")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="examples of each task")] = None,
-    tokenizer: o.Tokenizer = None,
-    max_eval_tokens: o.MaxEvalTokens = None,
-    bos: o.Bos = False,
-    window: o.Window = None,
-    as_json: o.Json = False,
-) -> None:
-    """Perplexity, agreement with another model, and zero-shot accuracy."""
-    from spq_graph.measuring import evaluate as run
-
-    found = run(
-        path, _steps(), text=text, against=against, tasks=tuple(tasks or ()), limit=limit, tokenizer=tokenizer,
-        max_tokens=max_eval_tokens, bos=bos, window=window,
-    )  # fmt: skip
-    if as_json:
-        _print(found)
-        return
-    for name in ("perplexity", "nll", "tokens", "kl", "top1"):
-        if name in found:
-            typer.echo(f"{name}: {found[name]:.6g}" if isinstance(found[name], float) else f"{name}: {found[name]}")
-    for name, result in found.get("tasks", {}).items():
-        typer.echo(f"{name}: {result['accuracy']:.4f} of {result['n']}")
+app.command("eval")(verbs.evaluate)
+app.command()(verbs.generate)
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def evaluate(
     if against is not None and text is None:
         raise UsageError("--against compares on a text", remedy="pass --text FILE")
     found: dict[str, Any] = {}
-    with _open(path, tokenizer, steps, bos, window) as bench:
+    with open_model(path, tokenizer, steps, bos, window) as bench:
         if text is not None:
             found |= _on_text(bench, text, against, max_tokens, steps, tokenizer, bos)
         if tasks:
@@ -53,9 +53,10 @@ def evaluate(
     return found
 
 
-def _open(
+def open_model(
     path: str, tokenizer: Path | None, steps: Steps, bos: bool, window: int | None
 ) -> AbstractContextManager[Workbench]:
+    """A workbench over an .onnx file, OUT, a Hugging Face folder, or "reference", whose sites are not sought."""
     place = Path(path)
     if place.is_dir() and (place / artifact.MODEL).is_file():
         beside = place if (place / "tokenizer.json").is_file() else None
@@ -72,7 +73,7 @@ def _on_text(
         if against is None:
             own, _ = score(bench.runner, [], sequences, tick)
             return {"perplexity": own.perplexity, "nll": own.nll, "tokens": own.tokens}
-        with _open(against, tokenizer, steps, bos, None) as reference:
+        with open_model(against, tokenizer, steps, bos, None) as reference:
             _, (own,) = score(reference.runner, [bench.runner], sequences, tick)
     return {"perplexity": own.perplexity, "nll": own.nll, "tokens": own.tokens, "kl": own.kl, "top1": own.top1}
 

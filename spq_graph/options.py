@@ -10,6 +10,7 @@ import typer
 MODEL_HELP = "Hugging Face folder, .onnx file, or the word 'reference' (the embedded model)"
 
 Source = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="SOURCE")]
+AnyModel = Annotated[str, typer.Argument(help="an .onnx file, an OUT folder or a Hugging Face folder", metavar="PATH")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder to write", metavar="OUT")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Force = Annotated[bool, typer.Option("--force", help="replace an existing OUT of ours")]
@@ -37,6 +38,6 @@ SpikeRatio = Annotated[
     float | None, typer.Option(help="keep every site above this max/median ratio, without any evaluation")
 ]
 QuantizeLmHead = Annotated[bool, typer.Option("--quantize-lm-head", help="treat lm_head like any other site")]
-Seed = Annotated[int | None, typer.Option(min=0, help="seed of sampled text and random controls")]
+Seed = Annotated[int | None, typer.Option(min=0, help="seed of what is sampled and of random controls")]
 AllowNoGlu = Annotated[bool, typer.Option("--allow-no-glu", help="go on where the graph holds no GLU")]
 MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most")]

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from spq_graph import artifact
+from spq_graph import artifact, genai
 from spq_graph.decide import decide
 from spq_graph.errors import SourceError, UsageError
 from spq_graph.html import render
 from spq_graph.ladder import Variant, measure_ladder, variants, weight_only
 from spq_graph.models.source import REFERENCE, Source, resolve
-from spq_graph.passes.graph import files_of
+from spq_graph.passes.graph import files_of, inputs_of
 from spq_graph.plan import Plan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
@@ -125,7 +125,7 @@ def quantize(request: Request, steps: Steps) -> Outcome:
         ranges.save(staging / artifact.RANGES)
         report.save(staging / artifact.REPORT)
         (staging / artifact.PAGE).write_text(render(plan, report), encoding="utf-8")
-        artifact.copy_companions(companions(bench.source), staging)
+        add_companions(bench.source, staging)
     return Outcome(plan, report, request.out)
 
 
@@ -205,6 +205,12 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
 def companions(source: Source) -> Path:
     """The folder that holds a source's tokenizer and generation files."""
     return source.path if source.kind == "folder" else source.tokenizer or source.path.parent
+
+
+def add_companions(source: Source, staging: Path) -> None:
+    """Put beside a model what other clients need: tokenizer and generation files, and onnxruntime-genai's own."""
+    artifact.copy_companions(companions(source), staging)
+    genai.write(staging, artifact.MODEL, inputs_of(staging / artifact.MODEL))
 
 
 def _report(

@@ -7,7 +7,7 @@ from pathlib import Path
 from spq_graph import artifact
 from spq_graph.errors import UsageError
 from spq_graph.models.source import resolve
-from spq_graph.pipeline import companions, make_plan, opened
+from spq_graph.pipeline import add_companions, make_plan, opened
 from spq_graph.plan import Plan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges, json_file, merge_all
@@ -34,12 +34,14 @@ def apply(model: Path, plan: Plan, out: Path, steps: Steps, *, force: bool = Fal
             built = bench.build(plan, staging / artifact.MODEL)
             executed = bench.prove(built, plan)
         plan.save(staging / artifact.PLAN)
-        artifact.copy_companions(companions(bench.source), staging)
+        add_companions(bench.source, staging)
     return executed
 
 
-def export(source: str, out: Path, steps: Steps, *, opset: int = 21, force: bool = False) -> Path:
-    """Export a Hugging Face folder into OUT, and return the file.
+def export(
+    source: str, out: Path, steps: Steps, *, opset: int = 21, cache: bool = True, force: bool = False
+) -> Path:  # fmt: skip
+    """Export a Hugging Face folder into OUT, with KV cache or without, and return the file.
 
     Raises:
         SpqError: as `quantize`.
@@ -51,8 +53,8 @@ def export(source: str, out: Path, steps: Steps, *, opset: int = 21, force: bool
     from spq_graph.models.export import export_folder
 
     with artifact.staged(out) as staging, steps.step("export", f"Exporting {found.origin}"):
-        export_folder(found.path, staging / artifact.MODEL, opset=opset)
-        artifact.copy_companions(found.path, staging)
+        export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)
+        add_companions(found, staging)
     return out / artifact.MODEL
 
 

@@ -22,6 +22,7 @@ from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.runtime.calibrate import calibrate, first_not_finite
+from spq_graph.runtime.decoding import cache_pairs
 from spq_graph.runtime.evaluate import KlMeter
 from spq_graph.runtime.sequences import Ids, Sequences
 from spq_graph.runtime.session import Executed, Runner, check_integer_sites, execute_once
@@ -147,7 +148,7 @@ class Workbench:
     def sampled(self, tokens: int | None, seed: int) -> Sequences:
         """Sequences sampled from the model itself, for calibration without data."""
         folder = self.source.kind == "folder"
-        wanted = tokens or (SAMPLED_TOKENS if folder else SAMPLED_TOKENS_WITHOUT_CACHE)
+        wanted = tokens or (SAMPLED_TOKENS if folder or cache_pairs(self.runner) else SAMPLED_TOKENS_WITHOUT_CACHE)
         length = min(self.sequence_length, 256)
         count = max(1, wanted // length)
         bos = self.tokenizer.bos_id if self.tokenizer is not None else None

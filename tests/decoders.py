@@ -51,7 +51,7 @@ class Weaver:
 def write_decoder(
     path: Path, *, layers: int = 3, width: int = 32, hidden: int = 48, spikes: Mapping[int, float] | None = None,
     seed: int = 0, glu: bool = True, external: bool = False, broken_layer: int | None = None,
-    fixed: tuple[int, int] | None = None,
+    fixed: tuple[int, int] | None = None, positions: bool = False, cache: bool = False,
 ) -> Path:  # fmt: skip
     """Write a decoder with causal attention and SwiGLU.
 
@@ -64,15 +64,22 @@ def write_decoder(
         external: keep the weights in a file of their own.
         broken_layer: where the gate's weight holds infinity.
         fixed: batch size and length that the graph insists on.
+        positions: whether it takes position_ids and reads them.
+        cache: whether it takes keys and values and returns them.
     """
     w = Weaver(seed)
     embedding = w.generator.normal(0, 1, (VOCABULARY, width)).astype(np.float32)
     embedding[:, -1] = np.arange(VOCABULARY) == BOS
     stream = w.op("Gather", [w.constant("embed_tokens.weight", embedding), "input_ids"], "embed_tokens")
-    bias = _mask(w)
+    if positions:
+        table = w.generator.normal(0, 1, (LONGEST, width)).astype(np.float32)
+        table[:, -1] = 0
+        here = w.op("Gather", [w.constant("positions.weight", table), "position_ids"], "positions")
+        stream = w.op("Add", [stream, here], "placed")
+    bias = _mask(w, cache)
     for layer in range(layers):
         name = f"layers.{layer}"
-        mixed = _attention(w, stream, bias, f"{name}.self_attn", width)
+        mixed = _attention(w, stream, bias, f"{name}.self_attn", width, layer if cache else None)
         stream = w.op("Add", [stream, mixed], f"{name}.after_attention")
         spike = (spikes or {}).get(layer, 0.0)
         edits = ({(width - 1, hidden - 1): 8.0}, {(width - 1, hidden - 1): spike / 7.9973}) if spike else ({}, {})
@@ -87,24 +94,32 @@ def write_decoder(
         stream = w.op("Add", [stream, down], f"{name}.after_mlp")
     w.linear(stream, "lm_head", (width, VOCABULARY))
     w.nodes[-1].output[0] = "logits"
-    return _save(w, path, external, fixed)
+    names = ["position_ids"] if positions else []
+    return _save(w, path, external, fixed, names, [(layer, width) for layer in range(layers if cache else 0)])
 
 
-def _mask(w: Weaver) -> str:
-    """[batch, 1, length]-shaped padding plus the causal [length, length], 0 or very negative."""
+def _mask(w: Weaver, cache: bool) -> str:
+    """[batch, 1, total]-shaped padding plus the causal [length, total], 0 or very negative."""
     causal = np.where(np.tri(LONGEST, dtype=bool), 0, -1e4).astype(np.float32)
     length = w.op("Shape", ["input_ids"], "length", start=1, end=2)
-    zero, axes = w.constant("zero", np.array([0, 0])), w.constant("axes", np.array([0, 1]))
-    both = w.op("Concat", [length, length], "lengths", axis=0)
-    square = w.op("Slice", [w.constant("causal", causal), zero, both, axes], "square")
+    start, axes = w.constant("zero", np.array([0, 0])), w.constant("axes", np.array([0, 1]))
+    end = w.op("Concat", [length, length], "lengths", axis=0)
+    if cache:
+        total = w.op("Shape", ["attention_mask"], "total", start=1, end=2)
+        past = w.op("Sub", [total, length], "past")
+        start = w.op("Concat", [past, w.constant("first", np.array([0]))], "start", axis=0)
+        end = w.op("Concat", [total, total], "end", axis=0)
+    square = w.op("Slice", [w.constant("causal", causal), start, end, axes], "square")
     padding = w.op("Cast", [w.op("Sub", ["attention_mask", w.constant("one", np.array(1))], "minus")], "padding", to=1)
     scaled = w.op("Mul", [padding, w.constant("large", np.array(1e4, np.float32))], "scaled")
     row = w.op("Unsqueeze", [scaled, w.constant("middle", np.array([1]))], "row")
     return w.op("Add", [square, row], "bias")
 
 
-def _attention(w: Weaver, stream: str, bias: str, name: str, width: int) -> str:
+def _attention(w: Weaver, stream: str, bias: str, name: str, width: int, layer: int | None) -> str:
     q, k, v = (w.linear(stream, f"{name}.{part}_proj", (width, width)) for part in "qkv")
+    if layer is not None:
+        k, v = (_cached(w, value, f"{layer}.{part}") for part, value in (("key", k), ("value", v)))
     turned = w.op("Transpose", [k], f"{name}.turned", perm=[0, 2, 1])
     scores = w.op("MatMul", [q, turned], f"{name}.scores")
     scale = w.constant(f"{name}.scale", np.array(width**-0.5, np.float32))
@@ -113,12 +128,32 @@ def _attention(w: Weaver, stream: str, bias: str, name: str, width: int) -> str:
     return w.linear(w.op("MatMul", [weights, v], f"{name}.mixed"), f"{name}.o_proj", (width, width))
 
 
-def _save(w: Weaver, path: Path, external: bool, fixed: tuple[int, int] | None) -> Path:
+def _cached(w: Weaver, value: str, name: str) -> str:
+    """Keys or values of all tokens, [batch, total, width]; the cache has one head in front of the length."""
+    head = w.constant(f"{name}.head", np.array([1]))
+    new = w.op("Unsqueeze", [value, head], f"{name}.new")
+    w.op("Concat", [f"past_key_values.{name}", new], f"{name}.grown", axis=2)
+    w.nodes[-1].output[0] = f"present.{name}"
+    return w.op("Squeeze", [f"present.{name}", head], f"{name}.all")
+
+
+def _save(
+    w: Weaver, path: Path, external: bool, fixed: tuple[int, int] | None, more: list[str],
+    caches: list[tuple[int, int]],
+) -> Path:  # fmt: skip
     batch, length = fixed or ("batch_size", "sequence_length")
-    names = ("input_ids", "attention_mask")
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, [batch, length]) for name in names]
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, length, VOCABULARY])
-    graph = helper.make_graph(w.nodes, "decoder", inputs, [logits], w.initializers)
+    total = "total_length" if caches else length
+    shapes = {"input_ids": length, "attention_mask": total} | dict.fromkeys(more, length)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, [batch, size]) for name, size in shapes.items()]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, length, VOCABULARY])]
+    for layer, width in caches:
+        for values, stem, size in ((inputs, "past_key_values", "past"), (outputs, "present", total)):
+            shape = [batch, 1, size, width]
+            values += [
+                helper.make_tensor_value_info(f"{stem}.{layer}.{part}", TensorProto.FLOAT, shape)
+                for part in ("key", "value")
+            ]
+    graph = helper.make_graph(w.nodes, "decoder", inputs, outputs, w.initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     model = onnx.shape_inference.infer_shapes(model)

@@ -179,7 +179,7 @@ def test_a_recipe_file(case: Case, tmp_path: Path) -> None:
 
 def test_help_and_version() -> None:
     assert done("--version").out.strip() == __version__
-    for verb in ("quantize", "export", "calibrate", "plan", "apply", "inspect", "diff", "eval"):
+    for verb in ("quantize", "export", "calibrate", "plan", "apply", "inspect", "diff", "eval", "generate"):
         assert verb in done("--help").out
         assert done(verb, "--help").out
     assert spq().code in (0, 2)

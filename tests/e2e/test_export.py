@@ -18,6 +18,8 @@ ir = pytest.importorskip("onnx_ir")
 from spq_graph.errors import OutputError, SourceError  # noqa: E402
 from spq_graph.models.export import INPUTS, export_folder  # noqa: E402
 from spq_graph.models.loading import load_causal_lm, quiet  # noqa: E402
+from spq_graph.passes.graph import Canonicalize, load_graph  # noqa: E402
+from spq_graph.passes.identify import identify  # noqa: E402
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -29,33 +31,78 @@ def exported(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def assert_matches_torch(folder: Path, onnx: Path) -> None:
-    """Compares logits on a batch whose second row is padded on the left."""
-    runtime = pytest.importorskip("onnxruntime")
-    ids = np.random.default_rng(0).integers(3, 64, (2, 11))
+def session(onnx: Path) -> Any:
+    return pytest.importorskip("onnxruntime").InferenceSession(onnx, providers=["CPUExecutionProvider"])
+
+
+def assert_matches_torch(folder: Path, onnx: Path, *, steps: tuple[int, ...] = (6, 4, 1)) -> None:
+    """Compares logits on a batch whose second row is padded on the left, run piece by piece over the cache."""
+    ids = np.random.default_rng(0).integers(3, 64, (2, sum(steps)))
     mask = np.ones_like(ids)
     mask[1, :3] = 0
     feeds = dict(zip(INPUTS, (ids, mask, np.maximum(mask.cumsum(1) - 1, 0)), strict=True))
-    actual = runtime.InferenceSession(onnx, providers=["CPUExecutionProvider"]).run(["logits"], feeds)[0]
+    runtime = session(onnx)
+    pasts = [i for i in runtime.get_inputs() if i.name.startswith("past")]
+    cache = {i.name: np.zeros((2, i.shape[1], 0, i.shape[3]), np.float32) for i in pasts}
+    pieces, done = [], 0
+    for step in steps:
+        new = slice(done, done + step)
+        done += step
+        run = {
+            "input_ids": ids[:, new],
+            "attention_mask": mask[:, :done],
+            "position_ids": feeds["position_ids"][:, new],
+        }
+        logits, *present = runtime.run(None, run | cache)
+        pieces.append(logits)
+        cache = dict(zip(cache, present, strict=True))
+    actual = np.concatenate(pieces, axis=1)
     with torch.no_grad():
         expected = load_causal_lm(folder)(**{name: torch.from_numpy(feed) for name, feed in feeds.items()}).logits
     seen = mask.astype(bool)
     expected = expected.numpy()[seen]
-    assert np.abs(actual[seen] - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert np.abs(actual[seen] - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_matches_torch(tiny_llama: Path, exported: Path) -> None:
     assert_matches_torch(tiny_llama, exported)
 
 
+def test_without_cache(tiny_llama: Path, exported: Path, tmp_path: Path) -> None:
+    export_folder(tiny_llama, tmp_path / "model.onnx", cache=False)
+    assert_matches_torch(tiny_llama, tmp_path / "model.onnx", steps=(11,))
+    model = ir.load(tmp_path / "model.onnx")
+    assert [value.name for value in model.graph.inputs] == list(INPUTS)
+    assert [value.name for value in model.graph.outputs] == ["logits"]
+    plain, cached = (identify(canonical(path)) for path in (tmp_path / "model.onnx", exported))
+    for what in ("key", "role", "layer", "shape"):
+        assert [getattr(s, what) for s in plain.sites] == [getattr(s, what) for s in cached.sites]
+    assert [block.down for block in plain.blocks] == [block.down for block in cached.blocks]
+    assert plain.unmatched == cached.unmatched == []
+
+
+def canonical(path: Path) -> Any:
+    model = load_graph(path)
+    Canonicalize()(model)
+    return model
+
+
 def test_interface(exported: Path) -> None:
     model = ir.load(exported)
+    new, everything = "sequence_length", "past_sequence_length + sequence_length"
+    parts = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
     assert {value.name: list(map(str, value.shape)) for value in model.graph.inputs} == {
-        name: ["batch_size", "sequence_length"] for name in INPUTS
+        "input_ids": ["batch_size", new],
+        "attention_mask": ["batch_size", everything],
+        "position_ids": ["batch_size", new],
+        **{f"past_key_values.{part}": ["batch_size", "2", "past_sequence_length", "8"] for part in parts},
     }
-    assert all(value.dtype == ir.DataType.INT64 for value in model.graph.inputs)
-    (logits,) = model.graph.outputs
-    assert (logits.name, list(map(str, logits.shape))) == ("logits", ["batch_size", "sequence_length", "64"])
+    assert {value.name: list(map(str, value.shape)) for value in model.graph.outputs} == {
+        "logits": ["batch_size", new, "64"],
+        **{f"present.{part}": ["batch_size", "2", everything, "8"] for part in parts},
+    }
+    assert [value.dtype for value in model.graph.inputs] == [ir.DataType.INT64] * 3 + [ir.DataType.FLOAT] * 4
+    assert {value.dtype for value in model.graph.outputs} == {ir.DataType.FLOAT}
     assert model.opset_imports[""] == 21
     assert not model.functions
 
@@ -140,7 +187,7 @@ def test_failing_exporter_is_a_source_error(tiny_llama: Path, tmp_path: Path, mo
 
 def test_unwritable_target(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 21}), ir_version=10)
-    monkeypatch.setattr("spq_graph.models.export._trace", lambda _: None)
+    monkeypatch.setattr("spq_graph.models.export.trace", lambda *_, **__: None)
     monkeypatch.setattr("spq_graph.models.export._translate", lambda *_: model)
     with pytest.raises(OutputError, match="cannot be written"):
         export_folder(tiny_llama, tmp_path / "absent" / "model.onnx")

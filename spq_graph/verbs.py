@@ -1,0 +1,78 @@
+"""The verbs that run a model: `eval` and `generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spq_graph import options as o
+from spq_graph.terminal import errors, print_json, steps, write_text
+
+
+def evaluate(
+    path: o.AnyModel,
+    text: o.Text = None,
+    against: Annotated[
+        str | None, typer.Option(help="floating-point model: adds KL and top-1 agreement", metavar="FP_MODEL")
+    ] = None,
+    tasks: Annotated[list[Path] | None, typer.Option(help="zero-shot tasks in jsonl (repeatable)")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="examples of each task")] = None,
+    tokenizer: o.Tokenizer = None,
+    max_eval_tokens: o.MaxEvalTokens = None,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    as_json: o.Json = False,
+) -> None:
+    """Perplexity, agreement with another model, and zero-shot accuracy."""
+    from spq_graph.measuring import evaluate as run
+
+    found = run(
+        path, steps(), text=text, against=against, tasks=tuple(tasks or ()), limit=limit, tokenizer=tokenizer,
+        max_tokens=max_eval_tokens, bos=bos, window=window,
+    )  # fmt: skip
+    if as_json:
+        print_json(found)
+        return
+    for name in ("perplexity", "nll", "tokens", "kl", "top1"):
+        if name in found:
+            typer.echo(f"{name}: {found[name]:.6g}" if isinstance(found[name], float) else f"{name}: {found[name]}")
+    for name, result in found.get("tasks", {}).items():
+        typer.echo(f"{name}: {result['accuracy']:.4f} of {result['n']}")
+
+
+def generate(
+    path: o.AnyModel,
+    prompt: Annotated[list[str], typer.Option(help="text to continue; repeatable: several run as one batch")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="most tokens to add to each")] = 64,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 is greedy, the default; 1 if only --top-k or --top-p is given")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="sample from so many of the likeliest tokens")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="sample from the likeliest tokens that reach this probability")
+    ] = None,
+    seed: o.Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="text to end at, not shown (repeatable)")] = None,
+    tokenizer: o.Tokenizer = None,
+    bos: o.Bos = False,
+    as_json: o.Json = False,
+) -> None:
+    """Continue text, shown as it arrives: over the KV cache where the graph has one."""
+    from spq_graph.generating import describe
+    from spq_graph.generating import generate as run
+    from spq_graph.runtime.generate import Limits
+    from spq_graph.runtime.sampling import Sampling
+
+    if temperature is None:
+        temperature = 0.0 if top_k is None and top_p is None else 1.0
+    found = run(
+        path, tuple(prompt), steps(), sampling=Sampling(temperature, top_k, top_p, seed or 0),
+        limits=Limits(max_new_tokens), stops=tuple(stop or ()), tokenizer=tokenizer, bos=bos,
+        write=None if as_json else write_text,
+    )  # fmt: skip
+    if as_json:
+        print_json(found)
+    else:
+        errors.print(describe(found), style="dim", highlight=False, soft_wrap=True)
