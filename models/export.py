@@ -58,13 +58,20 @@ def export_folder(folder: Path, out: Path, *, opset: int = 21, progress: Callabl
             graph = _translate(program, opset)
     except Exception as error:
         raise SourceError(
-            f"the exporter failed: {first_line(error)}",
+            f"the exporter failed: {first_line(_innermost(error))}",
             where=f"{folder} ({type(model).__name__})",
             remedy="Export it with another tool and pass the .onnx file.",
         ) from error
     report("writing")
     _strip(graph)
     _save(graph, out)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The first of chained errors: the exporter's outer ones say at which of its steps it failed, and not why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _trace(model: PreTrainedModel) -> Any:
@@ -83,6 +90,7 @@ def _trace(model: PreTrainedModel) -> Any:
             use_cache=False,
         ).logits
 
+    _export_experts(model)
     # Narrowing the model's own forward, instead of wrapping the model in another module, keeps every parameter and
     # scope name as it is in the checkpoint.
     model.__dict__["forward"] = logits_only
@@ -91,6 +99,18 @@ def _trace(model: PreTrainedModel) -> Any:
     shape = dict.fromkeys(_AXES, Dim.DYNAMIC)
     with torch.no_grad():
         return torch.export.export(model, arguments, dynamic_shapes=(shape,) * 3, strict=False)
+
+
+def _export_experts(model: PreTrainedModel) -> None:
+    """Has a mixture of experts gather its experts' weights token by token, instead of looping over them.
+
+    Which tokens an expert gets is data, so torch.export cannot follow the loops (`eager`), and ONNX has no grouped
+    product (`grouped_mm`, the default); `batched_mm` is what is left. Set here and not while loading, because it
+    copies weights for every token, which a model that runs in torch need not pay. transformers 4 knows no choice.
+    """
+    choose = getattr(model, "set_experts_implementation", None)
+    if choose is not None:
+        choose("batched_mm")
 
 
 def _translate(program: Any, opset: int) -> ir.Model:
