@@ -10,7 +10,7 @@ import onnx_ir as ir
 from spq_graph.errors import GraphError
 from spq_graph.passes.attention import find_cores, site_after, sites_behind
 from spq_graph.passes.branches import TO_DOWN, only_dynamic, projection
-from spq_graph.passes.collect import collect_sites
+from spq_graph.passes.collect import FUSED_EXPERTS, collect_sites
 from spq_graph.passes.experts import StackedGlu, StackedProduct, find_stacked, stacked_glu, with_roles
 from spq_graph.passes.layers import layers_of, number_experts, origin_of
 from spq_graph.passes.patterns import GluMatch, find_glus, follows_from
@@ -252,6 +252,11 @@ def _assign_ends(graph: ir.Graph, nodes: dict[ir.Node, Site]) -> None:
             _set_role(nodes, node, Role.ROUTER)
 
 
+def _chooses_experts(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a fused mixture of experts ranks a value itself."""
+    return node.op_type in FUSED_EXPERTS and len(node.inputs) > 1 and node.inputs[1] is value
+
+
 def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, through: frozenset[str]) -> bool:
     queue, seen = deque(start.outputs[:1]), {start}
     while queue and len(seen) < 24:
@@ -259,7 +264,7 @@ def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, throu
         if value is target:
             return True
         for node in users_of(value):
-            if op_type is not None and node.op_type == op_type:
+            if op_type is not None and (node.op_type == op_type or _chooses_experts(node, value)):
                 return True
             if node in seen or node.op_type not in through:
                 continue
