@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test check bench gpu test-gpu bench-gpu
+.PHONY: venv demo test test-families check bench gpu test-gpu bench-gpu
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
 
 test: venv
 	@$(BIN)/python -m pytest -q
+
+# Every model family: exported, compared with torch, quantized and run. Minutes, so not part of `test`.
+test-families: venv
+	@$(BIN)/python -m pytest -q -m families
 
 check: venv
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports

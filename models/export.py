@@ -61,7 +61,7 @@ def export_folder(
             graph = _translate(traced, opset)
     except Exception as error:
         raise SourceError(
-            f"the exporter failed: {first_line(error)}",
+            f"the exporter failed: {first_line(_innermost(error))}",
             where=f"{folder} ({type(model).__name__})",
             remedy="Export it "
             + ("without its cache (export --no-cache), or " if cache else "")
@@ -70,6 +70,13 @@ def export_folder(
     report("writing")
     _strip(graph)
     _save(graph, out)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The first of chained errors: the exporter's outer ones say at which of its steps it failed, and not why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _translate(traced: Traced, opset: int) -> ir.Model:

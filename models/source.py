@@ -19,6 +19,8 @@ REFERENCE: Final = Path(__file__).resolve().parent / "reference"
 """Folder of the embedded reference model."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Not every LMHeadModel is a decoder: BertLMHeadModel looks ahead unless its configuration says otherwise.
+_CAUSAL = ("ForCausalLM", "GPT2LMHeadModel")
 _LFS_POINTER = b"version https://git-lfs"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -141,11 +143,11 @@ def _check_causal_lm(config: dict[str, Any], folder: Path) -> None:
             where=where,
             remedy="spq-graph works on decoder-only models, such as LLaMA, Mistral, Qwen2, Gemma2 or Phi3.",
         )
-    if names and not any(str(name).endswith("ForCausalLM") for name in names):
+    if names and not any(str(name).endswith(_CAUSAL) for name in names):
         raise SourceError(
             f"not a causal language model: architectures is {', '.join(map(str, names))}",
             where=where,
-            remedy="Pass a model whose architecture ends in ForCausalLM.",
+            remedy="Pass a decoder: a model whose architecture ends in ForCausalLM.",
         )
     if not config.get("model_type"):
         raise SourceError(

@@ -44,7 +44,20 @@ def trace(model: PreTrainedModel, *, cache: bool) -> Traced:
     Narrowing the model's own forward, instead of wrapping the model in another module, keeps every parameter and scope
     name as it is in the checkpoint.
     """
+    _export_experts(model)
     return _with_cache(model) if cache else _without(model)
+
+
+def _export_experts(model: PreTrainedModel) -> None:
+    """Has a mixture of experts gather its experts' weights token by token, instead of looping over them.
+
+    Which tokens an expert gets is data, so torch.export cannot follow the loops (`eager`), and ONNX has no grouped
+    product (`grouped_mm`, the default); `batched_mm` is what is left. Set here and not while loading, because it
+    copies weights for every token, which a model that runs in torch need not pay. transformers 4 knows no choice.
+    """
+    choose = getattr(model, "set_experts_implementation", None)
+    if choose is not None:
+        choose("batched_mm")
 
 
 def _without(model: PreTrainedModel) -> Traced:

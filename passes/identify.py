@@ -9,16 +9,14 @@ import onnx_ir as ir
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.attention import find_cores, site_after, sites_behind
-from spq_graph.passes.collect import collect_sites
-from spq_graph.passes.patterns import GluMatch, find_glus
+from spq_graph.passes.branches import TO_DOWN, only_dynamic, projection
+from spq_graph.passes.collect import FUSED_EXPERTS, collect_sites
+from spq_graph.passes.experts import StackedGlu, StackedProduct, find_stacked, stacked_glu, with_roles
+from spq_graph.passes.layers import layers_of, number_experts, origin_of
+from spq_graph.passes.patterns import GluMatch, find_glus, follows_from
 from spq_graph.passes.values import scalar_of, users_of, weight_of
 from spq_graph.sites import Role, Site, Unmatched
 
-# Between a GLU's product and its down projection, and between a projection and the GLU.
-_TO_DOWN = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div", "Clip", "Squeeze", "Unsqueeze"})
-_FROM_PROJECTION = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity", "Split", "Slice", "Gather", "Reshape",
-                              "Transpose", "Squeeze", "Unsqueeze", "Dropout", "Clip", "Min", "Max"})  # fmt: skip
-_BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max"})
 _SAME_TOKENS = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div"})
 _TO_OUTPUT = frozenset({"Cast", "Identity", "Mul", "Div", "Tanh", "Add", "Slice", "Reshape", "Gather", "Squeeze"})
 _TO_TOPK = frozenset({"Softmax", "Sigmoid", "Add", "Sub", "Mul", "Div", "Cast", "Identity", "Reshape", "Where",
@@ -51,6 +49,21 @@ class Identified:
         return {site.key: site for site in self.sites}
 
 
+@dataclass(slots=True)
+class _Glus:
+    """What is known of GLUs beyond their blocks, while they are found.
+
+    Attributes:
+        stacked: products with a stack of experts, by node.
+        order: sites and stacked products, in the graph's order.
+        reads: for each block, the hidden states that it reads and its projections, down last.
+    """
+
+    stacked: dict[ir.Node, StackedProduct]
+    order: list[ir.Node]
+    reads: list[tuple[ir.Value | None, list[ir.Node]]] = field(default_factory=list)
+
+
 def identify(model: ir.Model) -> Identified:
     """Find every Site of the main graph and its role.
 
@@ -58,10 +71,13 @@ def identify(model: ir.Model) -> Identified:
     """
     nodes, unmatched = collect_sites(model.graph)
     found = Identified(unmatched=unmatched)
-    _assign_glus(model, nodes, found)
+    stacked = find_stacked(model.graph)
+    glus = _Glus(stacked, [node for node in model.graph if node in nodes or node in stacked])
+    _assign_glus(model, nodes, found, glus)
     _assign_attention(model.graph, nodes, found)
     _assign_ends(model.graph, nodes)
-    _number_layers(nodes, found)
+    _number_layers(nodes, found, glus)
+    _list_stacked(found, stacked)
     found.sites = list(nodes.values())
     found.unmatched.sort(key=lambda u: (u.node, u.reason))
     return found
@@ -84,15 +100,20 @@ def require_glu(found: Identified, where: str) -> None:
     )
 
 
-def _assign_glus(model: ir.Model, nodes: dict[ir.Node, Site], found: Identified) -> None:
+def _assign_glus(model: ir.Model, nodes: dict[ir.Node, Site], found: Identified, glus: _Glus) -> None:
     downs = _behind_downs(nodes)
     explained: set[ir.Node] = set()
     for match in find_glus(model):
         explained.add(match.product)
         down = downs.get(match.product, [])
-        gate, up = _projection(match.gate, nodes), _projection(match.up, nodes)
+        gate, up = projection(match.gate, nodes), projection(match.up, nodes)
         if down and gate is not None and up is not None and not _gates_a_side_branch(match, gate, up):
             _record(match, down, gate, up, nodes, found)
+            glus.reads.append((origin_of(gate.inputs[0]), [*dict.fromkeys((gate, up)), *down]))
+        elif (experts := stacked_glu(match, glus.stacked)) is not None:
+            _record_stacked(match, experts, found, glus)
+        elif gate is not None and _weighs(match, nodes[gate]):
+            _set_role(nodes, gate, Role.ROUTER)
         elif down or (gate is not None and up is not None):  # a lone sigmoid gate elsewhere is no near miss
             miss = _near_miss(match, bool(down), gate is not None, up is not None)
             found.unmatched.append(Unmatched(match.product.name or "", miss))
@@ -106,19 +127,11 @@ def _behind_downs(nodes: dict[ir.Node, Site]) -> dict[ir.Node, list[ir.Node]]:
     downs: dict[ir.Node, list[ir.Node]] = {}
     for node in nodes:
         value = node.inputs[0]
-        while value is not None and (producer := value.producer()) is not None and producer.op_type in _TO_DOWN:
+        while value is not None and (producer := value.producer()) is not None and producer.op_type in TO_DOWN:
             if producer.op_type == "Mul":
                 downs.setdefault(producer, []).append(node)
-            value = _only_dynamic(producer)
+            value = only_dynamic(producer)
     return downs
-
-
-def _only_dynamic(node: ir.Node) -> ir.Value | None:
-    """The operand that a node passes on: the first, or the one that is no constant where the order does not matter."""
-    if node.op_type not in _BINARY:
-        return node.inputs[0]
-    dynamic = [v for v in node.inputs if v is not None and weight_of(v) is None]
-    return dynamic[0] if len(dynamic) == 1 else None
 
 
 def _gates_a_side_branch(match: GluMatch, gate: ir.Node, up: ir.Node) -> bool:
@@ -128,7 +141,7 @@ def _gates_a_side_branch(match: GluMatch, gate: ir.Node, up: ir.Node) -> bool:
 
 def _origin(value: ir.Value | None) -> ir.Value | None:
     while value is not None and (node := value.producer()) is not None and node.op_type in _SAME_TOKENS:
-        before = _only_dynamic(node)
+        before = only_dynamic(node)
         if before is None:
             break
         value = before
@@ -149,6 +162,18 @@ def _record(
     )
 
 
+def _record_stacked(match: GluMatch, glu: StackedGlu, found: Identified, glus: _Glus) -> None:
+    with_roles(glu, glus.stacked)
+    gate, up, down = (glus.stacked[node] for node in (glu.gate, glu.up, glu.down))
+    found.blocks.append(GluBlock(match.kind, match.product.name or "", gate.key, up.key, down.key, down.layer))
+    glus.reads.append((origin_of(gate.input), [*dict.fromkeys((glu.gate, glu.up)), glu.down]))
+
+
+def _weighs(match: GluMatch, gate: Site) -> bool:
+    """Whether a sigmoid is one number a token, which weighs a whole branch (a shared expert) and gates nothing."""
+    return match.kind == "glu" and gate.shape[1] == 1
+
+
 def _near_miss(match: GluMatch, down: bool, gate: bool, up: bool) -> str:
     if not down:
         readers = sorted({node.op_type for node in users_of(match.product.outputs[0])})
@@ -163,16 +188,22 @@ def _near_miss(match: GluMatch, down: bool, gate: bool, up: bool) -> str:
 def _unknown_gate(product: ir.Node, nodes: dict[ir.Node, Site]) -> str | None:
     """Say why act(gate) * up was not taken for a GLU; None for any other product."""
     one, other = product.inputs
-    if weight_of(one) is not None or weight_of(other) is not None:
+    if weight_of(one) is not None or weight_of(other) is not None or _one_branch(one, other):
         return None
     for gate, up in ((one, other), (other, one)):
-        if _projection(up, nodes) is None:
+        if projection(up, nodes) is None:
             continue
-        if _projection(gate, nodes) is not None:
+        if projection(gate, nodes) is not None:
             return "looks like a GLU, but neither branch has an activation"
         if chain := _chain_to_projection(gate, nodes):
             return f"looks like a GLU, but {chain} is not a known gate activation"
     return None
+
+
+def _one_branch(one: ir.Value | None, other: ir.Value | None) -> bool:
+    """Whether both operands are computed from one value, as in x/2 * (1 + tanh(..x..)): an activation, no gate."""
+    values = [_origin(v) for v in (one, other)]
+    return any(a is not None and b is not None and follows_from(a, b, 12) for a, b in (values, values[::-1]))
 
 
 def _chain_to_projection(value: ir.Value | None, nodes: dict[ir.Node, Site], depth: int = 4) -> str:
@@ -181,22 +212,9 @@ def _chain_to_projection(value: ir.Value | None, nodes: dict[ir.Node, Site], dep
     while value is not None and (node := value.producer()) is not None and node.inputs and len(chain) < depth:
         chain.append(f"{node.op_type} ('{node.name}')")
         value = node.inputs[0]
-        if _projection(value, nodes) is not None:
+        if projection(value, nodes) is not None:
             return ", ".join(chain)
     return ""
-
-
-def _projection(value: ir.Value | None, nodes: dict[ir.Node, Site], depth: int = 12) -> ir.Node | None:
-    """The site that a GLU branch comes from, through bias, split, clip and moves of data."""
-    while value is not None and depth:
-        node = value.producer()
-        if node is None or node in nodes:
-            return node
-        if node.op_type not in _FROM_PROJECTION:
-            return None
-        value = _only_dynamic(node)  # of a bias or a scale, the other operand
-        depth -= 1
-    return None
 
 
 def _assign_attention(graph: ir.Graph, nodes: dict[ir.Node, Site], found: Identified) -> None:
@@ -234,6 +252,11 @@ def _assign_ends(graph: ir.Graph, nodes: dict[ir.Node, Site]) -> None:
             _set_role(nodes, node, Role.ROUTER)
 
 
+def _chooses_experts(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a fused mixture of experts ranks a value itself."""
+    return node.op_type in FUSED_EXPERTS and len(node.inputs) > 1 and node.inputs[1] is value
+
+
 def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, through: frozenset[str]) -> bool:
     queue, seen = deque(start.outputs[:1]), {start}
     while queue and len(seen) < 24:
@@ -241,7 +264,7 @@ def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, throu
         if value is target:
             return True
         for node in users_of(value):
-            if op_type is not None and node.op_type == op_type:
+            if op_type is not None and (node.op_type == op_type or _chooses_experts(node, value)):
                 return True
             if node in seen or node.op_type not in through:
                 continue
@@ -252,19 +275,21 @@ def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, throu
     return False
 
 
-def _number_layers(nodes: dict[ir.Node, Site], found: Identified) -> None:
-    """Where names state no layer, count the GLUs: everything up to one's down projection belongs to its layer.
+def _number_layers(nodes: dict[ir.Node, Site], found: Identified, glus: _Glus) -> None:
+    """Number layers where names state none, and experts."""
+    if glus.reads and all(block.layer is None for block in found.blocks):
+        order = [node for node in glus.order if node in glus.stacked or nodes[node].role is not Role.LM_HEAD]
+        layers, places = layers_of(order, [(origin, members[-1]) for origin, members in glus.reads])
+        for node, layer in layers.items():
+            if node in nodes:
+                nodes[node] = replace(nodes[node], layer=layer)
+            else:
+                glus.stacked[node] = replace(glus.stacked[node], layer=layer)
+        found.blocks = [replace(block, layer=layer) for block, layer in zip(found.blocks, places, strict=True)]
+    number_experts(nodes, [glu for glu in glus.reads if all(node in nodes for node in glu[1])])
 
-    GLUs that read one value are experts of one layer, which the last of them ends.
-    """
-    if not found.blocks or any(block.layer is not None for block in found.blocks):
-        return
-    keys = {site.key: site for site in nodes.values()}
-    last = {keys[block.gate].input: block.down for block in found.blocks}
-    ends, layer = set(last.values()), 0
-    for node, site in nodes.items():
-        if site.role is not Role.LM_HEAD and layer < len(last):
-            nodes[node] = replace(site, layer=layer)
-        layer += site.key in ends
-    number = {value: index for index, value in enumerate(last)}
-    found.blocks = [replace(block, layer=number[keys[block.gate].input]) for block in found.blocks]
+
+def _list_stacked(found: Identified, stacked: dict[ir.Node, StackedProduct]) -> None:
+    known = {product.node for product in stacked.values()}
+    found.unmatched = [u for u in found.unmatched if u.node not in known]
+    found.unmatched += [product.unmatched for product in stacked.values()]

@@ -130,6 +130,7 @@ _WHOLE: dict[str, list[tuple[str, Sequence[Form]]]] = {
 }
 _CONSTANTS = {"one": 1.0, "half": 0.5}
 _UNCHANGED = frozenset({"Cast", "Identity", "Dropout"})  # between an activation and its product
+_SHAPED = frozenset({"Reshape", "Expand", "Squeeze", "Unsqueeze"})
 ACTIVATIONS = frozenset(_ACTIVATIONS)
 
 
@@ -159,18 +160,20 @@ def _constants_hold(bound: dict[str, Any]) -> bool:
             return False
     if "alpha" in bound and scalar_of(bound["alpha"]) is None:
         return False
-    return "inner" not in bound or _follows_from(bound["inner"], bound["gate"])
+    return "inner" not in bound or follows_from(bound["inner"], bound["gate"])
 
 
-def _follows_from(value: ir.Value, source: ir.Value, depth: int = 8) -> bool:
+def follows_from(value: ir.Value, source: ir.Value, depth: int = 8) -> bool:
     """Whether a value is computed from `source` and constants alone, without a product of matrices."""
     if value is source:
         return True
     node = value.producer()
     if node is None or depth == 0 or node.op_type in ("MatMul", "Gemm"):
         return False
-    operands = [v for v in node.inputs if v is not None and weight_of(v) is None]
-    return bool(operands) and all(_follows_from(v, source, depth - 1) for v in operands)
+    # What shape a value is brought into may come from anywhere.
+    values = node.inputs[:1] if node.op_type in _SHAPED else node.inputs
+    operands = [v for v in values if v is not None and weight_of(v) is None]
+    return bool(operands) and all(follows_from(v, source, depth - 1) for v in operands)
 
 
 def find_glus(model: ir.Model) -> Iterator[GluMatch]:
@@ -197,7 +200,7 @@ def _matches_around(model: ir.Model, node: ir.Node) -> Iterator[GluMatch]:
             gate = bound["gate"]
             for product, up in _products(root.outputs[0]):
                 # x * sigmoid(x) and relu(x) * relu(x) are activations of one branch: nothing is gated.
-                if weight_of(up) is None and not _follows_from(up, gate) and not _follows_from(gate, up):
+                if weight_of(up) is None and not follows_from(up, gate) and not follows_from(gate, up):
                     yield GluMatch(kind, product, gate, up)
         for kind, bound in _bindings(model, root, node.op_type, whole=True):
             if bound["gate"] is not bound["up"] and weight_of(bound["up"]) is None:

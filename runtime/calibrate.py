@@ -62,6 +62,8 @@ def calibrate(
             )
         mask[len(rows) :] = 0  # what only fills the batch was seen already
         for (name, _), (low, high, channel_low, channel_high) in zip(probes, _fours(arrays), strict=True):
+            if not low.size:  # an expert that no token of this batch was routed to
+                continue
             by_sequence = np.maximum(np.abs(channel_low), np.abs(channel_high))
             channels = by_sequence.reshape(-1, by_sequence.shape[-1]).max(axis=0)
             ranges.add(name, ValueRange.observe(*_by_token(low, high, ids, mask, channels)))

@@ -43,6 +43,13 @@ def start(site: Site, seen: ValueRange | None, recipe: Recipe) -> Choice:
     if site.left_alone(recipe.quantize_lm_head):
         note = f"{site.role.value} stays as it is unless asked for"
         return Choice(site, seen, as_is, Reason.DEFAULT, high, note=note)
+    tokens = seen.tokens if seen is not None else 0
+    if site.expert is not None and tokens < recipe.min_expert_tokens:
+        note = (
+            f"expert {site.expert} saw {tokens} tokens of the calibration data, and its range is trusted from "
+            f"{recipe.min_expert_tokens} on (min_expert_tokens): calibrate on more text"
+        )
+        return Choice(site, seen, as_is, Reason.TOO_FEW_TOKENS, high, note=note)
     if seen is None:
         return Choice(site, None, as_is, Reason.UNSUPPORTED, high, note="no range was measured for its input")
     return Choice(site, seen, Precision.integer(recipe.bits), Reason.DEFAULT, high)

@@ -222,7 +222,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")],
     site: Annotated[str | None, typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
     why: Annotated[bool, typer.Option("--why", help="reason and evidence in full")] = False,
-    unmatched: Annotated[bool, typer.Option("--unmatched", help="what was not understood, and why")] = False,
+    unmatched: Annotated[bool, typer.Option("--unmatched", help="products that are no sites, and why")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Sites, roles, precision, reasons and evidence of a file, ours or not."""

@@ -64,7 +64,7 @@ def decide(
         ranges: what calibration saw, by input value.
         recipe: what the user wants.
         model: which model this is.
-        unmatched: nodes that were not understood.
+        unmatched: products that are no sites, and why.
         origin: where the calibration data came from.
         measure: KL of a choice of precisions; called once for each distinct choice.
         tokens: how many tokens `measure` runs on, to be noted.

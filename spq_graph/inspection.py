@@ -87,7 +87,7 @@ def show(found: dict[str, Any], console: Console, *, why: bool = False, unmatche
         )  # fmt: skip
     console.print(table)
     if found["unmatched"]:
-        console.print(f"{len(found['unmatched'])} nodes were not understood: --unmatched says why")
+        console.print(f"{len(found['unmatched'])} products are no sites: --unmatched says why")
 
 
 def _show_why(site: dict[str, Any], console: Console) -> None:

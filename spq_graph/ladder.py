@@ -11,7 +11,7 @@ import numpy as np
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.graph import files_of
-from spq_graph.plan import Plan, SitePlan
+from spq_graph.plan import Plan, Reason, SitePlan
 from spq_graph.progress import Steps
 from spq_graph.recipe import Precision
 from spq_graph.report import Rung
@@ -76,7 +76,7 @@ def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
 
 def _other_formats(plan: Plan) -> list[Variant]:
     """The plan with its kept sites in every format that the target has."""
-    keys = {s.key for s in plan.kept if s.range is not None}
+    keys = {s.key for s in plan.kept if s.range is not None and s.reason is not Reason.TOO_FEW_TOKENS}
     if not keys:
         return []
 

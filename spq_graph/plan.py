@@ -26,6 +26,7 @@ class Reason(StrEnum):
     OVERRIDE = "override"  # by hand
     DEFAULT = "default"  # nothing speaks for anything else
     UNSUPPORTED = "unsupported_on_target"
+    TOO_FEW_TOKENS = "too_few_tokens"  # an expert that calibration routed too few tokens to: its range is not trusted
 
 
 class _Strict(BaseModel):
@@ -71,7 +72,7 @@ class SitePlan(_Strict):
 
 
 class UnmatchedNode(_Strict):
-    """A node that was not understood, and why."""
+    """A product or a GLU that became no site, and why."""
 
     node: str
     reason: str

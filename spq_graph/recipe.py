@@ -98,6 +98,9 @@ class Recipe(BaseModel):
     keep: tuple[str, ...] = Field((), description="globs of sites to keep in high precision by hand")
     ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")
     overrides: tuple[Override, ...] = Field((), description="precision by glob; the last match wins")
+    min_expert_tokens: int = Field(
+        64, ge=0, description="calibration tokens that an expert must have seen for its range to be trusted"
+    )
     calibration_tokens: int = Field(65_536, ge=1, description="how much calibration data is read")
     seed: int = Field(0, ge=0, description="seeds the sampling of calibration text and the random controls")
 

@@ -71,7 +71,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:
-    """A node that looks like a Site or a GLU but was not understood, and why."""
+    """A product or a GLU that became no Site, and why."""
 
     node: str
     reason: str

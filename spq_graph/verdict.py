@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from spq_graph import __version__
-from spq_graph.plan import Plan
+from spq_graph.plan import Plan, Reason
 from spq_graph.report import Report, Verdict
 
 # Spike-aware is called ready within this much of the floating-point perplexity.
@@ -38,8 +38,14 @@ def judge(plan: Plan, report: Report) -> Verdict:
             f"{missing} FP8 sites ran as functions of standard operators, in float32 with four times the memory: the "
             f"operator library {reason}; `spq-graph doctor` says more"
         )
+    unknown = [s for s in plan.sites if s.reason is Reason.TOO_FEW_TOKENS]
+    if unknown:
+        warnings.append(
+            f"{len(unknown)} sites of experts that saw fewer than {plan.recipe.min_expert_tokens} calibration tokens "
+            "stay as they are: calibrate on more text"
+        )
     if plan.unmatched:
-        warnings.append(f"{len(plan.unmatched)} nodes were not understood; `spq-graph inspect --unmatched` says why")
+        warnings.append(f"{len(plan.unmatched)} products are no sites; `spq-graph inspect --unmatched` says why")
     return Verdict(ready=ready, summary="", warnings=warnings)
 
 

@@ -27,6 +27,7 @@ _REASONS = {
     Reason.OVERRIDE: "set by hand",
     Reason.DEFAULT: "nothing speaks against the default",
     Reason.UNSUPPORTED: "the target cannot run it otherwise",
+    Reason.TOO_FEW_TOKENS: "an expert that saw too few calibration tokens",
 }
 
 

@@ -55,7 +55,7 @@ class Workbench:
         window: tokens in a sequence; None for the model's length, at most 2048.
         model: the ONNX file.
         digest: of that file and its weights.
-        found: sites, GLU blocks and what was not understood.
+        found: sites, GLU blocks and products that are no sites.
         tokenizer: where the source has one.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{n}" for n in range(61))]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the model families unless they were asked for; `-m "not slow"` did not ask."""
+    if re.search(r"(?<!not )\bfamilies\b", config.option.markexpr):
+        return
+    left = [item for item in items if item.get_closest_marker("families")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 @pytest.fixture(scope="session")

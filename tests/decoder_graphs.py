@@ -25,6 +25,7 @@ class Decoder:
         layers, heads, kv_heads, vocab: sizes; fewer kv_heads are repeated to the heads.
         tied: the head is the transposed embedding.
         experts: with more than one, a router and that many experts a layer, each weighed for every token.
+        routed: experts get only the tokens that chose them, as many as that are, and the last expert gets none.
         capped: tanh soft cap on the logits.
     """
 
@@ -37,6 +38,7 @@ class Decoder:
     vocab: int = 16
     tied: bool = False
     experts: int = 1
+    routed: bool = False
     capped: bool = False
 
 
@@ -195,6 +197,8 @@ def _repeat(b: Builder, value: str, shape: Decoder) -> str:
 def _feed_forward(b: Builder, value: str, shape: Decoder, path: str) -> str:
     if shape.experts == 1:
         return write_glu(b, value, shape.glu, path)
+    if shape.routed:
+        return _routed_experts(b, value, shape, path)
     b.module = f"{path}.gate"
     chances = b.op("Softmax", b.linear(value, shape.glu.width, shape.experts), axis=-1)
     b.module = path
@@ -207,6 +211,27 @@ def _feed_forward(b: Builder, value: str, shape: Decoder, path: str) -> str:
         weighed = b.op("Mul", out, b.op("Where", mine, best, b.number(0.0)))
         total = weighed if total is None else b.op("Add", total, weighed)
     return str(total)
+
+
+def _routed_experts(b: Builder, value: str, shape: Decoder, path: str) -> str:
+    """Two experts for a token: its expert's tokens are picked, and what comes of them is added in their places."""
+    b.module = f"{path}.gate"
+    flat = b.op("Reshape", value, b.const([-1, shape.glu.width], np.int64))
+    handicap = b.const([0.0] * (shape.experts - 1) + [-1e4], b.dtype)
+    chances = b.op("Softmax", b.op("Add", b.linear(flat, shape.glu.width, shape.experts), handicap), axis=-1)
+    best, chosen = b.op("TopK", chances, b.const([2], np.int64), outputs=2, axis=-1)
+    total = b.op("Mul", flat, b.number(0.0))
+    for expert in range(shape.experts):
+        b.module = path
+        mine = b.op("Equal", chosen, b.const(expert, np.int64))
+        share = _axes(b, "ReduceSum", b.op("Where", mine, best, b.number(0.0)), [-1], keepdims=1)
+        asked = _axes(b, "ReduceMax", b.op("Cast", mine, to=TensorProto.INT32), [-1], since=18, keepdims=0)
+        places = b.op("Transpose", b.op("NonZero", asked), perm=[1, 0])
+        out = write_glu(b, b.op("GatherND", flat, places), shape.glu, f"{path}.experts.{expert}")
+        b.module = path
+        weighed = b.op("Mul", out, b.op("GatherND", share, places))
+        total = b.op("ScatterND", total, places, weighed, reduction="add")
+    return str(b.op("Reshape", total, b.op("Shape", value)))
 
 
 def token_feeds(batch: int = 2, length: int = 5, vocab: int = 16, seed: int = 0) -> dict[str, Array]:

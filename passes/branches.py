@@ -1,0 +1,38 @@
+"""Walks along the branches of a GLU: from its operands back to projections, and between its product and down."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import onnx_ir as ir
+
+from spq_graph.passes.values import weight_of
+
+# Between a GLU's product and its down projection, and between a projection and the GLU.
+TO_DOWN = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div", "Clip", "Squeeze", "Unsqueeze"})
+# What only moves data.
+MOVES = frozenset({"Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Dropout"})
+_FROM_PROJECTION = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity", "Split", "Slice", "Gather", "Reshape",
+                              "Transpose", "Squeeze", "Unsqueeze", "Dropout", "Clip", "Min", "Max"})  # fmt: skip
+_BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max"})
+
+
+def only_dynamic(node: ir.Node) -> ir.Value | None:
+    """The operand that a node passes on: the first, or the one that is no constant where the order does not matter."""
+    if node.op_type not in _BINARY:
+        return node.inputs[0]
+    dynamic = [v for v in node.inputs if v is not None and weight_of(v) is None]
+    return dynamic[0] if len(dynamic) == 1 else None
+
+
+def projection(value: ir.Value | None, nodes: Container[ir.Node], depth: int = 12) -> ir.Node | None:
+    """The site that a GLU branch comes from, through bias, split, clip and moves of data."""
+    while value is not None and depth:
+        node = value.producer()
+        if node is None or node in nodes:
+            return node
+        if node.op_type not in _FROM_PROJECTION:
+            return None
+        value = only_dynamic(node)  # of a bias or a scale, the other operand
+        depth -= 1
+    return None

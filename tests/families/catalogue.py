@@ -1,0 +1,177 @@
+"""Model families: a small configuration of each, and what must be found in its graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+LAYERS = 2
+VOCABULARY = 96
+EXPERTS = 4
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_ATTENTION = {f"self_attn.{letter}_proj": f"attn_{letter}" for letter in "qkvo"}
+_MLP = {f"mlp.{name}_proj": f"glu_{name}" for name in ("gate", "up", "down")}
+_ROUTER = {"mlp.gate": "router"}
+_SHARED = {f"mlp.shared_expert.{name}_proj": f"glu_{name}" for name in ("gate", "up", "down")}
+STAYS = "it stays in floating point, because which weights a token gets is known only at run time"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family.
+
+    Attributes:
+        name, title: for tests, and for people.
+        model: class in transformers; `config` too, where it is not named after it.
+        settings: of its configuration, beside or instead of the common sizes.
+        modules: role by module path below a layer, in the order of the graph.
+        kinds: of the GLU blocks of a layer, in their order.
+        prefix: path of a layer, with its number as `{}`.
+        outside: role by module path, for those outside of the layers.
+        unmatched: regular expressions, one for each entry that a layer has there.
+        refused: what the command line says of the folder; empty where it takes it.
+        note: for the table.
+    """
+
+    name: str
+    title: str
+    model: str
+    config: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    common: bool = True
+    modules: dict[str, str] = field(default_factory=lambda: _ATTENTION | _MLP)
+    kinds: tuple[Literal["swiglu", "geglu"], ...] = ("swiglu",)
+    prefix: str = "model.layers.{}"
+    outside: dict[str, str] = field(default_factory=lambda: {"lm_head": "lm_head"})
+    unmatched: tuple[str, ...] = ()
+    refused: str = ""
+    note: str = ""
+
+    @property
+    def roles(self) -> dict[str, tuple[str, int | None]]:
+        """Role and layer of every site, by key."""
+        found: dict[str, tuple[str, int | None]] = {
+            f"{self.prefix.format(layer)}.{path}": (role, layer)
+            for layer in range(LAYERS)
+            for path, role in self.modules.items()
+        }
+        return found | {path: (role, None) for path, role in self.outside.items()}
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Everything that its configuration is made from."""
+        return (_SIZES if self.common else {}) | self.settings
+
+
+def _stacked(inner: int) -> tuple[str, ...]:
+    """What is said of the two products of stacked experts of this width."""
+    return (
+        rf"expert_gate_up of layer \d: {EXPERTS} experts, weights \[{2 * inner}, 32\] each.*{STAYS}",
+        rf"expert_down of layer \d: {EXPERTS} experts, weights \[32, {inner}\] each.*{STAYS}",
+    )
+
+
+_IN_FLOAT = "experts are found and stay in floating point: their weights are gathered token by token"
+_NO_GLU = "no GLU: refused, and with `--allow-no-glu` quantized all the same"
+_HEADS = {"head_dim": 8}
+_CHOICE = {"num_experts_per_tok": 2}
+
+DECODERS: tuple[Family, ...] = (
+    Family("llama", "Llama 2 and 3", "LlamaForCausalLM"),
+    Family("mistral", "Mistral", "MistralForCausalLM", settings={"sliding_window": 8}),
+    Family("qwen2", "Qwen2", "Qwen2ForCausalLM"),
+    Family("qwen3", "Qwen3", "Qwen3ForCausalLM", settings=_HEADS),
+    Family("gemma2", "Gemma 2", "Gemma2ForCausalLM", settings=_HEADS | {"sliding_window": 4}, kinds=("geglu",)),
+    Family(
+        "gemma3", "Gemma 3 (text)", "Gemma3ForCausalLM", "Gemma3TextConfig",
+        settings=_HEADS | {"sliding_window": 4}, kinds=("geglu",),
+    ),
+    Family(
+        "phi3", "Phi-3", "Phi3ForCausalLM",
+        modules={
+            "self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_o", "mlp.gate_up_proj": "glu_gate_up",
+            "mlp.down_proj": "glu_down",
+        },
+    ),
+    Family("olmo2", "OLMo 2", "Olmo2ForCausalLM"),
+    Family("smollm3", "SmolLM3", "SmolLM3ForCausalLM"),
+    Family("granite", "Granite", "GraniteForCausalLM"),
+    Family(
+        "mixtral", "Mixtral", "MixtralForCausalLM", settings=_CHOICE | {"num_local_experts": EXPERTS},
+        modules=_ATTENTION | _ROUTER, unmatched=_stacked(48), note=_IN_FLOAT,
+    ),
+    Family(
+        "qwen2_moe", "Qwen2-MoE", "Qwen2MoeForCausalLM",
+        settings=_CHOICE | {
+            "num_experts": EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40
+        },
+        modules=_ATTENTION | _SHARED | _ROUTER | {"mlp.shared_expert_gate": "router"}, kinds=("swiglu", "swiglu"),
+        unmatched=_stacked(24), note=f"the shared expert is INT8; other {_IN_FLOAT}",
+    ),
+    Family(
+        "qwen3_moe", "Qwen3-MoE", "Qwen3MoeForCausalLM",
+        settings=_HEADS | _CHOICE | {"num_experts": EXPERTS, "moe_intermediate_size": 24},
+        modules=_ATTENTION | _ROUTER, unmatched=_stacked(24), note=_IN_FLOAT,
+    ),
+    Family(
+        "olmoe", "OLMoE", "OlmoeForCausalLM", settings=_CHOICE | {"num_experts": EXPERTS},
+        modules=_ATTENTION | _ROUTER, unmatched=_stacked(48), note=_IN_FLOAT,
+    ),
+    Family(
+        "gpt2", "GPT-2", "GPT2LMHeadModel", common=False,
+        settings={
+            "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 128,
+            "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2,
+        },
+        modules={"attn.c_attn": "attn_qkv", "attn.c_proj": "attn_o", "mlp.c_fc": "other", "mlp.c_proj": "other"},
+        kinds=(), prefix="transformer.h.{}", note=_NO_GLU,
+    ),
+    Family(
+        "opt", "OPT", "OPTForCausalLM", settings={"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2},
+        modules={f"self_attn.{part}": role for part, role in (
+            ("q_proj", "attn_q"), ("k_proj", "attn_k"), ("v_proj", "attn_v"), ("out_proj", "attn_o"),
+        )} | {"fc1": "other", "fc2": "other"},
+        kinds=(), prefix="model.decoder.layers.{}", note=_NO_GLU,
+    ),
+    Family(
+        "phi2", "Phi-2", "PhiForCausalLM",
+        modules={f"self_attn.{part}": role for part, role in (
+            ("q_proj", "attn_q"), ("k_proj", "attn_k"), ("v_proj", "attn_v"), ("dense", "attn_o"),
+        )} | {"mlp.fc1": "other", "mlp.fc2": "other"},
+        kinds=(), note=_NO_GLU,
+    ),
+)  # fmt: skip
+
+_GIVES_NO_TOKENS = "its ONNX graph can be inspected"
+ENCODERS: tuple[Family, ...] = (
+    Family(
+        "bert", "BERT", "BertModel", settings={"type_vocab_size": 1},
+        modules={
+            "attention.self.query": "attn_q", "attention.self.key": "attn_k", "attention.self.value": "attn_v",
+            "attention.output.dense": "attn_o", "intermediate.dense": "other", "output.dense": "other",
+        },
+        kinds=(), prefix="encoder.layer.{}", outside={"pooler.dense": "other"}, refused="not a causal language model",
+        note=f"an encoder without GLU: the folder is refused, {_GIVES_NO_TOKENS}",
+    ),
+    Family(
+        "t5", "T5 1.1 (encoder)", "T5EncoderModel", "T5Config", common=False,
+        settings={
+            "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": LAYERS, "num_heads": 4,
+            "feed_forward_proj": "gated-gelu", "initializer_factor": 4.0,
+        },
+        modules={f"layer.0.SelfAttention.{letter}": f"attn_{letter}" for letter in "qkvo"} | {
+            "layer.1.DenseReluDense.wi_0": "glu_gate", "layer.1.DenseReluDense.wi_1": "glu_up",
+            "layer.1.DenseReluDense.wo": "glu_down",
+        },
+        kinds=("geglu",), prefix="encoder.block.{}", outside={},
+        refused="not a causal language model",
+        note=f"no decoder: the folder is refused, {_GIVES_NO_TOKENS}",
+    ),
+)  # fmt: skip
+FAMILIES = {family.name: family for family in (*DECODERS, *ENCODERS)}
+# One with everything separate, one with GeGLU, one with everything packed, one with experts.
+LIGHT = ("llama", "gemma2", "phi3", "qwen2_moe")

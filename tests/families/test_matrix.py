@@ -1,0 +1,19 @@
+"""The README's support matrix says what was recorded; needs no export."""
+
+from __future__ import annotations
+
+from tests.families.catalogue import FAMILIES, LAYERS
+from tests.families.matrix import README, recorded, with_table
+
+
+def test_the_readme_says_what_is_recorded() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert with_table(text, recorded()) == text
+
+
+def test_the_record_says_what_is_expected() -> None:
+    rows = recorded()
+    assert list(rows) == list(FAMILIES)
+    for name, family in FAMILIES.items():
+        assert rows[name]["glu_blocks"] == LAYERS * len(family.kinds)
+        assert rows[name]["exports"] is not bool(family.refused)

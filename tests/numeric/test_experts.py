@@ -1,0 +1,116 @@
+"""Experts that get only their tokens: who saw how many, who is trusted, and what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from rich.console import Console
+
+pytest.importorskip("onnxruntime")
+
+from spq_graph.pipeline import make_plan, opened
+from spq_graph.plan import Plan, Reason
+from spq_graph.progress import Steps
+from spq_graph.recipe import Recipe
+from spq_graph.runtime.sequences import Sequences
+from spq_graph.runtime.session import Runner
+from spq_graph.sites import Role
+from spq_graph.verdict import judge
+from spq_graph.workbench import Workbench
+from tests.decoder_graphs import Decoder, decoder
+from tests.graphs import Naming
+from tests.unit.samples import sample_report
+
+EXPERTS = 4
+
+
+def routed(path: Path, naming: Naming = "dynamo") -> Path:
+    """A decoder of two layers where a token goes to two of four experts, and the last one gets none."""
+    onnx.save(decoder(Decoder(experts=EXPERTS, routed=True), naming=naming), path)
+    return path
+
+
+@contextmanager
+def workbench(path: Path) -> Iterator[Workbench]:
+    with opened(str(path), Steps(Console(quiet=True)), window=32) as bench:
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+    with workbench(routed(tmp_path_factory.mktemp("routed") / "decoder.onnx")) as bench:
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def ids() -> Sequences:
+    rows = np.random.default_rng(1).integers(0, 16, (16, 32))
+    return Sequences(rows, np.ones_like(rows))
+
+
+def downs(plan: Plan, layer: int) -> dict[int | None, Reason]:
+    return {s.expert: s.reason for s in plan.sites if s.role is Role.EXPERT_DOWN and s.layer == layer}
+
+
+@pytest.mark.parametrize("naming", ["dynamo", "torchscript", "anonymous"])
+def test_found(tmp_path: Path, naming: Naming) -> None:
+    with workbench(routed(tmp_path / "decoder.onnx", naming)) as bench:
+        found = bench.found
+    assert found.unmatched == []
+    assert [block.layer for block in found.blocks] == [0] * EXPERTS + [1] * EXPERTS
+    for role in (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN):
+        numbers = [(site.layer, site.expert) for site in found.sites if site.role is role]
+        assert numbers == [(layer, expert) for layer in (0, 1) for expert in range(EXPERTS)]
+    assert [site.layer for site in found.sites if site.role is Role.ROUTER] == [0, 1]
+
+
+def test_an_expert_counts_its_own_tokens(bench: Workbench, ids: Sequences, tmp_path: Path) -> None:
+    ranges = bench.calibrate(ids)
+    inputs = {site.input: site for site in bench.found.sites if site.role is Role.EXPERT_DOWN}
+    model = onnx.load(bench.model)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inputs)
+    onnx.save(model, tmp_path / "fetching.onnx")
+    arrays = Runner(tmp_path / "fetching.onnx", outputs=list(inputs)).run(ids.ids, ids.mask)
+    for (name, site), array in zip(inputs.items(), arrays, strict=True):
+        if site.expert == EXPERTS - 1:
+            assert len(array) == 0
+            assert name not in ranges.values
+        else:
+            assert ranges.values[name].tokens == len(array)
+            assert ranges.values[name].high == pytest.approx(array.max(), rel=1e-5)
+    assert sum(map(len, arrays)) == 2 * 2 * ids.tokens  # two experts a token, two layers
+
+
+def test_an_expert_that_saw_too_few_tokens_stays_as_it_is(bench: Workbench, ids: Sequences) -> None:
+    ranges = bench.calibrate(ids)
+    tokens = {
+        (site.layer, site.expert): ranges.values[site.input].tokens
+        for site in bench.found.sites
+        if site.role is Role.EXPERT_DOWN and site.input in ranges.values
+    }
+    fewest, least = min((count, expert) for (layer, expert), count in tokens.items() if layer == 0)
+    recipe = Recipe(max_kept=0.0, min_expert_tokens=fewest + 1)
+    plan = make_plan(bench, recipe, 8, ranges, None)
+    assert downs(plan, 0)[least] is downs(plan, 0)[EXPERTS - 1] is Reason.TOO_FEW_TOKENS
+    assert sum(reason is Reason.TOO_FEW_TOKENS for reason in downs(plan, 0).values()) == 2
+    notes = [s.evidence.note or "" for s in plan.sites if s.reason is Reason.TOO_FEW_TOKENS and s.layer == 0]
+    assert any(f"saw {fewest} tokens" in note and "calibrate on more text" in note for note in notes)
+    assert any("saw 0 tokens" in note for note in notes)
+    warnings = judge(plan.model_copy(update={"budget_met": True}), sample_report()).warnings
+    assert any(f"fewer than {fewest + 1} calibration tokens" in warning for warning in warnings)
+
+
+def test_experts_run_as_integer_kernels(bench: Workbench, ids: Sequences) -> None:
+    """Also where one of them gets no token of a batch."""
+    ranges = bench.calibrate(ids)
+    plan = make_plan(bench, Recipe(max_kept=0.0), 8, ranges, None)
+    built = bench.build(plan)
+    executed = bench.prove(built, plan)
+    assert executed.integer_kernels == len(plan.integer_sites) == 2 * (4 + 3 * (EXPERTS - 1))
+    whole, quantized = (Runner(path).logits(ids.ids[:2], ids.mask[:2]) for path in (bench.model, built.path))
+    assert np.linalg.norm(quantized - whole) <= 0.1 * np.linalg.norm(whole)

@@ -1,0 +1,151 @@
+"""Experts whose weights lie in one stack: their GLUs are found, and every product is listed with what it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from spq_graph.passes.graph import Canonicalize
+from spq_graph.passes.identify import Identified, identify, require_glu
+from spq_graph.sites import Role
+from tests.graphs import ACTIVATIONS, CONTRIB, Builder, Glu, Naming, write_glu
+
+FLOAT = onnx.TensorProto.FLOAT
+EXPERTS, WIDTH, INNER, CHOSEN = 3, 4, 6, 2
+
+
+def found_in(b: Builder) -> Identified:
+    model = b.model({"x": (FLOAT, ["n", WIDTH])}, {"y": (FLOAT, ["n", WIDTH])})
+    onnx.checker.check_model(model)
+    graph = ir.from_proto(model)
+    Canonicalize()(graph)
+    return identify(graph)
+
+
+def product(b: Builder, value: str, chosen: str, rows: int, columns: int, *, weight_first: bool) -> str:
+    """Each row of `value` times the weights of its expert."""
+    axis = b.const([2 if weight_first else 1], np.int64)
+    apart = b.op("Unsqueeze", value, axis)
+    stack = b.random(EXPERTS, columns, rows) if weight_first else b.random(EXPERTS, rows, columns)
+    if weight_first:
+        weights = b.op("GatherND", b.const(stack), b.op("Unsqueeze", chosen, b.const([1], np.int64)))
+    else:
+        weights = b.op("Gather", b.const(stack), chosen, axis=0)
+    both = (weights, apart) if weight_first else (apart, weights)
+    return str(b.op("Squeeze", b.op("MatMul", *both), axis))
+
+
+def routed_layer(b: Builder, value: str, path: str, *, weight_first: bool, packed: bool) -> str:
+    """What `batched_mm` is exported to; returns value + experts(value)."""
+    b.module = f"{path}.gate"
+    best, chosen = b.op(
+        "TopK", b.op("Softmax", b.linear(value, WIDTH, EXPERTS), axis=-1), b.const([CHOSEN], np.int64), outputs=2
+    )
+    b.module = f"{path}.experts"
+    flat = b.op("Reshape", chosen, b.const([-1], np.int64))
+    repeats = b.const([1, CHOSEN, 1], np.int64)
+    many = b.op("Expand", b.op("Unsqueeze", value, b.const([1], np.int64)), repeats)
+    many = b.op("Reshape", many, b.const([-1, WIDTH], np.int64))
+    if packed:
+        pair = product(b, many, flat, WIDTH, 2 * INNER, weight_first=weight_first)
+        gate, up = b.op("Split", pair, b.const([INNER, INNER], np.int64), outputs=2, axis=-1)
+    else:
+        gate, up = (product(b, many, flat, WIDTH, INNER, weight_first=weight_first) for _ in range(2))
+    inner = b.op("Mul", ACTIVATIONS["silu"].write(b, gate), up)
+    down = product(b, inner, flat, INNER, WIDTH, weight_first=weight_first)
+    down = b.op("Mul", down, b.op("Reshape", best, b.const([-1, 1], np.int64)))
+    apart = b.op("Reshape", down, b.const([-1, CHOSEN, WIDTH], np.int64))
+    return str(b.op("Add", value, b.op("ReduceSum", apart, b.const([1], np.int64), keepdims=0)))
+
+
+def stacked_model(naming: Naming, *, weight_first: bool, packed: bool) -> Builder:
+    b = Builder(naming=naming)
+    value = "x"
+    for layer in range(2):
+        path = f"model.layers.{layer}.mlp"
+        value = routed_layer(b, value, path, weight_first=weight_first, packed=packed)
+    b.op("Identity", value, outputs=["y"])
+    return b
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("weight_first", [True, False])
+@pytest.mark.parametrize("naming", ["dynamo", "anonymous"])
+def test_gathered_by_token(naming: Naming, weight_first: bool, packed: bool) -> None:
+    found = found_in(stacked_model(naming, weight_first=weight_first, packed=packed))
+    require_glu(found, "here")
+    assert [(block.kind, block.layer) for block in found.blocks] == [("swiglu", 0), ("swiglu", 1)]
+    assert [(site.role, site.layer) for site in found.sites] == [(Role.ROUTER, 0), (Role.ROUTER, 1)]
+    roles = ["expert_gate_up"] if packed else ["expert_gate", "expert_up"]
+    wanted = sorted(f"{role} of layer {layer}" for layer in (0, 1) for role in [*roles, "expert_down"])
+    assert sorted(u.reason.split(":")[0] for u in found.unmatched) == wanted
+    assert all("which weights a token gets is known only at run time" in u.reason for u in found.unmatched)
+    assert all(f": {EXPERTS} experts, weights [" in u.reason for u in found.unmatched)
+
+
+def test_every_expert_multiplies_every_token() -> None:
+    b = Builder(naming="dynamo", module="model.layers.4.mlp.experts")
+    value = b.op("Unsqueeze", "x", b.const([0], np.int64))
+    gate, up = (b.op("MatMul", value, b.const(b.random(EXPERTS, WIDTH, INNER))) for _ in range(2))
+    inner = b.op("Mul", ACTIVATIONS["silu"].write(b, gate), up)
+    down = b.op("MatMul", inner, b.const(b.random(EXPERTS, INNER, WIDTH)))
+    b.op("ReduceSum", down, b.const([0], np.int64), keepdims=0, outputs=["y"])
+    found = found_in(b)
+    assert [(block.kind, block.layer) for block in found.blocks] == [("swiglu", 4)]
+    assert sorted(u.reason.split(":")[0] for u in found.unmatched) == [
+        f"{role} of layer 4" for role in ("expert_down", "expert_gate", "expert_up")
+    ]
+    assert all("one product takes all experts' weights at once" in u.reason for u in found.unmatched)
+
+
+def test_fused_into_one_operator() -> None:
+    """The router in front of it is one all the same, and stays in high precision."""
+    b = Builder(naming="torchscript", module="model.layers.7.mlp")
+    chances = b.linear("x", WIDTH, EXPERTS)
+    stacks = [b.const(b.random(EXPERTS, *shape)) for shape in ((WIDTH, 2 * INNER), (INNER, WIDTH))]
+    b.op("MoE", "x", chances, stacks[0], "", stacks[1], domain=CONTRIB, k=2, outputs=["y"])
+    found = found_in(b)
+    assert [site.role for site in found.sites] == [Role.ROUTER]
+    [entry] = found.unmatched
+    assert entry.reason == "MoE of layer 7 holds all projections of 3 experts in one operator; it stays as it is"
+
+
+def test_cut_out_by_a_constant() -> None:
+    b = Builder()
+    weight = b.op("Gather", b.const(b.random(EXPERTS, WIDTH, WIDTH)), b.const(1, np.int64), axis=0)
+    b.op("MatMul", "x", weight, outputs=["y"])
+    [entry] = found_in(b).unmatched
+    assert "a product of experts, outside of any GLU" in entry.reason
+    assert "fold constants" in entry.reason
+
+
+def test_a_gate_of_one_number_weighs_a_shared_expert() -> None:
+    b = Builder(naming="dynamo")
+    out = write_glu(b, "x", Glu(width=WIDTH, inner=INNER), "model.layers.0.mlp.shared_expert")
+    b.module = "model.layers.0.mlp.shared_expert_gate"
+    weight = b.op("Sigmoid", b.linear("x", WIDTH, 1))
+    b.op("Add", "x", b.op("Mul", weight, out), outputs=["y"])
+    found = found_in(b)
+    assert {site.key.rsplit(".", 1)[-1]: site.role for site in found.sites}["shared_expert_gate"] is Role.ROUTER
+    assert (len(found.blocks), found.unmatched) == (1, [])
+
+
+def test_glus_beside_each_other_without_a_router_are_no_experts() -> None:
+    b = Builder()
+    parts = [write_glu(b, "x", Glu(width=WIDTH, inner=INNER)) for _ in range(2)]
+    b.op("Add", *parts, outputs=["y"])
+    found = found_in(b)
+    assert [site.expert for site in found.sites] == [None] * 6
+    assert {site.role for site in found.sites} == {Role.GLU_GATE, Role.GLU_UP, Role.GLU_DOWN}
+
+
+@pytest.mark.parametrize("name", ["tanh_half_gate", "tanh_half_inside", "erf_half_last"])
+def test_an_activation_of_one_branch_is_no_near_miss(name: str) -> None:
+    """As in GPT-2 and Phi-2: a product of two values that both come from one projection."""
+    b = Builder()
+    hidden = b.op("Reshape", b.linear("x", WIDTH, INNER, bias=True), b.const([-1, INNER], np.int64))
+    b.op("Identity", b.linear(ACTIVATIONS[name].write(b, hidden), INNER, WIDTH), outputs=["y"])
+    found = found_in(b)
+    assert (found.blocks, found.unmatched) == ([], [])
