@@ -54,12 +54,7 @@ def generate(
         start = time.perf_counter()
         runner = bench.runner
         loaded = time.perf_counter() - start
-        if runner.vocabulary is not None and max(map(max, ids)) >= runner.vocabulary:
-            raise DataError(
-                f"a prompt has tokens outside of the vocabulary of {runner.vocabulary}",
-                where=path,
-                remedy="this is another model's tokenizer",
-            )
+        _check_vocabulary(ids, runner.vocabulary, path)
         streams = [TextStream(text, prompt, stops) for prompt in ids]
         shown = InOrder(write or (lambda _: None), prompts)
 
@@ -90,6 +85,15 @@ def _encode(bench: Workbench, tokenizer: TextTokenizer, prompt: str) -> list[int
     if not ids and first is None:
         raise UsageError("the prompt has no tokens", remedy="this model knows no beginning: give it some text")
     return ids or [first or 0]
+
+
+def _check_vocabulary(ids: list[list[int]], size: int | None, path: str) -> None:
+    if size is not None and max(map(max, ids)) >= size:
+        raise DataError(
+            f"a prompt has tokens outside of the vocabulary of {size}",
+            where=path,
+            remedy="this is another model's tokenizer",
+        )
 
 
 def _stop_ids(bench: Workbench, tokenizer: TextTokenizer) -> frozenset[int]:

@@ -6,6 +6,7 @@ import ast
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,19 @@ def test_failing_exporter_is_a_source_error(tiny_llama: Path, tmp_path: Path, mo
     with pytest.raises(SourceError, match=r"the exporter failed: no such operator\n") as caught:
         export_folder(tiny_llama, tmp_path / "model.onnx")
     assert "LlamaForCausalLM" in caught.value.where
+
+
+@pytest.mark.parametrize("layers", [[], [SimpleNamespace(conv_states=1)], [SimpleNamespace(keys=None, values=None)]])
+def test_a_state_that_is_no_cache(
+    layers: list[object], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*args: object, **kwargs: object) -> SimpleNamespace:
+        return SimpleNamespace(past_key_values=SimpleNamespace(layers=layers))
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", other)
+    with pytest.raises(SourceError, match="its state is no cache of keys and values") as caught:
+        export_folder(tiny_llama, tmp_path / "model.onnx")
+    assert "export --no-cache" in caught.value.remedy
 
 
 def test_unwritable_target(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
