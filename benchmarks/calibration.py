@@ -187,15 +187,6 @@ def medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, fl
     }
 
 
-def cpu_name() -> str:
-    """The processor, as the system calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def show(report: dict[str, Any]) -> None:
     """Print the table, and whether the target is met."""
     from rich.console import Console
@@ -237,10 +228,12 @@ def measure(source: str, data: Path, tokens: int, rounds: int) -> dict[str, Any]
             order = [*METHODS][number % 3 :] + [*METHODS][: number % 3]  # nobody is always first
             taken.append({method: worker(method, work) for method in order})
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    from spq_graph.runtime.health import processor  # now that no child starts with the size that this brings
+
     names = ("onnxruntime", "onnx", "onnx-ir", "numpy")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "device": cpu_name(),
+        "device": processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},

@@ -13,11 +13,11 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from keeping import keep
 from rich.console import Console
 from rich.table import Table
 
@@ -25,9 +25,9 @@ from spq_graph.models.plant import plant_bos_spikes
 from spq_graph.pipeline import Outcome, Request, quantize
 from spq_graph.progress import Steps
 from spq_graph.recipe import Recipe
+from spq_graph.runtime.health import processor
 from spq_graph.runtime.operators import library_info
 
-RESULTS = Path(__file__).resolve().parent / "results"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RATIOS = (50, 300, 5_000, 20_000)
 ROWS = (
@@ -102,10 +102,8 @@ def main() -> None:
         found = [measure(name, request, Path(work)) for name, request in (reference(), *planted(Path(work)))]
     show(found, console)
     if given.save:
-        today = datetime.now(UTC).date().isoformat()
         versions = {name: version(name) for name in ("onnxruntime", "onnx", "numpy", "torch", "transformers")}
-        report = {"date": today, "library": library_info(), "versions": versions, "results": found}
-        (RESULTS / f"formats-{today}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        keep("formats", versions=versions, device=processor(), library=library_info(), results=found)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,18 @@ median of the ratios within a round.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from keeping import keep
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +29,6 @@ from spq_graph.passes.fp8 import E4M3, E5M2, Fp8Format, fp8_weight_codes, fp8_we
 from spq_graph.passes.operator import DOMAIN, OP, VERSION
 from spq_graph.runtime.operators import library_info, register
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PROVIDER = "CUDAExecutionProvider"
 SHAPES = ((2048, 5632), (5632, 2048), (4096, 14336))
 ROWS = (1, 16, 512, 4096)
@@ -213,13 +209,11 @@ def main() -> None:
     records = [r for shape in SHAPES for r in measure(shape, tuple(given.rows), given.rounds, console)]
     show(records, console)
     if given.save:
-        today = datetime.now(UTC).date().isoformat()
-        report = {
-            "date": today, "device": cuda["device"], "cuda": cuda, "rounds": given.rounds, "cold_bytes": COLD,
-            "versions": {"onnxruntime": ort.__version__, "numpy": version("numpy")}, "records": records,
-        }  # fmt: skip
-        path = RESULTS / f"fp8-cuda-{today}.json"
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        versions = {"onnxruntime": ort.__version__, "numpy": np.__version__}
+        path = keep(
+            "fp8-cuda", device=cuda["device"], cuda=cuda, rounds=given.rounds, cold_bytes=COLD, versions=versions,
+            records=records,
+        )  # fmt: skip
         console.print(f"written to {path.name}")
 
 

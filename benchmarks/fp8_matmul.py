@@ -8,14 +8,10 @@ float32 time over the kernel's time in the same round.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from keeping import keep
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -31,9 +28,9 @@ from rich.table import Table
 from spq_graph.passes.fp8 import E4M3, fp8_weight_codes, fp8_weight_scales, pack_panels
 from spq_graph.passes.operator import DOMAIN, OP, VERSION, fp8_matmul_function
 from spq_graph.passes.scales import blocked_weight, weight_codes, weight_scales
+from spq_graph.runtime.health import processor
 from spq_graph.runtime.operators import library_info, register
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = ((5632, 2048), (2048, 5632))
 ROWS = (1, 8, 32, 128, 512)
 OPSET = 21
@@ -198,15 +195,6 @@ def show(records: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def cpu_name() -> str:
-    """The processor, as the system calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
@@ -217,17 +205,15 @@ def main() -> None:
     cold = max(96 << 20, 2 * last_cache())
     records = [r for shape in SHAPES for r in measure(shape, tuple(given.rows), given.rounds, cold)]
     console = Console()
-    console.print(f"{cpu_name()}, operator library {info['isa'] if info else 'absent: the function runs'}, 1 thread")
+    console.print(f"{processor()}, operator library {info['isa'] if info else 'absent: the function runs'}, 1 thread")
     show(records, console)
     if given.save:
-        today = datetime.now(UTC).date().isoformat()
-        report = {
-            "date": today, "device": cpu_name(), "library": info, "rounds": given.rounds, "cold_bytes": cold,
-            "versions": {"onnxruntime": ort.__version__, "numpy": version("numpy")}, "records": records,
-        }  # fmt: skip
-        path = RESULTS / f"fp8-matmul-{today}.json"
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        console.print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}")
+        versions = {"onnxruntime": ort.__version__, "numpy": np.__version__}
+        path = keep(
+            "fp8-matmul", device=processor(), library=info, rounds=given.rounds, cold_bytes=cold, versions=versions,
+            records=records,
+        )  # fmt: skip
+        console.print(f"written to {path.name}")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spq_graph.errors import OutputError, SourceError
 from spq_graph.models.loading import first_line, load_causal_lm, quiet, require_torch
-from spq_graph.models.trace import INPUTS, Traced, trace
+from spq_graph.models.trace import Traced, trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-__all__ = ["INPUTS", "export_folder"]
 
 # Everything else that the exporter notes down is either noise (FX nodes, class names) or names files of this machine
 # (stack traces). The second one ties a folded, anonymous weight to the parameter it came from.

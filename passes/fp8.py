@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spq_graph.errors import ActivationError, GraphError
-from spq_graph.passes.scales import SMALLEST, positive_scales
+from spq_graph.passes.scales import SMALLEST, scales_to
 from spq_graph.recipe import Precision
 
 # Codes lie as a kernel reads them: a panel is 32 columns wide, and each of its rows holds a pair of rows of the weight
@@ -75,10 +75,7 @@ def fp8_weight_scales(
     Raises:
         GraphError: the weight holds NaN or infinity.
     """
-    absmax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
-    if granularity == "per_tensor":
-        absmax = absmax.max()
-    return positive_scales(absmax / np.float32(form.largest))
+    return scales_to(weight, form.largest, granularity)
 
 
 def fp8_weight_codes(

@@ -72,13 +72,24 @@ def weight_scales(
     Raises:
         GraphError: the weight holds NaN or infinity.
     """
+    return scales_to(weight, 2 ** (bits - 1) - 1, granularity)
+
+
+def scales_to(
+    weight: npt.NDArray[np.float32], largest: float, granularity: Literal["per_channel", "per_tensor"]
+) -> npt.NDArray[np.float32]:
+    """Scales that bring the absmax of a weight [K, N] to the largest code's value, float32 [N] or [].
+
+    Raises:
+        GraphError: the weight holds NaN or infinity.
+    """
     absmax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
     if granularity == "per_tensor":
         absmax = absmax.max()
-    return positive_scales(absmax / np.float32(2 ** (bits - 1) - 1))
+    return _positive(absmax / np.float32(largest))
 
 
-def positive_scales(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _positive(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Scales that can be divided by: of zeros, any scale will do."""
     if not np.isfinite(scales).all():
         raise GraphError("the weight holds NaN or infinity", remedy="the checkpoint is damaged: no scale fits it")
@@ -124,6 +135,6 @@ def blocked_weight(weight: npt.NDArray[np.float32]) -> BlockedWeight:
     padded = np.zeros((columns, blocks * block), dtype=np.float32)
     padded[:, :rows] = weight.T
     split = padded.reshape(columns, blocks, block)
-    scales = positive_scales(np.abs(split).max(axis=2) / np.float32(127))
+    scales = _positive(np.abs(split).max(axis=2) / np.float32(127))
     codes = np.clip(np.rint(split / scales[..., None]), -127, 127) + 128
     return BlockedWeight(codes.astype(np.uint8), scales, block)

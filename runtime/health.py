@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
@@ -16,7 +15,7 @@ import onnxruntime as ort
 
 from spq_graph.errors import SourceError
 from spq_graph.runtime.operators import OVERRIDE, library_info, library_path, register
-from spq_graph.runtime.session import Executed, read_profile
+from spq_graph.runtime.session import Executed, executed_by
 
 
 def machine() -> dict[str, Any]:
@@ -71,4 +70,4 @@ def kernels_of(path: Path, feeds: Mapping[str, npt.NDArray[np.float32]]) -> Exec
             session.run(None, dict(feeds))
         except Exception as cause:  # the binding raises a class of its own for every status code
             raise SourceError(f"ONNX Runtime: {str(cause).splitlines()[0]}", where=str(path)) from cause
-        return read_profile(json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")))
+        return executed_by(session)

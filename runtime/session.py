@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,9 +204,11 @@ class Executed:
     def fp8_run(self, nodes: Iterable[str]) -> OperatorRun | None:
         """How the FP8 sites with these node names ran; None where there are none."""
         ran = [self.kernels.get(node) == FP8_KERNEL for node in nodes]
+        if not ran:
+            return None
         info = library_info()
         library = f"{info['version']}, {info['isa']}" if info is not None else None
-        return OperatorRun(sites=len(ran), kernels=sum(ran), library=library) if ran else None
+        return OperatorRun(sites=len(ran), kernels=sum(ran), library=library)
 
 
 def execute_once(path: Path, ids: Ids) -> Executed:
@@ -214,12 +216,12 @@ def execute_once(path: Path, ids: Ids) -> Executed:
     with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
         runner = Runner(path, profile=Path(folder) / "profile")
         runner.run(*runner.filled(ids, np.ones_like(ids)))
-        profile = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))
-    return read_profile(profile)
+        return executed_by(runner.session)
 
 
-def read_profile(profile: Iterable[Mapping[str, Any]]) -> Executed:
-    """The kernels that a profile of ONNX Runtime tells of; each node once, however often it ran."""
+def executed_by(session: ort.InferenceSession) -> Executed:
+    """End a session's profile, and list the kernels that it tells of; each node once, however often it ran."""
+    profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     found = Executed()
     providers: Counter[str] = Counter()
     for event in profile:

@@ -118,7 +118,7 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
     found = above(choices, recipe.candidate_ratio)
     order: list[Choice] = []
     kept, met = 0, everywhere <= recipe.kl_budget
-    if everywhere > _aim(recipe):
+    if everywhere > recipe.kl_aim:
         for choice in found:
             choice.kl = six(oracle({choice.site.key: choice.precision}))
         order = sorted(found, key=lambda c: (-(c.kl or 0.0), c.site.key))
@@ -175,16 +175,12 @@ def _error(oracle: _Oracle, precisions: Mapping[str, Precision]) -> float:
         return math.inf
 
 
-def _aim(recipe: Recipe) -> float:
-    return recipe.kl_budget * (1.0 - recipe.kl_margin)
-
-
 def _smallest_prefix(kl_of: Callable[[int], float], cap: int, recipe: Recipe) -> tuple[int, bool]:
     """The smallest number of kept sites that meets the budget, or wins back the asked share; and whether it is met."""
     everywhere, best = kl_of(0), kl_of(cap)
     met = min(everywhere, best) <= recipe.kl_budget
-    if best <= _aim(recipe):
-        goal = _aim(recipe)
+    if best <= recipe.kl_aim:
+        goal = recipe.kl_aim
     elif everywhere <= recipe.kl_budget or best >= everywhere:
         return 0, met  # met as it is, or keeping wins nothing back: better not to pay for it
     else:

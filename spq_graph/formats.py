@@ -53,12 +53,11 @@ def pick(
     Returns:
         None for the formats that the graph has.
     """
-    aim = recipe.kl_budget * (1.0 - recipe.kl_margin)
     allowed = as_is + (1.0 - recipe.recovery) * max(0.0, everywhere - as_is)
     if as_is <= recipe.kl_budget:
         allowed = min(allowed, recipe.kl_budget)
     for tier in (EIGHT_BITS, (Precision.FP16,)):
         there = [p for p in tier if p in measured]
-        if there and measured[best := min(there, key=lambda p: measured[p])] <= max(aim, allowed):
+        if there and measured[best := min(there, key=lambda p: measured[p])] <= max(recipe.kl_aim, allowed):
             return best
     return None

@@ -125,10 +125,10 @@ def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, s
             reference, scores = evaluate(bench.runner, [Runner(file.path) for _, file in built], text, in_all)
             if not ladder:
                 executed = execute_once(bench.model, text.ids[:1, :8]).ops
-                ladder.append(_rung("fp32", None, reference, source, [], executed))
+                ladder.append(_rung("fp32", None, reference, source, executed))
             for (row, file), score in zip(built, scores, strict=True):
                 executed = bench.prove(file, row.plan).ops
-                measured[_decisions(row.plan)] = _rung(row.name, row.bits, score, file.bytes, [], executed)
+                measured[_decisions(row.plan)] = _rung(row.name, row.bits, score, file.bytes, executed)
                 if row.built is None:
                     discard(file)
     for row in rows:
@@ -163,10 +163,8 @@ def _kept(row: Variant) -> list[str]:
     return [] if row.name == "weight_only" else [s.key for s in row.plan.counted if s.precision.bits is None]
 
 
-def _rung(
-    name: str, bits: int | None, score: Score, size: int, kept: list[str], executed: dict[str, int]
-) -> Rung:  # fmt: skip
+def _rung(name: str, bits: int | None, score: Score, size: int, executed: dict[str, int]) -> Rung:
     return Rung(
         name=name, bits=bits, perplexity=score.perplexity, nll=score.nll, kl=score.kl, top1=score.top1, bytes=size,
-        kept=kept, executed=executed,
+        kept=[], executed=executed,
     )  # fmt: skip

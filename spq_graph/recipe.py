@@ -111,6 +111,11 @@ class Recipe(BaseModel):
             raise ValueError("w8a16 needs com.microsoft.MatMulNBits, which target 'portable' excludes; use fp32 or cpu")
         return self
 
+    @property
+    def kl_aim(self) -> float:
+        """The KL to aim at: the budget less its margin, nats a token."""
+        return self.kl_budget * (1.0 - self.kl_margin)
+
     def allows(self, precision: Precision) -> bool:
         """Whether the target can run a precision; `portable` has standard operators only."""
         return not (self.target == "portable" and precision is Precision.W8A16)

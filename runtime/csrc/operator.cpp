@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <list>
 #include <vector>
 
 namespace spq {
@@ -200,12 +201,17 @@ Status* infer_shape(const ort::CustomOp*, ort::ShapeInferContext* context) {
 
 void keep_for_inference(const Api* api) { inference_api = api; }
 
-void describe(Overload* op, ort::ElementType a_type, ort::ElementType b_type) {
+namespace {
+
+void describe(Overload* op, const Provider& provider, ort::ElementType a_type, ort::ElementType b_type) {
   op->version = ort::kApiVersion;
   op->a_type = a_type;
   op->b_type = b_type;
   op->GetName = [](const ort::CustomOp*) { return kName; };
-  op->GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
+  op->GetExecutionProviderType = provider.name;
+  op->CreateKernelV2 = provider.create;
+  op->KernelComputeV2 = provider.compute;
+  op->KernelDestroy = provider.destroy;
   op->GetInputType = input_type;
   op->GetInputTypeCount = [](const ort::CustomOp*) -> size_t { return 4; };
   op->GetOutputType = [](const ort::CustomOp* o, size_t) { return self(o).a_type; };
@@ -224,16 +230,26 @@ void describe(Overload* op, ort::ElementType a_type, ort::ElementType b_type) {
   op->InferOutputShapeFn = infer_shape;
 }
 
+}  // namespace
+
 const ort::CustomOp* const* operators() {
+  // ONNX Runtime keeps the addresses, so the list of overloads must not move.
+  static std::list<Overload> overloads;
   static const std::vector<const ort::CustomOp*> all = [] {
-    std::vector<const ort::CustomOp*> found;
-    size_t count = 0;
-    const Overload* overloads = cpu_overloads(&count);
-    for (size_t i = 0; i < count; ++i) found.push_back(overloads + i);
+    std::vector<const Provider*> providers{cpu_provider()};
 #if defined(SPQ_CUDA)
-    overloads = cuda_overloads(&count);
-    for (size_t i = 0; i < count; ++i) found.push_back(overloads + i);
+    if (const Provider* cuda = cuda_provider()) providers.push_back(cuda);
 #endif
+    std::vector<const ort::CustomOp*> found;
+    for (const Provider* provider : providers) {
+      for (ort::ElementType b_type : {ort::kFloat8E4M3FN, ort::kFloat8E5M2}) {
+        for (ort::ElementType a_type : {ort::kFloat, ort::kFloat16}) {
+          Overload& overload = overloads.emplace_back();
+          describe(&overload, *provider, a_type, b_type);
+          found.push_back(&overload);
+        }
+      }
+    }
     found.push_back(nullptr);
     return found;
   }();

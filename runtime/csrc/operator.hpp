@@ -37,12 +37,11 @@ struct Call {
 ort::Status* read_attributes(const ort::Api* api, const ort::KernelInfo* info, Attributes* out);
 ort::Status* read_call(const ort::Api* api, ort::KernelContext* context, const Attributes& attributes, Call* out);
 
-// What all overloads of the operator share; the provider fills in the rest.
+// The operator for one type of activations and one of weights, on one provider.
 struct Overload : ort::CustomOp {
   ort::ElementType a_type;
   ort::ElementType b_type;
 };
-void describe(Overload* op, ort::ElementType a_type, ort::ElementType b_type);
 // Shape inference is handed no table; it uses this one.
 void keep_for_inference(const ort::Api* api);
 inline Format b_format(const Overload& op) {
@@ -51,9 +50,17 @@ inline Format b_format(const Overload& op) {
 
 // All overloads of all providers, ending with nullptr.
 const ort::CustomOp* const* operators();
-const Overload* cpu_overloads(size_t* count);
+// What a provider adds to what all overloads share.
+struct Provider {
+  decltype(ort::CustomOp::GetExecutionProviderType) name;
+  decltype(ort::CustomOp::CreateKernelV2) create;
+  decltype(ort::CustomOp::KernelComputeV2) compute;
+  decltype(ort::CustomOp::KernelDestroy) destroy;
+};
+const Provider* cpu_provider();
 #if defined(SPQ_CUDA)
-const Overload* cuda_overloads(size_t* count);
+// nullptr where the driver cannot run its kernels: ONNX Runtime then takes the ones for the CPU.
+const Provider* cuda_provider();
 #endif
 // JSON: the architectures that CUDA kernels were compiled for, or null.
 const char* cuda_info();

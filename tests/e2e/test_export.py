@@ -17,8 +17,9 @@ transformers = pytest.importorskip("transformers")
 ir = pytest.importorskip("onnx_ir")
 
 from spq_graph.errors import OutputError, SourceError  # noqa: E402
-from spq_graph.models.export import INPUTS, export_folder  # noqa: E402
+from spq_graph.models.export import export_folder  # noqa: E402
 from spq_graph.models.loading import load_causal_lm, quiet  # noqa: E402
+from spq_graph.models.trace import INPUTS  # noqa: E402
 from spq_graph.passes.graph import Canonicalize, load_graph  # noqa: E402
 from spq_graph.passes.identify import identify  # noqa: E402
 

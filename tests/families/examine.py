@@ -11,9 +11,10 @@ import numpy.typing as npt
 from rich.console import Console
 
 from spq_graph.errors import GraphError, SourceError
-from spq_graph.models.export import INPUTS, export_folder
+from spq_graph.models.export import export_folder
 from spq_graph.models.loading import load_causal_lm, quiet
 from spq_graph.models.source import resolve
+from spq_graph.models.trace import INPUTS
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.identify import Identified, identify, require_glu
 from spq_graph.pipeline import make_plan, opened

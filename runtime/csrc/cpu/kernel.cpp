@@ -57,20 +57,9 @@ void destroy(void* self) { delete static_cast<Kernel*>(self); }
 
 }  // namespace
 
-const Overload* cpu_overloads(size_t* count) {
-  static Overload overloads[4] = {};
-  static const bool described = [] {
-    for (int i = 0; i < 4; ++i) {
-      describe(&overloads[i], i % 2 == 0 ? ort::kFloat : ort::kFloat16,
-               i / 2 == 0 ? ort::kFloat8E4M3FN : ort::kFloat8E5M2);
-      overloads[i].CreateKernelV2 = create;
-      overloads[i].KernelComputeV2 = compute;
-      overloads[i].KernelDestroy = destroy;
-    }
-    return true;
-  }();
-  *count = described ? 4 : 0;
-  return overloads;
+const Provider* cpu_provider() {
+  static const Provider provider{[](const ort::CustomOp*) -> const char* { return nullptr; }, create, compute, destroy};
+  return &provider;
 }
 
 }  // namespace spq

@@ -289,21 +289,11 @@ std::string quoted(const std::string& text) { return text.empty() ? "null" : "\"
 
 }  // namespace
 
-const Overload* cuda_overloads(size_t* count) {
-  static Overload overloads[4] = {};
-  static const bool described = [] {
-    for (int i = 0; i < 4; ++i) {
-      describe(&overloads[i], i % 2 == 0 ? ort::kFloat : ort::kFloat16,
-               i / 2 == 0 ? ort::kFloat8E4M3FN : ort::kFloat8E5M2);
-      overloads[i].GetExecutionProviderType = [](const ort::CustomOp*) { return "CUDAExecutionProvider"; };
-      overloads[i].CreateKernelV2 = create;
-      overloads[i].KernelComputeV2 = compute;
-      overloads[i].KernelDestroy = destroy;
-    }
-    return driver_serves();
-  }();
-  *count = described ? 4 : 0;
-  return overloads;
+const Provider* cuda_provider() {
+  static const Provider provider{
+      [](const ort::CustomOp*) { return "CUDAExecutionProvider"; }, create, compute, destroy,
+  };
+  return driver_serves() ? &provider : nullptr;
 }
 
 const char* cuda_info() {
