@@ -62,6 +62,7 @@ class Observe(ir.passes.InPlacePass):
             self.probes.append(Probe(name, *(o.name or "" for o in outputs)))
             if index == len(self.values) - 1:
                 _publish(graph, tape.op("ReduceSum", [value], {"keepdims": 0}), FINITE_CHECK)
+        _right_behind(graph, tape.nodes)
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -78,6 +79,7 @@ class ObserveFinite(ir.passes.InPlacePass):
             value = as_float32(tape, known, name)
             zero = tape.op("Sub", [value, value])  # NaN where the element is NaN or infinite
             _publish(graph, tape.op("ReduceSum", [zero], {"keepdims": 0}), f"spq_graph.finite.{index}")
+        _right_behind(graph, tape.nodes)
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -87,6 +89,15 @@ def _without_outputs(model: ir.Model) -> tuple[ir.Graph, dict[str, ir.Value], ir
     known = _values_by_name(graph)
     graph.outputs.clear()
     return graph, known, ir.tape.Tape(graph)
+
+
+def _right_behind(graph: ir.Graph, added: Sequence[ir.Node]) -> None:
+    """Move nodes from the graph's end to where what they read is made: a part of the graph then observes itself."""
+    for node in added:
+        producer = next((p for v in node.inputs if v is not None and (p := v.producer()) is not None), None)
+        if producer is not None:
+            graph.remove(node)
+            graph.insert_after(producer, node)
 
 
 def _values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:

@@ -3,75 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from spq_graph.checkpoint import Checkpoint
 from spq_graph.errors import ActivationError
 from spq_graph.ranges import Ranges, ValueRange
+from spq_graph.runtime.segmented import Progress, SegmentedRunner
 from spq_graph.runtime.sequences import Ids, Sequences
-from spq_graph.runtime.session import Runner
+from spq_graph.runtime.session import Decoder
+from spq_graph.segment import Segmented
 
-Progress = Callable[[int, int], None]
 # Tokens in one batch: large enough to keep the cores busy, small enough that activations stay a few hundred MB.
 BATCH_TOKENS = 1024
 
 
-def batch_size(runner: Runner, sequences: Sequences) -> int:
+def batch_size(runner: Decoder, sequences: Sequences) -> int:
     """How many sequences go into one batch."""
     fixed, _ = runner.fixed_shape
     return fixed or max(1, BATCH_TOKENS // sequences.ids.shape[1])
 
 
 def calibrate(
-    observing: Path,
+    model: Segmented,
     probes: Sequence[tuple[str, Sequence[str]]],
     finite_check: str,
     sequences: Sequences,
     model_digest: str,
     diagnose: Callable[[Ids, Ids], str],
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Ranges:
-    """Collect the ranges of every probed value.
+    """Collect the ranges of every probed value, segment by segment.
 
     Args:
-        observing: the instrumented model.
+        model: the instrumented model.
         probes: by value, its outputs: low and high by token [batch, length], low and high by channel [..., K].
         finite_check: output that NaN anywhere reaches.
         sequences: what to run.
         model_digest: noted in the ranges.
         diagnose: names the first site that is not finite on a batch; called only where something is not.
-        progress: called with sequences done and in all.
+        progress: called with steps done and in all; a step is one batch in one segment.
+        checkpoint: where to go on from, and where what was measured is kept on an interrupt; None to keep nothing.
 
     Raises:
         ActivationError: an activation is NaN or infinite.
     """
-    names = [name for _, outputs in probes for name in outputs]
-    runner = Runner(observing, outputs=[*names, finite_check])
-    ranges = Ranges(model_digest)
-    done = 0
-    for rows in batches_without_padding(sequences, runner.fixed_shape[0]):
-        ids, mask = runner.filled(rows, np.ones_like(rows))
-        *arrays, check = runner.run(ids, mask)
-        if not np.isfinite(check) or not all(np.isfinite(a).all() for a in arrays):
-            raise ActivationError(
-                "an activation is NaN or infinite on calibration data",
-                where=diagnose(ids, mask),
-                remedy="check the weights in front of this site, or whether the model overflows its precision",
-            )
-        mask[len(rows) :] = 0  # what only fills the batch was seen already
-        for (name, _), (low, high, channel_low, channel_high) in zip(probes, _fours(arrays), strict=True):
-            if not low.size:  # an expert that no token of this batch was routed to
-                continue
+    runner = SegmentedRunner(model, outputs=[*(name for _, outputs in probes for name in outputs), finite_check])
+    batches = list(batches_without_padding(sequences, runner.fixed_shape[0]))
+    ranges, done = _earlier(checkpoint, batches, model_digest)
+    whole = True
+    try:
+        filled = [runner.filled(rows, np.ones_like(rows)) for rows in batches[done:]]
+        for (ids, mask), rows, arrays in zip(filled, batches[done:], runner.results(filled, progress), strict=True):
+            if not all(np.isfinite(array).all() for array in arrays):
+                raise ActivationError(
+                    "an activation is NaN or infinite on calibration data",
+                    where=diagnose(ids, mask),
+                    remedy="check the weights in front of this site, or whether the model overflows its precision",
+                )
+            mask[len(rows) :] = 0  # what only fills the batch was seen already
+            seen = _seen([name for name, _ in probes], arrays[:-1], ids, mask, model_digest)
+            seen.count(rows, np.ones_like(rows))
+            whole = False
+            ranges.merge(seen)
+            whole = True
+            if checkpoint is not None:
+                checkpoint.save_if_due(ranges)
+    except (KeyboardInterrupt, SystemExit):
+        if checkpoint is not None and whole and ranges.sequences:
+            checkpoint.save(ranges)
+        raise
+    return ranges
+
+
+def _earlier(checkpoint: Checkpoint | None, batches: Sequence[Ids], model_digest: str) -> tuple[Ranges, int]:
+    """What an interrupted run measured on the first of these batches, and how many they were."""
+    earlier = checkpoint.load(model_digest) if checkpoint is not None else None
+    same = Ranges(model_digest)
+    for done, rows in enumerate(batches):
+        if earlier is None or same.sequences >= earlier.sequences:
+            break
+        same.count(rows, np.ones_like(rows))
+        if (same.sequences, same.data) == (earlier.sequences, earlier.data):
+            return earlier, done + 1
+    return Ranges(model_digest), 0
+
+
+def _seen(
+    names: Sequence[str], arrays: list[npt.NDArray[np.float32]], ids: Ids, mask: Ids, model_digest: str
+) -> Ranges:
+    """The ranges of one batch, without its sequences counted."""
+    seen = Ranges(model_digest)
+    for name, (low, high, channel_low, channel_high) in zip(names, _fours(arrays), strict=True):
+        if low.size:  # an expert that no token of this batch was routed to has none
             by_sequence = np.maximum(np.abs(channel_low), np.abs(channel_high))
             channels = by_sequence.reshape(-1, by_sequence.shape[-1]).max(axis=0)
-            ranges.add(name, ValueRange.observe(*_by_token(low, high, ids, mask, channels)))
-        ranges.count(rows, np.ones_like(rows))
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(sequences))
-    return ranges
+            seen.add(name, ValueRange.observe(*_by_token(low, high, ids, mask, channels)))
+    return seen
 
 
 def batches_without_padding(sequences: Sequences, size: int | None) -> Iterator[Ids]:
@@ -102,7 +132,7 @@ def _by_token(
     return rows, high.reshape(1, -1), channels, np.full(rows.shape, -1, np.int64), np.ones(rows.shape, np.int64)
 
 
-def first_not_finite(checking: Path, outputs: Sequence[str], ids: Ids, mask: Ids) -> int | None:
+def first_not_finite(checking: Segmented, outputs: Sequence[str], ids: Ids, mask: Ids) -> int | None:
     """Index of the first output of a finite-checking model that is not finite on a batch."""
-    results = Runner(checking, outputs=outputs).run(ids, mask)
+    (results,) = SegmentedRunner(checking, outputs=outputs).results([(ids, mask)])
     return next((i for i, value in enumerate(results) if not np.isfinite(value)), None)

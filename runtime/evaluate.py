@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from spq_graph.errors import CheckError, DataError
 from spq_graph.runtime.calibrate import batch_size
+from spq_graph.runtime.segmented import Batch, Progress, SegmentedRunner
 from spq_graph.runtime.sequences import Sequences
 from spq_graph.runtime.session import Runner
 
-Progress = Callable[[int, int], None]
 Float32 = npt.NDArray[np.float32]
+Stream: TypeAlias = Runner | SegmentedRunner
 
 
 @dataclass(slots=True)
@@ -84,6 +86,12 @@ def _softmax(logits: Float32) -> tuple[Float32, npt.NDArray[np.float64], npt.NDA
     return exponentials, log_z, best
 
 
+# Rows and columns of a batch, and what the reference says there.
+Places: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+Part: TypeAlias = tuple[Places, Reference]
+PART_BYTES = 32 << 20
+
+
 def reference_of(logits: Float32, targets: npt.NDArray[np.int64]) -> Reference:
     """Prepare the reference's logits, [tokens, vocabulary], for scoring."""
     exponentials, log_z, best = _softmax(logits)
@@ -107,7 +115,7 @@ def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
 
 
 def evaluate(
-    reference: Runner, models: Sequence[Runner], sequences: Sequences, progress: Progress | None = None
+    reference: Stream, models: Sequence[Stream], sequences: Sequences, progress: Progress | None = None
 ) -> tuple[Score, list[Score]]:
     """Score a reference and several models on the same tokens.
 
@@ -120,14 +128,14 @@ def evaluate(
     """
     base, scores = Score(), [Score() for _ in models]
     done = 0
-    for ids, mask in sequences.batches(batch_size(reference, sequences)):
-        valid = _predicted(ids, mask, sequences.prefix)
-        targets = ids[:, 1:][valid]
-        if targets.size:
-            prepared = reference_of(_finite(reference, ids, mask, valid), targets)
-            _add_itself(base, prepared)
-            for model, score in zip(models, scores, strict=True):
-                add_batch(score, _finite(model, ids, mask, valid), prepared)
+    batches = list(sequences.batches(batch_size(reference, sequences)))
+    streams = [runner.stream(batches) for runner in (reference, *models)]
+    for ids, mask in batches:
+        prepared = _prepare(next(streams[0]), ids, mask, sequences.prefix, reference)
+        for _, part in prepared:
+            _add_itself(base, part)
+        for model, stream, score in zip(models, streams[1:], scores, strict=True):
+            _add(score, next(stream), prepared, model)
         done += len(ids)
         if progress is not None:
             progress(done, len(sequences))
@@ -147,13 +155,27 @@ def _predicted(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: 
     return Sequences(ids, mask, prefix).predicted
 
 
-def _finite(
-    runner: Runner, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], valid: npt.NDArray[np.bool_]
-) -> Float32:
-    logits = runner.logits(ids, mask)[:, :-1][valid]
-    if np.isnan(logits).any():
+def _prepare(
+    logits: Float32, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, runner: Stream
+) -> list[Part]:
+    """The reference's logits of a batch, in parts: what scoring makes of them would not fit for all tokens at once."""
+    rows, columns = np.nonzero(_predicted(ids, mask, prefix))
+    step = max(1, PART_BYTES // (4 * logits.shape[-1]))
+    starts = range(0, len(rows), step)
+    places = [(rows[start : start + step], columns[start : start + step]) for start in starts]
+    return [(at, reference_of(_finite(logits, at, runner), ids[at[0], at[1] + 1])) for at in places]
+
+
+def _add(score: Score, logits: Float32, prepared: list[Part], runner: Stream) -> None:
+    for at, reference in prepared:
+        add_batch(score, _finite(logits, at, runner), reference)
+
+
+def _finite(logits: Float32, at: Places, runner: Stream) -> Float32:
+    chosen = logits[at]
+    if np.isnan(chosen).any():
         raise CheckError("the model's logits are NaN", where=str(runner.path))
-    return logits
+    return chosen
 
 
 class KlMeter:
@@ -161,27 +183,35 @@ class KlMeter:
 
     Args:
         reference: the floating-point model.
-        sequences: what to measure on; fewer are used where their logits would not fit `memory`.
+        sequences: what to measure on; fewer, and the beginnings of them, where their logits would not fit `memory`.
         memory: bytes that the kept logits may take.
     """
 
-    def __init__(self, reference: Runner, sequences: Sequences, memory: int = 1 << 29) -> None:
-        self._batches: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_], Reference]] = []
-        self.tokens = 0
-        used = 0
-        for ids, mask in sequences.batches(batch_size(reference, sequences)):
-            valid = _predicted(ids, mask, sequences.prefix)
-            prepared = reference_of(_finite(reference, ids, mask, valid), ids[:, 1:][valid])
-            size = prepared.logits.nbytes + prepared.probabilities.nbytes
-            if self._batches and used + size > memory:
-                break
-            used += size
-            self.tokens += len(prepared.targets)
-            self._batches.append((ids, mask, valid, prepared))
+    def __init__(self, reference: Stream, sequences: Sequences, memory: int = 1 << 29) -> None:
+        batches = list(sequences.batches(batch_size(reference, sequences)))
+        self._batches = _fitting(batches, reference, memory)
+        self._prepared = [
+            _prepare(logits, ids, mask, sequences.prefix, reference)
+            for (ids, mask), logits in zip(self._batches, reference.stream(self._batches), strict=True)
+        ]
+        self.tokens = sum(len(part.targets) for prepared in self._prepared for _, part in prepared)
 
-    def kl(self, model: Runner) -> float:
+    def kl(self, model: Stream) -> float:
         """Mean KL(reference || model), nats a token."""
         score = Score()
-        for ids, mask, valid, prepared in self._batches:
-            add_batch(score, _finite(model, ids, mask, valid), prepared)
+        for prepared, logits in zip(self._prepared, model.stream(self._batches), strict=True):
+            _add(score, logits, prepared, model)
         return score.kl
+
+
+def _fitting(batches: Sequence[Batch], reference: Stream, memory: int) -> list[Batch]:
+    """As many batches as fit; the beginning of the first where even it does not: what follows changes no token."""
+    tokens = memory // (2 * 4 * (reference.vocabulary or 1))  # logits and probabilities, float32
+    kept: list[Batch] = []
+    for ids, mask in batches:
+        if kept and ids.size > tokens:
+            break
+        rows, length = max(1, tokens // ids.shape[1]), max(2, tokens)
+        kept.append((ids[:rows, :length], mask[:rows, :length]))
+        tokens -= ids.size
+    return kept

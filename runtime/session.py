@@ -28,45 +28,24 @@ _TYPES: dict[str, type[np.generic]] = {
 }  # fmt: skip
 
 
-class Runner:
-    """One ONNX Runtime session over a decoder.
+class Decoder:
+    """What a decoder takes and gives: token ids brought into the form that its exporter chose.
 
     Args:
-        path: the .onnx file.
-        outputs: what to compute; by default the logits.
-        threads: intra-op threads; 0 takes all cores.
-        profile: where to write a profile of the kernels; None for no profile.
+        path: the .onnx file, for errors.
+        inputs, given: inputs and outputs of the graph, each with `name`, `type` and `shape`.
+        outputs: names of those to compute; by default the logits.
 
     Raises:
-        SourceError: ONNX Runtime cannot load the file.
-        GraphError: the graph has inputs that token ids alone do not determine.
+        GraphError: the graph has no token ids to take, or no logits to give.
     """
 
     def __init__(
-        self, path: Path, *, outputs: Sequence[str] | None = None, threads: int = 0, profile: Path | None = None
+        self, path: Path, inputs: Sequence[Any], given: Sequence[Any], outputs: Sequence[str] | None = None
     ) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # The runtime keeps a plan and an arena for every shape of a batch that it meets, and text has many: a quarter
-        # of the peak, for no time that could be measured.
-        options.enable_mem_pattern = False
-        # Nodes in the order of the file: by default reductions wait until the end, and what they read waits with them.
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        register(options)
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as cause:  # the binding raises a class of its own for every status code
-            raise SourceError(
-                f"ONNX Runtime {ort.__version__} cannot load this model: {str(cause).splitlines()[0]}", where=str(path)
-            ) from cause
         self.path = path
-        self._inputs = self.session.get_inputs()
+        self._inputs = list(inputs)
+        self._given = list(given)
         self._ids_name = self._find_ids()
         self.outputs = list(outputs) if outputs is not None else [self._find_logits()]
 
@@ -83,11 +62,10 @@ class Runner:
         return candidates[0]
 
     def _find_logits(self) -> str:
-        outputs = self.session.get_outputs()
-        names = [o.name for o in outputs]
+        names = [o.name for o in self._given]
         if "logits" in names:
             return "logits"
-        floats: list[str] = [o.name for o in outputs if len(o.shape) == 3 and "float" in o.type]
+        floats: list[str] = [o.name for o in self._given if len(o.shape) == 3 and "float" in o.type]
         if not floats:
             raise GraphError(f"no output 'logits' among {names}", where=str(self.path), remedy="this must be a decoder")
         return floats[0]
@@ -102,7 +80,7 @@ class Runner:
     @property
     def vocabulary(self) -> int | None:
         """Size of the vocabulary, where the graph states it."""
-        sizes = [o.shape[-1] for o in self.session.get_outputs() if o.name == self.outputs[0] and o.shape]
+        sizes = [o.shape[-1] for o in self._given if o.name == self.outputs[0] and o.shape]
         return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
     def filled(self, ids: Ids, mask: Ids) -> tuple[Ids, Ids]:
@@ -113,13 +91,6 @@ class Runner:
         padding = ((0, 0), (0, max(length or 0, ids.shape[1]) - ids.shape[1]))
         return np.pad(ids[rows], padding), np.pad(mask[rows], padding)
 
-    def run(self, ids: Ids, mask: Ids) -> list[Array]:
-        """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
-        feeds = self.token_feeds(ids, mask) | self.empty_past(len(ids))
-        with self.failures(ids.shape):
-            results: list[Array] = self.session.run(self.outputs, feeds)
-        return results
-
     @contextmanager
     def failures(self, shape: tuple[int, ...]) -> Iterator[None]:
         """Turn what ONNX Runtime raises while it runs a batch of this shape into a GraphError."""
@@ -129,11 +100,6 @@ class Runner:
             raise GraphError(
                 f"ONNX Runtime failed on a batch of shape {shape}: {str(cause).splitlines()[0]}", where=str(self.path)
             ) from cause
-
-    def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
-        """Logits of a batch, float32 [batch, length, vocabulary]."""
-        whole = self.run(*self.filled(ids, mask))[0]
-        return whole[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
 
     def token_feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
         """What the graph's inputs take but for its cache: ids [batch, new], and a mask over them and all before them.
@@ -170,6 +136,81 @@ class Runner:
         """Whether rows padded on the left mean the same as without: the graph is told of padding and of positions."""
         names = [spec.name for spec in self._inputs]
         return any("mask" in name for name in names) and any("position" in name for name in names)
+
+
+class Runner(Decoder):
+    """One ONNX Runtime session over a decoder.
+
+    Args:
+        path: the .onnx file.
+        outputs: what to compute; by default the logits.
+        threads: intra-op threads; 0 takes all cores.
+        profile: where to write a profile of the kernels; None for no profile.
+
+    Raises:
+        SourceError: ONNX Runtime cannot load the file.
+        GraphError: the graph has inputs that token ids alone do not determine.
+    """
+
+    def __init__(
+        self, path: Path, *, outputs: Sequence[str] | None = None, threads: int = 0, profile: Path | None = None
+    ) -> None:
+        self.session = open_session(str(path), session_options(threads, profile), path)
+        super().__init__(path, self.session.get_inputs(), self.session.get_outputs(), outputs)
+
+    def run(self, ids: Ids, mask: Ids) -> list[Array]:
+        """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
+        feeds = self.token_feeds(ids, mask) | self.empty_past(len(ids))
+        with self.failures(ids.shape):
+            results: list[Array] = self.session.run(self.outputs, feeds)
+        return results
+
+    def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
+        """Logits of a batch, float32 [batch, length, vocabulary]."""
+        whole = self.run(*self.filled(ids, mask))[0]
+        return whole[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
+
+    def stream(self, batches: Sequence[tuple[Ids, Ids]]) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of one batch after the other; ids and mask are int64 [batch, length]."""
+        return (self.logits(ids, mask) for ids, mask in batches)
+
+
+def session_options(threads: int = 0, profile: Path | None = None) -> Any:
+    """What every session here is opened with.
+
+    Args:
+        threads: intra-op threads; 0 takes all cores.
+        profile: where to write a profile of the kernels; None for no profile.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # The runtime keeps a plan and an arena for every shape of a batch that it meets, and text has many: a quarter
+    # of the peak, for no time that could be measured.
+    options.enable_mem_pattern = False
+    # Nodes in the order of the file: by default reductions wait until the end, and what they read waits with them.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    register(options)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return options
+
+
+def open_session(model: str | bytes, options: Any, where: Path) -> Any:
+    """A session on the CPU over a file or a serialized model.
+
+    Raises:
+        SourceError: ONNX Runtime cannot load it.
+    """
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as cause:  # the binding raises a class of its own for every status code
+        raise SourceError(
+            f"ONNX Runtime {ort.__version__} cannot load this model: {str(cause).splitlines()[0]}", where=str(where)
+        ) from cause
 
 
 def _is_past(name: str) -> bool:
@@ -221,10 +262,14 @@ def execute_once(path: Path, ids: Ids) -> Executed:
 
 def executed_by(session: ort.InferenceSession) -> Executed:
     """End a session's profile, and list the kernels that it tells of; each node once, however often it ran."""
-    profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return executed_in([Path(session.end_profiling())])
+
+
+def executed_in(profiles: Iterable[Path]) -> Executed:
+    """The kernels that profiles of one model's sessions tell of; each node once, however often it ran."""
     found = Executed()
     providers: Counter[str] = Counter()
-    for event in profile:
+    for event in (event for path in profiles for event in json.loads(path.read_text(encoding="utf-8"))):
         arguments = event.get("args", {})
         if event.get("cat") != "Node" or "op_name" not in arguments:
             continue

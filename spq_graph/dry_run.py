@@ -35,12 +35,13 @@ def forecast(request: Request, steps: Steps) -> dict[str, Any]:
         size = 4 if all(s.stored == "fp32" for s in counted) else 2
         source = sum(file.stat().st_size for file in files_of(bench.model))
         everywhere = source - sum(weights) * (size - 1)
-        runner = bench.runner
+        runner = bench.reference
         length = bench.sequence_length
         ids = np.zeros((runner.fixed_shape[0] or max(1, 1024 // length), length), dtype=np.int64)
-        runner.run(ids, np.ones_like(ids))
+        batch = [(ids, np.ones_like(ids))]
+        list(runner.stream(batch))
         start = time.perf_counter()
-        runner.run(ids, np.ones_like(ids))
+        list(runner.stream(batch))
         per_token = (time.perf_counter() - start) / ids.size
     evaluations = 0 if request.recipe.spike_ratio else len(counted) // 2 * len(request.bits)
     tokens = request.recipe.calibration_tokens + evaluations * request.recipe.sensitivity_tokens

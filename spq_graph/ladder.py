@@ -17,7 +17,7 @@ from spq_graph.recipe import Precision
 from spq_graph.report import Rung
 from spq_graph.runtime.evaluate import Score, evaluate
 from spq_graph.runtime.sequences import Sequences
-from spq_graph.runtime.session import Runner, execute_once
+from spq_graph.streams import execute, open_stream
 from spq_graph.workbench import Built, Workbench, discard
 
 RANDOM_SEEDS = (0, 1, 2)
@@ -122,9 +122,10 @@ def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, s
                 tick(number * total + done, len(groups) * total)
 
             built = [(row, file) for row in group if (file := _built(bench, row, steps)) is not None]
-            reference, scores = evaluate(bench.runner, [Runner(file.path) for _, file in built], text, in_all)
+            streams = [open_stream(file.path, bench.memory) for _, file in built]
+            reference, scores = evaluate(bench.reference, streams, text, in_all)
             if not ladder:
-                executed = execute_once(bench.model, text.ids[:1, :8]).ops
+                executed = execute(bench.reference, text.ids[:1, :8]).ops
                 ladder.append(_rung("fp32", None, reference, source, executed))
             for (row, file), score in zip(built, scores, strict=True):
                 executed = bench.prove(file, row.plan).ops

@@ -71,10 +71,10 @@ def _on_text(
     sequences = bench.sequences(text, max_tokens=max_tokens)
     with steps.step("evaluate", f"Evaluating on {sequences.tokens} tokens") as tick:
         if against is None:
-            own, _ = score(bench.runner, [], sequences, tick)
+            own, _ = score(bench.reference, [], sequences, tick)
             return {"perplexity": own.perplexity, "nll": own.nll, "tokens": own.tokens}
         with open_model(against, tokenizer, steps, bos, None) as reference:
-            _, (own,) = score(reference.runner, [bench.runner], sequences, tick)
+            _, (own,) = score(reference.reference, [bench.reference], sequences, tick)
     return {"perplexity": own.perplexity, "nll": own.nll, "tokens": own.tokens, "kl": own.kl, "top1": own.top1}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph import artifact
+from spq_graph.checkpoint import Checkpoint
 from spq_graph.decide import Measure
 from spq_graph.errors import ActivationError, DataError, GraphError, UsageError
 from spq_graph.models.source import Source
@@ -17,17 +18,21 @@ from spq_graph.passes.apply import DATA_SUFFIX, apply_plan, save_model
 from spq_graph.passes.graph import Canonicalize, digest_of, load_graph, refuse_quantized
 from spq_graph.passes.identify import Identified, identify, require_glu
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
+from spq_graph.passes.segments import limit_for, split
 from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.runtime.calibrate import calibrate, first_not_finite
 from spq_graph.runtime.decoding import cache_pairs
-from spq_graph.runtime.evaluate import KlMeter
+from spq_graph.runtime.evaluate import KlMeter, Stream
+from spq_graph.runtime.segmented import SegmentedRunner
 from spq_graph.runtime.sequences import Ids, Sequences
-from spq_graph.runtime.session import Executed, Runner, check_integer_sites, execute_once
+from spq_graph.runtime.session import Executed, Runner, check_integer_sites
 from spq_graph.runtime.text import load_sequences
 from spq_graph.runtime.tokenizer import TextTokenizer
+from spq_graph.segment import Segmented
+from spq_graph.streams import execute, open_stream, open_whole
 
 LONGEST_WINDOW = 2048
 # Text sampled from the model is as slow as generation: this much of it settles ranges, and more is there on request.
@@ -53,6 +58,7 @@ class Workbench:
         steps: times and shows what is done.
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence; None for the model's length, at most 2048.
+        memory: bytes that the weights in a session may take; None for what `segments.limit_for` says.
         model: the ONNX file.
         digest: of that file and its weights.
         found: sites, GLU blocks and products that are no sites.
@@ -64,19 +70,33 @@ class Workbench:
     steps: Steps
     bos: bool = False
     window: int | None = None
+    memory: int | None = None
     model: Path = field(init=False)
     digest: str = field(init=False)
     found: Identified = field(init=False)
     tokenizer: TextTokenizer | None = field(init=False, default=None)
     _count: int = 0
     _runner: Runner | None = None
+    _reference: Stream | None = None
 
     @property
     def runner(self) -> Runner:
-        """The floating-point model, in a session that is opened once."""
+        """The model in one session, which is opened once; `reference` takes less memory where that will do.
+
+        Raises:
+            UsageError: the machine has less memory than it takes.
+        """
         if self._runner is None:
-            self._runner = Runner(self.model)
+            whole = self.reference
+            self._runner = whole if isinstance(whole, Runner) else open_whole(whole)
         return self._runner
+
+    @property
+    def reference(self) -> Stream:
+        """The model, to be run on one batch after the other."""
+        if self._reference is None:
+            self._reference = open_stream(self.model, self.memory)
+        return self._reference
 
     def open(self, *, allow_no_glu: bool = False, find_sites: bool = True) -> None:
         """Export where needed, read the graph and find its sites; without, any decoder will do, quantized or not.
@@ -135,13 +155,13 @@ class Workbench:
         longest = self.source.max_length or LONGEST_WINDOW
         if self.window is not None and self.source.max_length is not None and self.window > self.source.max_length:
             raise UsageError(f"the model has {self.source.max_length} positions", where=f"--window {self.window}")
-        return self.runner.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
+        return self.reference.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
 
     def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
         """Read text or ids as this model's sequences."""
         found = load_sequences(
             path, self.tokenizer, window=self.sequence_length, bos=self.bos,
-            vocab_size=self.source.vocab_size or self.runner.vocabulary, max_tokens=max_tokens,
+            vocab_size=self.source.vocab_size or self.reference.vocabulary, max_tokens=max_tokens,
         )  # fmt: skip
         return replace(found, origin=path.name)  # where the file lies is not part of what was decided
 
@@ -170,8 +190,8 @@ class Workbench:
                 ids = sample_onnx(self.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)
         return Sequences(ids, np.ones_like(ids), 1, origin)
 
-    def calibrate(self, sequences: Sequences) -> Ranges:
-        """Collect the ranges of every site's input.
+    def calibrate(self, sequences: Sequences, checkpoint: Checkpoint | None = None) -> Ranges:
+        """Collect the ranges of every site's input; with a checkpoint, go on where an interrupted run stopped.
 
         Raises:
             ActivationError: an activation is NaN or infinite, named by site.
@@ -179,22 +199,21 @@ class Workbench:
         graph = self.load()
         observe = Observe([site.input for site in self.found.sites])
         observe(graph)
-        path = self.work / "observing.onnx"
-        save_model(graph, path)
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
             return calibrate(
-                path, [(p.value, p.outputs) for p in observe.probes], FINITE_CHECK, sequences, self.digest,
-                self._name_not_finite, tick,
+                self._segments(graph), [(p.value, p.outputs) for p in observe.probes], FINITE_CHECK, sequences,
+                self.digest, self._name_not_finite, tick, checkpoint,
             )  # fmt: skip
+
+    def _segments(self, graph: ir.Model) -> Segmented:
+        return split(graph, self.model, self.memory or limit_for(graph))
 
     def _name_not_finite(self, ids: Ids, mask: Ids) -> str:
         graph = self.load()
         values = list(dict.fromkeys(site.input for site in self.found.sites))
         check = ObserveFinite(values)
         check(graph)
-        path = self.work / "finite.onnx"
-        save_model(graph, path)
-        index = first_not_finite(path, [v.name or "" for v in graph.graph.outputs], ids, mask)
+        index = first_not_finite(self._segments(graph), [v.name or "" for v in graph.graph.outputs], ids, mask)
         if index is None:
             return self.source.origin
         site = next(s for s in self.found.sites if s.input == values[index])
@@ -213,12 +232,12 @@ class Workbench:
         Raises:
             CheckError: naming those that did not.
         """
-        executed = execute_once(built.path, self._probe_ids())
+        executed = execute(open_stream(built.path, self.memory), self._probe_ids())
         check_integer_sites(executed, [(s.key, s.node) for s in plan.integer_sites], str(built.path))
         return executed
 
     def _probe_ids(self) -> Ids:
-        batch, length = self.runner.fixed_shape
+        batch, length = self.reference.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
     def meter(
@@ -226,15 +245,13 @@ class Workbench:
     ) -> tuple[Measure, int]:
         """A measure for `decide`, and how many tokens it runs on."""
         few = spread(sequences, recipe.sensitivity_tokens)
-        meter = KlMeter(self.runner, few)
+        meter = KlMeter(self.reference, few)
         base = self._skeleton(ranges, recipe)
         stored = self.stored
 
         def measure(precisions: Mapping[str, Precision]) -> float:
             plan = base.with_precisions(lambda s: precisions.get(s.key, Precision(stored[s.key])))
-            built = self.build(plan)
-            result = meter.kl(Runner(built.path))
-            discard(built)
+            result = meter.kl(SegmentedRunner(self._segments(apply_plan(self.model, plan))))
             tick()
             return result
 

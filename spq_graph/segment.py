@@ -1,0 +1,84 @@
+"""Segment: a piece of a model that runs alone, so that only its weights need be in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+# The element type and the number of axes of a value that one segment hands to the next.
+Handed = tuple[str, int]
+
+
+class Spec(NamedTuple):
+    """An input or output of a graph, as a session describes its own.
+
+    Attributes:
+        name: of the value.
+        type: such as "tensor(int64)".
+        shape: a number, a name, or None for each dimension.
+    """
+
+    name: str
+    type: str
+    shape: list[int | str | None]
+
+
+class Weight(NamedTuple):
+    """A weight as the runtime takes it: the array, and its element type in ONNX where numpy has no such type."""
+
+    array: npt.NDArray[np.generic]
+    element_type: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive nodes of a graph.
+
+    Attributes:
+        reads: values that earlier segments hand to it; the inputs of the graph are not among them.
+        gives: values that it hands to later segments, and outputs of the graph.
+        size: bytes that its weights take in a session on the CPU, where half precision is widened.
+        packs: whether the runtime may keep a second, packed copy of a weight while it makes it.
+        proto: serializes it, given element type (as "tensor(float)") and number of axes of what it reads.
+        weights: makes the weights that are not in a file, by name.
+    """
+
+    reads: tuple[str, ...]
+    gives: tuple[str, ...]
+    size: int
+    packs: bool
+    proto: Callable[[Mapping[str, Handed]], bytes]
+    weights: Mapping[str, Callable[[], Weight]]
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """A graph as segments.
+
+    Attributes:
+        where: its file, for errors, beside which the weights that are in files lie.
+        inputs, outputs: of the whole graph.
+        segments: in the order in which they run.
+    """
+
+    where: Path
+    inputs: list[Spec]
+    outputs: list[Spec]
+    segments: list[Segment]
+
+
+def type_of(array: npt.NDArray[Any]) -> str:
+    """ONNX Runtime's name of an array's type."""
+    return _TYPE_NAMES[array.dtype.name]
+
+
+_TYPE_NAMES = {
+    "float32": "tensor(float)", "float64": "tensor(double)", "float16": "tensor(float16)", "int64": "tensor(int64)",
+    "int32": "tensor(int32)", "int16": "tensor(int16)", "int8": "tensor(int8)", "uint8": "tensor(uint8)",
+    "uint16": "tensor(uint16)", "uint32": "tensor(uint32)", "uint64": "tensor(uint64)", "bool": "tensor(bool)",
+}  # fmt: skip

@@ -1,0 +1,52 @@
+"""Streams: a model's file, opened so that its weights fit a memory limit: in one session, or segment by segment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spq_graph.errors import UsageError
+from spq_graph.passes.graph import Canonicalize, load_graph
+from spq_graph.passes.segments import limit_for, split
+from spq_graph.runtime.evaluate import Stream
+from spq_graph.runtime.segmented import SegmentedRunner
+from spq_graph.runtime.sequences import Ids
+from spq_graph.runtime.session import Executed, Runner, execute_once
+
+
+def open_stream(path: Path, memory: int | None = None) -> Stream:
+    """A model, to be run on one batch after the other.
+
+    Args:
+        path: the .onnx file.
+        memory: bytes that the weights in a session may take; None for what `segments.limit_for` says.
+
+    Raises:
+        SpqError: as `load_graph` and `Runner`.
+    """
+    graph = load_graph(path)
+    Canonicalize()(graph)
+    model = split(graph, path, memory or limit_for(graph))
+    # What fits as a whole runs from its file: what is measured is then what is delivered.
+    return Runner(path) if len(model.segments) == 1 else SegmentedRunner(model)
+
+
+def open_whole(model: SegmentedRunner) -> Runner:
+    """The model in one session after all, for what must run it token by token.
+
+    Raises:
+        UsageError: the machine has less memory than it takes.
+    """
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if model.bytes > has:
+        raise UsageError(
+            f"in one session this model takes {model.bytes / 1e9:.1f} GB, and the machine has {has / 1e9:.1f} GB",
+            where=str(model.path),
+            remedy="pass --calibration FILE: only sampling text from the model, generation and tasks need it whole",
+        )
+    return Runner(model.path)
+
+
+def execute(stream: Stream, ids: Ids) -> Executed:
+    """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
+    return execute_once(stream.path, ids) if isinstance(stream, Runner) else stream.execute_once(ids)
