@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from spq_graph.passes.verify import VerifyPlan, outline
 from spq_graph.plan import Plan
 
 DATA_SUFFIX = ".data"
+IN_FLIGHT_BYTES = 128 << 20
 
 
 def apply_plan(source: Path, plan: Plan) -> ir.Model:
@@ -36,10 +38,13 @@ def apply_plan(source: Path, plan: Plan) -> ir.Model:
 
 
 def save_model(model: ir.Model, path: Path) -> int:
-    """Write a model with its weights beside it, one tensor in memory at a time, and return the bytes of both files."""
+    """Write a model with its weights beside it, few tensors in memory at a time, and return the bytes of both files."""
     data = path.name + DATA_SUFFIX
     _panels_first(model.graph)
-    ir.save(model, path, external_data=data, size_threshold_bytes=1024)
+    ir.save(
+        model, path, external_data=data, size_threshold_bytes=1024, max_workers=os.cpu_count(),
+        max_in_flight_bytes=IN_FLIGHT_BYTES,
+    )  # fmt: skip
     beside = path.with_name(data)
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,12 @@ import onnx_ir as ir
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.collect import attribute_of, is_product
+from spq_graph.passes.scales import absmax_of
 from spq_graph.passes.values import Weight, names_in, weight_of
 from spq_graph.plan import SitePlan
 
+BLOCK_BYTES = 4 << 20
+BLOCK_ROWS = 128
 ADDED = "spq_graph.added"  # node metadata: this node was inserted, for the node named
 
 
@@ -30,10 +33,31 @@ class Operand:
         """Element type that the product computes in."""
         return self.weight.dtype
 
-    def numpy(self) -> npt.NDArray[np.float32]:
-        """The weight as the product sees it, float32 [K, N]; read anew each time, so that memory need not hold it."""
-        array = self.weight.numpy()
-        return array.T if self.flipped else array
+    def blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """The weight as the product sees it, [K, N], by some rows at a time as float32: memory never holds it all.
+
+        Blocks start at multiples of 128 rows.
+        """
+        stored = self.weight.stored()
+        if self.flipped:
+            stored = stored.T
+        rows, columns = stored.shape
+        step = max(1, BLOCK_BYTES // (4 * columns * BLOCK_ROWS)) * BLOCK_ROWS
+        for start in range(0, rows, step):
+            yield slice(start, min(start + step, rows)), self.weight.cast(stored[start : start + step])
+
+    def absmax(self) -> npt.NDArray[np.float32]:
+        """Largest absolute value by column, float32 [N]."""
+        return absmax_of(block for _, block in self.blocks())
+
+    def encoded(
+        self, encode: Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]], dtype: npt.DTypeLike
+    ) -> npt.NDArray[Any]:
+        """What an elementwise encoder makes of the weight, [K, N] of its element type."""
+        codes = np.empty(self.weight.shape[::-1] if self.flipped else self.weight.shape, dtype=dtype)
+        for rows, block in self.blocks():
+            codes[rows] = encode(block)
+        return codes
 
 
 @dataclass(slots=True)

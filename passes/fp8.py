@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spq_graph.errors import ActivationError, GraphError
-from spq_graph.passes.scales import SMALLEST, scales_to
+from spq_graph.passes.scales import SMALLEST, absmax_of, scales_to
 from spq_graph.recipe import Precision
 
 # Codes lie as a kernel reads them: a panel is 32 columns wide, and each of its rows holds a pair of rows of the weight
@@ -75,7 +75,7 @@ def fp8_weight_scales(
     Raises:
         GraphError: the weight holds NaN or infinity.
     """
-    return scales_to(weight, form.largest, granularity)
+    return scales_to(absmax_of([weight]), form.largest, granularity)
 
 
 def fp8_weight_codes(

@@ -6,6 +6,7 @@ signed and symmetric, and all products that read one value share one quantizer.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ import onnx_ir as ir
 
 from spq_graph.errors import GraphError, SpqError
 from spq_graph.passes.editor import Editor, Operand, drop_unused
-from spq_graph.passes.fp8 import WEIGHTS, fp8_weight_codes, fp8_weight_scales, pack_panels, panel_shape
+from spq_graph.passes.fp8 import WEIGHTS, fp8_weight_codes, pack_panels, panel_shape
 from spq_graph.passes.operator import DOMAIN, OP, PANELS_TYPE, Fp8Call, add_function
 from spq_graph.passes.scales import (
     ActivationQuantizer,
+    BlockedWeight,
     block_size_for,
     blocked_weight,
+    scales_to,
+    top_code,
     weight_codes,
-    weight_scales,
 )
 from spq_graph.plan import Plan, SitePlan
 from spq_graph.recipe import Precision, Recipe
@@ -99,10 +102,10 @@ def insert_integer(editor: Editor, node: ir.Node, operand: Operand, site: SitePl
     editor.widen(node, operand.dtype)
     quantizer = ActivationQuantizer.fit(*site.range, bits, recipe.activations)
     node.replace_input_with(0, _quantized_input(editor, node, f"{site.input}.int{bits}", quantizer))
-    scales = weight_scales(operand.numpy(), bits, recipe.weights)
+    scales = scales_to(operand.absmax(), top_code(bits), recipe.weights)
     prefix = f"{site.node}.weight.int{bits}"
     codes = ir.LazyTensor(
-        lambda: ir.tensor(weight_codes(operand.numpy(), scales, bits)),
+        lambda: ir.tensor(operand.encoded(lambda block: weight_codes(block, scales, bits), np.int8)),
         dtype=ir.DataType.INT8, shape=ir.Shape(site.shape), name=f"{prefix}.codes",
     )  # fmt: skip
     inputs = [
@@ -142,18 +145,31 @@ def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan
     block = block_size_for(rows)
     blocks = -(-rows // block)
     prefix = f"{site.node}.weight.w8a16"
+    blocked = partial(_blocked, operand, (columns, blocks), block)
     codes = ir.LazyTensor(
-        lambda: ir.tensor(blocked_weight(operand.numpy()).codes),
+        lambda: ir.tensor(blocked().codes),
         dtype=ir.DataType.UINT8, shape=ir.Shape([columns, blocks, block]), name=f"{prefix}.codes",
     )  # fmt: skip
     inputs = [
         node.inputs[0],
         editor.constant(f"{prefix}.codes", codes),
-        editor.constant(f"{prefix}.scale", ir.tensor(blocked_weight(operand.numpy()).scales.reshape(-1))),
+        editor.constant(f"{prefix}.scale", ir.tensor(blocked().scales.reshape(-1))),
     ]
     attributes = {"K": rows, "N": columns, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
     editor.substitute(node, "MatMulNBits", inputs, "com.microsoft", attributes)
     editor.model.graph.opset_imports.setdefault("com.microsoft", 1)
+
+
+def _blocked(operand: Operand, shape: tuple[int, int], size: int) -> BlockedWeight:
+    """The whole of a weight in blocks of a size; shape: columns, and blocks along K."""
+    codes = np.empty((*shape, size), dtype=np.uint8)
+    scales = np.empty(shape, dtype=np.float32)
+    for rows, block in operand.blocks():
+        part = blocked_weight(block, size)
+        first = rows.start // size
+        codes[:, first : first + part.codes.shape[1]] = part.codes
+        scales[:, first : first + part.codes.shape[1]] = part.scales
+    return BlockedWeight(codes, scales, size)
 
 
 def insert_fp8(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, recipe: Recipe) -> None:
@@ -166,11 +182,12 @@ def insert_fp8(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, 
     node = editor.as_matmul(node)
     if operand.dtype is not ir.DataType.FLOAT16:  # which the operator reads and writes itself
         editor.widen(node, operand.dtype)
-    scales = fp8_weight_scales(operand.numpy(), recipe.weights)
+    scales = scales_to(operand.absmax(), WEIGHTS.largest, recipe.weights)
     prefix = f"{site.node}.weight.{WEIGHTS.name}"
     panels = ir.LazyTensor(
         lambda: ir.tensor(
-            pack_panels(fp8_weight_codes(operand.numpy(), scales)).view(WEIGHTS.dtype), dtype=PANELS_TYPE
+            pack_panels(operand.encoded(lambda block: fp8_weight_codes(block, scales), np.uint8)).view(WEIGHTS.dtype),
+            dtype=PANELS_TYPE,
         ),
         dtype=PANELS_TYPE, shape=ir.Shape(panel_shape(site.shape)), name=f"{prefix}.panels",
     )  # fmt: skip
@@ -204,12 +221,12 @@ def insert_float(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan
     if site.precision is Precision.FP32:
         stored = operand.dtype
         editor.widen(node, stored)
-    largest = float(np.abs(operand.numpy()).max())
+    largest = float(operand.absmax().max())
     if stored is ir.DataType.FLOAT16 and largest > float(np.finfo(np.float16).max):
         raise GraphError(f"a weight of {largest:.4g} does not fit float16", where=site.key, remedy="keep it in fp32")
     prefix = f"{site.node}.weight.{AS_IS[stored]}"
     half = ir.LazyTensor(
-        lambda: ir.tensor(operand.numpy().astype(stored.numpy()), dtype=stored),
+        lambda: ir.tensor(operand.encoded(lambda block: block.astype(stored.numpy()), stored.numpy()), dtype=stored),
         dtype=stored, shape=ir.Shape(site.shape), name=prefix,
     )  # fmt: skip
     to = operand.dtype if site.precision is not Precision.FP32 else ir.DataType.FLOAT

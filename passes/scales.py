@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,18 +74,28 @@ def weight_scales(
     Raises:
         GraphError: the weight holds NaN or infinity.
     """
-    return scales_to(weight, 2 ** (bits - 1) - 1, granularity)
+    return scales_to(absmax_of([weight]), top_code(bits), granularity)
+
+
+def top_code(bits: int) -> int:
+    """The largest code of a symmetric quantizer: 2^(bits-1) - 1."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def absmax_of(blocks: Iterable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Largest absolute value by column of a weight [K, N] that comes in blocks of rows, float32 [N]."""
+    parts = (np.maximum(block.max(axis=0), -block.min(axis=0)) for block in blocks)
+    return functools.reduce(np.maximum, parts)
 
 
 def scales_to(
-    weight: npt.NDArray[np.float32], largest: float, granularity: Literal["per_channel", "per_tensor"]
+    absmax: npt.NDArray[np.float32], largest: float, granularity: Literal["per_channel", "per_tensor"]
 ) -> npt.NDArray[np.float32]:
-    """Scales that bring the absmax of a weight [K, N] to the largest code's value, float32 [N] or [].
+    """Scales that bring the absmax of each column, float32 [N], to the largest code's value, float32 [N] or [].
 
     Raises:
         GraphError: the weight holds NaN or infinity.
     """
-    absmax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
     if granularity == "per_tensor":
         absmax = absmax.max()
     return _positive(absmax / np.float32(largest))
@@ -98,9 +110,10 @@ def _positive(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def weight_codes(weight: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.int8]:
     """Codes of a weight [K, N], round half to even, within plus or minus 2^(bits-1) - 1, int8 [K, N]."""
-    top = 2 ** (bits - 1) - 1
-    codes: npt.NDArray[np.int8] = np.clip(np.rint(weight / scales), -top, top).astype(np.int8)
-    return codes
+    top = top_code(bits)
+    ratio = weight / scales
+    np.clip(np.rint(ratio, out=ratio), -top, top, out=ratio)
+    return ratio.astype(np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +136,14 @@ def block_size_for(rows: int) -> int:
     return next((block for block in (128, 64, 32) if rows % block == 0), 32)
 
 
-def blocked_weight(weight: npt.NDArray[np.float32]) -> BlockedWeight:
-    """Quantize a weight [K, N] in blocks along K.
+def blocked_weight(weight: npt.NDArray[np.float32], block: int | None = None) -> BlockedWeight:
+    """Quantize a weight [K, N], or rows of one, in blocks along K; by default of the size that fits K.
 
     Raises:
         GraphError: the weight holds NaN or infinity.
     """
     rows, columns = weight.shape
-    block = block_size_for(rows)
+    block = block or block_size_for(rows)
     blocks = -(-rows // block)
     padded = np.zeros((columns, blocks * block), dtype=np.float32)
     padded[:, :rows] = weight.T

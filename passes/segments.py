@@ -18,11 +18,12 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.values import is_standard
+from spq_graph.passes.wide import PartWide
 from spq_graph.segment import Handed, Segment, Segmented, Spec, Weight
 
 # What a session on the CPU widens to float32, or holds as it is; a table that is only gathered from stays in its file.
 _WIDENED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-SMALLEST_LIMIT = 256 << 20
+LIMIT = 256 << 20
 _SMALL = 1 << 16
 _EMBEDDED = 1024
 _FOLLOWS_ITS_PRODUCT = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -30,23 +31,19 @@ _FOLLOWS_ITS_PRODUCT = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _EARLIEST = 0.5
 
 
-def limit_for(model: ir.Model) -> int:
-    """The limit that keeps memory in proportion to the largest tensor: its bytes, or 256 MiB where it is small."""
-    sizes = (v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    return max(SMALLEST_LIMIT, max(sizes, default=0))
-
-
-def split(model: ir.Model, where: Path, limit: int) -> Segmented:
+def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
     """Cut a model into segments whose weights take at most `limit` bytes, or that hold a single node.
 
-    The model must have been through `Canonicalize`; it is not changed, and must stay as it is while segments are used.
-    Time is linear in the number of nodes.
+    The model must have been through `Canonicalize`. Products that alone exceed the limit are parted in it; beyond that
+    it is not changed, and must stay as it is while segments are used. Time is linear in the number of nodes.
 
     Args:
         model: the model.
         where: the file that it was read from; weights in files are read from that file's folder.
-        limit: bytes of weights in a session.
+        limit: bytes of weights in a session; None for 256 MiB.
     """
+    limit = limit or LIMIT
+    PartWide(limit)(model)
     graph = model.graph
     cutter = _Cutter(graph, where.resolve().parent)
     pieces = cutter.pieces(limit)
@@ -279,7 +276,6 @@ def _segment(model: ir.Model, cutter: _Cutter, piece: _Piece) -> Segment:
         reads=tuple(v.name or "" for v in piece.reads),
         gives=tuple(v.name or "" for v in piece.gives),
         size=piece.bytes,
-        packs=all(_widened(v.const_value) <= SMALLEST_LIMIT for v in initializers if v.const_value is not None),
         proto=partial(_serialized, model, graph, piece, inputs, initializers, frozenset(lazy)),
         weights={name: partial(_weight, tensor) for name, tensor in lazy.items() if tensor is not None},
     )

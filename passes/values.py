@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +47,19 @@ class Weight:
 
     def numpy(self) -> npt.NDArray[np.float32]:
         """The operand as float32, rounded wherever a Cast in between rounds it."""
+        return self.cast(self.stored())
+
+    def stored(self) -> npt.NDArray[Any]:
+        """What the initializer holds, in the shape of the operand; a view of the file where it lies in one."""
         array = np.asarray(self.tensor.numpy())
+        return array.T if self.transposed else array
+
+    def cast(self, part: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """A part of `stored` as float32, rounded wherever a Cast in between rounds it."""
         for node in self.through:
             if node.op_type == "Cast":
-                array = array.astype(_cast_to(node).numpy(), copy=False)
-        array = array.astype(np.float32, copy=False)
-        return array.T if self.transposed else array
+                part = part.astype(_cast_to(node).numpy(), copy=False)
+        return part.astype(np.float32, copy=False)
 
 
 def _cast_to(node: ir.Node) -> ir.DataType:

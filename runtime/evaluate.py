@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -159,11 +159,20 @@ def _prepare(
     logits: Float32, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, runner: Stream
 ) -> list[Part]:
     """The reference's logits of a batch, in parts: what scoring makes of them would not fit for all tokens at once."""
+    return [_prepared(logits, ids, at, runner) for at in _parts(ids, mask, prefix, logits.shape[-1])]
+
+
+def _parts(
+    ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, vocabulary: int
+) -> Iterator[Places]:  # fmt: skip
     rows, columns = np.nonzero(_predicted(ids, mask, prefix))
-    step = max(1, PART_BYTES // (4 * logits.shape[-1]))
-    starts = range(0, len(rows), step)
-    places = [(rows[start : start + step], columns[start : start + step]) for start in starts]
-    return [(at, reference_of(_finite(logits, at, runner), ids[at[0], at[1] + 1])) for at in places]
+    step = max(1, PART_BYTES // (4 * vocabulary))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step], columns[start : start + step]
+
+
+def _prepared(logits: Float32, ids: npt.NDArray[np.int64], at: Places, runner: Stream) -> Part:
+    return at, reference_of(_finite(logits, at, runner), ids[at[0], at[1] + 1])
 
 
 def _add(score: Score, logits: Float32, prepared: list[Part], runner: Stream) -> None:
@@ -187,26 +196,27 @@ class KlMeter:
         memory: bytes that the kept logits may take.
     """
 
-    def __init__(self, reference: Stream, sequences: Sequences, memory: int = 1 << 29) -> None:
+    def __init__(self, reference: Stream, sequences: Sequences, memory: int = 1 << 28) -> None:
         batches = list(sequences.batches(batch_size(reference, sequences)))
         self._batches = _fitting(batches, reference, memory)
-        self._prepared = [
-            _prepare(logits, ids, mask, sequences.prefix, reference)
-            for (ids, mask), logits in zip(self._batches, reference.stream(self._batches), strict=True)
-        ]
-        self.tokens = sum(len(part.targets) for prepared in self._prepared for _, part in prepared)
+        self._prefix = sequences.prefix
+        self._logits = [np.array(logits) for logits in reference.stream(self._batches)]
+        self._reference = reference
+        self.tokens = int(sum(_predicted(ids, mask, self._prefix).sum() for ids, mask in self._batches))
 
     def kl(self, model: Stream) -> float:
         """Mean KL(reference || model), nats a token."""
         score = Score()
-        for prepared, logits in zip(self._prepared, model.stream(self._batches), strict=True):
-            _add(score, logits, prepared, model)
+        streamed = zip(self._batches, self._logits, model.stream(self._batches), strict=True)
+        for (ids, mask), base, logits in streamed:
+            for part in _parts(ids, mask, self._prefix, logits.shape[-1]):
+                _add(score, logits, [_prepared(base, ids, part, self._reference)], model)
         return score.kl
 
 
 def _fitting(batches: Sequence[Batch], reference: Stream, memory: int) -> list[Batch]:
     """As many batches as fit; the beginning of the first where even it does not: what follows changes no token."""
-    tokens = memory // (2 * 4 * (reference.vocabulary or 1))  # logits and probabilities, float32
+    tokens = memory // (4 * (reference.vocabulary or 1))  # float32
     kept: list[Batch] = []
     for ids, mask in batches:
         if kept and ids.size > tokens:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ Batch: TypeAlias = tuple[Ids, Ids]
 Progress: TypeAlias = Callable[[int, int], None]
 # Tokens that pass through a segment before the next one is opened: opening one costs about as much as some hundred
 # tokens do, and what segments hand over is kept for all of them.
-ROUND_TOKENS = 8192
+ROUND_TOKENS = 4096
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 
@@ -76,11 +78,14 @@ class SegmentedRunner(Decoder):
             later = {name for s in self._model.segments[number + 1 :] for name in s.reads} | set(self.outputs)
             session = self._session(segment, held[0])
             for feed, values, (ids, _) in zip(feeds, held, batches, strict=True):
-                values.update(self._run(session, segment, feed, values, ids.shape))
+                given = self._run(session, segment, feed, values, ids.shape)
+                # Copies: an array of the session's own would keep all of what the session allocated beside it.
+                values.update({name: array.copy() for name, array in given.items()})
                 for name in [name for name in values if name not in later]:
                     del values[name]
                 steps.done()
             del session
+            give_back_memory()
         session = self._session(last, held[0])
         for feed, values, (ids, _) in zip(feeds, held, batches, strict=True):
             found = values | self._run(session, last, feed, values, ids.shape)
@@ -140,8 +145,6 @@ def open_segment(segment: Segment, values: dict[str, Array], where: Path, profil
     }
     options = session_options(profile=profile)
     options.add_session_config_entry(FOLDER_KEY, str(where.resolve().parent))
-    if not segment.packs:
-        options.add_session_config_entry("session.disable_prepacking", "1")
     weights = {name: _value_of(make()) for name, make in segment.weights.items()}
     options.add_external_initializers(list(weights), list(weights.values()))
     return open_session(segment.proto(handed), options, where)
@@ -153,6 +156,12 @@ def _value_of(weight: Weight) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(array)
     codes = array.view(f"uint{8 * array.itemsize}")  # a type that numpy lacks
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, weight.element_type)
+
+
+def give_back_memory() -> None:
+    """Let the C library return what is free to the system, where it is one that would keep it (glibc)."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None) is not None:
+        trim(0)
 
 
 def _rounds(batches: Sequence[Batch]) -> Iterator[list[Batch]]:

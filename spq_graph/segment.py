@@ -43,7 +43,6 @@ class Segment:
         reads: values that earlier segments hand to it; the inputs of the graph are not among them.
         gives: values that it hands to later segments, and outputs of the graph.
         size: bytes that its weights take in a session on the CPU, where half precision is widened.
-        packs: whether the runtime may keep a second, packed copy of a weight while it makes it.
         proto: serializes it, given element type (as "tensor(float)") and number of axes of what it reads.
         weights: makes the weights that are not in a file, by name.
     """
@@ -51,7 +50,6 @@ class Segment:
     reads: tuple[str, ...]
     gives: tuple[str, ...]
     size: int
-    packs: bool
     proto: Callable[[Mapping[str, Handed]], bytes]
     weights: Mapping[str, Callable[[], Weight]]
 

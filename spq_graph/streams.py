@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spq_graph.errors import UsageError
 from spq_graph.passes.graph import Canonicalize, load_graph
-from spq_graph.passes.segments import limit_for, split
+from spq_graph.passes.segments import split
 from spq_graph.runtime.evaluate import Stream
 from spq_graph.runtime.segmented import SegmentedRunner
 from spq_graph.runtime.sequences import Ids
@@ -19,14 +19,14 @@ def open_stream(path: Path, memory: int | None = None) -> Stream:
 
     Args:
         path: the .onnx file.
-        memory: bytes that the weights in a session may take; None for what `segments.limit_for` says.
+        memory: bytes that the weights in a session may take; None for 256 MiB.
 
     Raises:
         SpqError: as `load_graph` and `Runner`.
     """
     graph = load_graph(path)
     Canonicalize()(graph)
-    model = split(graph, path, memory or limit_for(graph))
+    model = split(graph, path, memory)
     # What fits as a whole runs from its file: what is measured is then what is delivered.
     return Runner(path) if len(model.segments) == 1 else SegmentedRunner(model)
 

@@ -18,7 +18,7 @@ from spq_graph.passes.apply import DATA_SUFFIX, apply_plan, save_model
 from spq_graph.passes.graph import Canonicalize, digest_of, load_graph, refuse_quantized
 from spq_graph.passes.identify import Identified, identify, require_glu
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
-from spq_graph.passes.segments import limit_for, split
+from spq_graph.passes.segments import split
 from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
@@ -58,7 +58,7 @@ class Workbench:
         steps: times and shows what is done.
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence; None for the model's length, at most 2048.
-        memory: bytes that the weights in a session may take; None for what `segments.limit_for` says.
+        memory: bytes that the weights in a session may take; None for 256 MiB.
         model: the ONNX file.
         digest: of that file and its weights.
         found: sites, GLU blocks and products that are no sites.
@@ -206,7 +206,7 @@ class Workbench:
             )  # fmt: skip
 
     def _segments(self, graph: ir.Model) -> Segmented:
-        return split(graph, self.model, self.memory or limit_for(graph))
+        return split(graph, self.model, self.memory)
 
     def _name_not_finite(self, ids: Ids, mask: Ids) -> str:
         graph = self.load()
