@@ -8,6 +8,7 @@ Q/DQ pairs in front of a product, which the runtime fuses only where it sees the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,8 @@ from spq_graph.segment import Handed, Segment, Segmented, Spec, Weight
 # What a session on the CPU widens to float32, or holds as it is; a table that is only gathered from stays in its file.
 _WIDENED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 LIMIT = 256 << 20
-_SMALL = 1 << 16
+# What a segment may hold of constants for the sake of what it computes again.
+_LIGHT_SHARE = 64
 _EMBEDDED = 1024
 _FOLLOWS_ITS_PRODUCT = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # A cut early in a segment must save more than a value to be taken: segments should be few.
@@ -45,7 +47,7 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
     limit = limit or LIMIT
     PartWide(limit)(model)
     graph = model.graph
-    cutter = _Cutter(graph, where.resolve().parent)
+    cutter = _Cutter(graph, where.resolve().parent, limit // _LIGHT_SHARE)
     pieces = cutter.pieces(limit)
     inputs = [_spec(value) for value in graph.inputs]
     outputs = [_spec(value) for value in graph.outputs]
@@ -74,6 +76,7 @@ class _Cutter:
 
     Attributes:
         folder: where weights in files lie.
+        light_bytes: the most constants that what is computed again may follow from.
         needed: nodes that an output depends on, in order.
         reads: what each of them reads, subgraphs included.
         paid: those that no segment computes again.
@@ -81,11 +84,12 @@ class _Cutter:
 
     graph: ir.Graph
     folder: Path
+    light_bytes: int
     needed: list[ir.Node] = field(init=False)
     reads: dict[ir.Node, list[ir.Value]] = field(init=False)
     paid: list[ir.Node] = field(init=False)
     _constant: dict[ir.Node, int] = field(default_factory=dict)
-    _light: set[ir.Node] = field(default_factory=set)
+    _light: dict[ir.Node, int] = field(default_factory=dict)
     _sources: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,9 +97,9 @@ class _Cutter:
         self.needed = _needed(self.graph, self.reads)
         for node in self.needed:
             if self.reads[node] and all(self._is_constant(value) for value in self.reads[node]):
-                self._constant[node] = max(map(self._largest_behind, self.reads[node]))
-            elif all(self._is_light(value) for value in self.reads[node]):
-                self._light.add(node)
+                self._constant[node] = int(sum(map(self._bytes_behind, self.reads[node])))
+            elif (behind := sum(map(self._bytes_behind, self.reads[node]))) <= self.light_bytes:
+                self._light[node] = int(behind)
         self.paid = [node for node in self.needed if not self.is_free(node)]
 
     def is_free(self, node: ir.Node) -> bool:
@@ -106,17 +110,11 @@ class _Cutter:
         producer = value.producer()
         return producer in self._constant if producer is not None else value.const_value is not None
 
-    def _is_light(self, value: ir.Value) -> bool:
+    def _bytes_behind(self, value: ir.Value) -> float:
+        """Bytes of the constants that a value follows from; infinity for one that is not computed again."""
         producer = value.producer()
         if producer is not None:
-            return producer in self._light or self._constant.get(producer, _SMALL + 1) <= _SMALL
-        return self._largest_behind(value) <= _SMALL
-
-    def _largest_behind(self, value: ir.Value) -> int:
-        """Bytes of the largest constant that a value follows from; none of them for what is no constant."""
-        producer = value.producer()
-        if producer is not None:
-            return self._constant[producer]
+            return self._constant.get(producer, self._light.get(producer, math.inf))
         return value.const_value.nbytes if value.const_value is not None else 0
 
     def sources_of(self, value: ir.Value) -> tuple[ir.Value, ...]:

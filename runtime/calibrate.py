@@ -71,9 +71,11 @@ def calibrate(
             whole = True
             if checkpoint is not None:
                 checkpoint.save_if_due(ranges)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as interrupt:
         if checkpoint is not None and whole and ranges.sequences:
             checkpoint.save(ranges)
+            kept = f"{ranges.sequences} of {len(sequences)} sequences were measured"
+            interrupt.add_note(f"{kept}: the same command goes on from there")
         raise
     return ranges
 

@@ -57,6 +57,14 @@ def quantize(
     seed: o.Seed = None,
     bos: o.Bos = False,
     window: o.Window = None,
+    ranges: Annotated[
+        Path | None,
+        typer.Option(
+            help="what `calibrate` measured of this model; sites are then chosen by KL only with --calibration",
+            metavar="FILE",
+        ),
+    ] = None,
+    memory_limit: o.MemoryLimit = None,
     force: o.Force = False,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="no ladder")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, write nothing")] = False,
@@ -78,7 +86,8 @@ def quantize(
         load_recipe(None, bits=width)
     request = Request(
         source, out, given, widths, tokenizer, calibration, calibration_tokens, text, force, not no_eval,
-        max_eval_tokens, bos, window, allow_no_glu, shlex.join(["spq-graph", *sys.argv[1:]]),
+        max_eval_tokens, bos, window, ranges, o.to_bytes(memory_limit), allow_no_glu,
+        shlex.join(["spq-graph", *sys.argv[1:]]),
     )  # fmt: skip
     if dry_run:
         from spq_graph.dry_run import forecast
@@ -135,6 +144,7 @@ def calibrate(
     seed: o.Seed = None,
     bos: o.Bos = False,
     window: o.Window = None,
+    memory_limit: o.MemoryLimit = None,
     allow_no_glu: o.AllowNoGlu = False,
     as_json: o.Json = False,
 ) -> None:
@@ -144,7 +154,8 @@ def calibrate(
 
     ranges = run(
         model, out, steps(), calibration=calibration, tokens=calibration_tokens, tokenizer=tokenizer, shard=shard,
-        merge=tuple(merge or ()), seed=seed or 0, bos=bos, window=window, allow_no_glu=allow_no_glu,
+        merge=tuple(merge or ()), seed=seed or 0, bos=bos, window=window, memory=o.to_bytes(memory_limit),
+        allow_no_glu=allow_no_glu,
     )  # fmt: skip
     out = json_file(out)
     facts = {"ranges": str(out), "sequences": ranges.sequences, "tokens": ranges.tokens, "values": len(ranges.values)}
@@ -170,6 +181,7 @@ def plan(
     quantize_lm_head: o.QuantizeLmHead = False,
     bos: o.Bos = False,
     window: o.Window = None,
+    memory_limit: o.MemoryLimit = None,
     allow_no_glu: o.AllowNoGlu = False,
     as_json: o.Json = False,
 ) -> None:
@@ -184,7 +196,7 @@ def plan(
     )  # fmt: skip
     made = run(
         model, ranges, out, given, steps(), calibration=calibration, tokenizer=tokenizer, bos=bos, window=window,
-        allow_no_glu=allow_no_glu,
+        memory=o.to_bytes(memory_limit), allow_no_glu=allow_no_glu,
     )  # fmt: skip
     if as_json:
         print_json(made.to_dict())

@@ -25,7 +25,7 @@ def forecast(request: Request, steps: Steps) -> dict[str, Any]:
     artifact.check_out(request.out, force=request.force)
     with opened(
         request.source, steps, tokenizer=request.tokenizer, bos=request.bos, window=request.window,
-        allow_no_glu=request.allow_no_glu,
+        memory=request.memory, allow_no_glu=request.allow_no_glu,
     ) as bench:  # fmt: skip
         import numpy as np
 

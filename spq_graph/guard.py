@@ -21,8 +21,9 @@ def errors_for_people(console: Console) -> Iterator[None]:
     except SpqError as error:
         print_error(error, console)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing was left behind")
+    except KeyboardInterrupt as interrupt:
+        left = "; ".join(getattr(interrupt, "__notes__", ["nothing was left behind"]))
+        console.print(f"interrupted; {left}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)

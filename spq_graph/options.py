@@ -40,4 +40,14 @@ SpikeRatio = Annotated[
 QuantizeLmHead = Annotated[bool, typer.Option("--quantize-lm-head", help="treat lm_head like any other site")]
 Seed = Annotated[int | None, typer.Option(min=0, help="seed of what is sampled and of random controls")]
 AllowNoGlu = Annotated[bool, typer.Option("--allow-no-glu", help="go on where the graph holds no GLU")]
+MemoryLimit = Annotated[
+    int | None,
+    typer.Option(min=1, help="MiB of weights in memory at a time; a larger model runs in pieces (default 256)",
+                 metavar="MIB"),
+]  # fmt: skip
 MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most")]
+
+
+def to_bytes(mebibytes: int | None) -> int | None:
+    """What --memory-limit means, in bytes."""
+    return mebibytes << 20 if mebibytes is not None else None

@@ -46,6 +46,8 @@ class Request:
         max_eval_tokens: limit of the text.
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence; None for the model's length.
+        ranges: what `calibrate` measured of this model; None to measure it.
+        memory: bytes of weights that a session may hold; None for the default.
         allow_no_glu: go on where no GLU is found.
         command: as it was given, for the report.
     """
@@ -63,6 +65,8 @@ class Request:
     max_eval_tokens: int | None = None
     bos: bool = False
     window: int | None = None
+    ranges: Path | None = None
+    memory: int | None = None
     allow_no_glu: bool = False
     command: str = ""
 
@@ -79,11 +83,11 @@ class Outcome:
 @contextmanager
 def opened(
     source: str, steps: Steps, *, tokenizer: Path | None = None, bos: bool = False, window: int | None = None,
-    allow_no_glu: bool = False, find_sites: bool = True,
+    memory: int | None = None, allow_no_glu: bool = False, find_sites: bool = True,
 ) -> Iterator[Workbench]:  # fmt: skip
     """A workbench over a source, with a folder for intermediate files that vanishes at the end."""
     with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
-        bench = Workbench(resolve(source, tokenizer), Path(work), steps, bos, window)
+        bench = Workbench(resolve(source, tokenizer), Path(work), steps, bos, window, memory)
         bench.open(allow_no_glu=allow_no_glu, find_sites=find_sites)
         yield bench
 
@@ -95,21 +99,21 @@ def quantize(request: Request, steps: Steps) -> Outcome:
         SpqError: what is wrong, where, and what to do; nothing is left behind then.
     """
     inputs = [
-        p for p in (request.calibration, request.text, request.tokenizer, Path(request.source)) if p and p.exists()
+        p
+        for p in (request.calibration, request.text, request.tokenizer, request.ranges, Path(request.source))
+        if p and p.exists()
     ]
     artifact.check_out(request.out, force=request.force, inputs=tuple(inputs))
     _check_texts(request, resolve(request.source, request.tokenizer))
     with (
         opened(
             request.source, steps, tokenizer=request.tokenizer, bos=request.bos, window=request.window,
-            allow_no_glu=request.allow_no_glu,
+            memory=request.memory, allow_no_glu=request.allow_no_glu,
         ) as bench,
         artifact.staged(request.out) as staging,
     ):  # fmt: skip
         text = _text(request, bench)
-        sequences = calibration_data(request, bench)
-        _refuse_overlap(text, sequences)
-        ranges = bench.calibrate(sequences)
+        ranges, sequences = _measured(request, bench, text)
         plans = [make_plan(bench, request.recipe, bits, ranges, sequences) for bits in request.bits]
         plan = plans[0]
         with steps.step("apply", "Inserting and proving"):
@@ -159,6 +163,20 @@ def _text(request: Request, bench: Workbench) -> Sequences | None:
     if path is None or not request.evaluate:
         return None
     return bench.sequences(path, max_tokens=request.max_eval_tokens)
+
+
+def _measured(request: Request, bench: Workbench, text: Sequences | None) -> tuple[Ranges, Sequences | None]:
+    """Ranges, and what to measure decisions on; None for that where neither data nor sampling was asked for."""
+    if request.ranges is not None:
+        ranges = bench.known_ranges(request.ranges)
+        if request.calibration is None:
+            return ranges, None
+        sequences = calibration_data(request, bench)
+        _refuse_overlap(text, sequences)
+        return ranges, sequences
+    sequences = calibration_data(request, bench)
+    _refuse_overlap(text, sequences)
+    return bench.calibrate(sequences), sequences
 
 
 def _refuse_overlap(text: Sequences | None, calibration: Sequences) -> None:

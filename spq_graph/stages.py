@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spq_graph import artifact
+from spq_graph.checkpoint import Checkpoint
 from spq_graph.errors import UsageError
 from spq_graph.models.source import resolve
 from spq_graph.pipeline import add_companions, make_plan, opened
@@ -61,9 +62,11 @@ def export(
 def calibrate(
     model: str, out: Path, steps: Steps, *, calibration: Path | None = None, tokens: int | None = None,
     tokenizer: Path | None = None, shard: str | None = None, merge: tuple[Path, ...] = (), seed: int = 0,
-    bos: bool = False, window: int | None = None, allow_no_glu: bool = False,
+    bos: bool = False, window: int | None = None, memory: int | None = None, allow_no_glu: bool = False,
 ) -> Ranges:  # fmt: skip
     """Measure ranges, or merge what was measured apart, and write them to `out`.
+
+    An interrupted run leaves what it measured beside `out`, and the next one on the same data goes on from there.
 
     Raises:
         SpqError: as `quantize`.
@@ -76,13 +79,17 @@ def calibrate(
         ranges = merge_all(Ranges.load(path) for path in merge)
         ranges.save(out)
         return ranges
-    with opened(model, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=allow_no_glu) as bench:
+    with opened(
+        model, steps, tokenizer=tokenizer, bos=bos, window=window, memory=memory, allow_no_glu=allow_no_glu
+    ) as bench:
         limit = tokens or Recipe().calibration_tokens
         data = bench.sequences(calibration, max_tokens=limit) if calibration else bench.sampled(tokens, seed)
         if part is not None:
             data = data.shard(*part)
-        ranges = bench.calibrate(data)
+        checkpoint = Checkpoint(out)
+        ranges = bench.calibrate(data, checkpoint)
     ranges.save(out)
+    checkpoint.clear()
     return ranges
 
 
@@ -95,7 +102,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 def plan(
     model: str, ranges: Path, out: Path, recipe: Recipe, steps: Steps, *, calibration: Path | None = None,
-    tokenizer: Path | None = None, bos: bool = False, window: int | None = None, allow_no_glu: bool = False,
+    tokenizer: Path | None = None, bos: bool = False, window: int | None = None, memory: int | None = None,
+    allow_no_glu: bool = False,
 ) -> Plan:  # fmt: skip
     """Decide from measured ranges, and write the plan to `out`.
 
@@ -104,9 +112,11 @@ def plan(
     """
     inputs = (Path(model), json_file(ranges), calibration)
     artifact.check_file(out, inputs=tuple(p for p in inputs if p is not None and p.is_file()))
-    loaded = Ranges.load(ranges)
-    with opened(model, steps, tokenizer=tokenizer, bos=bos, window=window, allow_no_glu=allow_no_glu) as bench:
-        bench.check_ranges(loaded)
+    Ranges.load(ranges)  # what cannot be read is said before anything that takes long
+    with opened(
+        model, steps, tokenizer=tokenizer, bos=bos, window=window, memory=memory, allow_no_glu=allow_no_glu
+    ) as bench:
+        loaded = bench.known_ranges(ranges)
         data = bench.sequences(calibration, max_tokens=recipe.calibration_tokens) if calibration else None
         made = make_plan(bench, recipe, recipe.bits, loaded, data)
     made.save(out)

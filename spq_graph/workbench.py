@@ -257,16 +257,20 @@ class Workbench:
 
         return measure, meter.tokens
 
-    def check_ranges(self, ranges: Ranges) -> None:
-        """Check that ranges were measured on this model.
+    def known_ranges(self, path: Path) -> Ranges:
+        """Ranges that were measured before.
 
         Raises:
-            DataError: they were measured on another.
+            DataError: they cannot be read, or were measured on another model.
         """
+        ranges = Ranges.load(path)
         if ranges.model_digest != self.digest:
             raise DataError(
-                "these ranges were measured on another model", remedy="run `spq-graph calibrate` on this one"
+                "these ranges were measured on another model",
+                where=str(path),
+                remedy="run `spq-graph calibrate` on this one",
             )
+        return ranges
 
     def _skeleton(self, ranges: Ranges, recipe: Recipe) -> Plan:
         """A plan with every measured site as the graph has it, from which those to be measured are made."""

@@ -1,0 +1,193 @@
+"""A decoder in pieces gives what it gives as a whole, to the bit, and says what ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+import onnx_ir as ir
+
+from spq_graph.checkpoint import Checkpoint
+from spq_graph.errors import ActivationError
+from spq_graph.passes.graph import Canonicalize, load_graph
+from spq_graph.passes.observe import FINITE_CHECK, Observe
+from spq_graph.passes.segments import split
+from spq_graph.ranges import Ranges
+from spq_graph.runtime.calibrate import calibrate
+from spq_graph.runtime.segmented import SegmentedRunner
+from spq_graph.runtime.sequences import Sequences
+from spq_graph.runtime.session import Runner, execute_once
+from spq_graph.segment import Segmented
+from tests.decoder_graphs import Decoder, decoder
+from tests.graphs import Glu
+
+SHAPES = {
+    "plain": Decoder(layers=3, glu=Glu(width=32, inner=48)),
+    "tied": Decoder(tied=True, capped=True, glu=Glu(width=32, inner=48)),
+    "experts": Decoder(experts=3, routed=True),
+    "grouped": Decoder(attention="GroupQueryAttention", kv_heads=1, glu=Glu(width=32, inner=48)),
+}
+
+
+@pytest.fixture(params=SHAPES)
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A decoder, with its weights beside it and without any value_info."""
+    made = tmp_path / "model.onnx"
+    ir.save(ir.from_proto(decoder(SHAPES[request.param])), made, external_data="model.bin")
+    return made
+
+
+def in_pieces(path: Path, limit: int) -> Segmented:
+    graph = load_graph(path)
+    Canonicalize()(graph)
+    return split(graph, path, limit)
+
+
+def rows(count: int, length: int = 6, seed: int = 0) -> Sequences:
+    ids = np.random.default_rng(seed).integers(0, 16, (count, length))
+    return Sequences(ids, np.ones_like(ids), 0, "random")
+
+
+def test_columns_one_by_one_give_nearly_the_same(path: Path) -> None:
+    some = rows(3)
+    (found,) = SegmentedRunner(in_pieces(path, 1)).stream([(some.ids, some.mask)])
+    np.testing.assert_allclose(found, Runner(path).logits(some.ids, some.mask), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 9000, 4096])
+def test_pieces_give_the_same_logits(path: Path, limit: int) -> None:
+    some = rows(5)
+    batches = [(some.ids[:3], some.mask[:3]), (some.ids[3:, :4], some.mask[3:, :4])]
+    whole = Runner(path)
+    found = SegmentedRunner(in_pieces(path, limit)).stream(batches)
+    for logits, (ids, mask) in zip(found, batches, strict=True):
+        np.testing.assert_array_equal(logits, whole.logits(ids, mask))
+
+
+def test_rounds_change_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spq_graph.runtime.segmented.ROUND_TOKENS", 12)
+    batches = [(ids, mask) for ids, mask in rows(7).batches(1)]
+    whole, steps = Runner(path), []
+    model = in_pieces(path, 9000)
+    runner = SegmentedRunner(model)
+    found = list(runner.results(batches, lambda done, total: steps.append((done, total))))
+    total = len(batches) * len(model.segments)
+    assert steps == [(done, total) for done in range(1, total + 1)]
+    for (logits,), (ids, mask) in zip(found, batches, strict=True):
+        np.testing.assert_array_equal(logits, whole.logits(ids, mask))
+
+
+def test_pieces_say_what_ran(path: Path) -> None:
+    ids = rows(1).ids
+    whole, pieces = execute_once(path, ids), SegmentedRunner(in_pieces(path, 9000)).execute_once(ids)
+    assert {k for k, v in whole.kernels.items() if v == "MatMul"} == {
+        k for k, v in pieces.kernels.items() if v == "MatMul"
+    }
+
+
+def measure(path: Path, sequences: Sequences, limit: int, checkpoint: Checkpoint | None = None) -> Ranges:
+    graph = load_graph(path)
+    Canonicalize()(graph)
+    values = [node.inputs[0].name or "" for node in graph.graph if node.op_type == "MatMul" and node.inputs[0]]
+    observe = Observe(list(dict.fromkeys(values)))
+    observe(graph)
+    probes = [(p.value, p.outputs) for p in observe.probes]
+    model = split(graph, path, limit)
+    return calibrate(model, probes, FINITE_CHECK, sequences, "digest", lambda *_: "there", checkpoint=checkpoint)
+
+
+def bytes_of(ranges: Ranges, folder: Path) -> bytes:
+    ranges.save(folder / "r.json")
+    return (folder / "r.json").read_bytes() + (folder / "r.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("limit", [9000, 1])
+def test_ranges_do_not_depend_on_the_limit(path: Path, tmp_path: Path, limit: int) -> None:
+    expected = bytes_of(measure(path, rows(5), 1 << 20), tmp_path)
+    assert bytes_of(measure(path, rows(5), limit), tmp_path) == expected
+
+
+class TestCheckpoint:
+    @pytest.fixture
+    def made(self, tmp_path: Path) -> Path:
+        made = tmp_path / "model.onnx"
+        ir.save(ir.from_proto(decoder(SHAPES["plain"])), made)
+        return made
+
+    @pytest.fixture(autouse=True)
+    def _small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("spq_graph.runtime.calibrate.BATCH_TOKENS", 12)
+        monkeypatch.setattr("spq_graph.runtime.segmented.ROUND_TOKENS", 24)
+
+    def interrupted(self, made: Path, checkpoint: Checkpoint, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A calibration that is interrupted when its next batch would be counted."""
+        count = Ranges.count
+
+        def counting(self: Ranges, ids: np.ndarray, mask: np.ndarray) -> None:
+            nonlocal after
+            after -= 1
+            if after < 0:
+                raise KeyboardInterrupt
+            count(self, ids, mask)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Ranges, "count", counting)
+            with pytest.raises(KeyboardInterrupt) as caught:
+                measure(made, rows(9), 9000, checkpoint)
+        assert "of 9 sequences were measured" in caught.value.__notes__[0]
+
+    def test_goes_on_where_it_stopped(self, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = bytes_of(measure(made, rows(9), 9000), tmp_path)
+        checkpoint = Checkpoint(tmp_path / "ranges.json")
+        self.interrupted(made, checkpoint, 3, monkeypatch)
+        kept = checkpoint.load("digest")
+        assert kept is not None
+        assert kept.sequences == 6
+        ran: list[int] = []
+        results = SegmentedRunner.results
+
+        def counted(self: SegmentedRunner, batches: list, progress: object = None) -> object:
+            ran.append(len(batches))
+            return results(self, batches, progress)
+
+        monkeypatch.setattr(SegmentedRunner, "results", counted)
+        assert bytes_of(measure(made, rows(9), 9000, checkpoint), tmp_path) == expected
+        assert ran == [2]  # of five batches of two rows, the last of one
+
+    @pytest.mark.parametrize("other", [rows(9, seed=1), rows(9, length=5)])
+    def test_other_data_start_anew(
+        self, made: Path, tmp_path: Path, other: Sequences, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        checkpoint = Checkpoint(tmp_path / "ranges.json")
+        self.interrupted(made, checkpoint, 3, monkeypatch)
+        found = measure(made, other, 9000, checkpoint)
+        assert found.sequences == 9
+        assert bytes_of(found, tmp_path) == bytes_of(measure(made, other, 9000), tmp_path)
+
+    def test_what_is_cut_short_is_passed_over(self, tmp_path: Path) -> None:
+        checkpoint = Checkpoint(tmp_path / "ranges.json")
+        checkpoint.save(Ranges("digest", sequences=2))
+        folder = tmp_path / "ranges.partial"
+        (folder / "000000000009.json").write_text('{"schema": "spq-gr')
+        found = checkpoint.load("digest")
+        assert found is not None
+        assert found.sequences == 2
+        assert checkpoint.load("another") is None
+        checkpoint.clear()
+        assert not folder.exists()
+
+
+def test_not_finite_is_named_in_pieces_too(path: Path) -> None:
+    graph = load_graph(path)
+    value = next(v for v in graph.graph.initializers.values() if v.const_value is not None and v.const_value.size > 64)
+    array = value.const_value.numpy().copy()
+    array[...] = np.nan
+    value.const_value = ir.tensor(array, name=value.name)
+    broken = path.with_name("broken.onnx")
+    ir.save(graph, broken)
+    with pytest.raises(ActivationError, match="NaN or infinite"):
+        measure(broken, rows(2), 9000)
