@@ -19,6 +19,7 @@ from spq_graph.sites import Role, Site, Unmatched
 
 _SAME_TOKENS = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div"})
 _TO_OUTPUT = frozenset({"Cast", "Identity", "Mul", "Div", "Tanh", "Add", "Slice", "Reshape", "Gather", "Squeeze"})
+_RANKS = frozenset({"TopK", "ArgMax"})  # some take the best one, mask it out, and take the best one again
 _TO_TOPK = frozenset({"Softmax", "Sigmoid", "Add", "Sub", "Mul", "Div", "Cast", "Identity", "Reshape", "Where",
                       "Unsqueeze", "Squeeze"})  # fmt: skip
 
@@ -243,12 +244,12 @@ def _set_role(nodes: dict[ir.Node, Site], node: ir.Node, role: Role) -> None:
 
 
 def _assign_ends(graph: ir.Graph, nodes: dict[ir.Node, Site]) -> None:
-    """lm_head is the site whose output is the graph's, but for scaling; a router's output is ranked by TopK."""
+    """lm_head is the site whose output is the graph's, but for scaling; a router's output is ranked."""
     logits = next((v for v in graph.outputs if v.name == "logits"), graph.outputs[0])
     for node in [node for node, site in nodes.items() if site.role is Role.OTHER]:
-        if _reaches(node, logits, None, _TO_OUTPUT):
+        if _reaches(node, logits, frozenset(), _TO_OUTPUT):
             _set_role(nodes, node, Role.LM_HEAD)
-        elif _reaches(node, None, "TopK", _TO_TOPK):
+        elif _reaches(node, None, _RANKS, _TO_TOPK):
             _set_role(nodes, node, Role.ROUTER)
 
 
@@ -257,18 +258,18 @@ def _chooses_experts(node: ir.Node, value: ir.Value) -> bool:
     return node.op_type in FUSED_EXPERTS and len(node.inputs) > 1 and node.inputs[1] is value
 
 
-def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, through: frozenset[str]) -> bool:
+def _reaches(start: ir.Node, target: ir.Value | None, ends: frozenset[str], through: frozenset[str]) -> bool:
     queue, seen = deque(start.outputs[:1]), {start}
     while queue and len(seen) < 24:
         value = queue.popleft()
         if value is target:
             return True
         for node in users_of(value):
-            if op_type is not None and (node.op_type == op_type or _chooses_experts(node, value)):
+            if ends and (node.op_type in ends or _chooses_experts(node, value)):
                 return True
             if node in seen or node.op_type not in through:
                 continue
-            if op_type is None and sum(weight_of(v) is None and scalar_of(v) is None for v in node.inputs if v) > 1:
+            if not ends and sum(weight_of(v) is None and scalar_of(v) is None for v in node.inputs if v) > 1:
                 continue  # the sum or product of two activations is not just a scaled output
             seen.add(node)
             queue.extend(node.outputs[:1])
