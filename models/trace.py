@@ -55,12 +55,12 @@ def _prepare_experts(model: PreTrainedModel) -> None:
     no grouped product (`grouped_mm`, the default). Experts that cannot be taken out of their stack have their weights
     gathered token by token (`batched_mm`). Done here and not while loading: a model that runs in torch need not pay.
     """
-    from spq_graph.models.experts import unstack_experts
+    from spq_graph.models.experts import separate_experts
 
     choose = getattr(model, "set_experts_implementation", None)
     if choose is not None:  # transformers 4 knows no choice
         choose("batched_mm")
-    unstack_experts(model)
+    separate_experts(model)
 
 
 def _without(model: PreTrainedModel) -> Traced:
