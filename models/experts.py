@@ -127,10 +127,8 @@ def _routed(compute: Compute, experts: int, rows: Tensor, chosen: Tensor, weight
     order = torch.sort(flat)[1]
     counts = (flat.unsqueeze(1) == torch.arange(experts)).sum(dim=0)
     pieces = torch.ops.spq_graph.rows_by_expert(rows, order, counts, chosen.shape[1], experts)
-    out = torch.cat([compute(number, piece) for number, piece in enumerate(pieces)])
-    # Taken by index, so that the number of rows is the index's, and not the sum of sizes that nobody knows.
-    out = out.index_select(0, torch.sort(order)[1]) * weights.reshape(-1, 1)
-    return out.reshape(*chosen.shape, -1).sum(dim=1).to(rows.dtype)
+    out = torch.ops.spq_graph.rows_by_token([compute(number, piece) for number, piece in enumerate(pieces)], order)
+    return (out * weights.reshape(-1, 1)).reshape(*chosen.shape, -1).sum(dim=1).to(rows.dtype)
 
 
 @torch.library.custom_op(
@@ -153,12 +151,32 @@ def _shapes(rows: Tensor, order: Tensor, counts: Tensor, each: int, pieces: int)
     return [rows.new_empty(context.new_dynamic_size(), rows.shape[1]) for _ in range(pieces)]
 
 
+@torch.library.custom_op(
+    "spq_graph::rows_by_token", mutates_args=(), schema="(Tensor[] pieces, Tensor order) -> Tensor"
+)
+def rows_by_token(pieces: list[Tensor], order: Tensor) -> Tensor:
+    """Joins pieces and undoes an order; the number of rows is the order's, and not the sum of sizes nobody knows."""
+    return torch.cat(pieces)[torch.sort(order)[1]]
+
+
+@rows_by_token.register_fake
+def _shape(pieces: list[Tensor], order: Tensor) -> Tensor:
+    return pieces[0].new_empty(order.shape[0], pieces[0].shape[1])
+
+
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How torch.onnx is to write the operator of this module: what `custom_translation_table` takes."""
+    """How torch.onnx is to write the operators of this module: what `custom_translation_table` takes."""
     from onnxscript import opset13 as op
 
-    def write(rows: Any, order: Any, counts: Any, each: int, pieces: int) -> Any:
+    def by_expert(rows: Any, order: Any, counts: Any, each: int, pieces: int) -> Any:
         # The optimizer makes a Split of it, which the exporter cannot be told: it counts the outputs by an attribute.
         return op.SplitToSequence(op.Gather(rows, op.Div(order, each), axis=0), counts, axis=0)
 
-    return {torch.ops.spq_graph.rows_by_expert.default: write}
+    def by_token(pieces: Any, order: Any) -> Any:
+        _, back = op.TopK(order, op.Shape(order), axis=0, largest=0)
+        return op.Gather(op.Concat(*pieces, axis=0), back, axis=0)
+
+    return {
+        torch.ops.spq_graph.rows_by_expert.default: by_expert,
+        torch.ops.spq_graph.rows_by_token.default: by_token,
+    }
