@@ -127,7 +127,8 @@ def _routed(compute: Compute, experts: int, rows: Tensor, chosen: Tensor, weight
     order = torch.sort(flat)[1]
     counts = (flat.unsqueeze(1) == torch.arange(experts)).sum(dim=0)
     pieces = torch.ops.spq_graph.rows_by_expert(rows, order, counts, chosen.shape[1], experts)
-    out = torch.ops.spq_graph.rows_by_token([compute(number, piece) for number, piece in enumerate(pieces)], order)
+    done = [compute(number, piece) for number, piece in enumerate(pieces)]
+    out: Tensor = torch.ops.spq_graph.rows_by_token(done, order)
     return (out * weights.reshape(-1, 1)).reshape(*chosen.shape, -1).sum(dim=1).to(rows.dtype)
 
 

@@ -12,7 +12,14 @@ from spq_graph.passes.attention import find_cores, site_after, sites_behind
 from spq_graph.passes.branches import TO_DOWN, only_dynamic, projection, scaled_from
 from spq_graph.passes.collect import collect_sites
 from spq_graph.passes.experts import (
-    FusedExperts, StackedGlu, StackedProduct, find_fused, find_stacked, is_fused, stacked_glu, with_roles,
+    FusedExperts,
+    StackedGlu,
+    StackedProduct,
+    find_fused,
+    find_stacked,
+    is_fused,
+    stacked_glu,
+    with_roles,
 )  # fmt: skip
 from spq_graph.passes.layers import layers_of, number_experts, origin_of
 from spq_graph.passes.misses import near_miss, unknown_gate
@@ -262,4 +269,5 @@ def _number_layers(nodes: dict[ir.Node, Site], found: Identified, glus: _Glus) -
 def _list_experts(found: Identified, glus: _Glus) -> None:
     known = {product.node for product in glus.stacked.values()}
     found.unmatched = [u for u in found.unmatched if u.node not in known]
-    found.unmatched += [experts.unmatched for experts in (*glus.stacked.values(), *glus.fused.values())]
+    found.unmatched += [product.unmatched for product in glus.stacked.values()]
+    found.unmatched += [fused.unmatched for fused in glus.fused.values()]

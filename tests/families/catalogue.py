@@ -68,7 +68,9 @@ class Family:
     def _experts(self) -> dict[str, tuple[str, int | None]]:
         parts = {"gate_up_proj": "expert_gate_up", "down_proj": "expert_down"} if self.experts else {}
         return {
-            f"{self.experts}.{number}.{part}": (role, number) for number in range(EXPERTS) for part, role in parts.items()
+            f"{self.experts}.{number}.{part}": (role, number)
+            for number in range(EXPERTS)
+            for part, role in parts.items()
         }
 
     @property

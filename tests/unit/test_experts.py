@@ -87,6 +87,38 @@ def test_gathered_by_token(naming: Naming, weight_first: bool, packed: bool) -> 
     assert all(f": {EXPERTS} experts, weights [" in u.reason for u in found.unmatched)
 
 
+@pytest.mark.parametrize("naming", ["dynamo", "anonymous"])
+def test_tokens_sorted_by_expert_and_cut_into_pieces(naming: Naming) -> None:
+    """What our own export gives; numbered also where no name states a number."""
+    b = Builder(naming=naming)
+    value = "x"
+    for layer in range(2):
+        path = f"model.layers.{layer}.mlp"
+        b.module = f"{path}.gate"
+        _, chosen = b.op("TopK", b.linear(value, WIDTH, EXPERTS), b.const([1], np.int64), outputs=2)
+        b.module = f"{path}.experts"
+        flat = b.op("Reshape", chosen, b.const([-1], np.int64))
+        _, order = b.op("TopK", flat, b.op("Shape", flat), outputs=2, largest=0)
+        mine = b.op("Equal", b.op("Unsqueeze", flat, b.const([1], np.int64)), b.const(range(EXPERTS), np.int64))
+        counts = b.op("ReduceSum", b.op("Cast", mine, to=onnx.TensorProto.INT64), b.const([0], np.int64), keepdims=0)
+        pieces = b.op("Split", b.op("Gather", value, order, axis=0), counts, outputs=EXPERTS, axis=0)
+        glu = Glu(width=WIDTH, inner=INNER)
+        done = [write_glu(b, piece, glu, f"{path}.experts.{number}") for number, piece in enumerate(pieces)]
+        b.module = f"{path}.experts"
+        _, back = b.op("TopK", order, b.op("Shape", order), outputs=2, largest=0)
+        value = b.op("Add", value, b.op("Gather", b.op("Concat", *done, axis=0), back, axis=0))
+    b.op("Identity", value, outputs=["y"])
+    found = found_in(b)
+    assert [(block.kind, block.layer) for block in found.blocks] == [
+        ("swiglu", n) for n in (0, 1) for _ in range(EXPERTS)
+    ]
+    for role in (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN):
+        numbers = [(site.layer, site.expert) for site in found.sites if site.role is role]
+        assert numbers == [(layer, expert) for layer in (0, 1) for expert in range(EXPERTS)]
+    assert [site.layer for site in found.sites if site.role is Role.ROUTER] == [0, 1]
+    assert found.unmatched == []
+
+
 def test_every_expert_multiplies_every_token() -> None:
     b = Builder(naming="dynamo", module="model.layers.4.mlp.experts")
     value = b.op("Unsqueeze", "x", b.const([0], np.int64))
@@ -102,7 +134,9 @@ def test_every_expert_multiplies_every_token() -> None:
     assert all("one product takes all experts' weights at once" in u.reason for u in found.unmatched)
 
 
-def fused_layer(b: Builder, value: str, path: str, op_type: str = "MoE", *, third: bool = False, **attributes: Any) -> str:
+def fused_layer(
+    b: Builder, value: str, path: str, op_type: str = "MoE", *, third: bool = False, **attributes: Any
+) -> str:
     """A router and ONNX Runtime's operator behind it; returns value + experts(value)."""
     b.module = path
     chances = b.linear(value, WIDTH, EXPERTS)
