@@ -20,7 +20,7 @@ from spq_graph.passes.experts import (
     is_fused,
     stacked_glu,
     with_roles,
-)  # fmt: skip
+)
 from spq_graph.passes.layers import layers_of, number_experts, origin_of
 from spq_graph.passes.misses import near_miss, unknown_gate
 from spq_graph.passes.patterns import GluMatch, find_glus
