@@ -82,6 +82,8 @@ def _translate(traced: Traced, opset: int) -> ir.Model:
     from onnx_ir.passes.common import IdentityEliminationPass
     from onnxscript import optimizer
 
+    from spq_graph.models.experts import translations
+
     with torch.no_grad():
         onnx_program = torch.onnx.export(
             traced.program,
@@ -90,6 +92,7 @@ def _translate(traced: Traced, opset: int) -> ir.Model:
             input_names=traced.inputs,
             output_names=traced.outputs,
             dynamic_shapes=traced.axes,
+            custom_translation_table=translations(),
             optimize=False,
             verbose=False,
         )

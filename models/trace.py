@@ -44,20 +44,23 @@ def trace(model: PreTrainedModel, *, cache: bool) -> Traced:
     Narrowing the model's own forward, instead of wrapping the model in another module, keeps every parameter and scope
     name as it is in the checkpoint.
     """
-    _export_experts(model)
+    _prepare_experts(model)
     return _with_cache(model) if cache else _without(model)
 
 
-def _export_experts(model: PreTrainedModel) -> None:
-    """Has a mixture of experts gather its experts' weights token by token, instead of looping over them.
+def _prepare_experts(model: PreTrainedModel) -> None:
+    """Has a mixture of experts take a form that can be traced.
 
-    Which tokens an expert gets is data, so torch.export cannot follow the loops (`eager`), and ONNX has no grouped
-    product (`grouped_mm`, the default); `batched_mm` is what is left. Set here and not while loading, because it
-    copies weights for every token, which a model that runs in torch need not pay. transformers 4 knows no choice.
+    Which tokens an expert gets is data, so torch.export cannot follow the loops of transformers (`eager`), and ONNX has
+    no grouped product (`grouped_mm`, the default). Experts that cannot be taken out of their stack have their weights
+    gathered token by token (`batched_mm`). Done here and not while loading: a model that runs in torch need not pay.
     """
+    from spq_graph.models.experts import separate_experts
+
     choose = getattr(model, "set_experts_implementation", None)
-    if choose is not None:
+    if choose is not None:  # transformers 4 knows no choice
         choose("batched_mm")
+    separate_experts(model)
 
 
 def _without(model: PreTrainedModel) -> Traced:

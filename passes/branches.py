@@ -14,6 +14,7 @@ TO_DOWN = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div", "Cl
 MOVES = frozenset({"Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Dropout"})
 _FROM_PROJECTION = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity", "Split", "Slice", "Gather", "Reshape",
                               "Transpose", "Squeeze", "Unsqueeze", "Dropout", "Clip", "Min", "Max"})  # fmt: skip
+_SAME_TOKENS = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div"})
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max"})
 
 
@@ -23,6 +24,16 @@ def only_dynamic(node: ir.Node) -> ir.Value | None:
         return node.inputs[0]
     dynamic = [v for v in node.inputs if v is not None and weight_of(v) is None]
     return dynamic[0] if len(dynamic) == 1 else None
+
+
+def scaled_from(value: ir.Value | None) -> ir.Value | None:
+    """What a value was before it was scaled, cast and reshaped."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in _SAME_TOKENS:
+        before = only_dynamic(node)
+        if before is None:
+            break
+        value = before
+    return value
 
 
 def projection(value: ir.Value | None, nodes: Container[ir.Node], depth: int = 12) -> ir.Node | None:

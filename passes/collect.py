@@ -13,9 +13,7 @@ from spq_graph.passes.values import FLOATS, Weight, is_standard, weight_of
 from spq_graph.sites import Role, Site, Unmatched, expert_of, layer_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
-_OTHER_LINEAR = frozenset({"FusedMatMul", "Einsum", "Conv", "FusedGemm", "QMoE", "MoE", "GemmFastGelu"})
-# A whole mixture of experts: inputs 0, 1, 2 are the hidden states, the router's output and the first stack of weights.
-FUSED_EXPERTS = frozenset({"MoE", "QMoE"})
+_OTHER_LINEAR = frozenset({"FusedMatMul", "Einsum", "Conv", "FusedGemm", "GemmFastGelu"})
 # Contrib operators that hold their projections themselves: inputs 0, 1 are the hidden states and the packed weight.
 _FUSED_LINEAR = frozenset({"Attention", "PackedAttention", "LongformerAttention", "QAttention", "DecoderAttention"})
 
@@ -37,7 +35,7 @@ def collect_sites(graph: ir.Graph) -> tuple[dict[ir.Node, Site], list[Unmatched]
             elif found:
                 unmatched.append(Unmatched(node.name or "", found))
         elif _holds_weight(node):
-            unmatched.append(Unmatched(node.name or "", _why_untouched(node)))
+            unmatched.append(Unmatched(node.name or "", f"{node.op_type} is not handled; it stays as it is"))
         unmatched += _inside_subgraphs(node)
     shared = Counter(site.key for site in sites.values())
     for node, site in sites.items():
@@ -50,14 +48,6 @@ def _holds_weight(node: ir.Node) -> bool:
     if node.op_type in _FUSED_LINEAR and not is_standard(node):
         return len(node.inputs) > 1 and weight_of(node.inputs[1]) is not None
     return node.op_type in _OTHER_LINEAR and any(weight_of(v) is not None for v in node.inputs[1:])
-
-
-def _why_untouched(node: ir.Node) -> str:
-    if node.op_type in FUSED_EXPERTS and len(node.inputs) > 2 and (stack := weight_of(node.inputs[2])) is not None:
-        experts, layer = stack.tensor.shape[0], layer_of(module_path(node) or node.name or "")
-        where = f" of layer {layer}" if layer is not None else ""
-        return f"{node.op_type}{where} holds all projections of {experts} experts in one operator; it stays as it is"
-    return f"{node.op_type} is not handled; it stays as it is"
 
 
 def _inside_subgraphs(node: ir.Node) -> Iterator[Unmatched]:

@@ -1,8 +1,9 @@
 """Mixtures of experts whose weights lie in one stack: products with a weight that is chosen while the model runs.
 
-transformers keeps all experts of a layer in one tensor, [experts, ...]. Exported, a token's weights are gathered from
-it (`batched_mm`), or every expert multiplies every token (one product with the whole stack). Neither has a constant
-matrix as an operand, so neither is a Site; but what it is, and why it stays in floating point, can be told.
+Other exporters keep all experts of a layer in one tensor, [experts, ...]. A token's weights are gathered from it
+(transformers' `batched_mm`), every expert multiplies every token (one product with the whole stack), or one operator of
+ONNX Runtime's does it all. None of them has a constant matrix as an operand, so none is a Site; but what it is, and why
+it stays as it is, can be told.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from spq_graph.passes.patterns import GluMatch
 from spq_graph.passes.values import FLOATS, is_standard, users_of, weight_of
 from spq_graph.sites import Role, Unmatched, layer_of
 
+# A whole mixture of experts: inputs 0, 1, 2 are the hidden states, the router's output and the first stack of weights.
+# By operator: which input holds the weights that are multiplied with the gate, where the first stack does not.
+_FUSED = {"MoE": 6, "QMoE": 8}
+_GATED = {"silu": "swiglu", "gelu": "geglu", "relu": "reglu"}
 _CHOICES = frozenset({"Gather", "GatherND", "GatherElements"})
 _TO_STACK = frozenset({"Transpose", "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
@@ -63,6 +68,60 @@ _WHY = {
     "by a constant": "a node of the graph cuts its weights out of the stack; fold constants, and it is a site",
     "": "one product takes all experts' weights at once, and integer kernels take one matrix only",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class FusedExperts:
+    """A whole mixture of experts in one operator.
+
+    Attributes:
+        key: module path as the exporter recorded it, or the node's name.
+        node, op_type: its node.
+        experts: how many; None where its weights are no constants.
+        kind: of its GLUs; empty where nothing is gated.
+        layer: decoder layer, numbered from 0, where known.
+    """
+
+    key: str
+    node: str
+    op_type: str
+    experts: int | None
+    kind: str
+    layer: int | None
+
+    @property
+    def unmatched(self) -> Unmatched:
+        """What it is, and that nothing is done to it."""
+        where = f" of layer {self.layer}" if self.layer is not None else ""
+        gate = f"a {self.kind} each" if self.kind else "without a gate"
+        experts = "its" if self.experts is None else f"{self.experts}"
+        held = f"holds all projections of {experts} experts, {gate}, in one operator"
+        return Unmatched(self.node, f"{self.op_type}{where} {held}; it stays as it is")
+
+
+def find_fused(graph: ir.Graph) -> dict[ir.Node, FusedExperts]:
+    """Every mixture of experts in one operator, by node, in the graph's order."""
+    found = {}
+    for node in graph:
+        if is_fused(node):
+            key = module_path(node) or node.name or ""
+            stack = weight_of(node.inputs[2]) if len(node.inputs) > 2 else None
+            experts = int(stack.tensor.shape.numpy()[0]) if stack is not None and stack.tensor.shape else None
+            found[node] = FusedExperts(key, node.name or "", node.op_type, experts, _kind_of(node), layer_of(key))
+    return found
+
+
+def is_fused(node: ir.Node) -> bool:
+    """Whether a node is a mixture of experts of ONNX Runtime's."""
+    return node.op_type in _FUSED and not is_standard(node)
+
+
+def _kind_of(node: ir.Node) -> str:
+    attribute = node.attributes.get("activation_type")
+    activation = "relu" if attribute is None else attribute.as_string()
+    third = _FUSED[node.op_type]
+    gated = len(node.inputs) > third and node.inputs[third] is not None
+    return activation if activation == "swiglu" else _GATED.get(activation, "") if gated else ""
 
 
 def find_stacked(graph: ir.Graph) -> dict[ir.Node, StackedProduct]:

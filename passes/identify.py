@@ -9,16 +9,26 @@ import onnx_ir as ir
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.attention import find_cores, site_after, sites_behind
-from spq_graph.passes.branches import TO_DOWN, only_dynamic, projection
-from spq_graph.passes.collect import FUSED_EXPERTS, collect_sites
-from spq_graph.passes.experts import StackedGlu, StackedProduct, find_stacked, stacked_glu, with_roles
+from spq_graph.passes.branches import TO_DOWN, only_dynamic, projection, scaled_from
+from spq_graph.passes.collect import collect_sites
+from spq_graph.passes.experts import (
+    FusedExperts,
+    StackedGlu,
+    StackedProduct,
+    find_fused,
+    find_stacked,
+    is_fused,
+    stacked_glu,
+    with_roles,
+)
 from spq_graph.passes.layers import layers_of, number_experts, origin_of
-from spq_graph.passes.patterns import GluMatch, find_glus, follows_from
+from spq_graph.passes.misses import near_miss, unknown_gate
+from spq_graph.passes.patterns import GluMatch, find_glus
 from spq_graph.passes.values import scalar_of, users_of, weight_of
 from spq_graph.sites import Role, Site, Unmatched
 
-_SAME_TOKENS = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div"})
 _TO_OUTPUT = frozenset({"Cast", "Identity", "Mul", "Div", "Tanh", "Add", "Slice", "Reshape", "Gather", "Squeeze"})
+_RANKS = frozenset({"TopK", "ArgMax"})  # some take the best one, mask it out, and take the best one again
 _TO_TOPK = frozenset({"Softmax", "Sigmoid", "Add", "Sub", "Mul", "Div", "Cast", "Identity", "Reshape", "Where",
                       "Unsqueeze", "Squeeze"})  # fmt: skip
 
@@ -55,11 +65,13 @@ class _Glus:
 
     Attributes:
         stacked: products with a stack of experts, by node.
-        order: sites and stacked products, in the graph's order.
+        fused: mixtures of experts in one operator, by node.
+        order: sites, stacked products and mixtures in one operator, in the graph's order.
         reads: for each block, the hidden states that it reads and its projections, down last.
     """
 
     stacked: dict[ir.Node, StackedProduct]
+    fused: dict[ir.Node, FusedExperts]
     order: list[ir.Node]
     reads: list[tuple[ir.Value | None, list[ir.Node]]] = field(default_factory=list)
 
@@ -71,13 +83,14 @@ def identify(model: ir.Model) -> Identified:
     """
     nodes, unmatched = collect_sites(model.graph)
     found = Identified(unmatched=unmatched)
-    stacked = find_stacked(model.graph)
-    glus = _Glus(stacked, [node for node in model.graph if node in nodes or node in stacked])
+    stacked, fused = find_stacked(model.graph), find_fused(model.graph)
+    glus = _Glus(stacked, fused, [n for n in model.graph if n in nodes or n in stacked or n in fused])
     _assign_glus(model, nodes, found, glus)
+    _record_fused(found, glus)
     _assign_attention(model.graph, nodes, found)
     _assign_ends(model.graph, nodes)
     _number_layers(nodes, found, glus)
-    _list_stacked(found, stacked)
+    _list_experts(found, glus)
     found.sites = list(nodes.values())
     found.unmatched.sort(key=lambda u: (u.node, u.reason))
     return found
@@ -115,10 +128,10 @@ def _assign_glus(model: ir.Model, nodes: dict[ir.Node, Site], found: Identified,
         elif gate is not None and _weighs(match, nodes[gate]):
             _set_role(nodes, gate, Role.ROUTER)
         elif down or (gate is not None and up is not None):  # a lone sigmoid gate elsewhere is no near miss
-            miss = _near_miss(match, bool(down), gate is not None, up is not None)
+            miss = near_miss(match, bool(down), gate is not None, up is not None)
             found.unmatched.append(Unmatched(match.product.name or "", miss))
     for product, users in downs.items():
-        if product not in explained and (reason := _unknown_gate(product, nodes)):
+        if product not in explained and (reason := unknown_gate(product, nodes)):
             found.unmatched.append(Unmatched(users[0].name or "", reason))
 
 
@@ -136,16 +149,7 @@ def _behind_downs(nodes: dict[ir.Node, Site]) -> dict[ir.Node, list[ir.Node]]:
 
 def _gates_a_side_branch(match: GluMatch, gate: ir.Node, up: ir.Node) -> bool:
     """Whether a plain sigmoid gate was computed from something else than what it gates, as squeeze-and-excite does."""
-    return match.kind == "glu" and _origin(gate.inputs[0]) is not _origin(up.inputs[0])
-
-
-def _origin(value: ir.Value | None) -> ir.Value | None:
-    while value is not None and (node := value.producer()) is not None and node.op_type in _SAME_TOKENS:
-        before = only_dynamic(node)
-        if before is None:
-            break
-        value = before
-    return value
+    return match.kind == "glu" and scaled_from(gate.inputs[0]) is not scaled_from(up.inputs[0])
 
 
 def _record(
@@ -169,52 +173,23 @@ def _record_stacked(match: GluMatch, glu: StackedGlu, found: Identified, glus: _
     glus.reads.append((origin_of(gate.input), [*dict.fromkeys((glu.gate, glu.up)), glu.down]))
 
 
+def _record_fused(found: Identified, glus: _Glus) -> None:
+    """Every mixture in one operator whose experts are GLUs counts as one, as a stack does, in the graph's order."""
+    gated = [node for node, fused in glus.fused.items() if fused.kind]
+    for node in gated:
+        fused = glus.fused[node]
+        found.blocks.append(GluBlock(fused.kind, fused.node, fused.key, fused.key, fused.key, fused.layer))
+        glus.reads.append((origin_of(node.inputs[0]), [node]))
+    if gated:
+        place = {node: index for index, node in enumerate(glus.order)}
+        order = sorted(range(len(glus.reads)), key=lambda index: place[glus.reads[index][1][-1]])
+        found.blocks = [found.blocks[index] for index in order]
+        glus.reads = [glus.reads[index] for index in order]
+
+
 def _weighs(match: GluMatch, gate: Site) -> bool:
     """Whether a sigmoid is one number a token, which weighs a whole branch (a shared expert) and gates nothing."""
     return match.kind == "glu" and gate.shape[1] == 1
-
-
-def _near_miss(match: GluMatch, down: bool, gate: bool, up: bool) -> str:
-    if not down:
-        readers = sorted({node.op_type for node in users_of(match.product.outputs[0])})
-        instead = f", but {', '.join(readers)}" if readers else ""
-        return f"{match.kind} product feeds no MatMul with a constant weight{instead}"
-    if gate and up:
-        return f"{match.kind} product found, but its gate is computed from another value than what it gates"
-    side = "up" if gate else "gate"
-    return f"{match.kind} product found, but its {side} branch comes from no MatMul with a constant weight"
-
-
-def _unknown_gate(product: ir.Node, nodes: dict[ir.Node, Site]) -> str | None:
-    """Say why act(gate) * up was not taken for a GLU; None for any other product."""
-    one, other = product.inputs
-    if weight_of(one) is not None or weight_of(other) is not None or _one_branch(one, other):
-        return None
-    for gate, up in ((one, other), (other, one)):
-        if projection(up, nodes) is None:
-            continue
-        if projection(gate, nodes) is not None:
-            return "looks like a GLU, but neither branch has an activation"
-        if chain := _chain_to_projection(gate, nodes):
-            return f"looks like a GLU, but {chain} is not a known gate activation"
-    return None
-
-
-def _one_branch(one: ir.Value | None, other: ir.Value | None) -> bool:
-    """Whether both operands are computed from one value, as in x/2 * (1 + tanh(..x..)): an activation, no gate."""
-    values = [_origin(v) for v in (one, other)]
-    return any(a is not None and b is not None and follows_from(a, b, 12) for a, b in (values, values[::-1]))
-
-
-def _chain_to_projection(value: ir.Value | None, nodes: dict[ir.Node, Site], depth: int = 4) -> str:
-    """The operators between a value and the projection it comes from, by their first operands; empty for none."""
-    chain: list[str] = []
-    while value is not None and (node := value.producer()) is not None and node.inputs and len(chain) < depth:
-        chain.append(f"{node.op_type} ('{node.name}')")
-        value = node.inputs[0]
-        if projection(value, nodes) is not None:
-            return ", ".join(chain)
-    return ""
 
 
 def _assign_attention(graph: ir.Graph, nodes: dict[ir.Node, Site], found: Identified) -> None:
@@ -243,32 +218,32 @@ def _set_role(nodes: dict[ir.Node, Site], node: ir.Node, role: Role) -> None:
 
 
 def _assign_ends(graph: ir.Graph, nodes: dict[ir.Node, Site]) -> None:
-    """lm_head is the site whose output is the graph's, but for scaling; a router's output is ranked by TopK."""
+    """lm_head is the site whose output is the graph's, but for scaling; a router's output is ranked."""
     logits = next((v for v in graph.outputs if v.name == "logits"), graph.outputs[0])
     for node in [node for node, site in nodes.items() if site.role is Role.OTHER]:
-        if _reaches(node, logits, None, _TO_OUTPUT):
+        if _reaches(node, logits, frozenset(), _TO_OUTPUT):
             _set_role(nodes, node, Role.LM_HEAD)
-        elif _reaches(node, None, "TopK", _TO_TOPK):
+        elif _reaches(node, None, _RANKS, _TO_TOPK):
             _set_role(nodes, node, Role.ROUTER)
 
 
 def _chooses_experts(node: ir.Node, value: ir.Value) -> bool:
     """Whether a fused mixture of experts ranks a value itself."""
-    return node.op_type in FUSED_EXPERTS and len(node.inputs) > 1 and node.inputs[1] is value
+    return is_fused(node) and len(node.inputs) > 1 and node.inputs[1] is value
 
 
-def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, through: frozenset[str]) -> bool:
+def _reaches(start: ir.Node, target: ir.Value | None, ends: frozenset[str], through: frozenset[str]) -> bool:
     queue, seen = deque(start.outputs[:1]), {start}
     while queue and len(seen) < 24:
         value = queue.popleft()
         if value is target:
             return True
         for node in users_of(value):
-            if op_type is not None and (node.op_type == op_type or _chooses_experts(node, value)):
+            if ends and (node.op_type in ends or _chooses_experts(node, value)):
                 return True
             if node in seen or node.op_type not in through:
                 continue
-            if op_type is None and sum(weight_of(v) is None and scalar_of(v) is None for v in node.inputs if v) > 1:
+            if not ends and sum(weight_of(v) is None and scalar_of(v) is None for v in node.inputs if v) > 1:
                 continue  # the sum or product of two activations is not just a scaled output
             seen.add(node)
             queue.extend(node.outputs[:1])
@@ -278,18 +253,21 @@ def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, throu
 def _number_layers(nodes: dict[ir.Node, Site], found: Identified, glus: _Glus) -> None:
     """Number layers where names state none, and experts."""
     if glus.reads and all(block.layer is None for block in found.blocks):
-        order = [node for node in glus.order if node in glus.stacked or nodes[node].role is not Role.LM_HEAD]
+        order = [node for node in glus.order if node not in nodes or nodes[node].role is not Role.LM_HEAD]
         layers, places = layers_of(order, [(origin, members[-1]) for origin, members in glus.reads])
         for node, layer in layers.items():
             if node in nodes:
                 nodes[node] = replace(nodes[node], layer=layer)
+            elif node in glus.fused:
+                glus.fused[node] = replace(glus.fused[node], layer=layer)
             else:
                 glus.stacked[node] = replace(glus.stacked[node], layer=layer)
         found.blocks = [replace(block, layer=layer) for block, layer in zip(found.blocks, places, strict=True)]
     number_experts(nodes, [glu for glu in glus.reads if all(node in nodes for node in glu[1])])
 
 
-def _list_stacked(found: Identified, stacked: dict[ir.Node, StackedProduct]) -> None:
-    known = {product.node for product in stacked.values()}
+def _list_experts(found: Identified, glus: _Glus) -> None:
+    known = {product.node for product in glus.stacked.values()}
     found.unmatched = [u for u in found.unmatched if u.node not in known]
-    found.unmatched += [product.unmatched for product in stacked.values()]
+    found.unmatched += [product.unmatched for product in glus.stacked.values()]
+    found.unmatched += [fused.unmatched for fused in glus.fused.values()]

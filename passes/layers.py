@@ -10,8 +10,8 @@ import onnx_ir as ir
 from spq_graph.passes.branches import MOVES
 from spq_graph.sites import Role, Site
 
-# Between a layer's hidden states and an expert's input: its tokens are picked, or repeated for each of its experts.
-_TO_EXPERT = MOVES | {"Gather", "GatherND", "Expand", "Slice"}
+# Between a layer's hidden states and an expert's input: its tokens are picked or cut out, after each was repeated.
+_TO_EXPERT = MOVES | {"Gather", "GatherND", "Expand", "Slice", "Split"}
 
 
 def origin_of(value: ir.Value | None) -> ir.Value | None:

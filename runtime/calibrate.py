@@ -126,12 +126,12 @@ def _fours(arrays: list[npt.NDArray[np.float32]]) -> list[list[npt.NDArray[np.fl
 
 def _by_token(
     low: npt.NDArray[np.float32], high: npt.NDArray[np.float32], ids: Ids, mask: Ids, channels: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], Ids, Ids]:
-    """Bring reductions to [batch, length]; a value that is not one row a token has no ids."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], Ids | None, Ids]:
+    """Bring reductions to [batch, length]; a value that is not one row a token has neither ids nor sequences."""
     if low.size == ids.size:
         return low.reshape(ids.shape), high.reshape(ids.shape), channels, ids, mask
     rows = low.reshape(1, -1)
-    return rows, high.reshape(1, -1), channels, np.full(rows.shape, -1, np.int64), np.ones(rows.shape, np.int64)
+    return rows, high.reshape(1, -1), channels, None, np.ones(rows.shape, np.int64)
 
 
 def first_not_finite(checking: Segmented, outputs: Sequence[str], ids: Ids, mask: Ids) -> int | None:

@@ -62,7 +62,7 @@ class ValueRange:
         peak: largest token maximum (absolute value over K) and where it was.
         histogram: count of token maxima by bin.
         ratio_sum: sum over sequences of max/median of token maxima, in units of 2**-20.
-        sequences, tokens: how many went into it.
+        sequences, tokens: how many went into it; no sequences where rows do not stand for tokens in their order.
         channels: largest absolute value by channel, float32 [K].
     """
 
@@ -76,14 +76,17 @@ class ValueRange:
     channels: FloatArray
 
     @classmethod
-    def observe(cls, low: FloatArray, high: FloatArray, channels: FloatArray, ids: IntArray, mask: IntArray) -> Self:
+    def observe(
+        cls, low: FloatArray, high: FloatArray, channels: FloatArray, ids: IntArray | None, mask: IntArray
+    ) -> Self:
         """Summarize one batch.
 
         Args:
             low: minimum over the channels by token, float32 [batch, length].
             high: maximum over the channels by token, float32 [batch, length].
             channels: largest absolute value by channel, float32 [K].
-            ids: token ids, int64 [batch, length].
+            ids: token ids, int64 [batch, length]; None where the rows are no sequences: which of a batch's tokens an
+                expert gets depends on what else is in the batch, so only what holds for each row alone is noted.
             mask: 1 where a token counts, 0 where it is padding, int64 [batch, length].
         """
         maxima = np.maximum(np.abs(low), np.abs(high)).astype(np.float32)
@@ -92,17 +95,18 @@ class ValueRange:
         if not kept.size:
             raise DataError("a calibration batch holds nothing but padding", remedy="check attention_mask")
         codes, counts = np.unique(bins_of(kept), return_counts=True)
-        top = float(kept.max())
-        where = np.argwhere(valid & (maxima == kept.max()))
-        row, position = min(where.tolist(), key=lambda rc: (rc[1], int(ids[rc[0], rc[1]])))
-        ratio_sum = sum(_ratio_units(maxima, valid))
+        peak = Peak(float(kept.max()))
+        if ids is not None:
+            where = np.argwhere(valid & (maxima == kept.max()))
+            row, peak.position = min(where.tolist(), key=lambda rc: (rc[1], int(ids[rc[0], rc[1]])))
+            peak.token = int(ids[row, peak.position])
         return cls(
             low=float(low[valid].min()),
             high=float(high[valid].max()),
-            peak=Peak(top, int(ids[row, position]), int(position)),
+            peak=peak,
             histogram=dict(zip(codes.tolist(), counts.tolist(), strict=True)),
-            ratio_sum=ratio_sum,
-            sequences=int(valid.any(axis=1).sum()),
+            ratio_sum=0 if ids is None else sum(_ratio_units(maxima, valid)),
+            sequences=0 if ids is None else int(valid.any(axis=1).sum()),
             tokens=int(kept.size),
             channels=np.asarray(channels, dtype=np.float32),
         )
@@ -139,8 +143,16 @@ class ValueRange:
 
     @property
     def sequence_ratio(self) -> float:
-        """QFeM's statistic: mean over sequences of max/median (arXiv 2405.14428, section 4.1)."""
-        return self.ratio_sum / _RATIO_UNIT / max(1, self.sequences)
+        """QFeM's statistic: mean over sequences of max/median (arXiv 2405.14428, section 4.1).
+
+        The pooled ratio where there are no sequences.
+        """
+        return self.ratio_sum / _RATIO_UNIT / self.sequences if self.sequences else self.ratio
+
+    def forget_sequences(self) -> None:
+        """Keep only what holds for each row alone."""
+        self.peak = Peak(self.peak.value)
+        self.ratio_sum = self.sequences = 0
 
 
 def _ratio(top: float, median: float) -> float:
@@ -190,6 +202,16 @@ class Ranges:
             # A copy: what is merged into this later must not reach the shard that it came from.
             self.values[name] = replace(seen, histogram=dict(seen.histogram))
 
+    def settle(self) -> None:
+        """Bring values that did not see every sequence as one to the form that does not depend on batches.
+
+        An expert may by chance get all tokens of one batch, and then they are the batch's sequences; of the next one it
+        gets a few. Its ranges are those of rows without a sequence all the same. To be called when all is counted.
+        """
+        for seen in self.values.values():
+            if seen.sequences != self.sequences:
+                seen.forget_sequences()
+
     def merge(self, other: Ranges) -> None:
         """Add another shard of the same model.
 
@@ -207,6 +229,7 @@ class Ranges:
         self.data = (self.data + other.data) % _DIGEST_MODULUS
         self.tokens += other.tokens
         self.sequences += other.sequences
+        self.settle()
 
     def save(self, path: Path) -> None:
         """Write `path` (JSON, named so where it is not) and, beside it, the arrays as .safetensors."""

@@ -172,6 +172,11 @@ Status* infer(const Api* api, ort::ShapeInferContext* context, ort::TypeAndShape
   std::vector<const char*> names(rank);
   if (Status* status = call<ort::GetDimensions>(api, input, shape.data(), rank)) return status;
   if (Status* status = call<ort::GetSymbolicDimensions>(api, input, names.data(), rank)) return status;
+  // A size that is neither known nor named is set as -1, and two of -1 count as equal: values of different sizes would
+  // share a buffer. Of the rows of experts, say, nothing is told.
+  for (size_t i = 0; i + 1 < rank; ++i) {
+    if (shape[i] < 0 && *names[i] == '\0') return nullptr;
+  }
   const void* attribute = nullptr;
   if (Status* status = call<ort::ShapeInferContext_GetAttribute>(api, context, "N", &attribute)) return status;
   int64_t columns = 0;

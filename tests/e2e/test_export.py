@@ -150,6 +150,27 @@ def test_gemma2(tmp_path: Path) -> None:
     assert_matches_torch(folder, tmp_path / "model.onnx")
 
 
+def test_mixtral(tmp_path: Path) -> None:
+    """Experts of their own, also where a step of one token leaves some of them without any."""
+    config = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, num_local_experts=3, num_experts_per_tok=2,
+        initializer_range=0.2,
+    )  # fmt: skip
+    folder = tmp_path / "mixtral"
+    with quiet():
+        transformers.MixtralForCausalLM(config).save_pretrained(folder)
+    export_folder(folder, tmp_path / "model.onnx")
+    assert_matches_torch(folder, tmp_path / "model.onnx", steps=(6, 4, 1, 1))
+    model = ir.load(tmp_path / "model.onnx")
+    # No sequences, which nothing but ONNX Runtime's CPU provider takes, and each matrix in the file once, as [K, N].
+    assert not {node.op_type for node in model.graph} & {"SplitToSequence", "SequenceAt", "Loop"}
+    shapes = [tuple(v.shape) for name, v in model.graph.initializers.items() if ".experts." in name]
+    assert sorted(shapes) == [(32, 96)] * 3 + [(48, 32)] * 3
+    keys = [site.key for site in identify(canonical(tmp_path / "model.onnx")).sites if site.expert == 2]
+    assert keys == [f"model.layers.0.mlp.experts.2.{name}_proj" for name in ("gate_up", "down")]
+
+
 def edited(folder: Path, to: Path, **changes: Any) -> Path:
     shutil.copytree(folder, to)
     config = json.loads((to / "config.json").read_text())

@@ -17,7 +17,7 @@ _ATTENTION = {f"self_attn.{letter}_proj": f"attn_{letter}" for letter in "qkvo"}
 _MLP = {f"mlp.{name}_proj": f"glu_{name}" for name in ("gate", "up", "down")}
 _ROUTER = {"mlp.gate": "router"}
 _SHARED = {f"mlp.shared_expert.{name}_proj": f"glu_{name}" for name in ("gate", "up", "down")}
-STAYS = "it stays in floating point, because which weights a token gets is known only at run time"
+_SHARED_EXPERTS = {path.replace("expert", "experts"): role for path, role in _SHARED.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class Family:
         name, title: for tests, and for people.
         model: class in transformers; `config` too, where it is not named after it.
         settings: of its configuration, beside or instead of the common sizes.
-        modules: role by module path below a layer, in the order of the graph.
+        modules: role by module path below a layer, without experts.
+        experts: path of a layer's experts, where it has any.
         kinds: of the GLU blocks of a layer, in their order.
         prefix: path of a layer, with its number as `{}`.
         outside: role by module path, for those outside of the layers.
@@ -44,6 +45,7 @@ class Family:
     settings: dict[str, Any] = field(default_factory=dict)
     common: bool = True
     modules: dict[str, str] = field(default_factory=lambda: _ATTENTION | _MLP)
+    experts: str = ""
     kinds: tuple[Literal["swiglu", "geglu"], ...] = ("swiglu",)
     prefix: str = "model.layers.{}"
     outside: dict[str, str] = field(default_factory=lambda: {"lm_head": "lm_head"})
@@ -52,14 +54,24 @@ class Family:
     note: str = ""
 
     @property
-    def roles(self) -> dict[str, tuple[str, int | None]]:
-        """Role and layer of every site, by key."""
-        found: dict[str, tuple[str, int | None]] = {
-            f"{self.prefix.format(layer)}.{path}": (role, layer)
+    def roles(self) -> dict[str, tuple[str, int | None, int | None]]:
+        """Role, layer and expert of every site, by key."""
+        modules = {path: (role, None) for path, role in self.modules.items()} | self._experts
+        found: dict[str, tuple[str, int | None, int | None]] = {
+            f"{self.prefix.format(layer)}.{path}": (role, layer, expert)
             for layer in range(LAYERS)
-            for path, role in self.modules.items()
+            for path, (role, expert) in modules.items()
         }
-        return found | {path: (role, None) for path, role in self.outside.items()}
+        return found | {path: (role, None, None) for path, role in self.outside.items()}
+
+    @property
+    def _experts(self) -> dict[str, tuple[str, int | None]]:
+        parts = {"gate_up_proj": "expert_gate_up", "down_proj": "expert_down"} if self.experts else {}
+        return {
+            f"{self.experts}.{number}.{part}": (role, number)
+            for number in range(EXPERTS)
+            for part, role in parts.items()
+        }
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -67,18 +79,15 @@ class Family:
         return (_SIZES if self.common else {}) | self.settings
 
 
-def _stacked(inner: int) -> tuple[str, ...]:
-    """What is said of the two products of stacked experts of this width."""
-    return (
-        rf"expert_gate_up of layer \d: {EXPERTS} experts, weights \[{2 * inner}, 32\] each.*{STAYS}",
-        rf"expert_down of layer \d: {EXPERTS} experts, weights \[32, {inner}\] each.*{STAYS}",
-    )
-
-
-_IN_FLOAT = "experts are found and stay in floating point: their weights are gathered token by token"
 _NO_GLU = "no GLU: refused, and with `--allow-no-glu` quantized all the same"
 _HEADS = {"head_dim": 8}
 _CHOICE = {"num_experts_per_tok": 2}
+_CHOSEN = ("swiglu",) * EXPERTS
+_CHOSEN_AND_SHARED = ("swiglu",) * (EXPERTS + 1)
+_GROUPS = _CHOICE | {
+    "n_routed_experts": EXPERTS, "n_shared_experts": 1, "moe_intermediate_size": 24, "n_group": 2, "topk_group": 1,
+    "first_k_dense_replace": 0,
+}  # fmt: skip
 
 DECODERS: tuple[Family, ...] = (
     Family("llama", "Llama 2 and 3", "LlamaForCausalLM"),
@@ -102,24 +111,55 @@ DECODERS: tuple[Family, ...] = (
     Family("granite", "Granite", "GraniteForCausalLM"),
     Family(
         "mixtral", "Mixtral", "MixtralForCausalLM", settings=_CHOICE | {"num_local_experts": EXPERTS},
-        modules=_ATTENTION | _ROUTER, unmatched=_stacked(48), note=_IN_FLOAT,
+        modules=_ATTENTION | _ROUTER, experts="mlp.experts", kinds=_CHOSEN,
     ),
     Family(
         "qwen2_moe", "Qwen2-MoE", "Qwen2MoeForCausalLM",
         settings=_CHOICE | {
             "num_experts": EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40
         },
-        modules=_ATTENTION | _SHARED | _ROUTER | {"mlp.shared_expert_gate": "router"}, kinds=("swiglu", "swiglu"),
-        unmatched=_stacked(24), note=f"the shared expert is INT8; other {_IN_FLOAT}",
+        modules=_ATTENTION | _SHARED | _ROUTER | {"mlp.shared_expert_gate": "router"}, experts="mlp.experts",
+        kinds=_CHOSEN_AND_SHARED,
     ),
     Family(
         "qwen3_moe", "Qwen3-MoE", "Qwen3MoeForCausalLM",
         settings=_HEADS | _CHOICE | {"num_experts": EXPERTS, "moe_intermediate_size": 24},
-        modules=_ATTENTION | _ROUTER, unmatched=_stacked(24), note=_IN_FLOAT,
+        modules=_ATTENTION | _ROUTER, experts="mlp.experts", kinds=_CHOSEN,
     ),
     Family(
         "olmoe", "OLMoE", "OlmoeForCausalLM", settings=_CHOICE | {"num_experts": EXPERTS},
-        modules=_ATTENTION | _ROUTER, unmatched=_stacked(48), note=_IN_FLOAT,
+        modules=_ATTENTION | _ROUTER, experts="mlp.experts", kinds=_CHOSEN,
+    ),
+    Family(
+        "deepseek_v3", "DeepSeek-V3", "DeepseekV3ForCausalLM",
+        settings=_GROUPS | {
+            "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+            "num_key_value_heads": 4,
+        },
+        modules={
+            "self_attn.q_a_proj": "other", "self_attn.q_b_proj": "attn_q", "self_attn.kv_a_proj_with_mqa": "other",
+            "self_attn.kv_b_proj": "attn_v", "self_attn.o_proj": "attn_o",
+        } | _SHARED_EXPERTS | _ROUTER,
+        experts="mlp.experts", kinds=_CHOSEN_AND_SHARED, unmatched=("attn_k comes from several projections",),
+        note="keys come from two projections",
+    ),
+    Family(
+        "glm4_moe", "GLM-4.5", "Glm4MoeForCausalLM", settings=_GROUPS | _HEADS,
+        modules=_ATTENTION | _SHARED_EXPERTS | _ROUTER, experts="mlp.experts", kinds=_CHOSEN_AND_SHARED,
+    ),
+    Family(
+        "gpt_oss", "GPT-OSS", "GptOssForCausalLM",
+        settings=_HEADS | _CHOICE | {"num_local_experts": EXPERTS, "sliding_window": 4},
+        modules=_ATTENTION | {"mlp.router": "router"}, experts="mlp.experts", kinds=_CHOSEN,
+    ),
+    Family(
+        "granite_moe", "Granite-MoE", "GraniteMoeForCausalLM", settings=_CHOICE | {"num_local_experts": EXPERTS},
+        modules=_ATTENTION | {"block_sparse_moe.router": "router"}, experts="block_sparse_moe.experts", kinds=_CHOSEN,
+    ),
+    Family(
+        "phi_moe", "Phi-3.5-MoE", "PhimoeForCausalLM",
+        settings=_CHOICE | {"num_local_experts": EXPERTS, "initializer_range": 0.15},
+        modules=_ATTENTION | {"mlp.router": "router"}, experts="mlp.experts", kinds=_CHOSEN,
     ),
     Family(
         "gpt2", "GPT-2", "GPT2LMHeadModel", common=False,

@@ -26,7 +26,7 @@ def each(families: tuple[Family, ...]) -> pytest.MarkDecorator:
 @each(tuple(FAMILIES.values()))
 def test_found(family: Family, examined: Examined) -> None:
     found = examined(family.name).found
-    assert {site.key: (site.role.value, site.layer) for site in found.sites} == family.roles
+    assert {site.key: (site.role.value, site.layer, site.expert) for site in found.sites} == family.roles
     expected = [(kind, layer) for layer in range(LAYERS) for kind in family.kinds]
     assert [(block.kind, block.layer) for block in found.blocks] == expected
 
@@ -63,7 +63,7 @@ def test_same_logits_as_torch(family: Family, examined: Examined) -> None:
 def test_quantized(family: Family, examined: Examined) -> None:
     """Every site that is not left alone by its role runs in integers, and the model still says much the same."""
     result = examined(family.name)
-    assert result.planned == result.row.sites == sum(role not in ("router", "lm_head") for role, _ in
+    assert result.planned == result.row.sites == sum(role not in ("router", "lm_head") for role, *_ in
                                                      family.roles.values())  # fmt: skip
     assert result.expected is not None
     assert result.quantized is not None

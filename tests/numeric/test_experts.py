@@ -16,7 +16,8 @@ pytest.importorskip("onnxruntime")
 from spq_graph.pipeline import make_plan, opened
 from spq_graph.plan import Plan, Reason
 from spq_graph.progress import Steps
-from spq_graph.recipe import Recipe
+from spq_graph.ranges import Ranges, merge_all
+from spq_graph.recipe import Override, Precision, Recipe
 from spq_graph.runtime.sequences import Sequences
 from spq_graph.runtime.session import Runner
 from spq_graph.sites import Role
@@ -103,6 +104,40 @@ def test_an_expert_that_saw_too_few_tokens_stays_as_it_is(bench: Workbench, ids:
     assert any("saw 0 tokens" in note for note in notes)
     warnings = judge(plan.model_copy(update={"budget_met": True}), sample_report()).warnings
     assert any(f"fewer than {fewest + 1} calibration tokens" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("count", [5, 16])
+def test_shards_merge_to_the_bytes_of_one_run(bench: Workbench, tmp_path: Path, count: int) -> None:
+    """Which tokens an expert gets together depends on the batch; what is noted of them does not."""
+    rows = np.random.default_rng(2).integers(0, 16, (24, 8))
+    mask = (np.arange(8) < np.random.default_rng(3).integers(1, 9, (24, 1))).astype(np.int64)
+    ragged = Sequences(rows, mask)
+
+    def saved(ranges: Ranges, name: str) -> tuple[bytes, bytes]:
+        ranges.save(tmp_path / f"{name}.json")
+        return (tmp_path / f"{name}.json").read_bytes(), (tmp_path / f"{name}.safetensors").read_bytes()
+
+    whole = bench.calibrate(ragged)
+    shards = [bench.calibrate(ragged.shard(index, count)) for index in range(count)]
+    downs = [site.input for site in bench.found.sites if site.role is Role.EXPERT_DOWN and site.expert != EXPERTS - 1]
+    # Otherwise nothing would be shown: in some shard an expert got all tokens, as if it were no expert.
+    assert any(shard.values[name].sequences for shard in shards for name in downs if name in shard.values)
+    assert {whole.values[name].sequences for name in downs} == {0}
+    assert saved(merge_all(shards), "merged") == saved(merge_all(shards[::-1]), "reversed") == saved(whole, "whole")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "w8a16", "fp8_e4m3", "fp8_e5m2", "w8fp8a16", "fp16"])
+def test_an_expert_without_a_token(bench: Workbench, ids: Sequences, tmp_path: Path, precision: str) -> None:
+    """One token goes to two experts: the others multiply no rows, in every arithmetic."""
+    recipe = Recipe(max_kept=0.0, overrides=(Override(pattern="*.experts.[012].*", precision=precision),))
+    plan = make_plan(bench, recipe, 8, bench.calibrate(ids), None)
+    assert {site.precision for site in plan.sites if site.expert in range(EXPERTS - 1)} == {Precision(precision)}
+    built = bench.build(plan, tmp_path / "model.onnx")
+    for token in range(4):
+        row = np.full((1, 1), token)
+        whole, quantized = (Runner(path).logits(row, np.ones_like(row)) for path in (bench.model, built.path))
+        limit = 0.4 if precision == "int4" else 0.15
+        assert np.linalg.norm(quantized - whole) <= limit * np.linalg.norm(whole)
 
 
 def test_experts_run_as_integer_kernels(bench: Workbench, ids: Sequences) -> None:

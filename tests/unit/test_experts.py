@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -85,6 +87,38 @@ def test_gathered_by_token(naming: Naming, weight_first: bool, packed: bool) -> 
     assert all(f": {EXPERTS} experts, weights [" in u.reason for u in found.unmatched)
 
 
+@pytest.mark.parametrize("naming", ["dynamo", "anonymous"])
+def test_tokens_sorted_by_expert_and_cut_into_pieces(naming: Naming) -> None:
+    """What our own export gives; numbered also where no name states a number."""
+    b = Builder(naming=naming)
+    value = "x"
+    for layer in range(2):
+        path = f"model.layers.{layer}.mlp"
+        b.module = f"{path}.gate"
+        _, chosen = b.op("TopK", b.linear(value, WIDTH, EXPERTS), b.const([1], np.int64), outputs=2)
+        b.module = f"{path}.experts"
+        flat = b.op("Reshape", chosen, b.const([-1], np.int64))
+        _, order = b.op("TopK", flat, b.op("Shape", flat), outputs=2, largest=0)
+        mine = b.op("Equal", b.op("Unsqueeze", flat, b.const([1], np.int64)), b.const(range(EXPERTS), np.int64))
+        counts = b.op("ReduceSum", b.op("Cast", mine, to=onnx.TensorProto.INT64), b.const([0], np.int64), keepdims=0)
+        pieces = b.op("Split", b.op("Gather", value, order, axis=0), counts, outputs=EXPERTS, axis=0)
+        glu = Glu(width=WIDTH, inner=INNER)
+        done = [write_glu(b, piece, glu, f"{path}.experts.{number}") for number, piece in enumerate(pieces)]
+        b.module = f"{path}.experts"
+        _, back = b.op("TopK", order, b.op("Shape", order), outputs=2, largest=0)
+        value = b.op("Add", value, b.op("Gather", b.op("Concat", *done, axis=0), back, axis=0))
+    b.op("Identity", value, outputs=["y"])
+    found = found_in(b)
+    assert [(block.kind, block.layer) for block in found.blocks] == [
+        ("swiglu", n) for n in (0, 1) for _ in range(EXPERTS)
+    ]
+    for role in (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN):
+        numbers = [(site.layer, site.expert) for site in found.sites if site.role is role]
+        assert numbers == [(layer, expert) for layer in (0, 1) for expert in range(EXPERTS)]
+    assert [site.layer for site in found.sites if site.role is Role.ROUTER] == [0, 1]
+    assert found.unmatched == []
+
+
 def test_every_expert_multiplies_every_token() -> None:
     b = Builder(naming="dynamo", module="model.layers.4.mlp.experts")
     value = b.op("Unsqueeze", "x", b.const([0], np.int64))
@@ -100,16 +134,73 @@ def test_every_expert_multiplies_every_token() -> None:
     assert all("one product takes all experts' weights at once" in u.reason for u in found.unmatched)
 
 
-def test_fused_into_one_operator() -> None:
+def fused_layer(
+    b: Builder, value: str, path: str, op_type: str = "MoE", *, third: bool = False, **attributes: Any
+) -> str:
+    """A router and ONNX Runtime's operator behind it; returns value + experts(value)."""
+    b.module = path
+    chances = b.linear(value, WIDTH, EXPERTS)
+    into, out_of = (b.const(b.random(EXPERTS, *shape)) for shape in ((WIDTH, 2 * INNER), (INNER, WIDTH)))
+    inputs = {"MoE": [into, "", out_of], "QMoE": [into, b.const([1.0]), "", out_of, b.const([1.0])]}[op_type]
+    up = ["", into] if third else []
+    return str(b.op("Add", value, b.op(op_type, value, chances, *inputs, *up, domain=CONTRIB, k=2, **attributes)))
+
+
+@pytest.mark.parametrize(
+    ("op_type", "third", "activation", "kind"),
+    [
+        ("MoE", False, {"activation_type": "swiglu", "swiglu_fusion": 1}, "swiglu"),
+        ("MoE", True, {"activation_type": "silu"}, "swiglu"),
+        ("MoE", True, {"activation_type": "gelu"}, "geglu"),
+        ("QMoE", True, {}, "reglu"),
+        ("QMoE", False, {"activation_type": "swiglu", "swiglu_fusion": 2}, "swiglu"),
+        ("MoE", False, {"activation_type": "gelu"}, ""),
+        ("QMoE", False, {}, ""),
+    ],
+)
+def test_fused_into_one_operator(op_type: str, third: bool, activation: dict[str, Any], kind: str) -> None:
     """The router in front of it is one all the same, and stays in high precision."""
-    b = Builder(naming="torchscript", module="model.layers.7.mlp")
-    chances = b.linear("x", WIDTH, EXPERTS)
-    stacks = [b.const(b.random(EXPERTS, *shape)) for shape in ((WIDTH, 2 * INNER), (INNER, WIDTH))]
-    b.op("MoE", "x", chances, stacks[0], "", stacks[1], domain=CONTRIB, k=2, outputs=["y"])
+    b = Builder(naming="torchscript")
+    out = fused_layer(b, "x", "model.layers.7.mlp", op_type, third=third, **activation)
+    b.op("Identity", out, outputs=["y"])
     found = found_in(b)
     assert [site.role for site in found.sites] == [Role.ROUTER]
+    assert [(block.kind, block.layer) for block in found.blocks] == ([(kind, 7)] if kind else [])
     [entry] = found.unmatched
-    assert entry.reason == "MoE of layer 7 holds all projections of 3 experts in one operator; it stays as it is"
+    gate = f"a {kind} each" if kind else "without a gate"
+    held = f"{op_type} of layer 7 holds all projections of 3 experts, {gate}, in one operator"
+    assert entry.reason == f"{held}; it stays as it is"
+
+
+def test_fused_and_plain_layers_are_numbered_together() -> None:
+    """As in DeepSeek: a plain GLU first; and no name states a layer."""
+    b = Builder()
+    value = b.op("Add", "x", write_glu(b, "x", Glu(width=WIDTH, inner=INNER)))
+    for _ in range(2):
+        value = fused_layer(b, value, "", activation_type="swiglu", swiglu_fusion=1)
+    value = b.op("Add", value, write_glu(b, value, Glu(width=WIDTH, inner=INNER)))
+    b.op("Identity", value, outputs=["y"])
+    found = found_in(b)
+    assert [block.layer for block in found.blocks] == [0, 1, 2, 3]
+    assert [(site.role, site.layer) for site in found.sites if site.role is Role.ROUTER] == [
+        (Role.ROUTER, 1), (Role.ROUTER, 2)
+    ]  # fmt: skip
+    assert sorted(u.reason.split(" holds")[0] for u in found.unmatched) == ["MoE of layer 1", "MoE of layer 2"]
+
+
+def test_fused_with_weights_that_are_computed() -> None:
+    b = Builder(naming="torchscript", module="model.layers.0.mlp")
+    stacks = [b.op("Abs", b.const(b.random(EXPERTS, *shape))) for shape in ((WIDTH, INNER), (INNER, WIDTH))]
+    b.op("MoE", "x", b.linear("x", WIDTH, EXPERTS), stacks[0], "", stacks[1], domain=CONTRIB, outputs=["y"])
+    [entry] = found_in(b).unmatched
+    assert entry.reason.startswith("MoE of layer 0 holds all projections of its experts, without a gate")
+
+
+def test_the_best_expert_by_argmax() -> None:
+    b = Builder(naming="dynamo", module="model.layers.0.mlp.router")
+    best = b.op("ArgMax", b.op("Softmax", b.linear("x", WIDTH, EXPERTS), axis=-1), axis=-1, keepdims=1)
+    b.op("Mul", "x", b.op("Cast", best, to=FLOAT), outputs=["y"])
+    assert [site.role for site in found_in(b).sites] == [Role.ROUTER]
 
 
 def test_cut_out_by_a_constant() -> None:

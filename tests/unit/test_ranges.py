@@ -149,6 +149,25 @@ def test_a_sequence_counts_the_same_alone_and_beside_padding() -> None:
     assert (whole.ratio_sum, whole.sequences, whole.histogram) == (partly.ratio_sum, partly.sequences, partly.histogram)
 
 
+def test_rows_that_stand_for_no_tokens_have_neither_sequences_nor_a_place() -> None:
+    """An expert gets all tokens of one sequence, three of another one, none of a third: one way of telling it."""
+    values = np.random.default_rng(0).standard_t(2, (4, 8, 2)).astype(np.float32)
+    ids, ones = np.ones((4, 8), np.int64), np.ones((4, 8), np.int64)
+    ranges = Ranges("sha256:model")
+    ranges.add("all", observe(values, ids, ones))
+    ranges.add("expert", observe(values[:1], ids[:1], ones[:1]))
+    low, high = values[1:2, :3].min(axis=-1), values[1:2, :3].max(axis=-1)
+    ranges.add("expert", ValueRange.observe(low, high, np.abs(values[1, :3]).max(axis=0), None, ones[:1, :3]))
+    ranges.count(ids, ones)
+    ranges.settle()
+    expert, everything = ranges.values["expert"], ranges.values["all"]
+    assert (expert.sequences, expert.ratio_sum, expert.tokens) == (0, 0, 11)
+    assert (expert.peak.token, expert.peak.position) == (-1, -1)
+    assert expert.peak.value == max(np.abs(values[0]).max(), np.abs(values[1, :3]).max())
+    assert expert.sequence_ratio == expert.ratio
+    assert (everything.sequences, everything.peak.token) == (4, 1)
+
+
 def test_digest_counts_sequences_with_multiplicity() -> None:
     ids = np.array([[1, 2, 3], [4, 5, 6]])
     ones = np.ones_like(ids)
