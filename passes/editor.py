@@ -154,6 +154,10 @@ class Editor:
         if name not in self.shared:
             self.shared[name] = self.add(node, "Cast", [value], name, to, like=value, to=int(to))
         node.replace_input_with(0, self.shared[name])
+        self.narrow(node, to, original)
+
+    def narrow(self, node: ir.Node, computed: ir.DataType, original: ir.DataType) -> None:
+        """Say in which type a product computes now, and give its result the type that it had."""
         output = node.outputs[0]
         cast = ir.node("Cast", [output], {"to": int(original)}, name=self.fresh(f"{node.name}.narrowed"))
         cast.metadata_props[ADDED] = node.name or ""
@@ -161,7 +165,7 @@ class Editor:
         cast.outputs[0].dtype, cast.outputs[0].shape = original, output.shape
         self.take_over(output, cast.outputs[0])
         cast.replace_input_with(0, output)
-        output.dtype = ir.DataType.FLOAT
+        output.dtype = computed
 
     def shield(self, node: ir.Node) -> None:
         """Part an integer product from the Add behind it by a Reshape that changes nothing.

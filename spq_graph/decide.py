@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from spq_graph.choices import Choice, above, apply_overrides, assigned, cap_of, keep, planned, six, start
 from spq_graph.errors import GraphError
-from spq_graph.formats import ROUNDED, candidates, pick
+from spq_graph.formats import candidates, pick
 from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, UnmatchedNode
 from spq_graph.ranges import Ranges
-from spq_graph.recipe import Precision, Recipe
+from spq_graph.recipe import ROUNDED, Precision, Recipe
 from spq_graph.sites import Site, Unmatched
 
 # KL(FP || model), nats a token, where the named sites have the given precisions and the rest is as the graph has it.
@@ -151,8 +151,8 @@ def _settle_formats(
         return
     if recipe.high_precision == "fp8":
         for choice in kept:
-            errors = {p: six(_error(oracle, {choice.site.key: p})) for p in ROUNDED}
-            choice.high = min(ROUNDED, key=lambda p: errors[p])
+            errors = {p: six(_error(oracle, {choice.site.key: p})) for p in ROUNDED if recipe.allows(p)}
+            choice.set_high(min(errors, key=lambda p: errors[p]), recipe)
             choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
     else:
         stored = frozenset(c.site.stored for c in kept)
@@ -161,7 +161,7 @@ def _settle_formats(
         best = pick(errors, as_is, everywhere, recipe)
         search.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)} | {"as_is": six(as_is)}
         for choice in kept:
-            choice.high = best or choice.high
+            choice.set_high(best or choice.high, recipe)
     for choice in kept:
         if choice.wants_high:
             choice.precision = choice.high

@@ -25,7 +25,7 @@ class Reason(StrEnum):
     BUDGET = "budget"  # a candidate that is quantized all the same: the rule needed no more, or the cap was reached
     OVERRIDE = "override"  # by hand
     DEFAULT = "default"  # nothing speaks for anything else
-    UNSUPPORTED = "unsupported_on_target"
+    UNSUPPORTED = "unsupported_on_target"  # the target cannot run what was planned, or nothing was measured
     TOO_FEW_TOKENS = "too_few_tokens"  # an expert that calibration routed too few tokens to: its range is not trusted
 
 

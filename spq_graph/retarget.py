@@ -1,0 +1,71 @@
+"""Retarget: the same plan for another target. Pure, as `decide` is: no graph, no file."""
+
+from __future__ import annotations
+
+from spq_graph.errors import UsageError
+from spq_graph.plan import Plan, Reason, SitePlan
+from spq_graph.recipe import Recipe
+from spq_graph.targets import Target
+
+
+def retarget(plan: Plan, target: Target) -> Plan:
+    """The plan for another target: every site as planned, or the nearest to it that the target can run.
+
+    Sites that change get reason `unsupported_on_target`, and a note of what was planned for them and why it is not
+    possible. Ranges serve any target: what follows from them is worked out when the plan is applied.
+
+    Raises:
+        UsageError: the recipe cannot be one for that target.
+    """
+    if target == plan.recipe.target:
+        return plan
+    recipe = _recipe_for(plan.recipe, target)
+    sites = [_settled(site, recipe) for site in plan.sites]
+    return plan.model_copy(update={"recipe": recipe, "sites": sites})
+
+
+def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
+    """The recipe, with what other keys ask for left to the sites: they say one by one what the target makes of it."""
+    fields = recipe.model_dump() | {"target": target, "high_precision": "auto", "overrides": ()}
+    made = Recipe.model_validate({**fields, "activations": "symmetric"} if _signed(target) else fields)
+    return made.model_copy(update={"high_precision": recipe.high_precision, "overrides": recipe.overrides})
+
+
+def _signed(target: Target) -> bool:
+    return Recipe(target=target).profile.signed
+
+
+def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
+    largest = max(abs(edge) for edge in site.range) if site.range is not None else None
+    if site.reason is Reason.DEFAULT and site.precision.bits is None:
+        return site  # as the graph has it: nothing is written
+    precision, why = recipe.profile.settle(site.precision, largest)
+    if why is None:
+        return site
+    before = f"{site.reason.value}: {site.evidence.note}; " if site.evidence.note else f"{site.reason.value}; "
+    evidence = site.evidence.model_copy(update={"note": before + why})
+    return site.model_copy(update={"precision": precision, "reason": Reason.UNSUPPORTED, "evidence": evidence})
+
+
+def refuse_unsupported(plan: Plan) -> None:
+    """Check that a plan asks for nothing that its target cannot run; a plan can be written by hand.
+
+    Raises:
+        UsageError: naming the sites and what is missing.
+    """
+    profile = plan.recipe.profile
+    wrong = [s for s in plan.sites if not profile.allows(s.precision) and _written(s)]
+    if wrong:
+        sites = ", ".join(f"{s.key} ({s.precision})" for s in wrong[:5])
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UsageError(
+            f"target '{profile.name}' cannot run {len(wrong)} sites of this plan as planned: {sites}{more}: "
+            f"{profile.why_not(wrong[0].precision)}",
+            where="plan",
+            remedy=f"`spq-graph apply --target {profile.name}` replaces them and notes why; or plan for another target",
+        )
+
+
+def _written(site: SitePlan) -> bool:
+    """Whether anything is written for a site; what the graph has already is the graph's own."""
+    return not (site.reason is Reason.DEFAULT and site.precision.bits is None)
