@@ -21,6 +21,7 @@ from spq_graph.runtime.operators import library_info, register
 from spq_graph.runtime.sequences import Ids
 
 Array = npt.NDArray[Any]
+CPU = "CPUExecutionProvider"
 
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16,
@@ -29,22 +30,33 @@ _TYPES: dict[str, type[np.generic]] = {
 
 
 class Runner:
-    """One ONNX Runtime session over a decoder.
+    """One session over a decoder, of ONNX Runtime unless a subclass opens another.
 
     Args:
         path: the .onnx file.
         outputs: what to compute; by default the logits.
         threads: intra-op threads; 0 takes all cores.
         profile: where to write a profile of the kernels; None for no profile.
+        provider: ONNX Runtime's execution provider; what it has no kernel for runs on the CPU.
 
     Raises:
-        SourceError: ONNX Runtime cannot load the file.
+        SourceError: the runtime cannot load the file.
         GraphError: the graph has inputs that token ids alone do not determine.
     """
 
+    runtime = "ONNX Runtime"
+
     def __init__(
-        self, path: Path, *, outputs: Sequence[str] | None = None, threads: int = 0, profile: Path | None = None
-    ) -> None:
+        self, path: Path, *, outputs: Sequence[str] | None = None, threads: int = 0, profile: Path | None = None,
+        provider: str = CPU,
+    ) -> None:  # fmt: skip
+        self.session = self._open(path, threads, profile, provider)
+        self.path = path
+        self._inputs = self.session.get_inputs()
+        self._ids_name = self._find_ids()
+        self.outputs = list(outputs) if outputs is not None else [self._find_logits()]
+
+    def _open(self, path: Path, threads: int, profile: Path | None, provider: str) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -60,15 +72,11 @@ class Runner:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(str(path), options, providers=list(dict.fromkeys([provider, CPU])))
         except Exception as cause:  # the binding raises a class of its own for every status code
             raise SourceError(
                 f"ONNX Runtime {ort.__version__} cannot load this model: {str(cause).splitlines()[0]}", where=str(path)
             ) from cause
-        self.path = path
-        self._inputs = self.session.get_inputs()
-        self._ids_name = self._find_ids()
-        self.outputs = list(outputs) if outputs is not None else [self._find_logits()]
 
     def _find_ids(self) -> str:
         names = [i.name for i in self._inputs]
@@ -127,7 +135,7 @@ class Runner:
             yield
         except Exception as cause:  # the binding raises a class of its own for every status code
             raise GraphError(
-                f"ONNX Runtime failed on a batch of shape {shape}: {str(cause).splitlines()[0]}", where=str(self.path)
+                f"{self.runtime} failed on a batch of shape {shape}: {str(cause).splitlines()[0]}", where=str(self.path)
             ) from cause
 
     def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
@@ -184,17 +192,21 @@ def _empty_past(shape: Sequence[int | str | None], batch: int, dtype: type[np.ge
 
 @dataclass(slots=True)
 class Executed:
-    """What ONNX Runtime ran, read from its profile of one short batch.
+    """What a runtime ran, read back from it after one short batch.
 
     Attributes:
         kernels: operator type by node name, after all of the runtime's fusions.
         ops: how many nodes of each operator type ran.
         providers: how many nodes ran on each provider.
+        placed: provider by node name.
+        absent: why nothing ran: the target is not on this machine. None where it is.
     """
 
     kernels: dict[str, str] = field(default_factory=dict)
     ops: dict[str, int] = field(default_factory=dict)
     providers: dict[str, int] = field(default_factory=dict)
+    placed: dict[str, str] = field(default_factory=dict)
+    absent: str | None = None
 
     @property
     def integer_kernels(self) -> int:
@@ -211,10 +223,10 @@ class Executed:
         return OperatorRun(sites=len(ran), kernels=sum(ran), library=library)
 
 
-def execute_once(path: Path, ids: Ids) -> Executed:
+def execute_once(path: Path, ids: Ids, provider: str = CPU) -> Executed:
     """Run one short batch, int64 [1, length], under the profiler and list the kernels that ran."""
     with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
-        runner = Runner(path, profile=Path(folder) / "profile")
+        runner = Runner(path, profile=Path(folder) / "profile", provider=provider)
         runner.run(*runner.filled(ids, np.ones_like(ids)))
         return executed_by(runner.session)
 
@@ -231,7 +243,8 @@ def executed_by(session: ort.InferenceSession) -> Executed:
         name = event["name"].removesuffix("_kernel_time")
         if name not in found.kernels:
             found.kernels[name] = arguments["op_name"]
-            providers[arguments.get("provider", "")] += 1
+            found.placed[name] = arguments.get("provider", "")
+            providers[found.placed[name]] += 1
     found.ops = dict(sorted(Counter(found.kernels.values()).items()))
     found.providers = dict(sorted(providers.items()))
     return found

@@ -131,10 +131,14 @@ def cap_of(choices: dict[str, Choice], recipe: Recipe) -> int:
 
 
 def assigned(
-    choices: dict[str, Choice], kept: Collection[str], high: Precision | None = None
+    choices: dict[str, Choice], kept: Collection[str], recipe: Recipe, high: Precision | None = None
 ) -> dict[str, Precision]:  # fmt: skip
     """Every site that is not as the graph has it, where these are kept; in `high` instead of their own, if given."""
-    precisions = {key: (high or c.high) if key in kept or c.wants_high else c.precision for key, c in choices.items()}
+
+    def becomes(choice: Choice) -> Precision:
+        return recipe.profile.settle(high, largest_of(choice.seen))[0] if high is not None else choice.high
+
+    precisions = {key: becomes(c) if key in kept or c.wants_high else c.precision for key, c in choices.items()}
     return {key: p for key, p in precisions.items() if p is not Precision(choices[key].site.stored)}
 
 

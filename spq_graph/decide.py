@@ -111,7 +111,7 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
     cap = cap_of(choices, recipe)
 
     def keeping(keys: Collection[str]) -> float:
-        return oracle(assigned(choices, keys))
+        return oracle(assigned(choices, keys, recipe))
 
     everywhere = keeping([])
     search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=six(everywhere))
@@ -156,8 +156,8 @@ def _settle_formats(
             choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
     else:
         stored = frozenset(c.site.stored for c in kept)
-        errors = {p: six(_error(oracle, assigned(choices, names, p))) for p in candidates(recipe, stored)}
-        as_is = oracle(assigned(choices, names))
+        errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
+        as_is = oracle(assigned(choices, names, recipe))
         best = pick(errors, as_is, everywhere, recipe)
         search.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)} | {"as_is": six(as_is)}
         for choice in kept:

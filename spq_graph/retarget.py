@@ -36,10 +36,9 @@ def _signed(target: Target) -> bool:
 
 
 def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
-    largest = max(abs(edge) for edge in site.range) if site.range is not None else None
     if site.reason is Reason.DEFAULT and site.precision.bits is None:
         return site  # as the graph has it: nothing is written
-    precision, why = recipe.profile.settle(site.precision, largest)
+    precision, why = recipe.profile.settle(site.precision, site.largest)
     if why is None:
         return site
     before = f"{site.reason.value}: {site.evidence.note}; " if site.evidence.note else f"{site.reason.value}; "

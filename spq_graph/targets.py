@@ -12,6 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal
 
+from spq_graph.errors import UsageError
 from spq_graph.precision import Precision
 
 Target = Literal["cpu", "cuda", "tensorrt", "openvino", "portable"]
@@ -77,6 +78,13 @@ class Profile:
         return self.missing.get(precision, f"target '{self.name}' has no form for it")
 
     @property
+    def ran_on(self) -> str:
+        """What a file for this target is run on."""
+        if self.runtime == "openvino":
+            return self.device
+        return f"ONNX Runtime's {(self.provider or '').removesuffix('ExecutionProvider')} provider"
+
+    @property
     def high(self) -> tuple[Precision, ...]:
         """What kept sites may be asked to become."""
         return tuple(p for p in Precision if p in self.forms and p.bits is None)
@@ -102,6 +110,17 @@ class Profile:
             instead = Precision.BF16 if self.allows(Precision.BF16) else Precision.FP32
             return instead, f"its activations reach {largest:.4g}, beyond float16; {instead} instead"
         return precision, None
+
+
+def target_named(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in PROFILES:
+        raise UsageError(f"no target '{name}'", where="--target", remedy=f"one of {', '.join(PROFILES)}")
+    return PROFILES[name].name
 
 
 _INTEGERS = tuple(p for p in Precision if p.bits is not None)

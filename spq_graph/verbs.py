@@ -23,6 +23,7 @@ def evaluate(
     max_eval_tokens: o.MaxEvalTokens = None,
     bos: o.Bos = False,
     window: o.Window = None,
+    target: Annotated[str | None, typer.Option(help="cpu (ONNX Runtime, the default) or openvino")] = None,
     as_json: o.Json = False,
 ) -> None:
     """Perplexity, agreement with another model, and zero-shot accuracy."""
@@ -30,7 +31,7 @@ def evaluate(
 
     found = run(
         path, steps(), text=text, against=against, tasks=tuple(tasks or ()), limit=limit, tokenizer=tokenizer,
-        max_tokens=max_eval_tokens, bos=bos, window=window,
+        max_tokens=max_eval_tokens, bos=bos, window=window, target=target,
     )  # fmt: skip
     if as_json:
         print_json(found)

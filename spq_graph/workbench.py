@@ -24,8 +24,9 @@ from spq_graph.recipe import Precision, Recipe
 from spq_graph.runtime.calibrate import calibrate, first_not_finite
 from spq_graph.runtime.decoding import cache_pairs
 from spq_graph.runtime.evaluate import KlMeter
+from spq_graph.runtime.proof import check_executed, execute_on, runner_on, why_absent
 from spq_graph.runtime.sequences import Ids, Sequences
-from spq_graph.runtime.session import Executed, Runner, check_integer_sites, execute_once
+from spq_graph.runtime.session import CPU, Executed, Runner
 from spq_graph.runtime.text import load_sequences
 from spq_graph.runtime.tokenizer import TextTokenizer
 
@@ -41,6 +42,7 @@ class Built:
 
     path: Path
     bytes: int
+    opset: int
 
 
 @dataclass(slots=True)
@@ -200,22 +202,35 @@ class Workbench:
         site = next(s for s in self.found.sites if s.input == values[index])
         return f"input of {site.key} (value '{site.input}')"
 
-    def build(self, plan: Plan, path: Path | None = None) -> Built:
-        """Apply a plan and save the result; beside the intermediate files where no path is given."""
+    def build(self, plan: Plan, path: Path | None = None, *, emulate: bool = False) -> Built:
+        """Apply a plan and save the result; beside the intermediate files where no path is given.
+
+        To emulate is to write what ONNX Runtime's CPU provider runs, with the numbers of the plan's target.
+        """
         if path is None:
             self._count += 1
             path = self.work / f"variant-{self._count}.onnx"
-        return Built(path, save_model(apply_plan(self.model, plan), path))
+        model = apply_plan(self.model, plan, emulate=emulate)
+        return Built(path, save_model(model, path), model.graph.opset_imports[""])
 
     def prove(self, built: Built, plan: Plan) -> Executed:
-        """Run once and check that every planned integer site ran as an integer kernel.
+        """Run once on the plan's target, where it is at hand, and check that every site ran as planned.
 
         Raises:
             CheckError: naming those that did not.
         """
-        executed = execute_once(built.path, self._probe_ids())
-        check_integer_sites(executed, [(s.key, s.node) for s in plan.integer_sites], str(built.path))
+        executed = execute_on(plan.recipe.profile, built.path, self._probe_ids())
+        check_executed(executed, plan, str(built.path))
         return executed
+
+    def emulates(self, plan: Plan) -> bool:
+        """Whether figures of a plan are those of its quantizers on ONNX Runtime's CPU provider, not of its target."""
+        profile = plan.recipe.profile
+        return profile.provider != CPU and (profile.runtime == "onnxruntime" or why_absent(profile) is not None)
+
+    def runner_for(self, plan: Plan, built: Built) -> Runner:
+        """A session to measure a built plan in: the target's runtime where that is at hand."""
+        return Runner(built.path) if self.emulates(plan) else runner_on(plan.recipe.profile, built.path)
 
     def _probe_ids(self) -> Ids:
         batch, length = self.runner.fixed_shape
@@ -232,7 +247,8 @@ class Workbench:
 
         def measure(precisions: Mapping[str, Precision]) -> float:
             plan = base.with_precisions(lambda s: precisions.get(s.key, Precision(stored[s.key])))
-            built = self.build(plan)
+            # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
+            built = self.build(plan, emulate=plan.recipe.profile.provider != CPU)
             result = meter.kl(Runner(built.path))
             discard(built)
             tick()
