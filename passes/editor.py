@@ -156,8 +156,8 @@ class Editor:
         node.replace_input_with(0, self.shared[name])
         self.narrow(node, to, original)
 
-    def narrow(self, node: ir.Node, computed: ir.DataType, original: ir.DataType) -> None:
-        """Say in which type a product computes now, and give its result the type that it had."""
+    def narrow(self, node: ir.Node, computed: ir.DataType, original: ir.DataType) -> ir.Node:
+        """Say in which type a product computes now, and give its result the type that it had; returns the Cast."""
         output = node.outputs[0]
         cast = ir.node("Cast", [output], {"to": int(original)}, name=self.fresh(f"{node.name}.narrowed"))
         cast.metadata_props[ADDED] = node.name or ""
@@ -166,6 +166,7 @@ class Editor:
         self.take_over(output, cast.outputs[0])
         cast.replace_input_with(0, output)
         output.dtype = computed
+        return cast
 
     def shield(self, node: ir.Node) -> None:
         """Part an integer product from the Add behind it by a Reshape that changes nothing.

@@ -192,8 +192,8 @@ def _rows_of_blocks(codes: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt
 def insert_computed(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, *, emulate: bool = False) -> None:
     """Compute a product in half precision: Cast in front of both operands, and back behind it.
 
-    To emulate it, both operands are rounded but multiplied in float32, which any runtime can; an accelerator with
-    float32 sums computes the same, but for the rounding of its result.
+    To emulate it, operands and result are rounded but multiplied in float32, which any runtime can: what an
+    accelerator with float32 sums computes.
 
     Raises:
         GraphError: a weight does not fit float16.
@@ -213,7 +213,9 @@ def insert_computed(editor: Editor, node: ir.Node, operand: Operand, site: SiteP
     prefix = f"{site.node}.weight.{site.precision}"
     weight = editor.constant(prefix, half_weight(operand, half, site, prefix))
     node.replace_input_with(1, _widened(editor, node, weight, prefix) if emulate else weight)
-    if not emulate:
+    if emulate:
+        editor.narrow(editor.narrow(node, ir.DataType.FLOAT, half), half, ir.DataType.FLOAT)
+    else:
         editor.narrow(node, half, operand.dtype)
 
 

@@ -13,7 +13,7 @@ from spq_graph.errors import UsageError
 from spq_graph.precision import Precision
 from spq_graph.targets import PROFILES, Profile, Target, Use
 
-__all__ = ["ROUNDED", "Override", "Precision", "Recipe", "load_recipe", "matches"]
+__all__ = ["ROUNDED", "Override", "Precision", "Recipe", "is_legal", "load_recipe", "matches"]
 
 
 # "fp8" is the FP8 format of activations with the smaller measured error.
@@ -94,13 +94,9 @@ class Recipe(BaseModel):
     def _legal_on_target(self) -> Recipe:
         if self.profile.signed and self.activations != "symmetric":
             raise ValueError(f"target '{self.target}' takes signed integers with zero point 0: activations = symmetric")
-        wanted = [self.high_precision, *(o.precision for o in self.overrides)]
-        for name in wanted:
-            if name in ("auto", "high"):
-                continue
-            asked = ROUNDED if name == "fp8" else (Precision(name),)
-            if not any(map(self.allows, asked)):
-                why, legal = self.profile.why_not(asked[0]), ", ".join(self.profile.high)
+        for name in (self.high_precision, *(o.precision for o in self.overrides)):
+            if not is_legal(name, self.profile):
+                why, legal = self.profile.why_not(_asked(name)[0]), ", ".join(self.profile.high)
                 raise ValueError(
                     f"target '{self.target}' cannot run {name}: {why}; use one of {legal}, or another target"
                 )
@@ -119,6 +115,18 @@ class Recipe(BaseModel):
     def allows(self, precision: Precision) -> bool:
         """Whether the target can run a precision."""
         return self.profile.allows(precision)
+
+
+def is_legal(name: str, profile: Profile) -> bool:
+    """Whether a target can do what a recipe calls by this name: a precision, or a word for several."""
+    return not (asked := _asked(name)) or any(map(profile.allows, asked))
+
+
+def _asked(name: str) -> tuple[Precision, ...]:
+    """The precisions of which the target must have one; none for words that leave it open."""
+    if name in ("auto", "high"):
+        return ()
+    return ROUNDED if name == "fp8" else (Precision(name),)
 
 
 def matches(pattern: str, *names: str) -> bool:

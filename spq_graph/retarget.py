@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from spq_graph.errors import UsageError
 from spq_graph.plan import Plan, Reason, SitePlan
-from spq_graph.recipe import Recipe
-from spq_graph.targets import Target
+from spq_graph.recipe import Recipe, is_legal
+from spq_graph.targets import PROFILES, Target
 
 
 def retarget(plan: Plan, target: Target) -> Plan:
@@ -13,9 +13,6 @@ def retarget(plan: Plan, target: Target) -> Plan:
 
     Sites that change get reason `unsupported_on_target`, and a note of what was planned for them and why it is not
     possible. Ranges serve any target: what follows from them is worked out when the plan is applied.
-
-    Raises:
-        UsageError: the recipe cannot be one for that target.
     """
     if target == plan.recipe.target:
         return plan
@@ -25,14 +22,15 @@ def retarget(plan: Plan, target: Target) -> Plan:
 
 
 def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
-    """The recipe, with what other keys ask for left to the sites: they say one by one what the target makes of it."""
-    fields = recipe.model_dump() | {"target": target, "high_precision": "auto", "overrides": ()}
-    made = Recipe.model_validate({**fields, "activations": "symmetric"} if _signed(target) else fields)
-    return made.model_copy(update={"high_precision": recipe.high_precision, "overrides": recipe.overrides})
-
-
-def _signed(target: Target) -> bool:
-    return Recipe(target=target).profile.signed
+    """The recipe for another target, less what that cannot run: the sites say one by one what became of it."""
+    profile = PROFILES[target]
+    changed: dict[str, object] = {"target": target}
+    if profile.signed:
+        changed["activations"] = "symmetric"
+    if not is_legal(recipe.high_precision, profile):
+        changed["high_precision"] = "auto"
+    changed["overrides"] = [o.model_dump() for o in recipe.overrides if is_legal(o.precision, profile)]
+    return Recipe.model_validate(recipe.model_dump() | changed)
 
 
 def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
