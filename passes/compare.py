@@ -14,6 +14,7 @@ from spq_graph.recipe import Precision, Recipe
 from spq_graph.targets import Form
 
 _STORED = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
+_BY_OPERATOR = {"MatMulNBits": Precision.W8A16, "MatMulInteger": Precision.INT8}
 FP8 = ir.DataType(E4M3.element_type)
 
 
@@ -21,10 +22,10 @@ def precision_of(node: ir.Node) -> Precision:
     """The precision that a product has in the file: INT8 for any integer container."""
     if is_fp8_matmul(node):
         return precision_of_call(node)
-    if node.op_type == "MatMulNBits":
-        return Precision.W8A16
-    if node.op_type == "MatMulInteger":
-        return Precision.INT8
+    if node.op_type in _BY_OPERATOR:
+        return _BY_OPERATOR[node.op_type]
+    if len(node.inputs) < 2:  # no product at all; readers of foreign files ask of every node
+        return Precision.FP32
     activation, weight = (
         p if (p := _producer(v)) is not None and p.op_type == "DequantizeLinear" else None for v in node.inputs[:2]
     )
@@ -32,7 +33,7 @@ def precision_of(node: ir.Node) -> Precision:
         if codes.tensor.dtype is FP8:
             return Precision.W8FP8A16 if activation is None else Precision.FP8_E4M3
         return Precision.W8A16 if activation is None else Precision.INT8
-    held = weight_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    held = weight_of(node.inputs[1])
     return _STORED.get(held.tensor.dtype, Precision.FP32) if held is not None else Precision.FP32
 
 

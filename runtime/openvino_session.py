@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from spq_graph.errors import SourceError
 from spq_graph.runtime.sequences import Ids
@@ -93,28 +94,37 @@ class OpenVinoRunner(Runner):
             raise SourceError(f"OpenVINO cannot load this model: {reason.strip()}", where=str(path)) from cause
 
 
-def execute_on_openvino(path: Path, ids: Ids) -> Executed:
-    """Run one short batch, int64 [1, length], and list the kernels that ran.
+def execute_on_openvino(runner: Runner, ids: Ids) -> Executed:
+    """Run one short batch, int64 [1, length], in a session of OpenVINO, and list the kernels that ran."""
+    runner.run(*runner.filled(ids, np.ones_like(ids)))
+    return executed_in(runner.session, runner.path)
+
+
+def executed_in(session: OpenVinoSession, path: Path) -> Executed:
+    """What a session ran that has run before: shapes are free until a batch is there, and so are kernels.
 
     Products are named by what they multiplied in: `FullyConnected_int8`; `FullyConnected_float_weights_int8` where the
     kernel decompresses integer weights; `FullyConnected_float`.
     """
-    runner = OpenVinoRunner(path)
-    runner.run(*runner.filled(ids, np.ones_like(ids)))
     found = Executed()
     counted: Counter[str] = Counter()
-    # Shapes are free until a batch is there, and so are the kernels: only now does the model tell them.
-    for node in runner.session.compiled.get_runtime_model().get_ops():
+    for node in session.compiled.get_runtime_model().get_ops():
         info = {key: str(value.value) for key, value in node.get_rt_info().items() if hasattr(value, "value")}
         kind = info.get("layerType", "")
         if kind in ("", "Const", "Input", "Output"):
             continue
         kernel = _kernel(kind, info)
         counted[kernel] += 1
-        for name in info.get("originalLayersNames", "").split(","):
+        # What was merged into a kernel is listed, but of a product sometimes its operands only: then it is its name.
+        for name in {node.get_friendly_name(), *info.get("originalLayersNames", "").split(",")}:
             if name not in found.kernels or kind in _PRODUCTS:
                 found.kernels[name] = kernel
-                found.placed[name] = DEVICE
+    # A node that gives the graph's result goes by the name of that result.
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        for output in node.output:
+            if output in found.kernels:
+                found.kernels.setdefault(node.name, found.kernels[output])
+    found.placed = dict.fromkeys(found.kernels, DEVICE)
     found.ops = dict(sorted(counted.items()))
     found.providers = {DEVICE: counted.total()}
     return found

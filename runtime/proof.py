@@ -28,18 +28,24 @@ def why_absent(profile: Profile) -> str | None:
 
 
 def runner_on(profile: Profile, path: Path, *, threads: int = 0) -> Runner:
-    """A session in the runtime that a target stands for, on the CPU.
+    """A session in the runtime that a target stands for.
 
     Raises:
         SourceError: that runtime is not here, or cannot load the file.
     """
     if profile.runtime == "openvino":
         return openvino.OpenVinoRunner(path, threads=threads)
-    return Runner(path, threads=threads)
+    return Runner(path, threads=threads, provider=profile.provider or CPU)
 
 
-def execute_on(profile: Profile, path: Path, ids: Ids) -> Executed:
+def execute_on(profile: Profile, path: Path, ids: Ids, runner: Runner | None = None) -> Executed:
     """Run one short batch, int64 [1, length], on a target, and list what ran; nothing where the target is absent.
+
+    Args:
+        profile: of the target.
+        path: the file.
+        ids: what is run.
+        runner: a session over the file on this target, where there is one and the runtime can tell of it afterwards.
 
     Raises:
         SourceError: the target cannot load the file.
@@ -48,7 +54,7 @@ def execute_on(profile: Profile, path: Path, ids: Ids) -> Executed:
     if absent is not None:
         return Executed(absent=absent)
     if profile.runtime == "openvino":
-        return openvino.execute_on_openvino(path, ids)
+        return openvino.execute_on_openvino(runner or openvino.OpenVinoRunner(path), ids)
     return execute_once(path, ids, profile.provider or CPU)
 
 

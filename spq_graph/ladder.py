@@ -130,8 +130,8 @@ def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, s
             if not ladder:
                 executed = execute_once(bench.model, text.ids[:1, :8]).ops
                 ladder.append(_rung("fp32", None, reference, source, executed))
-            for (row, file), score in zip(built, scores, strict=True):
-                executed = {} if bench.emulates(row.plan) else bench.prove(file, row.plan).ops
+            for (row, file), score, runner in zip(built, scores, runners, strict=True):
+                executed = {} if bench.emulates(row.plan) else bench.prove(file, row.plan, runner).ops
                 measured[_decisions(row.plan)] = _rung(row.name, row.bits, score, file.bytes, executed)
                 if row.built is None:
                     discard(file)

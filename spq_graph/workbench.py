@@ -213,13 +213,15 @@ class Workbench:
         model = apply_plan(self.model, plan, emulate=emulate)
         return Built(path, save_model(model, path), model.graph.opset_imports[""])
 
-    def prove(self, built: Built, plan: Plan) -> Executed:
+    def prove(self, built: Built, plan: Plan, runner: Runner | None = None) -> Executed:
         """Run once on the plan's target, where it is at hand, and check that every site ran as planned.
+
+        A session that is open already serves where the runtime can tell of it afterwards.
 
         Raises:
             CheckError: naming those that did not.
         """
-        executed = execute_on(plan.recipe.profile, built.path, self._probe_ids())
+        executed = execute_on(plan.recipe.profile, built.path, self._probe_ids(), runner)
         check_executed(executed, plan, str(built.path))
         return executed
 
