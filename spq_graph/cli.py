@@ -270,6 +270,7 @@ def doctor(as_json: o.Json = False) -> None:
 
 app.command("eval")(verbs.evaluate)
 app.command()(verbs.generate)
+app.command()(verbs.bench)
 
 
 def main() -> None:
