@@ -62,8 +62,9 @@ def _differs_in_form(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | Non
             return _differing_call(node, site, recipe)
         case Form.WEIGHT:
             return _differing_weight(node, site)
-        case Form.COMPUTED if _computed_in(node) is not _computed_in(node, of_result=True):
-            return "its product is not computed in the type of its operands"
+        case Form.COMPUTED:
+            kinds = {v.dtype for v in (node.inputs[1], node.outputs[0]) if v is not None and v.dtype is not None}
+            return "its product is not computed in the type of its operands" if len(kinds) > 1 else None
     return None
 
 
@@ -124,11 +125,6 @@ def _differing_call(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | None
         return "its weight is not held as FP8 panels of [K, N]"
     channels = () if recipe.weights == "per_tensor" else site.shape[1:]
     return None if scales == (ir.DataType.FLOAT, channels) else "its weight has no scale for each channel"
-
-
-def _computed_in(node: ir.Node, *, of_result: bool = False) -> ir.DataType | None:
-    value = node.outputs[0] if of_result else node.inputs[1]
-    return value.dtype if value is not None else None
 
 
 def _held(value: ir.Value | None) -> tuple[ir.DataType, tuple[int, ...]] | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 
 from spq_graph.errors import CheckError
@@ -22,9 +24,28 @@ def why_absent(profile: Profile) -> str | None:
     """Why a target cannot be run on this machine; None where it can."""
     if profile.runtime == "openvino":
         return None if openvino.is_here() else "OpenVINO is not installed: pip install 'spq-graph[openvino]'"
-    if profile.provider in ort.get_available_providers():
+    if profile.provider == CPU:
         return None
-    return f"ONNX Runtime {ort.__version__} here has no {profile.provider}: pip install 'spq-graph[gpu]'"
+    if profile.provider not in ort.get_available_providers():
+        return f"ONNX Runtime {ort.__version__} here has no {profile.provider}: pip install 'spq-graph[gpu]'"
+    return None if _starts(profile.provider or "") else f"{profile.provider} does not start here: is there a GPU?"
+
+
+@cache
+def _starts(provider: str) -> bool:
+    """Whether a provider that was compiled in finds its device: where it does not, sessions fall back to the CPU."""
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [value], [
+        onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    ])  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider, CPU])
+    except Exception:  # the binding raises a class of its own for every status code
+        return False
+    return provider in session.get_providers()
 
 
 def runner_on(profile: Profile, path: Path, *, threads: int = 0) -> Runner:

@@ -49,7 +49,6 @@ class Profile:
         domains: of the operators that may be in the file.
         functions: whether the file may hold model-local functions.
         fp8_per_channel: whether FP8 weights have a scale for each output channel, or one.
-        typed: whether the graph's types are binding, so that Q/DQ must have exactly one way to be read.
         tiers: what kept sites may become by measured error: the first tier where one is good enough, and of a tier
             the most exact. One row for each use.
         oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
@@ -65,7 +64,6 @@ class Profile:
     domains: frozenset[str] = frozenset({ONNX})
     functions: bool = False
     fp8_per_channel: bool = True
-    typed: bool = False
     tiers: Mapping[Use, tuple[tuple[Precision, ...], ...]] = field(default_factory=dict)
     oldest_opset: int = 13
 
@@ -166,7 +164,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType({
             Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
             Precision.W8A16: "TensorRT has 8-bit integers on both sides of a product only, and MatMulNBits not at all",
         },
-        signed=True, fp8_per_channel=False, typed=True,
+        signed=True, fp8_per_channel=False,
         tiers={"balanced": ((Precision.FP8_E4M3,), _HALF)},
     ),
     "openvino": Profile(
