@@ -160,8 +160,9 @@ def _settle_formats(
         as_is = oracle(assigned(choices, names, recipe))
         best = pick(errors, as_is, everywhere, recipe)
         search.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)} | {"as_is": six(as_is)}
-        for choice in kept:
-            choice.set_high(best or choice.high, recipe)
+        if best is not None:
+            for choice in kept:
+                choice.set_high(best, recipe)
     for choice in kept:
         if choice.wants_high:
             choice.precision = choice.high

@@ -23,8 +23,7 @@ def by_rule(recipe: Recipe, stored: str, ratio: float | None) -> Precision:
         case "auto":
             return Precision(stored)
         case "fp8":
-            narrow = ratio is None or ratio <= E4M3_RATIO
-            return Precision.FP8_E4M3 if narrow else Precision.FP8_E5M2
+            return Precision.FP8_E4M3 if ratio is None or ratio <= E4M3_RATIO else Precision.FP8_E5M2
         case named:
             return Precision(named)
 
