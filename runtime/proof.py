@@ -41,6 +41,8 @@ def _starts(provider: str) -> bool:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA's own wheels are not where the loader looks
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider, CPU])
     except Exception:  # the binding raises a class of its own for every status code
