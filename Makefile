@@ -22,6 +22,7 @@ bench: venv
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/fp8_matmul.py
 	$(BIN)/python benchmarks/formats.py
+	$(BIN)/python benchmarks/end_to_end.py
 
 # On a machine with an NVIDIA GPU and nvcc; in an environment of its own, since both runtimes install the same module.
 test-gpu: gpu

@@ -1,4 +1,4 @@
-"""Apply a plan to a model: insert, annotate, verify, in this order."""
+"""Apply a plan to a model: insert, annotate, verify against plan and target, in this order."""
 
 from __future__ import annotations
 
@@ -8,30 +8,45 @@ from pathlib import Path
 import onnx_ir as ir
 
 from spq_graph.passes.annotate import Annotate
+from spq_graph.passes.bfloat16 import WidenBfloat16
 from spq_graph.passes.graph import Canonicalize, load_graph, strip_exporter_noise
 from spq_graph.passes.insert import InsertPrecisions
 from spq_graph.passes.lift import LiftOpset
 from spq_graph.passes.operator import PANELS_TYPE
+from spq_graph.passes.rules import VerifyTarget, refuse_foreign
 from spq_graph.passes.verify import VerifyPlan, outline
 from spq_graph.plan import Plan
+from spq_graph.retarget import refuse_unsupported
 
 DATA_SUFFIX = ".data"
 IN_FLIGHT_BYTES = 128 << 20
 
 
-def apply_plan(source: Path, plan: Plan) -> ir.Model:
+def apply_plan(source: Path, plan: Plan, *, emulate: bool = False) -> ir.Model:
     """The model in `source` with every site of the plan in its precision.
 
+    Args:
+        source: the ONNX file that the plan is for.
+        plan: what was decided.
+        emulate: write it for ONNX Runtime's CPU provider, with the numbers of the plan's target; for measuring only,
+            and not held against the target's rules.
+
     Raises:
-        GraphError: the plan does not fit the model.
+        UsageError: the plan asks for what its target cannot run.
+        GraphError: the plan does not fit the model, or the model does not fit the target.
         CheckError: the result is not what the plan says.
     """
+    refuse_unsupported(plan)
     model = load_graph(source)
     Canonicalize()(model)
-    if any(site.precision.is_fp8 for site in plan.sites):
+    WidenBfloat16()(model)
+    if not emulate:
+        refuse_foreign(model, plan.recipe.profile)
+    if any(site.precision.is_fp8 for site in plan.sites):  # whatever the form: the type itself is of opset 19
         LiftOpset()(model)
     before = outline(model)
-    for step in (InsertPrecisions(plan), Annotate(plan), VerifyPlan(plan, before)):
+    steps = [InsertPrecisions(plan, emulate=emulate), Annotate(plan)]
+    for step in steps if emulate else [*steps, VerifyPlan(plan, before), VerifyTarget(plan)]:
         step(model)
     strip_exporter_noise(model)
     return model

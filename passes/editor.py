@@ -33,6 +33,11 @@ class Operand:
         """Element type that the product computes in."""
         return self.weight.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """K and N."""
+        return self.weight.shape[::-1] if self.flipped else self.weight.shape
+
     def blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """The weight as the product sees it, [K, N], by some rows at a time as float32: memory never holds it all.
 
@@ -54,7 +59,7 @@ class Operand:
         self, encode: Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]], dtype: npt.DTypeLike
     ) -> npt.NDArray[Any]:
         """What an elementwise encoder makes of the weight, [K, N] of its element type."""
-        codes = np.empty(self.weight.shape[::-1] if self.flipped else self.weight.shape, dtype=dtype)
+        codes = np.empty(self.shape, dtype=dtype)
         for rows, block in self.blocks():
             codes[rows] = encode(block)
         return codes
@@ -178,6 +183,10 @@ class Editor:
         if name not in self.shared:
             self.shared[name] = self.add(node, "Cast", [value], name, to, like=value, to=int(to))
         node.replace_input_with(0, self.shared[name])
+        self.narrow(node, to, original)
+
+    def narrow(self, node: ir.Node, computed: ir.DataType, original: ir.DataType) -> ir.Node:
+        """Say in which type a product computes now, and give its result the type that it had; returns the Cast."""
         output = node.outputs[0]
         cast = ir.node("Cast", [output], {"to": int(original)}, name=self.fresh(f"{node.name}.narrowed"))
         cast.metadata_props[ADDED] = node.name or ""
@@ -185,7 +194,8 @@ class Editor:
         cast.outputs[0].dtype, cast.outputs[0].shape = original, output.shape
         self.take_over(output, cast.outputs[0])
         cast.replace_input_with(0, output)
-        output.dtype = ir.DataType.FLOAT
+        output.dtype = computed
+        return cast
 
     def shield(self, node: ir.Node) -> None:
         """Part an integer product from the Add behind it by a Reshape that changes nothing.

@@ -19,31 +19,33 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, slots=True)
 class ActivationQuantizer:
-    """A static per-tensor quantizer in an unsigned 8-bit container.
+    """A static per-tensor quantizer in an 8-bit container.
 
     Codes are clip(round(x / scale) + zero_point) with round half to even. Below 8 bits a Clip to [low, high] in front
     of QuantizeLinear keeps the codes inside of the smaller range, so the 8-bit kernels run unchanged.
 
     Attributes:
-        scale, zero_point: float32 scale and uint8 zero point.
+        scale, zero_point: float32 scale, and a zero point in the type of the codes: uint8, or int8 and 0.
         low, high: smallest and largest value that has a code.
         bits: how many bits the codes use.
     """
 
     scale: np.float32
-    zero_point: np.uint8
+    zero_point: np.uint8 | np.int8
     low: np.float32
     high: np.float32
     bits: int
 
     @classmethod
     def fit(
-        cls, low: float, high: float, bits: int, scheme: Literal["asymmetric", "symmetric"] = "asymmetric"
-    ) -> ActivationQuantizer:
+        cls, low: float, high: float, bits: int, scheme: Literal["asymmetric", "symmetric"] = "asymmetric",
+        *, signed: bool = False,
+    ) -> ActivationQuantizer:  # fmt: skip
         """Cover [low, high] and zero.
 
         Asymmetric: 2^bits codes over [min(low, 0), max(high, 0)]. Symmetric: 2^bits - 1 codes around 128, since
-        ONNX Runtime fuses unsigned activations in every case and signed ones not where several products share them.
+        ONNX Runtime fuses unsigned activations in every case and signed ones not where several products share them;
+        `signed` ones around 0 are for targets that know no zero point, and always symmetric.
 
         Raises:
             ActivationError: an end of the range is NaN or infinite.
@@ -53,7 +55,7 @@ class ActivationQuantizer:
                 f"no quantizer covers the range [{low}, {high}]", remedy="the activation is NaN or infinite somewhere"
             )
         low, high = min(low, 0.0), max(high, 0.0)
-        if scheme == "symmetric":
+        if scheme == "symmetric" or signed:
             steps = 2 ** (bits - 1) - 1
             zero_point, below, above = 128, steps, steps
             scale = np.float32(max(max(-low, high) / steps, SMALLEST))
@@ -63,7 +65,8 @@ class ActivationQuantizer:
             zero_point = below = min(round(-low / float(scale)), top)
             above = top - below
         low, high = (min(float(scale) * count, _LARGEST) for count in (below, above))
-        return cls(scale, np.uint8(zero_point), np.float32(-low), np.float32(high), bits)
+        zero = np.int8(0) if signed else np.uint8(zero_point)
+        return cls(scale, zero, np.float32(-low), np.float32(high), bits)
 
 
 def weight_scales(

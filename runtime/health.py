@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,15 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.errors import SourceError
+from spq_graph.runtime.openvino_session import OpenVinoSession, executed_in
 from spq_graph.runtime.operators import OVERRIDE, library_info, library_path, register
-from spq_graph.runtime.session import Executed, executed_by
+from spq_graph.runtime.session import CPU, Executed, executed_by
+from spq_graph.targets import Profile
+
+_INSTRUCTIONS = (
+    "avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16",
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
@@ -23,6 +31,8 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
+        "instruction_sets": instruction_sets(),
+        "gpus": gpus(),
         "system": f"{platform.system()} {platform.machine()}",
         "providers": list(ort.get_available_providers()),
     }
@@ -54,20 +64,64 @@ def library() -> dict[str, Any]:
     return {"path": str(path), **info, "problem": None}
 
 
-def kernels_of(path: Path, feeds: Mapping[str, npt.NDArray[np.float32]]) -> Executed:
-    """Run a model once on the CPU and list the kernels that ran.
+def kernels_of(
+    profile: Profile, path: Path, feeds: Mapping[str, npt.NDArray[np.float32]]
+) -> tuple[Executed, npt.NDArray[np.float32]]:
+    """Run a model of one output once on a target, and list the kernels that ran; with its result.
+
+    What is portable runs without our operator library, as it would anywhere.
 
     Raises:
-        SourceError: ONNX Runtime cannot load or run it.
+        SourceError: the target's runtime cannot load or run it.
     """
+    if profile.runtime == "openvino":
+        return _on_openvino(path, feeds)
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
-    register(options)
+    if profile.name != "portable":
+        register(options)
+    providers = list(dict.fromkeys([profile.provider or CPU, CPU]))
     with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            session.run(None, dict(feeds))
+            session = ort.InferenceSession(str(path), options, providers=providers)
+            [result] = session.run(None, dict(feeds))
         except Exception as cause:  # the binding raises a class of its own for every status code
             raise SourceError(f"ONNX Runtime: {str(cause).splitlines()[0]}", where=str(path)) from cause
-        return executed_by(session)
+        return executed_by(session), result
+
+
+def _on_openvino(
+    path: Path, feeds: Mapping[str, npt.NDArray[np.float32]]
+) -> tuple[Executed, npt.NDArray[np.float32]]:  # fmt: skip
+    try:
+        session = OpenVinoSession(path, threads=1)
+        [result] = session.run([port.name for port in session.get_outputs()], feeds)
+    except Exception as cause:  # the binding raises RuntimeError
+        raise SourceError(f"OpenVINO: {str(cause).splitlines()[-1]}", where=str(path)) from cause
+    return executed_in(session, path), result
+
+
+def gpus() -> list[dict[str, str]]:
+    """NVIDIA's GPUs by `name`, `architecture` (such as sm_90) and `driver`, as its own tool lists them."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in found.splitlines() if line.count(",") == 2]
+    return [
+        {"name": name, "architecture": f"sm_{cap.replace('.', '')}", "driver": driver} for name, cap, driver in rows
+    ]
+
+
+def instruction_sets() -> list[str]:
+    """What the processor has of the instruction sets that products here are made of, oldest first."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next(
+        (set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set()
+    )
+    return [name for name in _INSTRUCTIONS if name in flags]

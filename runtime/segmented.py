@@ -45,6 +45,11 @@ class SegmentedRunner(Decoder):
         self._open: Any = None
 
     @property
+    def pieces(self) -> int:
+        """How many segments there are."""
+        return len(self._model.segments)
+
+    @property
     def bytes(self) -> int:
         """What the weights of all segments take together."""
         return sum(segment.size for segment in self._model.segments)

@@ -21,6 +21,7 @@ from spq_graph.runtime.operators import library_info, register
 from spq_graph.runtime.sequences import Ids
 
 Array = npt.NDArray[Any]
+CPU = "CPUExecutionProvider"
 
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16,
@@ -39,6 +40,8 @@ class Decoder:
     Raises:
         GraphError: the graph has no token ids to take, or no logits to give.
     """
+
+    runtime = "ONNX Runtime"
 
     def __init__(
         self, path: Path, inputs: Sequence[Any], given: Sequence[Any], outputs: Sequence[str] | None = None
@@ -98,7 +101,7 @@ class Decoder:
             yield
         except Exception as cause:  # the binding raises a class of its own for every status code
             raise GraphError(
-                f"ONNX Runtime failed on a batch of shape {shape}: {str(cause).splitlines()[0]}", where=str(self.path)
+                f"{self.runtime} failed on a batch of shape {shape}: {str(cause).splitlines()[0]}", where=str(self.path)
             ) from cause
 
     def token_feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
@@ -139,24 +142,29 @@ class Decoder:
 
 
 class Runner(Decoder):
-    """One ONNX Runtime session over a decoder.
+    """One session over a decoder, of ONNX Runtime unless a subclass opens another.
 
     Args:
         path: the .onnx file.
         outputs: what to compute; by default the logits.
         threads: intra-op threads; 0 takes all cores.
         profile: where to write a profile of the kernels; None for no profile.
+        provider: ONNX Runtime's execution provider; what it has no kernel for runs on the CPU.
 
     Raises:
-        SourceError: ONNX Runtime cannot load the file.
+        SourceError: the runtime cannot load the file.
         GraphError: the graph has inputs that token ids alone do not determine.
     """
 
     def __init__(
-        self, path: Path, *, outputs: Sequence[str] | None = None, threads: int = 0, profile: Path | None = None
-    ) -> None:
-        self.session = open_session(str(path), session_options(threads, profile), path)
+        self, path: Path, *, outputs: Sequence[str] | None = None, threads: int = 0, profile: Path | None = None,
+        provider: str = CPU,
+    ) -> None:  # fmt: skip
+        self.session = self._open(path, threads, profile, provider)
         super().__init__(path, self.session.get_inputs(), self.session.get_outputs(), outputs)
+
+    def _open(self, path: Path, threads: int, profile: Path | None, provider: str) -> Any:
+        return open_session(str(path), session_options(threads, profile), path, provider)
 
     def run(self, ids: Ids, mask: Ids) -> list[Array]:
         """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
@@ -199,14 +207,14 @@ def session_options(threads: int = 0, profile: Path | None = None) -> Any:
     return options
 
 
-def open_session(model: str | bytes, options: Any, where: Path) -> Any:
-    """A session on the CPU over a file or a serialized model.
+def open_session(model: str | bytes, options: Any, where: Path, provider: str = CPU) -> Any:
+    """A session over a file or a serialized model; what the provider has no kernel for runs on the CPU.
 
     Raises:
         SourceError: ONNX Runtime cannot load it.
     """
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU])))
     except Exception as cause:  # the binding raises a class of its own for every status code
         raise SourceError(
             f"ONNX Runtime {ort.__version__} cannot load this model: {str(cause).splitlines()[0]}", where=str(where)
@@ -225,17 +233,21 @@ def _empty_past(shape: Sequence[int | str | None], batch: int, dtype: type[np.ge
 
 @dataclass(slots=True)
 class Executed:
-    """What ONNX Runtime ran, read from its profile of one short batch.
+    """What a runtime ran, read back from it after one short batch.
 
     Attributes:
         kernels: operator type by node name, after all of the runtime's fusions.
         ops: how many nodes of each operator type ran.
         providers: how many nodes ran on each provider.
+        placed: provider by node name.
+        absent: why nothing ran: the target is not on this machine. None where it is.
     """
 
     kernels: dict[str, str] = field(default_factory=dict)
     ops: dict[str, int] = field(default_factory=dict)
     providers: dict[str, int] = field(default_factory=dict)
+    placed: dict[str, str] = field(default_factory=dict)
+    absent: str | None = None
 
     @property
     def integer_kernels(self) -> int:
@@ -252,10 +264,10 @@ class Executed:
         return OperatorRun(sites=len(ran), kernels=sum(ran), library=library)
 
 
-def execute_once(path: Path, ids: Ids) -> Executed:
+def execute_once(path: Path, ids: Ids, provider: str = CPU) -> Executed:
     """Run one short batch, int64 [1, length], under the profiler and list the kernels that ran."""
     with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
-        runner = Runner(path, profile=Path(folder) / "profile")
+        runner = Runner(path, profile=Path(folder) / "profile", provider=provider)
         runner.run(*runner.filled(ids, np.ones_like(ids)))
         return executed_by(runner.session)
 
@@ -276,7 +288,8 @@ def executed_in(profiles: Iterable[Path]) -> Executed:
         name = event["name"].removesuffix("_kernel_time")
         if name not in found.kernels:
             found.kernels[name] = arguments["op_name"]
-            providers[arguments.get("provider", "")] += 1
+            found.placed[name] = arguments.get("provider", "")
+            providers[found.placed[name]] += 1
     found.ops = dict(sorted(Counter(found.kernels.values()).items()))
     found.providers = dict(sorted(providers.items()))
     return found
@@ -303,5 +316,5 @@ def check_integer_sites(executed: Executed, nodes: Iterable[tuple[str, str]], wh
         raise CheckError(
             f"{len(wrong)} sites planned as integers did not run as integer kernels: {'; '.join(wrong[:8])}{more}",
             where=where,
-            remedy=f"ONNX Runtime {ort.__version__} did not fuse them; keep them with --keep, and please report this",
+            remedy="the runtime did not fuse them; keep them with --keep, and please report this",
         )

@@ -29,17 +29,35 @@ class Choice:
     threshold: float | None = None
     note: str | None = None
     formats: dict[str, float] | None = None
+    instead: str | None = None  # why the target made `high` another format than was asked for
 
     @property
     def free(self) -> bool:
         """Whether the rule may decide over this site."""
         return self.reason is Reason.DEFAULT and self.precision.bits is not None
 
+    def set_high(self, wanted: Precision, recipe: Recipe) -> None:
+        """Say what the site becomes if it is kept, or the nearest to it that the target can run."""
+        if wanted is Precision(self.site.stored):
+            self.high, self.instead = wanted, None  # as the graph has it: nothing is written
+        else:
+            self.high, self.instead = recipe.profile.settle(wanted, largest_of(self.seen))
+
+
+def largest_of(seen: ValueRange | None) -> float | None:
+    """Largest absolute activation of a range."""
+    return max(abs(seen.low), abs(seen.high)) if seen is not None else None
+
 
 def start(site: Site, seen: ValueRange | None, recipe: Recipe) -> Choice:
     """What is known of a site before anything is decided: integers where nothing speaks against it."""
-    as_is = Precision(site.stored)
-    high = by_rule(recipe, site.stored, seen.ratio if seen is not None else None)
+    choice = _start(site, seen, recipe)
+    choice.set_high(by_rule(recipe, site.stored, seen.ratio if seen is not None else None), recipe)
+    return choice
+
+
+def _start(site: Site, seen: ValueRange | None, recipe: Recipe) -> Choice:
+    as_is = high = Precision(site.stored)
     if site.left_alone(recipe.quantize_lm_head):
         note = f"{site.role.value} stays as it is unless asked for"
         return Choice(site, seen, as_is, Reason.DEFAULT, high, note=note)
@@ -81,6 +99,10 @@ def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:
             if precision.needs_range and choice.seen is None:
                 raise UsageError(f"'{pattern}' asks for {precision} without a range", where=choice.site.key)
             choice.precision, choice.reason, choice.note = precision, Reason.OVERRIDE, f"by hand: {where} '{pattern}'"
+            if wanted not in special:
+                choice.precision, why = recipe.profile.settle(precision, largest_of(choice.seen))
+                if why is not None:
+                    choice.reason, choice.note = Reason.UNSUPPORTED, f"{choice.note}; {why}"
 
 
 def keep(choice: Choice, note: str) -> None:
@@ -109,19 +131,23 @@ def cap_of(choices: dict[str, Choice], recipe: Recipe) -> int:
 
 
 def assigned(
-    choices: dict[str, Choice], kept: Collection[str], high: Precision | None = None
+    choices: dict[str, Choice], kept: Collection[str], recipe: Recipe, high: Precision | None = None
 ) -> dict[str, Precision]:  # fmt: skip
     """Every site that is not as the graph has it, where these are kept; in `high` instead of their own, if given."""
-    precisions = {key: (high or c.high) if key in kept or c.wants_high else c.precision for key, c in choices.items()}
+
+    def becomes(choice: Choice) -> Precision:
+        return recipe.profile.settle(high, largest_of(choice.seen))[0] if high is not None else choice.high
+
+    precisions = {key: becomes(c) if key in kept or c.wants_high else c.precision for key, c in choices.items()}
     return {key: p for key, p in precisions.items() if p is not Precision(choices[key].site.stored)}
 
 
 def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan:
     """What the plan says of a site."""
-    site, seen = choice.site, choice.seen
-    evidence = Evidence(
-        kl=choice.kl, rank=choice.rank, threshold=choice.threshold, note=choice.note, formats=choice.formats
-    )
+    site, seen, reason, note = choice.site, choice.seen, choice.reason, choice.note
+    if choice.instead is not None and (choice.wants_high or reason is Reason.SPIKE):
+        reason, note = Reason.UNSUPPORTED, f"{note}; {choice.instead}"
+    evidence = Evidence(kl=choice.kl, rank=choice.rank, threshold=choice.threshold, note=note, formats=choice.formats)
     if seen is not None:
         evidence = evidence.model_copy(update={
             "ratio": six(seen.ratio), "sequence_ratio": six(seen.sequence_ratio), "max": six(seen.peak.value),
@@ -141,7 +167,7 @@ def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan
         shape=site.shape,
         input=site.input,
         precision=choice.precision,
-        reason=choice.reason,
+        reason=reason,
         range=(seen.low, seen.high) if seen is not None else None,
         evidence=evidence,
     )

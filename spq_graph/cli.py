@@ -210,23 +210,28 @@ def apply(
     model: Annotated[Path, typer.Argument(help="the .onnx file that the plan was made for", metavar="MODEL")],
     plan_file: Annotated[Path, typer.Argument(help="plan.json", metavar="PLAN")],
     out: o.Out,
+    target: o.Target = None,
     force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
-    """Apply a plan, and prove that every planned integer site runs as one."""
+    """Apply a plan, for its own target or another, and prove that every site runs as planned."""
+    from spq_graph.console import applied
     from spq_graph.plan import Plan
     from spq_graph.stages import apply as run
-    from spq_graph.wording import fp8_sites
+    from spq_graph.targets import target_named
 
-    plan = Plan.load(plan_file)
-    executed = run(model, plan, out, steps(), force=force)
-    fp8 = executed.fp8_run(site.node for site in plan.fp8_sites)
+    named = target_named(target) if target is not None else None
+    plan, executed = run(model, Plan.load(plan_file), out, steps(), target=named, force=force)
+    fp8 = executed.fp8_run(site.node for site in plan.fp8_sites) if executed.absent is None else None
     if as_json:
-        told = fp8.model_dump(mode="json") if fp8 is not None else None
-        print_json({"out": str(out), "executed": executed.ops, "providers": executed.providers, "fp8": told})
+        print_json({
+            "out": str(out), "target": plan.recipe.target, "absent": executed.absent, "executed": executed.ops,
+            "providers": executed.providers, "fp8": fp8.model_dump(mode="json") if fp8 is not None else None,
+        })  # fmt: skip
     else:
-        beside = f", {fp8_sites(fp8)}" if fp8 is not None else ""
-        typer.echo(f"{executed.integer_kernels} sites run as integer kernels{beside}; written to {out}")
+        for line in applied(plan, executed.integer_kernels, fp8, executed.absent):
+            typer.echo(line)
+        typer.echo(f"written to {out}")
 
 
 @app.command()
@@ -277,6 +282,7 @@ def doctor(as_json: o.Json = False) -> None:
 
 app.command("eval")(verbs.evaluate)
 app.command()(verbs.generate)
+app.command()(verbs.bench)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 from spq_graph import wording
 from spq_graph.errors import SpqError
 from spq_graph.plan import Plan, Reason, SitePlan
-from spq_graph.report import Report
+from spq_graph.report import OperatorRun, Report
 
 _REASON_STYLES = {Reason.SPIKE: "bold red", Reason.OVERRIDE: "magenta", Reason.UNSUPPORTED: "yellow"}
 _RUNG_STYLES = {"spike_aware": "bold green"}
@@ -95,9 +95,8 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     parts += [Text(f"! {wording.printable(warning)}", "yellow") for warning in report.verdict.warnings]
     parts += [Text(), *_kept_lines(plan), Text()]
     facts = Table.grid(padding=(0, 2))
-    kernels = wording.integer_kernels(report.executed)
     facts.add_row("size", f"{wording.megabytes(report.source_bytes)} MB -> {wording.megabytes(report.bytes)} MB")
-    facts.add_row("kernels", f"{kernels} integer, of {len(plan.integer_sites)} planned")
+    facts.add_row("kernels", wording.kernels(plan, report))
     if report.fp8 is not None:
         facts.add_row("", Text(wording.fp8_sites(report.fp8)))
     if report.seconds:
@@ -108,6 +107,18 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     title, colour = ("Ready", "green") if ready else ("Not ready", "red")
     style = f"bold {colour}"
     return Panel(Group(*parts, facts), title=Text(title, style), title_align="left", border_style=colour, width=80)
+
+
+def applied(plan: Plan, integer_kernels: int, fp8: OperatorRun | None, absent: str | None) -> list[str]:
+    """What came of applying a plan: what ran, or why nothing did, and what the target could not run as planned."""
+    profile = plan.recipe.profile
+    if absent is not None:
+        lines = [f"not executed here: {absent}", f"the graph follows the rules of {profile.device}"]
+    else:
+        beside = f", {wording.fp8_sites(fp8)}" if fp8 is not None else ""
+        lines = [f"{integer_kernels} sites run as integer kernels on {profile.ran_on}{beside}"]
+    replaced = [s for s in plan.sites if s.reason is Reason.UNSUPPORTED and s.evidence.note]
+    return lines + [f"{wording.printable(s.key)} is {s.precision}: {wording.why(s)}" for s in replaced]
 
 
 def print_error(error: SpqError, console: Console) -> None:

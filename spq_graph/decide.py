@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from spq_graph.choices import Choice, above, apply_overrides, assigned, cap_of, keep, planned, six, start
 from spq_graph.errors import GraphError
-from spq_graph.formats import ROUNDED, candidates, pick
+from spq_graph.formats import candidates, pick
 from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, UnmatchedNode
 from spq_graph.ranges import Ranges
-from spq_graph.recipe import Precision, Recipe
+from spq_graph.recipe import ROUNDED, Precision, Recipe
 from spq_graph.sites import Site, Unmatched
 
 # KL(FP || model), nats a token, where the named sites have the given precisions and the rest is as the graph has it.
@@ -111,7 +111,7 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
     cap = cap_of(choices, recipe)
 
     def keeping(keys: Collection[str]) -> float:
-        return oracle(assigned(choices, keys))
+        return oracle(assigned(choices, keys, recipe))
 
     everywhere = keeping([])
     search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=six(everywhere))
@@ -151,17 +151,18 @@ def _settle_formats(
         return
     if recipe.high_precision == "fp8":
         for choice in kept:
-            errors = {p: six(_error(oracle, {choice.site.key: p})) for p in ROUNDED}
-            choice.high = min(ROUNDED, key=lambda p: errors[p])
+            errors = {p: six(_error(oracle, {choice.site.key: p})) for p in ROUNDED if recipe.allows(p)}
+            choice.set_high(min(errors, key=lambda p: errors[p]), recipe)
             choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
     else:
         stored = frozenset(c.site.stored for c in kept)
-        errors = {p: six(_error(oracle, assigned(choices, names, p))) for p in candidates(recipe, stored)}
-        as_is = oracle(assigned(choices, names))
+        errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
+        as_is = oracle(assigned(choices, names, recipe))
         best = pick(errors, as_is, everywhere, recipe)
         search.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)} | {"as_is": six(as_is)}
-        for choice in kept:
-            choice.high = best or choice.high
+        if best is not None:
+            for choice in kept:
+                choice.set_high(best, recipe)
     for choice in kept:
         if choice.wants_high:
             choice.precision = choice.high

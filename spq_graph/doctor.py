@@ -18,51 +18,95 @@ from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SiteP
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.report import FP8_KERNEL
 from spq_graph.runtime import health
+from spq_graph.runtime.proof import why_absent
+from spq_graph.runtime.session import Executed
 from spq_graph.sites import Role
+from spq_graph.targets import PROFILES, Form, Profile
 from spq_graph.verdict import environment
 
 # The probe: one product, large enough for every kernel and small enough to be done at once.
 ROWS, DEPTH, COLUMNS = 4, 64, 64
 PRECISIONS = (
     Precision.INT8, Precision.W8A16, Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.FP16,
-    Precision.FP32,
+    Precision.BF16, Precision.FP32,
 )  # fmt: skip
+_WRITTEN = {
+    Form.QDQ: "Q/DQ on both operands", Form.MATMUL_INTEGER: "MatMulInteger", Form.NBITS: "MatMulNBits",
+    Form.OPERATOR: "spq::Fp8MatMul", Form.WEIGHT: "DequantizeLinear on the weight", Form.STORED: "MatMul",
+    Form.COMPUTED: "MatMul in it", Form.AS_IS: "MatMul",
+}  # fmt: skip
 OPSET = 21
+NOT_HERE = "not executed here"
+SATURATES = (
+    "integer products saturate here: on x86 without VNNI the sum of two u8 x s8 products is kept in 16 bits. "
+    "`reduce_range = true` in a recipe makes weights of 7 bits, whose sums fit"
+)
 
 
 def examine() -> dict[str, Any]:
     """What `doctor --json` prints.
 
     Returns:
-        `versions`, `machine`, `library` (`path`, `version`, `isa`, `available`, `cuda`, `problem`), and by target and
-        precision the kernel that a small product ran as: an operator type, "function" where an FP8 site ran as the
-        standard operators that its file carries, or the error.
+        `versions`, `machine` (`instruction_sets` and `gpus` among it), `library` (`path`, `version`, `isa`,
+        `available`, `cuda`, `problem`); `targets`, by target and precision the kernel that a small product ran as: an
+        operator type, "function" where an FP8 site ran as the standard operators that its file carries, "unsupported"
+        and why, "not executed here" and what would be written, or the error; `absent`, by target why it is not here,
+        or null; `warnings`.
     """
+    absent = {target: why_absent(profile) for target, profile in PROFILES.items()}
     return {
         "versions": environment(),
         "machine": health.machine(),
         "library": health.library(),
-        "targets": {"cpu": {precision.value: _kernel(precision) for precision in PRECISIONS}},
+        "targets": {
+            target: {p.value: _kernel(p, profile, absent[target]) for p in PRECISIONS}
+            for target, profile in PROFILES.items()
+        },
+        "absent": absent,
+        "warnings": _warnings(),
     }
 
 
-def _kernel(precision: Precision) -> str:
-    """What a product in this precision runs as, here and now."""
-    with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
-        source, path = Path(folder) / "probe.onnx", Path(folder) / "applied.onnx"
-        save_model(_probe(), source)
-        try:
-            save_model(apply_plan(source, _plan(precision)), path)
-            ran = health.kernels_of(path, {"x": np.ones((ROWS, DEPTH), dtype=np.float32)})
-        except SpqError as cause:
-            return f"error: {cause.what}"
-    if not precision.is_fp8:
+def _kernel(precision: Precision, profile: Profile, absent: str | None) -> str:
+    """What a product in this precision runs as on a target, here and now."""
+    if not profile.allows(precision):
+        return f"unsupported: {profile.why_not(precision)}"
+    try:
+        if absent is not None:
+            _run(precision, profile, execute=False)
+            return f"{NOT_HERE}; written as {_WRITTEN[profile.forms[precision]]}"
+        ran, _ = _run(precision, profile)
+    except SpqError as cause:
+        return f"error: {cause.what}"
+    if profile.forms[precision] is not Form.OPERATOR:
         return ran.kernels.get("product", "not found")
     return FP8_KERNEL if FP8_KERNEL in ran.ops else "function"
 
 
-def _probe() -> ir.Model:
-    weight = np.linspace(-1, 1, DEPTH * COLUMNS, dtype=np.float32).reshape(DEPTH, COLUMNS)
+def _run(
+    precision: Precision, profile: Profile, *, execute: bool = True, flat: bool = False
+) -> tuple[Executed, np.ndarray[Any, Any]]:
+    """Write the probe for a target, and run it there."""
+    with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
+        source, path = Path(folder) / "probe.onnx", Path(folder) / "applied.onnx"
+        save_model(_probe(flat), source)
+        save_model(apply_plan(source, _plan(precision, profile)), path)
+        if not execute:
+            return Executed(), np.empty(0)
+        return health.kernels_of(profile, path, {"x": np.ones((ROWS, DEPTH), dtype=np.float32)})
+
+
+def _warnings() -> list[str]:
+    """What would make results on this machine differ from those elsewhere."""
+    # All codes are the largest: two products are 64,770, more than 16 bits hold.
+    _, result = _run(Precision.INT8, PROFILES["cpu"], flat=True)
+    if np.allclose(result, DEPTH, rtol=0.02):
+        return []
+    return [SATURATES]
+
+
+def _probe(flat: bool) -> ir.Model:
+    weight = np.linspace(1 if flat else -1, 1, DEPTH * COLUMNS, dtype=np.float32).reshape(DEPTH, COLUMNS)
     x = ir.Value(name="x", shape=ir.Shape(["rows", DEPTH]), type=ir.TensorType(ir.DataType.FLOAT))
     constant = ir.Value(
         name="weight", const_value=ir.tensor(weight), type=ir.TensorType(ir.DataType.FLOAT),
@@ -77,14 +121,14 @@ def _probe() -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
-def _plan(precision: Precision) -> Plan:
+def _plan(precision: Precision, profile: Profile) -> Plan:
     site = SitePlan(
         key="product", node="product", role=Role.OTHER, layer=None, shape=(DEPTH, COLUMNS), input="x",
         precision=precision, reason=Reason.OVERRIDE, range=(-1.0, 1.0),
     )  # fmt: skip
     return Plan(
-        model=ModelRef(digest="", origin="probe"), recipe=Recipe(), search=Search(rule="none"), sites=[site],
-        calibration=CalibrationRef(digest="", tokens=0, sequences=0), budget_met=True,
+        model=ModelRef(digest="", origin="probe"), recipe=Recipe(target=profile.name), search=Search(rule="none"),
+        sites=[site], calibration=CalibrationRef(digest="", tokens=0, sequences=0), budget_met=True,
     )  # fmt: skip
 
 
@@ -95,6 +139,11 @@ def show(found: dict[str, Any], console: Console) -> None:
         table.add_row(name, Text(version))
     machine, library = found["machine"], found["library"]
     table.add_row("processor", Text(f"{machine['processor']}, {machine['cores']} cores"))
+    table.add_row("", Text(", ".join(machine["instruction_sets"]) or "instruction sets are not known here"))
+    for gpu in machine["gpus"]:
+        table.add_row("GPU", Text(f"{gpu['name']}, {gpu['architecture']}, driver {gpu['driver']}"))
+    if not machine["gpus"]:
+        table.add_row("GPU", "none")
     table.add_row("providers", Text(", ".join(p.removesuffix("ExecutionProvider") for p in machine["providers"])))
     table.add_row("operator library", Text(library["path"] or "none", overflow="fold"))
     if library.get("isa"):
@@ -103,15 +152,20 @@ def show(found: dict[str, Any], console: Console) -> None:
     if library["problem"]:
         table.add_row("", Text(library["problem"], style="yellow", overflow="fold"))
     console.print(table)
+    for warning in found["warnings"]:
+        console.print(Text(f"! {warning}", style="yellow"))
     for target, kernels in found["targets"].items():
-        ran = Table("precision", "runs as", title=f"target {target}", title_justify="left", box=None)
+        title = f"target {target}: {PROFILES[target].device}"
+        ran = Table("precision", "runs as", title=title, title_justify="left", box=None)
+        if found["absent"][target]:
+            console.print(Text(f"target {target}: {found['absent'][target]}", style="yellow"))
         for precision, kernel in kernels.items():
             ran.add_row(precision, Text(_in_words(kernel), style="" if not _falls_back(kernel) else "yellow"))
         console.print(ran)
 
 
 def _falls_back(kernel: str) -> bool:
-    return kernel == "function" or kernel.startswith("error")
+    return kernel == "function" or kernel.startswith(("error", NOT_HERE, "unsupported"))
 
 
 def _in_words(kernel: str) -> str:

@@ -9,8 +9,6 @@ from spq_graph.recipe import Precision, Recipe
 # E4M3 spans 2^-9 to 448 and holds a token at its full precision down to 2^-6: beyond this max/median ratio the common
 # tokens fall among its subnormals, and the wider range of E5M2 is worth its lost bit.
 E4M3_RATIO = 5000.0
-ROUNDED = (Precision.FP8_E4M3, Precision.FP8_E5M2)
-EIGHT_BITS = (*ROUNDED, Precision.W8FP8A16, Precision.W8A16)
 
 
 def by_rule(recipe: Recipe, stored: str, ratio: float | None) -> Precision:
@@ -32,8 +30,8 @@ def by_rule(recipe: Recipe, stored: str, ratio: float | None) -> Precision:
 
 def candidates(recipe: Recipe, stored: frozenset[str]) -> tuple[Precision, ...]:
     """What `auto` measures beside the formats that the graph has, the cheaper first."""
-    eight = tuple(p for p in EIGHT_BITS if recipe.allows(p))
-    return (*eight, Precision.FP16) if "fp32" in stored else eight
+    tiers = recipe.profile.tiers_for(recipe.use)
+    return tuple(p for tier in tiers for p in tier if p is not Precision.FP16 or "fp32" in stored)
 
 
 def pick(
@@ -56,7 +54,7 @@ def pick(
     allowed = as_is + (1.0 - recipe.recovery) * max(0.0, everywhere - as_is)
     if as_is <= recipe.kl_budget:
         allowed = min(allowed, recipe.kl_budget)
-    for tier in (EIGHT_BITS, (Precision.FP16,)):
+    for tier in recipe.profile.tiers_for(recipe.use):
         there = [p for p in tier if p in measured]
         if there and measured[best := min(there, key=lambda p: measured[p])] <= max(recipe.kl_aim, allowed):
             return best

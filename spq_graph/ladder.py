@@ -17,7 +17,7 @@ from spq_graph.recipe import Precision
 from spq_graph.report import Rung
 from spq_graph.runtime.evaluate import Score, evaluate
 from spq_graph.runtime.sequences import Sequences
-from spq_graph.streams import execute, open_stream
+from spq_graph.streams import execute
 from spq_graph.workbench import Built, Workbench, discard
 
 RANDOM_SEEDS = (0, 1, 2)
@@ -81,7 +81,8 @@ def _other_formats(plan: Plan) -> list[Variant]:
         return []
 
     def kept_in(high: Precision) -> Variant:
-        tried = plan.with_precisions(lambda s: high if s.key in keys else s.precision)
+        profile = plan.recipe.profile
+        tried = plan.with_precisions(lambda s: profile.settle(high, s.largest)[0] if s.key in keys else s.precision)
         return Variant(f"spike_aware_{high}", plan.recipe.bits, tried)
 
     return [kept_in(high) for high in FORMATS if plan.recipe.allows(high)]
@@ -90,7 +91,9 @@ def _other_formats(plan: Plan) -> list[Variant]:
 def weight_only(plan: Plan) -> Variant:
     """The honest rival: every weight in 8 bits by block, activations as they are."""
     counted = {s.key for s in plan.counted}
-    rival = plan.with_precisions(lambda s: Precision.W8A16 if s.key in counted else s.precision)
+    # A target without such a product is held against the CPU's.
+    target = plan.recipe.target if plan.recipe.allows(Precision.W8A16) else "cpu"
+    rival = plan.with_precisions(lambda s: Precision.W8A16 if s.key in counted else s.precision, target=target)
     return Variant("weight_only", 8, rival)
 
 
@@ -122,13 +125,13 @@ def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, s
                 tick(number * total + done, len(groups) * total)
 
             built = [(row, file) for row in group if (file := _built(bench, row, steps)) is not None]
-            streams = [open_stream(file.path, bench.memory) for _, file in built]
+            streams = [bench.stream_for(row.plan, file) for row, file in built]
             reference, scores = evaluate(bench.reference, streams, text, in_all)
             if not ladder:
                 executed = execute(bench.reference, text.ids[:1, :8]).ops
                 ladder.append(_rung("fp32", None, reference, source, executed))
-            for (row, file), score in zip(built, scores, strict=True):
-                executed = bench.prove(file, row.plan).ops
+            for (row, file), score, stream in zip(built, scores, streams, strict=True):
+                executed = {} if bench.emulates(row.plan) else bench.prove(file, row.plan, stream).ops
                 measured[_decisions(row.plan)] = _rung(row.name, row.bits, score, file.bytes, executed)
                 if row.built is None:
                     discard(file)
@@ -151,7 +154,7 @@ def _built(bench: Workbench, row: Variant, steps: Steps) -> Built | None:
     if row.built is not None:
         return row.built
     try:
-        return bench.build(row.plan)
+        return bench.build(row.plan, emulate=bench.emulates(row.plan))
     except GraphError as cause:
         if not row.name.startswith("spike_aware_"):
             raise

@@ -11,15 +11,18 @@ from spq_graph.errors import UsageError
 from spq_graph.models.source import REFERENCE
 from spq_graph.pipeline import opened
 from spq_graph.progress import Steps
+from spq_graph.runtime.evaluate import Stream
 from spq_graph.runtime.evaluate import evaluate as score
+from spq_graph.runtime.proof import runner_on
 from spq_graph.runtime.tasks import load_task, score_task
+from spq_graph.targets import PROFILES, target_named
 from spq_graph.workbench import Workbench
 
 
 def evaluate(
     path: str, steps: Steps, *, text: Path | None = None, against: str | None = None, tasks: tuple[Path, ...] = (),
     limit: int | None = None, tokenizer: Path | None = None, max_tokens: int | None = None, bos: bool = False,
-    window: int | None = None,
+    window: int | None = None, target: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a model.
 
@@ -34,10 +37,14 @@ def evaluate(
         max_tokens: limit of the text.
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence.
+        target: whose runtime runs it; ONNX Runtime's CPU provider by default. The reference always runs on that.
 
     Raises:
         SpqError: what is wrong, where, and what to do.
     """
+    profile = PROFILES[target_named(target or "cpu")]
+    if profile.name not in ("cpu", "openvino"):
+        raise UsageError(f"models are measured on cpu or openvino, not on {target}", where="--target")
     if text is None and path == "reference" and not tasks:
         text = REFERENCE / "evaluation.txt"
     if text is None and not tasks:
@@ -47,7 +54,8 @@ def evaluate(
     found: dict[str, Any] = {}
     with open_model(path, tokenizer, steps, bos, window) as bench:
         if text is not None:
-            found |= _on_text(bench, text, against, max_tokens, steps, tokenizer, bos)
+            stream = bench.reference if profile.name == "cpu" else runner_on(profile, bench.model)
+            found |= _on_text(bench, stream, text, against, max_tokens, steps, tokenizer, bos)
         if tasks:
             found["tasks"] = dict(_on_task(bench, task, limit, steps) for task in tasks)
     return found
@@ -65,16 +73,16 @@ def open_model(
 
 
 def _on_text(
-    bench: Workbench, text: Path, against: str | None, max_tokens: int | None, steps: Steps,
+    bench: Workbench, stream: Stream, text: Path, against: str | None, max_tokens: int | None, steps: Steps,
     tokenizer: Path | None, bos: bool,
 ) -> dict[str, Any]:  # fmt: skip
     sequences = bench.sequences(text, max_tokens=max_tokens)
     with steps.step("evaluate", f"Evaluating on {sequences.tokens} tokens") as tick:
         if against is None:
-            own, _ = score(bench.reference, [], sequences, tick)
+            own, _ = score(stream, [], sequences, tick)
             return {"perplexity": own.perplexity, "nll": own.nll, "tokens": own.tokens}
         with open_model(against, tokenizer, steps, bos, None) as reference:
-            _, (own,) = score(reference.reference, [bench.reference], sequences, tick)
+            _, (own,) = score(reference.reference, [stream], sequences, tick)
     return {"perplexity": own.perplexity, "nll": own.nll, "tokens": own.tokens, "kl": own.kl, "top1": own.top1}
 
 

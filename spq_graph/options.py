@@ -25,11 +25,11 @@ CalibrationTokens = Annotated[int | None, typer.Option(min=1, help="tokens of ca
 Text = Annotated[Path | None, typer.Option(help="evaluation text, never the calibration data", metavar="FILE")]
 Bos = Annotated[bool, typer.Option("--bos", help="prepend BOS even where the tokenizer does not")]
 Window = Annotated[int | None, typer.Option(min=2, help="tokens in a sequence (default: the model's, at most 2048)")]
-Target = Annotated[str | None, typer.Option(help="cpu or portable")]
+Target = Annotated[str | None, typer.Option(help="cpu, cuda, tensorrt, openvino or portable")]
 HighPrecision = Annotated[
     str | None,
     typer.Option(help="what kept sites become: auto (what measuring justifies), fp8 (of its two formats the better), "
-                 "fp8_e4m3, fp8_e5m2, w8fp8a16, w8a16, fp16, fp32"),
+                 "fp8_e4m3, fp8_e5m2, w8fp8a16, w8a16, fp16, bf16, fp32"),
 ]  # fmt: skip
 Keep = Annotated[
     list[str] | None, typer.Option(help="keep these sites in high precision by hand (glob, repeatable)", metavar="GLOB")

@@ -16,13 +16,14 @@ from spq_graph.decide import decide
 from spq_graph.errors import SourceError, UsageError
 from spq_graph.html import render
 from spq_graph.ladder import Variant, measure_ladder, variants, weight_only
+from spq_graph.metering import meter
 from spq_graph.models.source import REFERENCE, Source, resolve
 from spq_graph.passes.graph import files_of, inputs_of
 from spq_graph.plan import Plan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.recipe import Recipe
-from spq_graph.report import Report, Rung, TextRef, Verdict
+from spq_graph.report import Report, Rung, TargetRun, TextRef, Verdict
 from spq_graph.runtime.sequences import Sequences
 from spq_graph.runtime.session import Executed
 from spq_graph.verdict import environment, judge
@@ -122,9 +123,10 @@ def quantize(request: Request, steps: Steps) -> Outcome:
         ladder: list[Rung] = []
         if text is not None:
             rows = [row for p in plans for row in variants(p, bench.stored)] + [weight_only(plan)]
-            _reuse(rows, built, plan)
+            if not bench.emulates(plan):
+                _reuse(rows, built, plan)
             ladder = measure_ladder(bench, rows, text, steps)
-        report = _report(request, bench, plan, ladder, text, executed, built.bytes, steps)
+        report = _report(request, bench, plan, ladder, text, executed, built, steps)
         plan.save(staging / artifact.PLAN)
         ranges.save(staging / artifact.RANGES)
         report.save(staging / artifact.REPORT)
@@ -210,8 +212,8 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
                 v.ratio > recipe.candidate_ratio for s in bench.found.sites if (v := ranges.values.get(s.input))
             )
             expected = candidates + 6
-            measure, tokens = bench.meter(
-                sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))
+            measure, tokens = meter(
+                bench, sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))
             )
         return decide(
             bench.found.sites, ranges, recipe, bench.ref, unmatched=bench.found.unmatched,
@@ -231,9 +233,18 @@ def add_companions(source: Source, staging: Path) -> None:
     genai.write(staging, artifact.MODEL, inputs_of(staging / artifact.MODEL))
 
 
+def _target_run(bench: Workbench, plan: Plan, executed: Executed, built: Built) -> TargetRun:
+    profile = plan.recipe.profile
+    return TargetRun(
+        name=profile.name, device=profile.device, opset=built.opset, executed_here=executed.absent is None,
+        absent=executed.absent,
+        measured_on="OpenVINO" if profile.runtime == "openvino" and not bench.emulates(plan) else "ONNX Runtime",
+    )  # fmt: skip
+
+
 def _report(
     request: Request, bench: Workbench, plan: Plan, ladder: list[Rung], text: Sequences | None, executed: Executed,
-    size: int, steps: Steps,
+    built: Built, steps: Steps,
 ) -> Report:  # fmt: skip
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
@@ -243,10 +254,11 @@ def _report(
         text=TextRef(digest=text.digest, tokens=text.tokens, origin=text.origin) if text is not None else None,
         executed=executed.ops,
         providers=executed.providers,
-        fp8=executed.fp8_run(s.node for s in plan.fp8_sites),
+        target=_target_run(bench, plan, executed, built),
+        fp8=executed.fp8_run(s.node for s in plan.fp8_sites) if executed.absent is None else None,
         seconds=steps.seconds,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        bytes=size,
+        bytes=built.bytes,
         source_bytes=sum(file.stat().st_size for file in files_of(bench.model)),
         environment=environment(),
         command=request.command,

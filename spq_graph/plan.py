@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from spq_graph.errors import UsageError
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.sites import Role
+from spq_graph.targets import Form
 
 SCHEMA: Literal["spq-graph/plan/1"] = "spq-graph/plan/1"
 
@@ -25,7 +26,7 @@ class Reason(StrEnum):
     BUDGET = "budget"  # a candidate that is quantized all the same: the rule needed no more, or the cap was reached
     OVERRIDE = "override"  # by hand
     DEFAULT = "default"  # nothing speaks for anything else
-    UNSUPPORTED = "unsupported_on_target"
+    UNSUPPORTED = "unsupported_on_target"  # the target cannot run what was planned, or nothing was measured
     TOO_FEW_TOKENS = "too_few_tokens"  # an expert that calibration routed too few tokens to: its range is not trusted
 
 
@@ -69,6 +70,11 @@ class SitePlan(_Strict):
     reason: Reason
     range: tuple[float, float] | None = Field(None, description="smallest and largest activation, for its quantizer")
     evidence: Evidence = Evidence()
+
+    @property
+    def largest(self) -> float | None:
+        """Largest absolute activation; None where no range was measured."""
+        return max(abs(edge) for edge in self.range) if self.range is not None else None
 
 
 class UnmatchedNode(_Strict):
@@ -131,7 +137,8 @@ class Plan(_Strict):
     @property
     def fp8_sites(self) -> list[SitePlan]:
         """Sites that are to run through the operator of our own."""
-        return [s for s in self.sites if s.precision.is_fp8]
+        forms = self.recipe.profile.forms
+        return [s for s in self.sites if forms.get(s.precision) is Form.OPERATOR]
 
     @property
     def kept(self) -> list[SitePlan]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -11,48 +10,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spq_graph.errors import UsageError
+from spq_graph.precision import Precision
+from spq_graph.targets import PROFILES, Profile, Target, Use
 
-
-class Precision(StrEnum):
-    """The arithmetic of one Site."""
-
-    INT8 = "int8"
-    INT7 = "int7"
-    INT6 = "int6"
-    INT5 = "int5"
-    INT4 = "int4"
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    W8A16 = "w8a16"
-    FP8_E4M3 = "fp8_e4m3"
-    FP8_E5M2 = "fp8_e5m2"
-    W8FP8A16 = "w8fp8a16"
-
-    @property
-    def bits(self) -> int | None:
-        """Bits of weights and activations for the integer precisions, None for the rest."""
-        return int(self.value[3:]) if self.value.startswith("int") else None
-
-    @property
-    def is_fp8(self) -> bool:
-        """Whether weights are held in FP8: the precisions of spq::Fp8MatMul."""
-        return self in (Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16)
-
-    @property
-    def needs_range(self) -> bool:
-        """Whether activations are quantized with a static scale, which takes a calibrated range."""
-        return self.bits is not None or self in (Precision.FP8_E4M3, Precision.FP8_E5M2)
-
-    @classmethod
-    def integer(cls, bits: int) -> Precision:
-        """The integer precision of so many bits."""
-        return cls(f"int{bits}")
+__all__ = ["ROUNDED", "Override", "Precision", "Recipe", "is_legal", "load_recipe", "matches"]
 
 
 # "fp8" is the FP8 format of activations with the smaller measured error.
-HighPrecision = Literal["auto", "fp32", "fp16", "w8a16", "fp8", "fp8_e4m3", "fp8_e5m2", "w8fp8a16"]
-Target = Literal["cpu", "portable"]
+HighPrecision = Literal["auto", "fp32", "fp16", "bf16", "w8a16", "fp8", "fp8_e4m3", "fp8_e5m2", "w8fp8a16"]
+ROUNDED = (Precision.FP8_E4M3, Precision.FP8_E5M2)
 
 
 class Override(BaseModel):
@@ -61,8 +27,9 @@ class Override(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     pattern: str
     precision: Literal[
-        "int8", "int7", "int6", "int5", "int4", "fp32", "fp16", "w8a16", "fp8_e4m3", "fp8_e5m2", "w8fp8a16", "high"
-    ]
+        "int8", "int7", "int6", "int5", "int4", "fp32", "fp16", "bf16", "w8a16", "fp8_e4m3", "fp8_e5m2", "w8fp8a16",
+        "high",
+    ]  # fmt: skip
 
 
 class Recipe(BaseModel):
@@ -72,6 +39,14 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     target: Target = Field("cpu", description="what the artifact is compiled for")
+    use: Use = Field(
+        "balanced",
+        description="what the model mostly does: prefill prefers kept formats that are fast on long prompts; decode "
+        "keeps as many sites as the budget asks for, since all 8-bit forms wait for memory there",
+    )
+    reduce_range: bool = Field(
+        False, description="7-bit weights at 8-bit sites, for x86 without VNNI, where sums of two products saturate"
+    )
     bits: int = Field(8, ge=4, le=8, description="bits of weights and activations at integer sites")
     high_precision: HighPrecision = Field(
         "auto", description="what kept sites become; auto takes the cheapest format that measuring allows"
@@ -104,12 +79,33 @@ class Recipe(BaseModel):
     calibration_tokens: int = Field(65_536, ge=1, description="how much calibration data is read")
     seed: int = Field(0, ge=0, description="seeds the sampling of calibration text and the random controls")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_target(cls, given: Any) -> Any:
+        """What follows from other keys, where it was not given: it then stands in the plan like any other choice."""
+        if not isinstance(given, dict):
+            return given
+        profile = PROFILES.get(str(given.get("target", "cpu")))
+        if profile is not None and profile.signed:
+            given = {"activations": "symmetric", **given}
+        return {"max_kept": 1.0, **given} if given.get("use") == "decode" else given
+
     @model_validator(mode="after")
-    def _portable_has_no_contrib(self) -> Recipe:
-        wanted = {self.high_precision, *(o.precision for o in self.overrides)}
-        if self.target == "portable" and "w8a16" in wanted:
-            raise ValueError("w8a16 needs com.microsoft.MatMulNBits, which target 'portable' excludes; use fp32 or cpu")
+    def _legal_on_target(self) -> Recipe:
+        if self.profile.signed and self.activations != "symmetric":
+            raise ValueError(f"target '{self.target}' takes signed integers with zero point 0: activations = symmetric")
+        for name in (self.high_precision, *(o.precision for o in self.overrides)):
+            if not is_legal(name, self.profile):
+                why, legal = self.profile.why_not(_asked(name)[0]), ", ".join(self.profile.high)
+                raise ValueError(
+                    f"target '{self.target}' cannot run {name}: {why}; use one of {legal}, or another target"
+                )
         return self
+
+    @property
+    def profile(self) -> Profile:
+        """What the target executes."""
+        return PROFILES[self.target]
 
     @property
     def kl_aim(self) -> float:
@@ -117,8 +113,20 @@ class Recipe(BaseModel):
         return self.kl_budget * (1.0 - self.kl_margin)
 
     def allows(self, precision: Precision) -> bool:
-        """Whether the target can run a precision; `portable` has standard operators only."""
-        return not (self.target == "portable" and precision is Precision.W8A16)
+        """Whether the target can run a precision."""
+        return self.profile.allows(precision)
+
+
+def is_legal(name: str, profile: Profile) -> bool:
+    """Whether a target can do what a recipe calls by this name: a precision, or a word for several."""
+    return not (asked := _asked(name)) or any(map(profile.allows, asked))
+
+
+def _asked(name: str) -> tuple[Precision, ...]:
+    """The precisions of which the target must have one; none for words that leave it open."""
+    if name in ("auto", "high"):
+        return ()
+    return ROUNDED if name == "fp8" else (Precision(name),)
 
 
 def matches(pattern: str, *names: str) -> bool:

@@ -13,6 +13,7 @@ from spq_graph.errors import UsageError
 # What ONNX Runtime fuses Q/DQ around a product into, and what multiplies in integers without it.
 INTEGER_KERNELS = frozenset(
     {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16"}
+    | {"FullyConnected_int8", "MatMul_int8"}  # as OpenVINO calls its products, with the type that they multiply in
 )
 
 # The operator of our own: under this name where its kernel ran, and otherwise as the operators of its function.
@@ -72,6 +73,25 @@ class OperatorRun(_Strict):
     library: str | None = None
 
 
+class TargetRun(_Strict):
+    """What the artifact was compiled for, and whether that was run.
+
+    Attributes:
+        name: the target; device: what it stands for.
+        opset: of ONNX, that the file has.
+        executed_here: whether the file ran on the target; `executed` and `providers` are empty where it did not.
+        absent: why it did not.
+        measured_on: the runtime that the ladder was measured on.
+    """
+
+    name: str
+    device: str
+    opset: int
+    executed_here: bool
+    absent: str | None = None
+    measured_on: str = "ONNX Runtime"
+
+
 class Verdict(_Strict):
     """Ready or not, and why."""
 
@@ -88,6 +108,7 @@ class Report(_Strict):
     text: TextRef | None
     executed: dict[str, int]
     providers: dict[str, int]
+    target: TargetRun | None = None
     fp8: OperatorRun | None = None
     seconds: dict[str, float]
     peak_rss_bytes: int

@@ -13,17 +13,26 @@ from spq_graph.plan import Plan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges, json_file, merge_all
 from spq_graph.recipe import Recipe
+from spq_graph.retarget import refuse_unsupported, retarget
 from spq_graph.runtime.session import Executed
+from spq_graph.targets import Target
 
 
-def apply(model: Path, plan: Plan, out: Path, steps: Steps, *, force: bool = False) -> Executed:
-    """Apply a plan to the ONNX file that it was made for, and prove what runs.
+def apply(
+    model: Path, plan: Plan, out: Path, steps: Steps, *, target: Target | None = None, force: bool = False
+) -> tuple[Plan, Executed]:  # fmt: skip
+    """Apply a plan to the ONNX file that it was made for, for its own target or another, and prove what runs.
+
+    Returns:
+        The plan as it was applied, whose sites say what another target could not run, and what ran.
 
     Raises:
         UsageError: the plan was made for another model.
         SpqError: as `quantize`.
     """
     artifact.check_out(out, force=force, inputs=(model,))
+    plan = retarget(plan, target or plan.recipe.target)
+    refuse_unsupported(plan)
     with opened(str(model), steps, allow_no_glu=True) as bench, artifact.staged(out) as staging:
         if plan.model.digest != bench.digest:
             raise UsageError(
@@ -36,7 +45,7 @@ def apply(model: Path, plan: Plan, out: Path, steps: Steps, *, force: bool = Fal
             executed = bench.prove(built, plan)
         plan.save(staging / artifact.PLAN)
         add_companions(bench.source, staging)
-    return executed
+    return plan, executed
 
 
 def export(

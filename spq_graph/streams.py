@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from spq_graph.errors import UsageError
+from spq_graph.passes.bfloat16 import WidenBfloat16
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.segments import split
 from spq_graph.runtime.evaluate import Stream
@@ -26,9 +27,10 @@ def open_stream(path: Path, memory: int | None = None) -> Stream:
     """
     graph = load_graph(path)
     Canonicalize()(graph)
+    widened = WidenBfloat16()(graph).modified
     model = split(graph, path, memory)
     # What fits as a whole runs from its file: what is measured is then what is delivered.
-    return Runner(path) if len(model.segments) == 1 else SegmentedRunner(model)
+    return Runner(path) if len(model.segments) == 1 and not widened else SegmentedRunner(model)
 
 
 def open_whole(model: SegmentedRunner) -> Runner:
@@ -38,6 +40,12 @@ def open_whole(model: SegmentedRunner) -> Runner:
         UsageError: the machine has less memory than it takes.
     """
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if model.pieces == 1:
+        raise UsageError(
+            "ONNX Runtime's CPU provider has no kernels for bfloat16, so this model does not run as it is",
+            where=str(model.path),
+            remedy="pass --calibration FILE; what is made of it by `quantize` runs",
+        )
     if model.bytes > has:
         raise UsageError(
             f"in one session this model takes {model.bytes / 1e9:.1f} GB, and the machine has {has / 1e9:.1f} GB",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from spq_graph import options as o
 from spq_graph.terminal import errors, print_json, steps, write_text
@@ -23,6 +24,7 @@ def evaluate(
     max_eval_tokens: o.MaxEvalTokens = None,
     bos: o.Bos = False,
     window: o.Window = None,
+    target: Annotated[str | None, typer.Option(help="cpu (ONNX Runtime, the default) or openvino")] = None,
     as_json: o.Json = False,
 ) -> None:
     """Perplexity, agreement with another model, and zero-shot accuracy."""
@@ -30,7 +32,7 @@ def evaluate(
 
     found = run(
         path, steps(), text=text, against=against, tasks=tuple(tasks or ()), limit=limit, tokenizer=tokenizer,
-        max_tokens=max_eval_tokens, bos=bos, window=window,
+        max_tokens=max_eval_tokens, bos=bos, window=window, target=target,
     )  # fmt: skip
     if as_json:
         print_json(found)
@@ -40,6 +42,33 @@ def evaluate(
             typer.echo(f"{name}: {found[name]:.6g}" if isinstance(found[name], float) else f"{name}: {found[name]}")
     for name, result in found.get("tasks", {}).items():
         typer.echo(f"{name}: {result['accuracy']:.4f} of {result['n']}")
+
+
+def bench(
+    path: o.AnyModel,
+    against: Annotated[
+        str | None, typer.Option(help="floating-point model, which all ratios refer to", metavar="FP_MODEL")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="targets to time as well (repeatable); by default all that run here")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="how often each model is timed")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="threads of every session")] = 1,
+    length: Annotated[list[int] | None, typer.Option(min=1, help="prompt lengths (repeatable; 128 and 512)")] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Prefill, decoding, load time and memory, in turns with the models it is compared with."""
+    from spq_graph.benching import LENGTHS, show
+    from spq_graph.benching import bench as run
+
+    found = run(
+        path, steps(), against=against, targets=tuple(target or ()), rounds=rounds, threads=threads,
+        lengths=tuple(length or LENGTHS),
+    )  # fmt: skip
+    if as_json:
+        print_json(found)
+    else:
+        show(found, Console())
 
 
 def generate(

@@ -11,6 +11,9 @@ from spq_graph.report import Report, Verdict
 
 # Spike-aware is called ready within this much of the floating-point perplexity.
 READY_WITHIN = 0.01
+_PACKAGES = (
+    "onnxruntime", "onnxruntime-gpu", "openvino", "onnx", "onnx-ir", "onnxscript", "numpy", "torch", "transformers",
+)  # fmt: skip
 
 
 def judge(plan: Plan, report: Report) -> Verdict:
@@ -30,6 +33,12 @@ def judge(plan: Plan, report: Report) -> Verdict:
         warnings.append(
             f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
             f"the sites kept (KL {plan.search.kl:.3g}); allow more with max_kept in a recipe, or more bits"
+        )
+    if report.target is not None and not report.target.executed_here:
+        where = report.target
+        warnings.append(
+            f"not executed here: {where.absent}. The graph follows the rules of target {where.name} ({where.device}); "
+            f"its figures come from the same quantizers on {where.measured_on}"
         )
     if report.fp8 is not None and report.fp8.kernels < report.fp8.sites:
         missing = report.fp8.sites - report.fp8.kernels
@@ -52,7 +61,7 @@ def judge(plan: Plan, report: Report) -> Verdict:
 def environment() -> dict[str, str]:
     """Versions and machine, for the report."""
     found = {"spq-graph": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in ("onnxruntime", "onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript", "numpy", "torch", "transformers"):
+    for name in _PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

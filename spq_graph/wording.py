@@ -107,6 +107,15 @@ def integer_kernels(executed: Mapping[str, int]) -> int:
     return sum(count for op, count in executed.items() if op in INTEGER_KERNELS)
 
 
+def kernels(plan: Plan, report: Report) -> str:
+    """How many of the planned integer sites ran as such, and on which target where it is not the CPU."""
+    planned = len(plan.integer_sites)
+    if report.target is not None and not report.target.executed_here:
+        return f"not executed here; {planned} integer sites planned for {report.target.name}"
+    beside = f", on {plan.recipe.profile.ran_on}" if plan.recipe.target != "cpu" else ""
+    return f"{integer_kernels(report.executed)} integer, of {planned} planned{beside}"
+
+
 def fp8_sites(fp8: OperatorRun) -> str:
     """How the sites in FP8 ran, in words."""
     if fp8.library is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,24 +10,23 @@ import onnx_ir as ir
 
 from spq_graph import artifact
 from spq_graph.checkpoint import Checkpoint
-from spq_graph.decide import Measure
 from spq_graph.errors import ActivationError, DataError, GraphError, UsageError
 from spq_graph.models.source import Source
 from spq_graph.passes.apply import DATA_SUFFIX, apply_plan, save_model
+from spq_graph.passes.bfloat16 import WidenBfloat16
 from spq_graph.passes.graph import Canonicalize, digest_of, load_graph, refuse_quantized
 from spq_graph.passes.identify import Identified, identify, require_glu
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.segments import split
-from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.plan import ModelRef, Plan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
-from spq_graph.recipe import Precision, Recipe
 from spq_graph.runtime.calibrate import calibrate, first_not_finite
 from spq_graph.runtime.decoding import cache_pairs
-from spq_graph.runtime.evaluate import KlMeter, Stream
-from spq_graph.runtime.segmented import SegmentedRunner
+from spq_graph.runtime.evaluate import Stream
+from spq_graph.runtime.proof import check_executed, execute_on, runner_on, why_absent
 from spq_graph.runtime.sequences import Ids, Sequences
-from spq_graph.runtime.session import Executed, Runner, check_integer_sites
+from spq_graph.runtime.session import CPU, Executed, Runner
 from spq_graph.runtime.text import load_sequences
 from spq_graph.runtime.tokenizer import TextTokenizer
 from spq_graph.segment import Segmented
@@ -46,6 +44,7 @@ class Built:
 
     path: Path
     bytes: int
+    opset: int
 
 
 @dataclass(slots=True)
@@ -126,13 +125,12 @@ class Workbench:
             require_glu(self.found, self.source.origin)
         if not self.found.sites:
             raise GraphError("no MatMul or Gemm with a constant weight was found", where=self.source.origin)
-        if any(site.stored == "bf16" for site in self.found.sites):
-            raise UsageError("bfloat16 graphs do not run on ONNX Runtime's CPU provider", remedy="export it in float32")
 
     def load(self) -> ir.Model:
         """The source graph, canonical, ready to be edited."""
         graph = load_graph(self.model)
         Canonicalize()(graph)
+        WidenBfloat16()(graph)
         return graph
 
     @property
@@ -201,11 +199,12 @@ class Workbench:
         observe(graph)
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
             return calibrate(
-                self._segments(graph), [(p.value, p.outputs) for p in observe.probes], FINITE_CHECK, sequences,
+                self.segments(graph), [(p.value, p.outputs) for p in observe.probes], FINITE_CHECK, sequences,
                 self.digest, self._name_not_finite, tick, checkpoint,
             )  # fmt: skip
 
-    def _segments(self, graph: ir.Model) -> Segmented:
+    def segments(self, graph: ir.Model) -> Segmented:
+        """A graph made of the source's, in pieces that fit the memory limit; the graph is edited for it."""
         return split(graph, self.model, self.memory)
 
     def _name_not_finite(self, ids: Ids, mask: Ids) -> str:
@@ -213,49 +212,54 @@ class Workbench:
         values = list(dict.fromkeys(site.input for site in self.found.sites))
         check = ObserveFinite(values)
         check(graph)
-        index = first_not_finite(self._segments(graph), [v.name or "" for v in graph.graph.outputs], ids, mask)
+        index = first_not_finite(self.segments(graph), [v.name or "" for v in graph.graph.outputs], ids, mask)
         if index is None:
             return self.source.origin
         site = next(s for s in self.found.sites if s.input == values[index])
         return f"input of {site.key} (value '{site.input}')"
 
-    def build(self, plan: Plan, path: Path | None = None) -> Built:
-        """Apply a plan and save the result; beside the intermediate files where no path is given."""
+    def build(self, plan: Plan, path: Path | None = None, *, emulate: bool = False) -> Built:
+        """Apply a plan and save the result; beside the intermediate files where no path is given.
+
+        To emulate is to write what ONNX Runtime's CPU provider runs, with the numbers of the plan's target.
+        """
         if path is None:
             self._count += 1
             path = self.work / f"variant-{self._count}.onnx"
-        return Built(path, save_model(apply_plan(self.model, plan), path))
+        model = apply_plan(self.model, plan, emulate=emulate)
+        return Built(path, save_model(model, path), model.graph.opset_imports[""])
 
-    def prove(self, built: Built, plan: Plan) -> Executed:
-        """Run once and check that every planned integer site ran as an integer kernel.
+    def prove(self, built: Built, plan: Plan, stream: Stream | None = None) -> Executed:
+        """Run once on the plan's target, where it is at hand, and check that every site ran as planned.
+
+        A session that is open already serves where the runtime can tell of it afterwards.
 
         Raises:
             CheckError: naming those that did not.
         """
-        executed = execute(open_stream(built.path, self.memory), self._probe_ids())
-        check_integer_sites(executed, [(s.key, s.node) for s in plan.integer_sites], str(built.path))
+        profile = plan.recipe.profile
+        if profile.provider == CPU:
+            executed = execute(stream or open_stream(built.path, self.memory), self._probe_ids())
+        else:
+            runner = stream if isinstance(stream, Runner) else None
+            executed = execute_on(profile, built.path, self._probe_ids(), runner)
+        check_executed(executed, plan, str(built.path))
         return executed
+
+    def emulates(self, plan: Plan) -> bool:
+        """Whether figures of a plan are those of its quantizers on ONNX Runtime's CPU provider, not of its target."""
+        profile = plan.recipe.profile
+        return profile.provider != CPU and (profile.runtime == "onnxruntime" or why_absent(profile) is not None)
+
+    def stream_for(self, plan: Plan, built: Built) -> Stream:
+        """What to measure a built plan in: the target's runtime where that is at hand."""
+        if self.emulates(plan) or plan.recipe.profile.provider == CPU:
+            return open_stream(built.path, self.memory)
+        return runner_on(plan.recipe.profile, built.path)
 
     def _probe_ids(self) -> Ids:
         batch, length = self.reference.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
-
-    def meter(
-        self, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]
-    ) -> tuple[Measure, int]:
-        """A measure for `decide`, and how many tokens it runs on."""
-        few = spread(sequences, recipe.sensitivity_tokens)
-        meter = KlMeter(self.reference, few)
-        base = self._skeleton(ranges, recipe)
-        stored = self.stored
-
-        def measure(precisions: Mapping[str, Precision]) -> float:
-            plan = base.with_precisions(lambda s: precisions.get(s.key, Precision(stored[s.key])))
-            result = meter.kl(SegmentedRunner(self._segments(apply_plan(self.model, plan))))
-            tick()
-            return result
-
-        return measure, meter.tokens
 
     def known_ranges(self, path: Path) -> Ranges:
         """Ranges that were measured before.
@@ -271,29 +275,6 @@ class Workbench:
                 remedy="run `spq-graph calibrate` on this one",
             )
         return ranges
-
-    def _skeleton(self, ranges: Ranges, recipe: Recipe) -> Plan:
-        """A plan with every measured site as the graph has it, from which those to be measured are made."""
-        sites = [
-            SitePlan(
-                key=s.key, node=s.node, role=s.role, layer=s.layer, expert=s.expert, shape=s.shape, input=s.input,
-                precision=Precision(s.stored), reason=Reason.DEFAULT,
-                range=(ranges.values[s.input].low, ranges.values[s.input].high),
-            )
-            for s in self.found.sites
-            if s.input in ranges.values
-        ]  # fmt: skip
-        calibration = CalibrationRef(digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences)
-        return Plan(
-            model=self.ref, recipe=recipe, calibration=calibration, search=Search(rule="none"), sites=sites,
-            budget_met=True,
-        )  # fmt: skip
-
-
-def spread(sequences: Sequences, tokens: int) -> Sequences:
-    """So many tokens' worth of rows, evenly spread over all of them."""
-    rows = max(1, tokens // max(1, sequences.ids.shape[1]))
-    return sequences.shard(0, max(1, len(sequences) // rows)).take(tokens)
 
 
 def discard(built: Built) -> None:

@@ -96,7 +96,7 @@ def usage(case: Case, *arguments: object) -> Result:
         (["--bits", 3], "greater than or equal to 4"),
         (["--bits", 8, "--bits", 12], "less than or equal to 8"),
         (["--bits", "many"], "valid int"),
-        (["--target", "tpu"], "'cpu' or 'portable'"),
+        (["--target", "tpu"], "'openvino' or 'portable'"),
         (["--high-precision", "fp12"], "high_precision"),
         (["--spike-ratio", 0.5], "spike_ratio"),
         (["--keep", "nowhere"], "'nowhere' fits no site"),

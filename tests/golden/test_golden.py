@@ -8,7 +8,7 @@ After a change on purpose, write the files anew and read the diff:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -17,6 +17,7 @@ import pytest
 from spq_graph.passes.annotate import PREFIX
 from spq_graph.recipe import Precision
 from spq_graph.sites import Role, Site
+from spq_graph.targets import PROFILES
 from tests.decoder_graphs import Decoder, decoder, token_feeds
 from tests.graphs import Glu
 from tests.inserting import applied, plan_for
@@ -69,6 +70,21 @@ def fp8(site: Site) -> Precision:
     return chosen.get(site.role, choose(site))
 
 
+def typical(target: str) -> Callable[[Site], Precision]:
+    """One site in every precision that the target has a form of its own for."""
+    profile = PROFILES[target]
+
+    def choose(site: Site) -> Precision:
+        wanted = {
+            Role.GLU_DOWN: Precision.FP8_E4M3, Role.GLU_UP: Precision.W8FP8A16, Role.ATTN_O: Precision.W8A16,
+            Role.ATTN_Q: Precision.BF16, Role.ATTN_K: Precision.FP16, Role.LM_HEAD: Precision.FP32,
+            Role.GLU_GATE: Precision.INT6,
+        }  # fmt: skip
+        return profile.settle(wanted.get(site.role, Precision.INT8))[0]
+
+    return choose
+
+
 CASES = {
     "plain": (Decoder(layers=1, rope=False), None),
     "int8_keeping_down": (Decoder(layers=1, rope=False), choose),
@@ -87,7 +103,19 @@ def test_graph(tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(decoder(shape, naming="dynamo"), path)
     made = path if precision is None else applied(path, plan_for(path, token_feeds(), precision))
-    text = listing(onnx.load(made))
+    same(listing(onnx.load(made)), name)
+
+
+@pytest.mark.parametrize("target", PROFILES)
+def test_one_layer_on_each_target(tmp_path: Path, target: str) -> None:
+    """Before is plain.txt: the same layer, as the exporter wrote it."""
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1, rope=False), naming="dynamo"), path)
+    made = applied(path, plan_for(path, token_feeds(), typical(target), target=target))
+    same(listing(onnx.load(made)), f"target_{target}")
+
+
+def same(text: str, name: str) -> None:
     golden = HERE / f"{name}.txt"
     if os.environ.get("SPQ_WRITE_GOLDEN"):
         golden.write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 
 from spq_graph.decide import decide
 from spq_graph.errors import GraphError
-from spq_graph.formats import EIGHT_BITS, by_rule, candidates, pick
+from spq_graph.formats import by_rule, candidates, pick
 from spq_graph.plan import Plan
 from spq_graph.recipe import Override, Precision, Recipe
 from tests.unit.test_decide import MODEL, make, run
@@ -40,7 +40,7 @@ def test_a_named_format_is_what_it_says() -> None:
 
 def test_portable_does_not_try_what_it_cannot_run() -> None:
     assert W8A16 not in candidates(Recipe(target="portable"), frozenset({"fp32"}))
-    assert set(candidates(Recipe(), frozenset({"fp32"}))) == {*EIGHT_BITS, FP16}
+    assert set(candidates(Recipe(), frozenset({"fp32"}))) == {E4M3, E5M2, W8FP8, W8A16, FP16}
     assert FP16 not in candidates(Recipe(), frozenset({"fp16"}))  # that is what the graph has
 
 

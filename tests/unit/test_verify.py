@@ -154,7 +154,7 @@ def lost_site(model: ir.Model, plan: Plan) -> None:
 
 TAMPERED: dict[str, tuple[Callable[[ir.Model, Plan], None], str]] = {
     "no QuantizeLinear": (remove_quantize, "does not undo a QuantizeLinear"),
-    "no pair": (remove_pair, r"q_proj: planned int8, found fp32"),
+    "no pair": (remove_pair, r"q_proj: planned int8, found w8a16"),
     "no Clip": (remove_clip, "no Clip keeps its activation within 6 bits"),
     "other scale": (other_scale, "another quantizer than its range asks for"),
     "float weight": (float_weight, "k_proj: planned int8, found fp32"),

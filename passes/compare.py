@@ -1,0 +1,154 @@
+"""Compare: the precision that a product has in a file, and how a site differs from its plan."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from spq_graph.passes.editor import ADDED
+from spq_graph.passes.forms import block_of, quantizer_of
+from spq_graph.passes.fp8 import E4M3, activation_scale, panel_shape
+from spq_graph.passes.operator import PANELS_TYPE, Fp8Call, is_fp8_matmul, precision_of_call
+from spq_graph.passes.values import Weight, scalar_of, weight_of
+from spq_graph.plan import SitePlan
+from spq_graph.recipe import Precision, Recipe
+from spq_graph.targets import Form
+
+_STORED = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
+_BY_OPERATOR = {"MatMulNBits": Precision.W8A16, "MatMulInteger": Precision.INT8}
+FP8 = ir.DataType(E4M3.element_type)
+
+
+def precision_of(node: ir.Node) -> Precision:
+    """The precision that a product has in the file: INT8 for any integer container."""
+    if is_fp8_matmul(node):
+        return precision_of_call(node)
+    if node.op_type in _BY_OPERATOR:
+        return _BY_OPERATOR[node.op_type]
+    if len(node.inputs) < 2:  # no product at all; readers of foreign files ask of every node
+        return Precision.FP32
+    activation, weight = (
+        p if (p := _producer(v)) is not None and p.op_type == "DequantizeLinear" else None for v in node.inputs[:2]
+    )
+    if weight is not None and (codes := weight_of(weight.inputs[0])) is not None:
+        if codes.tensor.dtype is FP8:
+            return Precision.W8FP8A16 if activation is None else Precision.FP8_E4M3
+        return Precision.W8A16 if activation is None else Precision.INT8
+    held = weight_of(node.inputs[1])
+    return _STORED.get(held.tensor.dtype, Precision.FP32) if held is not None else Precision.FP32
+
+
+def differs(node: ir.Node | None, site: SitePlan, recipe: Recipe) -> str | None:
+    """How a site's product differs from its plan, in words; None where it does not."""
+    if node is None:
+        return f"its node {site.node} is gone"
+    found = precision_of(node)
+    wanted = Precision.INT8 if site.precision.bits is not None else site.precision
+    # What is to be computed in fp32 may be stored in half: its weights are widened exactly.
+    as_good = wanted is Precision.FP32 and found in _STORED.values()
+    if found is not wanted and not as_good:
+        return f"planned {site.precision}, found {found}"
+    if wanted.needs_range and site.range is None:
+        return "the plan holds no range"
+    return None if as_good else _differs_in_form(node, site, recipe)
+
+
+def _differs_in_form(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | None:
+    match recipe.profile.forms.get(site.precision):
+        case Form.QDQ if site.precision.is_fp8:
+            return _differing_pair(node, site, recipe)
+        case Form.QDQ | Form.MATMUL_INTEGER as form:
+            return _differing_codes(node, site, recipe, form)
+        case Form.OPERATOR:
+            return _differing_call(node, site, recipe)
+        case Form.WEIGHT:
+            return _differing_weight(node, site)
+        case Form.COMPUTED:
+            kinds = {v.dtype for v in (node.inputs[1], node.outputs[0]) if v is not None and v.dtype is not None}
+            return "its product is not computed in the type of its operands" if len(kinds) > 1 else None
+    return None
+
+
+def _differing_codes(node: ir.Node, site: SitePlan, recipe: Recipe, form: Form) -> str | None:
+    """Whether the quantizers of an integer site are those that its range and bits ask for, in the target's form."""
+    wanted = quantizer_of(site, recipe)
+    if (node.op_type == "MatMulInteger") is not (form is Form.MATMUL_INTEGER):
+        return f"it is a {node.op_type}, the target takes {form}"
+    quantize = _producer(node.inputs[0])
+    if form is Form.QDQ:
+        quantize = _producer(quantize.inputs[0]) if quantize is not None else None
+    if quantize is None or quantize.op_type != "QuantizeLinear":
+        return "its activation is dequantized but never quantized"
+    if [scalar_of(v) for v in quantize.inputs[1:]] != [float(wanted.scale), float(wanted.zero_point)]:
+        return "its activation has another quantizer than its range asks for"
+    clip = _producer(quantize.inputs[0])
+    if wanted.bits < 8 and (clip is None or clip.op_type != "Clip" or scalar_of(clip.inputs[2]) != float(wanted.high)):
+        return f"no Clip keeps its activation within {wanted.bits} bits"
+    codes = weight_of(node.inputs[1]) if form is Form.MATMUL_INTEGER else _dequantized_weight(node)
+    return None if _is(codes, ir.DataType.INT8, site.shape) else "its weight is not held as int8 [K, N]"
+
+
+def _differing_pair(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | None:
+    """Whether the scales of an FP8 site in Q/DQ are those that its range and the target ask for."""
+    back = _producer(node.inputs[0])
+    quantize = _producer(back.inputs[0]) if back is not None else None
+    if quantize is None or quantize.op_type != "QuantizeLinear" or site.range is None:
+        return "its activation is dequantized but never quantized"
+    if scalar_of(quantize.inputs[1]) != float(activation_scale(*site.range, E4M3)):
+        return "its activation has another scale than its range asks for"
+    return None if _is(_dequantized_weight(node), FP8, site.shape) else "its weight is not held as FP8 [K, N]"
+
+
+def _differing_weight(node: ir.Node, site: SitePlan) -> str | None:
+    """Whether a weight that stands alone is held as codes, with scales for blocks or output channels."""
+    kind = FP8 if site.precision.is_fp8 else ir.DataType.INT8
+    if not _is(_dequantized_weight(node), kind, site.shape):
+        return f"its weight is not held as {kind.name.lower()} [K, N]"
+    dequantize, graph = _producer(node.inputs[1]), node.graph
+    if kind is FP8 or dequantize is None or graph is None:
+        return None
+    block = block_of(site, graph.opset_imports.get("", 1)) or 0
+    found = dequantize.attributes.get_int("block_size", 0)
+    return None if found == block else f"its weight has blocks of {found}, not {block}"
+
+
+def _differing_call(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | None:
+    """Whether an FP8 site calls the operator as its range and shape ask for."""
+    wanted = Fp8Call.of(site, recipe)
+    if (source := _source(node.inputs[0])) != site.input:
+        return f"it reads {source}, the plan says {site.input}"
+    if {name: attribute.value for name, attribute in node.attributes.items()} != wanted.attributes:
+        return "its node has other attributes than the plan asks for"
+    _, panels, scales, a_scale = (_held(value) for value in node.inputs) if len(node.inputs) == 4 else [None] * 4
+    if a_scale != (ir.DataType.FLOAT, ()) or scalar_of(node.inputs[3]) != float(wanted.a_scale):
+        return "its activation has another scale than its range asks for"
+    if panels != (PANELS_TYPE, panel_shape(site.shape)):
+        return "its weight is not held as FP8 panels of [K, N]"
+    channels = () if recipe.weights == "per_tensor" else site.shape[1:]
+    return None if scales == (ir.DataType.FLOAT, channels) else "its weight has no scale for each channel"
+
+
+def _held(value: ir.Value | None) -> tuple[ir.DataType, tuple[int, ...]] | None:
+    """Element type and shape of a constant; None for what is none."""
+    tensor = value.const_value if value is not None else None
+    return (tensor.dtype, tuple(int(d) for d in tensor.shape.numpy())) if tensor is not None else None
+
+
+def _is(weight: Weight | None, kind: ir.DataType, shape: tuple[int, int]) -> bool:
+    return weight is not None and _held(weight.initializer) == (kind, shape)
+
+
+def _source(value: ir.Value | None) -> str | None:
+    """Name of a value, seen through the Cast that widens it."""
+    cast = _producer(value)
+    if cast is not None and cast.op_type == "Cast" and ADDED in cast.metadata_props:
+        value = cast.inputs[0]
+    return value.name if value is not None else None
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
+
+
+def _dequantized_weight(node: ir.Node) -> Weight | None:
+    dequantize = _producer(node.inputs[1])
+    return weight_of(dequantize.inputs[0]) if dequantize is not None else None

@@ -1,0 +1,179 @@
+"""Benching: how fast a model is beside the floating-point model and other ways to quantize it, as `bench` prints."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from spq_graph import artifact
+from spq_graph.errors import UsageError
+from spq_graph.ladder import variants, weight_only
+from spq_graph.measuring import open_model
+from spq_graph.passes.graph import digest_of, files_of
+from spq_graph.plan import Plan
+from spq_graph.progress import Steps
+from spq_graph.retarget import retarget
+from spq_graph.runtime import timing
+from spq_graph.runtime.health import processor
+from spq_graph.runtime.proof import runner_on, why_absent
+from spq_graph.runtime.session import Runner
+from spq_graph.targets import PROFILES, target_named
+from spq_graph.verdict import environment
+from spq_graph.wording import megabytes
+from spq_graph.workbench import Workbench
+
+LENGTHS = (128, 512)
+PAST = 128
+LABELS = {
+    "fp32": "FP32", "everywhere": "INT8 everywhere", "spike_aware": "spike-aware", "weight_only": "MatMulNBits, 8 bits",
+    "model": "this model",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model to be timed."""
+
+    name: str
+    path: Path
+    target: str
+
+
+def bench(
+    path: str, steps: Steps, *, against: str | None = None, targets: tuple[str, ...] = (), rounds: int = 5,
+    threads: int = 1, lengths: tuple[int, ...] = LENGTHS,
+) -> dict[str, Any]:  # fmt: skip
+    """Time a model, and what it is to be compared with, in turns.
+
+    Args:
+        path: an .onnx file, an OUT folder, a Hugging Face folder, or "reference".
+        steps: times and shows what is done.
+        against: the floating-point model. With an OUT folder made from this very file, INT8 everywhere, 8-bit weights
+            alone and the other targets are built from its plan and timed as well.
+        targets: which of them; by default all whose runtime is here.
+        rounds: how often each is timed.
+        threads: of every session.
+        lengths: of prompts; those that the model cannot take are left out.
+
+    Returns:
+        What `bench --json` prints: `threads`, `rounds`, `past` (tokens in the cache while decoding), `processor`,
+        `environment`, and `rows`, the first of which all ratios refer to: `name`, `target`, `bytes`, `load_seconds`,
+        `resident_bytes`, `prefill` {length: {`seconds`, `times`}} and `decode` {`tokens_per_second`, `times`} or null.
+
+    Raises:
+        SpqError: what is wrong, where, and what to do.
+    """
+    for target in targets:
+        target_named(target)
+    with open_model(path, None, steps, False, None) as found:
+        plan = _plan_beside(path)
+        own = Entry("spike_aware" if plan is not None else "model", found.model, plan.recipe.target if plan else "cpu")
+        longest = found.runner.fixed_shape[1]
+        fitting = [n for n in lengths if longest in (None, n) and n <= (found.source.max_length or n)]
+        if not fitting:
+            raise UsageError(f"the model takes no prompt of {' or '.join(map(str, lengths))} tokens", where=path)
+        if against is None:
+            return _timed([own], steps, rounds, threads, fitting)
+        with open_model(against, None, steps, False, None) as reference:
+            entries = [Entry("fp32", reference.model, "cpu"), *_others(reference, plan, own, targets, steps), own]
+            return _timed(entries, steps, rounds, threads, fitting)
+
+
+def _plan_beside(path: str) -> Plan | None:
+    file = Path(path) / artifact.PLAN
+    return Plan.load(file) if file.is_file() else None
+
+
+def _others(
+    reference: Workbench, plan: Plan | None, own: Entry, targets: Sequence[str], steps: Steps
+) -> Iterator[Entry]:
+    """What a plan can be compared with, where the floating-point model is the one that it was made for."""
+    if plan is None or digest_of(reference.model) != plan.model.digest:
+        steps.console.print("only the two models are timed: the plan is not one of the floating-point model given")
+        return
+    stored = {site.key: "fp32" for site in plan.sites}
+    rows = {row.name: row.plan for row in variants(plan, stored)} | {"weight_only": weight_only(plan).plan}
+    with steps.step("build", "Building what it is compared with"):
+        for name in ("everywhere", "weight_only"):
+            yield Entry(name, reference.build(rows[name]).path, rows[name].recipe.target)
+        for target in targets or PROFILES:
+            profile = PROFILES[target]
+            if profile.name not in (own.target, "portable") and why_absent(profile) is None:
+                yield Entry(f"spike_aware_{target}", reference.build(retarget(plan, profile.name)).path, target)
+
+
+def _timed(
+    entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, lengths: Sequence[int]
+) -> dict[str, Any]:  # fmt: skip
+    with steps.step("load", "Loading each in a process of its own") as tick:
+        loaded = {}
+        for number, entry in enumerate(entries, 1):
+            loaded[entry.name] = timing.load_apart(entry.path, entry.target, threads)
+            tick(number, len(entries))
+    runners: dict[str, Runner] = {
+        entry.name: runner_on(PROFILES[entry.target], entry.path, threads=threads) for entry in entries
+    }
+    with steps.step("time", f"Timing {len(entries)} models in turns") as tick:
+        past = min(PAST, *lengths)
+        seconds = timing.in_turns(runners, lengths, past, rounds, tick)
+    first = seconds[entries[0].name]
+    rows = []
+    for entry in entries:
+        timed = seconds[entry.name]
+        decode = timed.get(timing.DECODE)
+        rows.append({
+            "name": entry.name, "target": entry.target, "bytes": sum(f.stat().st_size for f in files_of(entry.path)),
+            "load_seconds": round(loaded[entry.name].seconds, 4),
+            "resident_bytes": loaded[entry.name].resident_bytes,
+            "prefill": {
+                str(n): {
+                    "seconds": statistics.median(timed[label := f"prefill {n}"]),
+                    "times": times_faster(first[label], timed[label]),
+                }
+                for n in lengths
+            },
+            "decode": None if decode is None else {
+                "tokens_per_second": 1 / statistics.median(decode),
+                "times": times_faster(first[timing.DECODE], decode) if timing.DECODE in first else None,
+            },
+        })  # fmt: skip
+    return {
+        "threads": threads, "rounds": rounds, "past": past, "processor": processor(), "environment": environment(),
+        "rows": rows,
+    }  # fmt: skip
+
+
+def times_faster(first: Sequence[float], other: Sequence[float]) -> float:
+    """Median over the rounds of how many times faster the other was."""
+    return statistics.median(a / b for a, b in zip(first, other, strict=True))
+
+
+def show(found: Mapping[str, Any], console: Console) -> None:
+    """Print a benchmark."""
+    rows = found["rows"]
+    lengths = list(rows[0]["prefill"])
+    table = Table(box=None, pad_edge=False)
+    for name in ("", *(f"prefill {n}" for n in lengths), "decode", "load", "resident", "file"):
+        table.add_column(name, justify="left" if not name else "right")
+    for row in rows:
+        cells = [f"{1e3 * row['prefill'][n]['seconds']:.1f} ms  {row['prefill'][n]['times']:.2f}x" for n in lengths]
+        decode = row["decode"]
+        times = f"  {decode['times']:.2f}x" if decode and decode["times"] else ""
+        cells.append(f"{decode['tokens_per_second']:.1f} tokens/s{times}" if decode else "no KV cache")
+        cells += [f"{row['load_seconds']:.2f} s", *(f"{megabytes(row[k])} MB" for k in ("resident_bytes", "bytes"))]
+        name = LABELS.get(row["name"], row["name"].replace("_", " "))
+        table.add_row(Text(name if row["target"] == "cpu" else f"{name} ({row['target']})"), *cells)
+    console.print(table)
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    console.print(
+        f"{threads}, {found['processor']}; medians of {found['rounds']} rounds in turns, ratios to the first row; "
+        f"decoding behind {found['past']} tokens",
+        style="dim", highlight=False,
+    )  # fmt: skip

@@ -1,0 +1,196 @@
+"""Targets: what every precision becomes on a target, and what is legal there, as data.
+
+Decisions, the inserting passes, `verify` and the proof of what ran read the same tables, so that what a target cannot
+do is refused or replaced with a reason and never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal
+
+from spq_graph.errors import UsageError
+from spq_graph.precision import Precision
+
+Target = Literal["cpu", "cuda", "tensorrt", "openvino", "portable"]
+Use = Literal["balanced", "prefill", "decode"]
+
+ONNX, CONTRIB, OURS = "", "com.microsoft", "spq"
+LARGEST_HALF = 65504.0
+
+
+class Form(StrEnum):
+    """What a site's product becomes in the graph."""
+
+    QDQ = "qdq"  # QuantizeLinear and DequantizeLinear on the activation, DequantizeLinear on the weight
+    MATMUL_INTEGER = "matmul_integer"  # QuantizeLinear, MatMulInteger, and Cast and Mul that dequantize
+    NBITS = "matmul_nbits"  # com.microsoft::MatMulNBits
+    OPERATOR = "operator"  # spq::Fp8MatMul, with the function that it stands for
+    WEIGHT = "weight"  # DequantizeLinear on the weight alone
+    STORED = "stored"  # the weight held in it, the product as the graph computes
+    COMPUTED = "computed"  # the product itself computed in it
+    AS_IS = "as_is"  # float32
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a target executes.
+
+    Attributes:
+        name: of the target.
+        device: what it stands for, in words.
+        runtime: what runs it; `provider` is ONNX Runtime's, where that is the runtime.
+        forms: by precision, what a site becomes. What is not here is not legal.
+        missing: by precision that is not here, why.
+        signed: integer activations in int8 with zero point 0; otherwise in uint8.
+        domains: of the operators that may be in the file.
+        functions: whether the file may hold model-local functions.
+        fp8_per_channel: whether FP8 weights have a scale for each output channel, or one.
+        tiers: what kept sites may become by measured error: the first tier where one is good enough, and of a tier
+            the most exact. One row for each use.
+        oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
+    """
+
+    name: Target
+    device: str
+    runtime: Literal["onnxruntime", "openvino"]
+    provider: str | None
+    forms: Mapping[Precision, Form]
+    missing: Mapping[Precision, str]
+    signed: bool = False
+    domains: frozenset[str] = frozenset({ONNX})
+    functions: bool = False
+    fp8_per_channel: bool = True
+    tiers: Mapping[Use, tuple[tuple[Precision, ...], ...]] = field(default_factory=dict)
+    oldest_opset: int = 13
+
+    def allows(self, precision: Precision) -> bool:
+        """Whether the target can run a precision."""
+        return precision in self.forms
+
+    def why_not(self, precision: Precision) -> str:
+        """Why the target cannot run a precision."""
+        return self.missing.get(precision, f"target '{self.name}' has no form for it")
+
+    @property
+    def ran_on(self) -> str:
+        """What a file for this target is run on."""
+        if self.runtime == "openvino":
+            return self.device
+        return f"ONNX Runtime's {(self.provider or '').removesuffix('ExecutionProvider')} provider"
+
+    @property
+    def high(self) -> tuple[Precision, ...]:
+        """What kept sites may be asked to become."""
+        return tuple(p for p in Precision if p in self.forms and p.bits is None)
+
+    def tiers_for(self, use: Use) -> tuple[tuple[Precision, ...], ...]:
+        """The tiers of a use; the balanced ones where it has none of its own."""
+        return self.tiers.get(use, self.tiers["balanced"])
+
+    def settle(self, precision: Precision, largest: float | None = None) -> tuple[Precision, str | None]:
+        """What a site becomes that is to have a precision, and why it is another where it is.
+
+        Args:
+            precision: what is planned.
+            largest: largest absolute activation; None where it is not known.
+        """
+        if not self.allows(precision):
+            reason = f"{precision} was planned: {self.why_not(precision)}"
+            # Half precision is the nearest that every target has, and float32 where activations do not fit it.
+            instead, _ = self.settle(Precision.FP16, largest)
+            return instead, f"{reason}; {instead} instead"
+        too_large = largest is not None and largest > LARGEST_HALF
+        if precision is Precision.FP16 and self.forms[precision] is Form.COMPUTED and too_large:
+            instead = Precision.BF16 if self.allows(Precision.BF16) else Precision.FP32
+            return instead, f"its activations reach {largest:.4g}, beyond float16; {instead} instead"
+        return precision, None
+
+
+def target_named(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in PROFILES:
+        raise UsageError(f"no target '{name}'", where="--target", remedy=f"one of {', '.join(PROFILES)}")
+    return PROFILES[name].name
+
+
+_INTEGERS = tuple(p for p in Precision if p.bits is not None)
+_FP8 = tuple(p for p in Precision if p.is_fp8)
+_EIGHT_BITS = (Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.W8A16)
+_HALF = (Precision.FP16,)
+
+
+def _forms(integer: Form, **others: Form) -> Mapping[Precision, Form]:
+    rest = {Precision(name): form for name, form in others.items()}
+    return MappingProxyType({**dict.fromkeys(_INTEGERS, integer), **rest, Precision.FP32: Form.AS_IS})
+
+
+_OPERATOR = {p.value: Form.OPERATOR for p in _FP8}
+_NO_BF16 = "ONNX Runtime's CPU provider has no product in bfloat16"
+_ALL = frozenset({ONNX, CONTRIB, OURS})
+
+PROFILES: Mapping[str, Profile] = MappingProxyType({
+    "cpu": Profile(
+        name="cpu", device="ONNX Runtime's CPU provider", runtime="onnxruntime", provider="CPUExecutionProvider",
+        forms=_forms(Form.QDQ, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.STORED),
+        missing={Precision.BF16: _NO_BF16}, domains=_ALL, functions=True,
+        tiers={
+            "balanced": (_EIGHT_BITS, _HALF),
+            # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
+            # 0.59 to 0.67. At length 1 all of them wait for memory (0.26 to 0.33), so decoding has no order of its own.
+            "prefill": (_FP8, (Precision.W8A16,), _HALF),
+        },
+    ),
+    "cuda": Profile(
+        name="cuda", device="ONNX Runtime's CUDA provider", runtime="onnxruntime", provider="CUDAExecutionProvider",
+        forms=_forms(
+            Form.MATMUL_INTEGER, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.COMPUTED, bf16=Form.COMPUTED
+        ),
+        missing={}, signed=True, domains=_ALL, functions=True, tiers={"balanced": (_EIGHT_BITS, _HALF)},
+    ),
+    "tensorrt": Profile(
+        name="tensorrt", device="TensorRT, strongly typed", runtime="onnxruntime",
+        provider="TensorrtExecutionProvider",
+        forms=_forms(Form.QDQ, fp8_e4m3=Form.QDQ, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
+        missing={
+            Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
+            Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
+            Precision.W8A16: "TensorRT has 8-bit integers on both sides of a product only, and MatMulNBits not at all",
+        },
+        signed=True, fp8_per_channel=False,
+        tiers={"balanced": ((Precision.FP8_E4M3,), _HALF)},
+    ),
+    "openvino": Profile(
+        name="openvino", device="OpenVINO's CPU plugin", runtime="openvino", provider=None,
+        forms=_forms(Form.QDQ, w8a16=Form.WEIGHT, w8fp8a16=Form.WEIGHT, fp16=Form.STORED),
+        missing={
+            **dict.fromkeys(
+                (Precision.FP8_E4M3, Precision.FP8_E5M2),
+                "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps weights in FP8, which it widens at load",
+            ),
+            Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
+        },
+        # Operators of com.microsoft may come with the source, as far as OpenVINO reads them; none is inserted.
+        domains=frozenset({ONNX, CONTRIB}),
+        # FP8 weights run at the speed and in the memory of float32 there; integer ones are decompressed in the kernel.
+        tiers={"balanced": ((Precision.W8A16,), _HALF)},
+    ),
+    "portable": Profile(
+        name="portable", device="any runtime that has the opset", runtime="onnxruntime",
+        provider="CPUExecutionProvider",
+        forms=_forms(Form.QDQ, **_OPERATOR, fp16=Form.STORED),
+        missing={
+            Precision.W8A16: "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only",
+            Precision.BF16: _NO_BF16,
+        },
+        domains=frozenset({ONNX, OURS}), functions=True,
+        tiers={"balanced": (_FP8, _HALF)},
+    ),
+})  # fmt: skip

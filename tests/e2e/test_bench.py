@@ -1,0 +1,58 @@
+"""`bench`: what it times, beside what, and in which numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from spq_graph.benching import times_faster
+from tests.decoders import write_decoder, write_ids
+from tests.e2e.command import done, spq
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A decoder with a cache, and what `quantize` made of it."""
+    folder = tmp_path_factory.mktemp("bench")
+    model = write_decoder(folder / "decoder.onnx", layers=1, spikes={0: 1000.0}, cache=True, positions=True)
+    calibration = write_ids(folder / "calibration.npz")
+    keep = ["--keep", "*down_proj", "--spike-ratio", 1e6]
+    done("quantize", model, "-o", folder / "out", "--calibration", calibration, "--no-eval", *keep)
+    return model, folder / "out"
+
+
+def test_with_the_floating_point_model_all_ways_are_timed_in_turns(cached: tuple[Path, Path]) -> None:
+    model, out = cached
+    found: dict[str, Any] = done(
+        "bench", out, "--against", model, "--target", "cpu", "--rounds", 2, "--length", 8, "--length", 16, "--json"
+    ).json
+    assert [row["name"] for row in found["rows"]] == ["fp32", "everywhere", "weight_only", "spike_aware"]
+    assert (found["threads"], found["rounds"], found["past"]) == (1, 2, 8)
+    for row in found["rows"]:
+        assert set(row["prefill"]) == {"8", "16"}
+        assert row["prefill"]["16"]["seconds"] > 0
+        assert row["decode"]["tokens_per_second"] > 0
+        assert row["bytes"] > 0
+        assert row["load_seconds"] > 0
+    first = found["rows"][0]
+    assert first["prefill"]["8"]["times"] == first["decode"]["times"] == 1
+
+
+def test_alone_it_is_timed_alone_and_shown(cached: tuple[Path, Path]) -> None:
+    shown = done("bench", cached[1] / "model.onnx", "--rounds", 1, "--length", 8).out
+    assert "prefill 8" in shown
+    assert "tokens/s" in shown
+    assert "1 thread" in shown
+
+
+def test_wrong_use(cached: tuple[Path, Path]) -> None:
+    assert spq("bench", cached[1], "--target", "tpu").code == 2
+    assert spq("bench", cached[1] / "absent.onnx").code != 0
+
+
+def test_ratios_are_medians_over_rounds_not_of_them() -> None:
+    assert times_faster([2.0, 100.0, 3.0], [1.0, 100.0, 1.0]) == 2.0

@@ -1,0 +1,117 @@
+"""One plan on every target that can be executed here, against one reference of what the plan means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from spq_graph.passes.apply import apply_plan, save_model
+from spq_graph.plan import Plan
+from spq_graph.recipe import Precision
+from spq_graph.runtime.openvino_session import OpenVinoSession, is_here
+from spq_graph.sites import Role, Site
+from spq_graph.targets import Target
+from tests.decoder_graphs import Decoder, decoder, token_feeds
+from tests.fake_quant import fake_quant_logits
+from tests.graphs import Array, Glu
+from tests.inserting import applied, plan_for, run
+
+SHAPE = Decoder(glu=Glu(width=32, inner=64), heads=4, kv_heads=4)
+FEEDS = token_feeds(batch=2, length=7)
+# Relative L2 of the logits, against the 3e-2 to 1.4e-1 that quantizing costs here. Most are equal to 3e-7; the rest is
+# codes that another order of float32 sums moves to their neighbour.
+TOLERANCE = 2e-3
+
+
+def on_onnxruntime(path: Path) -> Array:
+    return run(path, FEEDS, ["logits"])[0]
+
+
+def on_reference(path: Path) -> Array:
+    return np.asarray(ReferenceEvaluator(onnx.load(path)).run(["logits"], FEEDS)[0])
+
+
+def on_openvino(path: Path) -> Array:
+    if not is_here():
+        pytest.skip("needs openvino")
+    return OpenVinoSession(path).run(["logits"], FEEDS)[0]
+
+
+def difference(found: Array, wanted: Array) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def planned(path: Path, target: Target, down: Precision, rest: Precision = Precision.INT8) -> Plan:
+    def choose(site: Site) -> Precision:
+        if site.role is Role.LM_HEAD:
+            return Precision.FP32
+        return down if site.role in (Role.GLU_DOWN, Role.ATTN_O) else rest
+
+    return plan_for(path, FEEDS, choose, target=target)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("targets") / "model.onnx"
+    onnx.save(decoder(SHAPE, naming="dynamo"), path)
+    return path
+
+
+CASES: list[tuple[Target, Precision, Callable[[Path], Array]]] = [
+    ("cpu", Precision.FP8_E4M3, on_onnxruntime),
+    ("cpu", Precision.FP8_E5M2, on_onnxruntime),
+    ("cpu", Precision.W8A16, on_onnxruntime),
+    ("cpu", Precision.INT6, on_onnxruntime),
+    # CUDA's form is made of operators that the CPU has too; only bfloat16 is not.
+    ("cuda", Precision.INT8, on_onnxruntime),
+    ("cuda", Precision.FP8_E4M3, on_onnxruntime),
+    ("cuda", Precision.FP16, on_reference),
+    ("cuda", Precision.BF16, on_reference),
+    ("cuda", Precision.INT6, on_reference),
+    ("tensorrt", Precision.INT8, on_onnxruntime),
+    ("tensorrt", Precision.FP8_E4M3, on_reference),
+    ("tensorrt", Precision.FP16, on_reference),
+    ("openvino", Precision.INT8, on_openvino),
+    ("openvino", Precision.INT6, on_openvino),
+    ("openvino", Precision.FP16, on_openvino),
+    ("openvino", Precision.W8A16, on_openvino),
+    ("openvino", Precision.W8FP8A16, on_openvino),
+    ("portable", Precision.FP8_E4M3, on_onnxruntime),
+    ("portable", Precision.FP8_E5M2, on_reference),
+    ("portable", Precision.FP16, on_reference),
+]
+
+
+@pytest.mark.parametrize(("target", "down", "execute"), CASES)
+def test_logits(model: Path, target: Target, down: Precision, execute: Callable[[Path], Array]) -> None:
+    plan = planned(model, target, down)
+    wanted = fake_quant_logits(model, plan, FEEDS)
+    assert difference(execute(applied(model, plan)), wanted) < TOLERANCE
+    assert difference(on_onnxruntime(model), wanted) > 10 * TOLERANCE  # so that the tolerance says something
+
+
+@pytest.mark.parametrize(
+    ("target", "down"),
+    [("cuda", Precision.BF16), ("cuda", Precision.FP16), ("tensorrt", Precision.FP8_E4M3), ("tensorrt", Precision.INT6),
+     ("openvino", Precision.W8FP8A16)],
+)  # fmt: skip
+def test_what_stands_in_on_the_cpu_has_the_same_numbers(model: Path, target: Target, down: Precision) -> None:
+    plan = planned(model, target, down)
+    path = model.with_name("emulated.onnx")
+    save_model(apply_plan(model, plan, emulate=True), path)
+    assert difference(on_onnxruntime(path), fake_quant_logits(model, plan, FEEDS)) < TOLERANCE
+
+
+def test_reduce_range_takes_a_bit_from_weights_only(model: Path) -> None:
+    plan = planned(model, "cpu", Precision.INT8)
+    narrow = plan.with_precisions(lambda s: s.precision, reduce_range=True)
+    made = applied(model, narrow)
+    codes = [numpy_helper.to_array(t) for t in onnx.load(made).graph.initializer if t.name.endswith(".codes")]
+    assert max(int(np.abs(array.astype(int)).max()) for array in codes) == 63
+    assert difference(on_onnxruntime(made), fake_quant_logits(model, narrow, FEEDS)) < TOLERANCE
