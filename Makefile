@@ -1,6 +1,8 @@
 # Each target makes its own virtual environment in .venv; another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
 BIN := .venv/bin
+# One process for each core; a file's tests stay together.
+WORKERS ?= -n auto --dist loadgroup
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: venv demo test test-families check bench gpu test-gpu bench-gpu
@@ -9,11 +11,11 @@ demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
 
 test: venv
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(WORKERS)
 
 # Every model family: exported, compared with torch, quantized and run. Minutes, so not part of `test`.
 test-families: venv
-	@$(BIN)/python -m pytest -q -m families
+	@$(BIN)/python -m pytest -q $(WORKERS) -m families
 
 check: venv
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports

@@ -24,7 +24,7 @@ from spq_graph.segment import Handed, Segment, Segmented, Spec, Weight
 
 # What a session on the CPU widens to float32, or holds as it is; a table that is only gathered from stays in its file.
 _WIDENED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-LIMIT = 256 << 20
+SMALLEST_LIMIT, LARGEST_LIMIT = 64 << 20, 256 << 20
 # What a segment may hold of constants for the sake of what it computes again.
 _LIGHT_SHARE = 64
 _EMBEDDED = 1024
@@ -42,9 +42,9 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
     Args:
         model: the model.
         where: the file that it was read from; weights in files are read from that file's folder.
-        limit: bytes of weights in a session; None for 256 MiB.
+        limit: bytes of weights in a session; None for those of the largest tensor in float32, within 64 and 256 MiB.
     """
-    limit = limit or LIMIT
+    limit = limit or _limit_for(model.graph)
     PartWide(limit)(model)
     graph = model.graph
     cutter = _Cutter(graph, where.resolve().parent, limit // _LIGHT_SHARE)
@@ -52,6 +52,12 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
     inputs = [_spec(value) for value in graph.inputs]
     outputs = [_spec(value) for value in graph.outputs]
     return Segmented(where, inputs, outputs, [_segment(model, cutter, piece) for piece in pieces])
+
+
+def _limit_for(graph: ir.Graph) -> int:
+    tensors = (value.const_value for value in graph.initializers.values())
+    largest = max((_widened(tensor) for tensor in tensors if tensor is not None), default=0)
+    return min(max(largest, SMALLEST_LIMIT), LARGEST_LIMIT)
 
 
 def _spec(value: ir.Value) -> Spec:

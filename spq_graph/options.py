@@ -42,7 +42,7 @@ Seed = Annotated[int | None, typer.Option(min=0, help="seed of what is sampled a
 AllowNoGlu = Annotated[bool, typer.Option("--allow-no-glu", help="go on where the graph holds no GLU")]
 MemoryLimit = Annotated[
     int | None,
-    typer.Option(min=1, help="MiB of weights in memory at a time; a larger model runs in pieces (default 256)",
+    typer.Option(min=1, help="MiB of weights in memory at a time; a larger model runs in pieces (default 64 to 256)",
                  metavar="MIB"),
 ]  # fmt: skip
 MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most")]

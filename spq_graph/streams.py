@@ -20,7 +20,7 @@ def open_stream(path: Path, memory: int | None = None) -> Stream:
 
     Args:
         path: the .onnx file.
-        memory: bytes that the weights in a session may take; None for 256 MiB.
+        memory: bytes that the weights in a session may take; None for the default of `segments.split`.
 
     Raises:
         SpqError: as `load_graph` and `Runner`.

@@ -57,7 +57,7 @@ class Workbench:
         steps: times and shows what is done.
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence; None for the model's length, at most 2048.
-        memory: bytes that the weights in a session may take; None for 256 MiB.
+        memory: bytes that the weights in a session may take; None for the default of `segments.split`.
         model: the ONNX file.
         digest: of that file and its weights.
         found: sites, GLU blocks and products that are no sites.

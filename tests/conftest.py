@@ -14,7 +14,16 @@ WORDS = ["<unk>", "<s>", "</s>", *(f"w{n}" for n in range(61))]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the model families unless they were asked for; `-m "not slow"` did not ask."""
+    """Leaves out the model families unless they were asked for; `-m "not slow"` did not ask.
+
+    Where several processes share the work, one file is one process's, so that fixtures are made once; the archives
+    serve the whole folder `packaging`, and an export one family.
+    """
+    for item in items:
+        family = item.callspec.params.get("family") if isinstance(item, pytest.Function) and item.callspec else None
+        folder = item.path.parent.name
+        group = family.name if family is not None else folder if folder == "packaging" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     if re.search(r"(?<!not )\bfamilies\b", config.option.markexpr):
         return
     left = [item for item in items if item.get_closest_marker("families")]
