@@ -19,38 +19,22 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
 from spq_graph.errors import DataError
+from spq_graph.profile import SHIFT, FloatArray, IntArray, Peak, Profile
 
 SCHEMA = "spq-graph/ranges/1"
-_SHIFT = 17  # float32 keeps 23 bits of mantissa; the upper 6 of them, with the exponent, number the bin
 _RATIO_UNIT = 1 << 20  # per-sequence ratios are summed in fixed point: float addition is not associative
 _DIGEST_MODULUS = 1 << 256
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 
 
 def bins_of(token_maxima: FloatArray) -> IntArray:
     """Histogram bin of each non-negative float32."""
-    return np.ascontiguousarray(token_maxima, dtype=np.float32).view(np.uint32).astype(np.int64) >> _SHIFT
+    return np.ascontiguousarray(token_maxima, dtype=np.float32).view(np.uint32).astype(np.int64) >> SHIFT
 
 
 def bin_middle(index: int) -> float:
     """The value in the middle of a bin."""
-    edges = np.array([index << _SHIFT, (index + 1) << _SHIFT], dtype=np.uint32).view(np.float32)
+    edges = np.array([index << SHIFT, (index + 1) << SHIFT], dtype=np.uint32).view(np.float32)
     return 0.0 if index == 0 else float(edges.astype(np.float64).mean())
-
-
-@dataclass(slots=True)
-class Peak:
-    """The largest token maximum, and the token and position where it stood."""
-
-    value: float = 0.0
-    token: int = -1
-    position: int = -1
-
-    def rank(self) -> tuple[float, int, int]:
-        """A total order, so that merging does not depend on the order of shards."""
-        return (self.value, -self.position, -self.token)
 
 
 @dataclass(slots=True)
@@ -64,6 +48,8 @@ class ValueRange:
         ratio_sum: sum over sequences of max/median of token maxima, in units of 2**-20.
         sequences, tokens: how many went into it.
         channels: largest absolute value by channel, float32 [K].
+        profile: token maxima along the sequence; None where positions are not known (an expert's tokens), or were not
+            recorded by an earlier version.
     """
 
     low: float
@@ -74,6 +60,7 @@ class ValueRange:
     sequences: int
     tokens: int
     channels: FloatArray
+    profile: Profile | None = None
 
     @classmethod
     def observe(cls, low: FloatArray, high: FloatArray, channels: FloatArray, ids: IntArray, mask: IntArray) -> Self:
@@ -91,7 +78,8 @@ class ValueRange:
         kept = maxima[valid]
         if not kept.size:
             raise DataError("a calibration batch holds nothing but padding", remedy="check attention_mask")
-        codes, counts = np.unique(bins_of(kept), return_counts=True)
+        bins = bins_of(maxima)
+        codes, counts = np.unique(bins[valid], return_counts=True)
         top = float(kept.max())
         where = np.argwhere(valid & (maxima == kept.max()))
         row, position = min(where.tolist(), key=lambda rc: (rc[1], int(ids[rc[0], rc[1]])))
@@ -105,6 +93,7 @@ class ValueRange:
             sequences=int(valid.any(axis=1).sum()),
             tokens=int(kept.size),
             channels=np.asarray(channels, dtype=np.float32),
+            profile=Profile.observe(maxima, bins, ids, valid) if ids[row, position] >= 0 else None,
         )
 
     def merge(self, other: ValueRange) -> None:
@@ -117,6 +106,7 @@ class ValueRange:
         self.sequences += other.sequences
         self.tokens += other.tokens
         self.channels = np.maximum(self.channels, other.channels)
+        self.profile = self.profile.merged(other.profile) if self.profile and other.profile else None
 
     def quantile(self, share: float) -> float:
         """Quantile of the token maxima (lower of the two neighbours), within 1/128 of the true one."""
@@ -219,6 +209,8 @@ class Ranges:
             arrays[f"{name}/bins"] = np.array(codes, dtype=np.int32)
             arrays[f"{name}/counts"] = np.array([seen.histogram[c] for c in codes], dtype=np.int64)
             arrays[f"{name}/channels"] = seen.channels
+            if seen.profile is not None:
+                arrays |= {f"{name}/{part}": array for part, array in seen.profile.arrays().items()}
             values[name] = {
                 "min": seen.low, "max": seen.high, "token_max": seen.peak.value, "token": seen.peak.token,
                 "position": seen.peak.position, "median": seen.median, "ratio": seen.ratio,
@@ -252,7 +244,7 @@ class Ranges:
                 loaded.values[name] = ValueRange(
                     v["min"], v["max"], Peak(v["token_max"], v["token"], v["position"]),
                     dict(zip(bins, counts, strict=True)), v["ratio_sum"], v["sequences"], v["tokens"],
-                    arrays[f"{name}/channels"],
+                    arrays[f"{name}/channels"], _profile(arrays, name),
                 )  # fmt: skip
         except DataError:
             raise
@@ -263,6 +255,11 @@ class Ranges:
                 remedy="run `spq-graph calibrate` again",
             ) from cause
         return loaded
+
+
+def _profile(arrays: dict[str, npt.NDArray[Any]], name: str) -> Profile | None:
+    parts = [f"{name}/{part}" for part in ("profile", "profile_max", "leaders", "leaders_max")]
+    return Profile.from_arrays(*(arrays[part] for part in parts)) if parts[0] in arrays else None
 
 
 def json_file(path: Path) -> Path:
