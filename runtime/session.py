@@ -190,11 +190,13 @@ class Executed:
         kernels: operator type by node name, after all of the runtime's fusions.
         ops: how many nodes of each operator type ran.
         providers: how many nodes ran on each provider.
+        placed: how many of each operator type ran on each provider.
     """
 
     kernels: dict[str, str] = field(default_factory=dict)
     ops: dict[str, int] = field(default_factory=dict)
     providers: dict[str, int] = field(default_factory=dict)
+    placed: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def integer_kernels(self) -> int:
@@ -223,7 +225,7 @@ def executed_by(session: ort.InferenceSession) -> Executed:
     """End a session's profile, and list the kernels that it tells of; each node once, however often it ran."""
     profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     found = Executed()
-    providers: Counter[str] = Counter()
+    placed: dict[str, Counter[str]] = {}
     for event in profile:
         arguments = event.get("args", {})
         if event.get("cat") != "Node" or "op_name" not in arguments:
@@ -231,9 +233,10 @@ def executed_by(session: ort.InferenceSession) -> Executed:
         name = event["name"].removesuffix("_kernel_time")
         if name not in found.kernels:
             found.kernels[name] = arguments["op_name"]
-            providers[arguments.get("provider", "")] += 1
+            placed.setdefault(arguments.get("provider", ""), Counter())[arguments["op_name"]] += 1
     found.ops = dict(sorted(Counter(found.kernels.values()).items()))
-    found.providers = dict(sorted(providers.items()))
+    found.placed = {provider: dict(sorted(ops.items())) for provider, ops in sorted(placed.items())}
+    found.providers = {provider: sum(ops.values()) for provider, ops in found.placed.items()}
     return found
 
 

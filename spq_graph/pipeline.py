@@ -15,6 +15,7 @@ from spq_graph import artifact, genai
 from spq_graph.decide import decide
 from spq_graph.errors import SourceError, UsageError
 from spq_graph.html import render
+from spq_graph.illustration import draw, token_texts
 from spq_graph.ladder import Variant, measure_ladder, variants, weight_only
 from spq_graph.models.source import REFERENCE, Source, resolve
 from spq_graph.passes.graph import files_of, inputs_of
@@ -121,10 +122,11 @@ def quantize(request: Request, steps: Steps) -> Outcome:
             _reuse(rows, built, plan)
             ladder = measure_ladder(bench, rows, text, steps)
         report = _report(request, bench, plan, ladder, text, executed, built.bytes, steps)
+        report.layer, report.tokens = draw(bench, built, plan), token_texts(bench.tokenizer, ranges)
         plan.save(staging / artifact.PLAN)
         ranges.save(staging / artifact.RANGES)
         report.save(staging / artifact.REPORT)
-        (staging / artifact.PAGE).write_text(render(plan, report), encoding="utf-8")
+        (staging / artifact.PAGE).write_text(render(plan, report, ranges), encoding="utf-8")
         add_companions(bench.source, staging)
     return Outcome(plan, report, request.out)
 
@@ -225,6 +227,8 @@ def _report(
         text=TextRef(digest=text.digest, tokens=text.tokens, origin=text.origin) if text is not None else None,
         executed=executed.ops,
         providers=executed.providers,
+        placed=executed.placed,
+        kernels={s.key: executed.kernels[s.node] for s in plan.sites if s.node in executed.kernels},
         fp8=executed.fp8_run(s.node for s in plan.fp8_sites),
         seconds=steps.seconds,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from spq_graph.drawing import LayerDrawing
 from spq_graph.errors import UsageError
 
 # What ONNX Runtime fuses Q/DQ around a product into, and what multiplies in integers without it.
@@ -81,14 +82,36 @@ class Verdict(_Strict):
 
 
 class Report(_Strict):
-    """What came of a plan."""
+    """What came of a plan.
+
+    Attributes:
+        verdict: ready or not, and what speaks against it.
+        ladder: the rungs; empty where nothing was measured.
+        text: what the ladder was measured on.
+        executed: how often each operator type ran, after ONNX Runtime's own fusions.
+        providers: how many nodes ran on each provider.
+        placed: `executed` apart by provider.
+        kernels: what each site of the plan ran as, by key.
+        fp8: how the sites in FP8 ran; None without any.
+        layer: one decoder layer before and after, drawn from the files.
+        tokens: texts of the tokens that lead the profiles in the ranges, by id.
+        seconds: wall time by step.
+        peak_rss_bytes: largest memory of the process.
+        bytes, source_bytes: size of the artifact and of the source, in bytes.
+        environment: versions and machine.
+        command: as it was given.
+    """
 
     verdict: Verdict
     ladder: list[Rung]
     text: TextRef | None
     executed: dict[str, int]
     providers: dict[str, int]
+    placed: dict[str, dict[str, int]] = {}
+    kernels: dict[str, str] = {}
     fp8: OperatorRun | None = None
+    layer: LayerDrawing | None = None
+    tokens: dict[int, str] = {}
     seconds: dict[str, float]
     peak_rss_bytes: int
     bytes: int

@@ -30,6 +30,16 @@ _REASONS = {
     Reason.TOO_FEW_TOKENS: "an expert that saw too few calibration tokens",
 }
 
+_PRECISIONS = {
+    "w8a16": "8-bit integer weights in blocks, activations as they are",
+    "fp8_e4m3": "weights and activations in FP8 E4M3",
+    "fp8_e5m2": "weights in FP8 E4M3, activations in FP8 E5M2",
+    "w8fp8a16": "FP8 weights, activations as they are",
+    "fp16": "16-bit floating point",
+    "bf16": "16-bit bfloat",
+    "fp32": "32-bit floating point",
+}
+
 
 def rung_name(rung: Rung) -> str:
     """A rung's name for people, such as "control: random, seed 1"."""
@@ -46,6 +56,13 @@ def why(site: SitePlan) -> str:
     return printable(site.evidence.note) if site.evidence.note else _REASONS[site.reason]
 
 
+def short(site: SitePlan) -> str:
+    """A site's name where there is little room, such as "1 down_proj": its layer and the end of its key."""
+    name = printable(site.key.rsplit(".", 1)[-1])
+    name = name if len(name) <= 24 else name[:23] + "…"
+    return name if site.layer is None else f"{site.layer} {name}"
+
+
 def printable(text: str) -> str:
     """The text with control, direction-changing and unpaired characters spelled out, so that it cannot act."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -53,9 +70,13 @@ def printable(text: str) -> str:
 
 def token(evidence: Evidence) -> str:
     """The token at the maximum: its text, quoted where blanks would hide; its number where there is no text."""
-    text = evidence.token_text
+    return token_words(evidence.token, evidence.token_text)
+
+
+def token_words(number: int | None, text: str | None) -> str:
+    """A token by its text, or by its number where there is none."""
     if text is None:
-        return NOTHING if evidence.token is None else f"#{evidence.token}"
+        return NOTHING if number is None else f"#{number}"
     return printable(text) if text and text == text.strip() else f"'{printable(text)}'"
 
 
@@ -112,6 +133,16 @@ def fp8_sites(fp8: OperatorRun) -> str:
     if fp8.library is None:
         return f"{fp8.sites} FP8, as the function in the file: no operator library here"
     return f"{fp8.kernels} FP8 in the operator library ({fp8.library}), of {fp8.sites} planned"
+
+
+def precisions(plan: Plan) -> list[tuple[str, str]]:
+    """The precisions that a plan uses, and what each of them means."""
+    used = sorted({site.precision for site in plan.sites}, key=lambda p: (p.bits is None, p.value))
+    integers = "integer weights and activations"
+    return [
+        (p.value, _PRECISIONS.get(p.value) or f"{p.bits}-bit {integers}{'' if p.bits == 8 else ', held in 8 bits'}")
+        for p in used
+    ]
 
 
 def kept_share(plan: Plan, rung: Rung) -> str:
