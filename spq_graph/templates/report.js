@@ -85,7 +85,7 @@
     if (!row) return;
     const name = document.createElement("b");
     name.textContent = row.cells[0].firstElementChild.textContent;
-    const facts = heads.slice(1).map((head, i) => [head.textContent, row.cells[i + 1].innerText.trim()]);
+    const facts = heads.slice(1).map((head, i) => [head.textContent, [...row.cells[i + 1].childNodes].map((n) => n.textContent.trim()).join(" ").trim()]);
     const words = facts.filter(([what, value]) => value !== "–" && what !== "Role").map(([what, value]) => {
       const one = document.createElement("span");
       const figure = document.createElement("b");
