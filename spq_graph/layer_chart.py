@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spq_graph import wording
 from spq_graph.drawing import Box
@@ -94,8 +94,15 @@ def _height(box: Box) -> int:
 def _arrow(axes: Axes, start: _Placed, end: _Placed, rows: int, width: float, palette: Palette) -> None:
     """Down to the next row; past other rows on the side where the start is, or along the margin from the middle."""
     ((x0, y0), (wide0, high0)), ((x1, y1), (wide1, high1)) = start, end
-    tip = {"arrowstyle": "-|>", "color": palette.muted, "lw": 1.2, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
-    line = {"color": palette.muted, "linewidth": 1.2, "solid_joinstyle": "round", "zorder": 1}
+    tip: dict[str, Any] = {
+        "arrowstyle": "-|>",
+        "color": palette.muted,
+        "lw": 1.2,
+        "shrinkA": 0,
+        "shrinkB": 0,
+        "mutation_scale": 9,
+    }
+    line: dict[str, Any] = {"color": palette.muted, "linewidth": 1.2, "solid_joinstyle": "round", "zorder": 1}
     side = -1 if x0 < width / 2 - 1 else 1
     if rows == 1:
         top, bottom = y0 + high0 / 2, y1 - high1 / 2

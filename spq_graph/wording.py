@@ -53,7 +53,12 @@ def rung_name(rung: Rung) -> str:
 
 def why(site: SitePlan) -> str:
     """Why a site has its precision, in words."""
-    return printable(site.evidence.note) if site.evidence.note else _REASONS[site.reason]
+    return reason_words(site.reason, site.evidence.note)
+
+
+def reason_words(reason: Reason, note: str | None) -> str:
+    """A reason in words: those of the plan where it has some."""
+    return printable(note) if note else _REASONS[reason]
 
 
 def short(site: SitePlan) -> str:
