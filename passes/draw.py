@@ -21,6 +21,7 @@ _QUANTIZERS = frozenset({"Clip", "Cast", "QuantizeLinear", "DequantizeLinear"})
 _MOVES = frozenset({"Reshape", "Transpose", "Concat", "Unsqueeze", "Squeeze", "Expand", "Slice", "Shape", "Gather"})
 # What a group of nodes is called: the first line one of whose operators is among them.
 _TITLES = (
+    ("routing", {"TopK"}),
     ("attention", {"Attention", "GroupQueryAttention", "MultiHeadAttention"}),
     ("attention scores", {"Softmax"}),
     ("normalization", {"ReduceMean", "RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalization",
@@ -167,6 +168,7 @@ def _boxes(part: _Layer, shown: dict[ir.Node, SitePlan], hidden: set[str]) -> li
         group.nodes.append(node)
         group_of[node] = group
     _merge_equal(part.nodes, group_of, behind)
+    _merge_hidden(part.nodes, group_of, behind, hidden)
     return _described(group_of, shown, hidden)
 
 
@@ -202,6 +204,21 @@ def _merge_equal(
             for moved in group.nodes:
                 group_of[moved] = other
             group = other
+
+
+def _merge_hidden(
+    order: Sequence[ir.Node], group_of: dict[ir.Node, _Group], behind: dict[ir.Node, frozenset[int]], hidden: set[str]
+) -> None:
+    """Make one of all experts that are not drawn: they stand beside each other, and there may be hundreds."""
+    first: dict[frozenset[int], _Group] = {}
+    for node in order:
+        group = group_of[node]
+        if node.name not in hidden:
+            continue
+        other = first.setdefault(behind[node], group)
+        if other is not group:
+            other.nodes += group.nodes
+            group_of.update(dict.fromkeys(group.nodes, other))
 
 
 def _described(group_of: dict[ir.Node, _Group], shown: dict[ir.Node, SitePlan], hidden: set[str]) -> list[Box]:
@@ -250,7 +267,8 @@ def _words(group: _Group, shown: dict[ir.Node, SitePlan], hidden: set[str]) -> t
     title = next((title for title, known in _TITLES if known.intersection(ops)), "")
     if not title:
         title = "gate × up" if set(ops) == {"Mul"} else "reshape" if _MOVES.issuperset(ops) else ", ".join(ops[:2])
-    if first.op_type == "Add" and sum(not _constant(v) for v in first.inputs) == 2:
+    adds = [node for node in group.nodes[:2] if node.op_type == "Add"]  # one may stand behind what parts it
+    if adds and sum(not _constant(v) for v in adds[0].inputs) == 2:
         title = "residual" if set(ops) == {"Add"} else f"residual, {title}"
     counts = {op: ops.count(op) for op in dict.fromkeys(ops)}
     detail = ", ".join(op if count == 1 else f"{count} {op}" for op, count in counts.items())

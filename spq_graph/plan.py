@@ -7,15 +7,20 @@ import json
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from spq_graph.display import html_table, to_frame
 from spq_graph.errors import UsageError
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.sites import Role
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 SCHEMA: Literal["spq-graph/plan/1"] = "spq-graph/plan/1"
+SHOWN_IN_NOTEBOOKS = 12
 
 
 class Reason(StrEnum):
@@ -158,6 +163,45 @@ class Plan(_Strict):
         for site in data["sites"]:
             site["evidence"] = {k: v for k, v in site["evidence"].items() if v is not None}
         return data
+
+    def to_pandas(self) -> DataFrame:
+        """One row for each site, by key, with its decision and its evidence.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        rows = []
+        for site in self.sites:
+            row = site.model_dump(mode="json", exclude={"shape", "range", "evidence"})
+            low, high = site.range or (None, None)
+            row |= {"K": site.shape[0], "N": site.shape[1], "low": low, "high": high}
+            rows.append(row | site.evidence.model_dump(mode="json"))
+        return to_frame(rows, "key")
+
+    def _repr_html_(self) -> str:
+        kept = {site.key for site in self.kept}
+        shown = sorted(self.sites, key=lambda s: (s.key not in kept, -(s.evidence.ratio or 0.0)))[:SHOWN_IN_NOTEBOOKS]
+        caption = (
+            f"Plan for {self.model.origin}: {len(kept)} of {len(self.counted)} sites kept, "
+            f"budget {'met' if self.budget_met else 'not met'}; {len(shown)} of {len(self.sites)} sites shown"
+        )
+        columns = ("site", "precision", "reason", "ratio", "max", "median", "token", "position", "KL alone")
+        rows = [
+            (
+                s.key,
+                s.precision.value,
+                s.reason.value,
+                e.ratio,
+                e.max,
+                e.median,
+                e.token_text or e.token,
+                e.position,
+                e.kl,
+            )
+            for s in shown
+            for e in (s.evidence,)
+        ]
+        return html_table(caption, columns, rows)
 
     @property
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-SHIFT = 17  # float32 keeps 23 bits of mantissa; the upper 6 of them, with the exponent, number a bin
+_SHIFT = 17  # float32 keeps 23 bits of mantissa; the upper 6 of them, with the exponent, number a bin
 LEADERS = 8
 _ALONE = 8  # positions with a bucket each
 _PER_OCTAVE = 4
@@ -21,6 +21,17 @@ _NEVER = np.iinfo(np.int64).max
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+
+def bins_of(token_maxima: FloatArray) -> IntArray:
+    """Histogram bin of each non-negative float32."""
+    return np.ascontiguousarray(token_maxima, dtype=np.float32).view(np.uint32).astype(np.int64) >> _SHIFT
+
+
+def bin_middle(index: int) -> float:
+    """The value in the middle of a bin."""
+    edges = np.array([index << _SHIFT, (index + 1) << _SHIFT], dtype=np.uint32).view(np.float32)
+    return 0.0 if index == 0 else float(edges.astype(np.float64).mean())
 
 
 @dataclass(slots=True)
@@ -144,7 +155,7 @@ def _end_of(buckets: int) -> int:
 
 def _typical(bins: int, count: int) -> float:
     """The value whose bin is the mean one; bins are all but logarithms, so their mean is that of the logarithms."""
-    middle = int((bins / count + 0.5) * (1 << SHIFT)) if bins else 0
+    middle = int((bins / count + 0.5) * (1 << _SHIFT)) if bins else 0
     return float(np.array([middle], dtype=np.uint32).view(np.float32)[0])
 
 

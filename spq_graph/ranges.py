@@ -12,29 +12,22 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
+from spq_graph.display import html_table, to_frame
 from spq_graph.errors import DataError
-from spq_graph.profile import SHIFT, FloatArray, IntArray, Peak, Profile
+from spq_graph.profile import FloatArray, IntArray, Peak, Profile, bin_middle, bins_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SCHEMA = "spq-graph/ranges/1"
 _RATIO_UNIT = 1 << 20  # per-sequence ratios are summed in fixed point: float addition is not associative
 _DIGEST_MODULUS = 1 << 256
-
-
-def bins_of(token_maxima: FloatArray) -> IntArray:
-    """Histogram bin of each non-negative float32."""
-    return np.ascontiguousarray(token_maxima, dtype=np.float32).view(np.uint32).astype(np.int64) >> SHIFT
-
-
-def bin_middle(index: int) -> float:
-    """The value in the middle of a bin."""
-    edges = np.array([index << SHIFT, (index + 1) << SHIFT], dtype=np.uint32).view(np.float32)
-    return 0.0 if index == 0 else float(edges.astype(np.float64).mean())
 
 
 @dataclass(slots=True)
@@ -116,6 +109,14 @@ class ValueRange:
             if rank < 0:
                 return bin_middle(index)
         return self.peak.value
+
+    def facts(self) -> dict[str, Any]:
+        """What is known in single numbers."""
+        return {
+            "min": self.low, "max": self.high, "token_max": self.peak.value, "token": self.peak.token,
+            "position": self.peak.position, "median": self.median, "ratio": self.ratio,
+            "sequence_ratio": self.sequence_ratio, "sequences": self.sequences, "tokens": self.tokens,
+        }  # fmt: skip
 
     @property
     def median(self) -> float:
@@ -211,18 +212,27 @@ class Ranges:
             arrays[f"{name}/channels"] = seen.channels
             if seen.profile is not None:
                 arrays |= {f"{name}/{part}": array for part, array in seen.profile.arrays().items()}
-            values[name] = {
-                "min": seen.low, "max": seen.high, "token_max": seen.peak.value, "token": seen.peak.token,
-                "position": seen.peak.position, "median": seen.median, "ratio": seen.ratio,
-                "sequence_ratio": seen.sequence_ratio, "ratio_sum": seen.ratio_sum,
-                "sequences": seen.sequences, "tokens": seen.tokens,
-            }  # fmt: skip
+            values[name] = seen.facts() | {"ratio_sum": seen.ratio_sum}
         head = {
             "schema": SCHEMA, "model": self.model_digest, "data": self.data_digest,
             "tokens": self.tokens, "sequences": self.sequences, "values": values,
         }  # fmt: skip
         path.write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".safetensors").write_bytes(save(arrays))
+
+    def to_pandas(self) -> DataFrame:
+        """One row for each observed value, by its name.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return to_frame(({"value": name} | seen.facts() for name, seen in sorted(self.values.items())), "value")
+
+    def _repr_html_(self) -> str:
+        first = sorted(self.values.items(), key=lambda item: (-item[1].ratio, item[0]))[:12]
+        columns = ("value", "ratio", "max", "median", "token", "position")
+        rows = [(n, v.ratio, v.peak.value, v.median, v.peak.token, v.peak.position) for n, v in first]
+        return html_table(f"Ranges of {len(self.values)} values over {self.tokens:,} tokens", columns, rows)
 
     @classmethod
     def load(cls, path: Path) -> Self:

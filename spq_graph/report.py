@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from spq_graph.display import html_table, to_frame
 from spq_graph.drawing import LayerDrawing
 from spq_graph.errors import UsageError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 # What ONNX Runtime fuses Q/DQ around a product into, and what multiplies in integers without it.
 INTEGER_KERNELS = frozenset(
@@ -122,6 +126,21 @@ class Report(_Strict):
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return self.model_dump(mode="json")
+
+    def to_pandas(self) -> DataFrame:
+        """The ladder, one row for each rung, by name.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        rows = [rung.model_dump(exclude={"kept", "executed"}) | {"kept": len(rung.kept)} for rung in self.ladder]
+        return to_frame(rows, "name")
+
+    def _repr_html_(self) -> str:
+        ready = "Ready" if self.verdict.ready else "Not ready"
+        columns = ("rung", "bits", "seed", "perplexity", "KL", "top-1", "MB", "kept")
+        rows = [(r.name, r.bits, r.seed, r.perplexity, r.kl, r.top1, r.bytes / 1e6, len(r.kept)) for r in self.ladder]
+        return html_table(f"{ready}: {self.verdict.summary}", columns, rows)
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import floor, isfinite, log10
 
+from spq_graph import display
 from spq_graph.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun, Report, Rung
 
 NOTHING = "–"
+printable = display.printable
 OWN_KERNELS = INTEGER_KERNELS | {FP8_KERNEL}
 
 _RUNGS = {
@@ -66,11 +68,6 @@ def short(site: SitePlan) -> str:
     name = printable(site.key.rsplit(".", 1)[-1])
     name = name if len(name) <= 24 else name[:23] + "…"
     return name if site.layer is None else f"{site.layer} {name}"
-
-
-def printable(text: str) -> str:
-    """The text with control, direction-changing and unpaired characters spelled out, so that it cannot act."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def token(evidence: Evidence) -> str:
