@@ -99,13 +99,22 @@
     link.dataset.shown = "";
     told.hidden = false;
   };
-  const links = [...map.querySelectorAll("a")];
-  const grid = [...map.tBodies[0].rows].map((row) => [...row.cells].slice(1).map((cell) => cell.querySelector("a")));
-  links.forEach((link, i) => (link.tabIndex = i ? -1 : 0)); // one stop; arrows go on from there
+  let grid;
+  let stop;
+  const stopAt = (link) => {
+    if (!grid) {
+      grid = [...map.tBodies[0].rows].map((row) => [...row.cells].slice(1).map((cell) => cell.querySelector("a")));
+      grid.flat().forEach((other) => other && (other.tabIndex = -1)); // one stop; arrows go on from there
+    }
+    if (stop) stop.tabIndex = -1;
+    stop = link;
+    stop.tabIndex = 0;
+  };
   for (const kind of ["mouseover", "focusin"])
     map.addEventListener(kind, (event) => {
       const link = event.target.closest("td")?.querySelector("a");
       if (link) show(link);
+      if (link && kind === "focusin") stopAt(link);
     });
   map.addEventListener("click", (event) => {
     const link = event.target.closest("a");
@@ -127,9 +136,6 @@
       x += step[1];
     } while (grid[y] && x >= 0 && x < grid[y].length && !grid[y][x]);
     const next = grid[y]?.[x];
-    if (!next) return;
-    links.forEach((other) => (other.tabIndex = -1));
-    next.tabIndex = 0;
-    next.focus();
+    if (next) next.focus();
   });
 })();

