@@ -7,6 +7,7 @@ from math import floor, isfinite, log10
 
 from spq_graph import display
 from spq_graph.plan import Evidence, Plan, Reason, SitePlan
+from spq_graph.recipe import Precision
 from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun, Report, Rung
 
 NOTHING = "–"
@@ -23,7 +24,7 @@ _RUNGS = {
     "control_random": "control: random",
 }
 
-_REASONS = {
+REASONS = {
     Reason.SPIKE: "its spikes cost more than it saves",
     Reason.BUDGET: "a candidate, but the budget is met without it or the cap is reached",
     Reason.OVERRIDE: "set by hand",
@@ -60,7 +61,7 @@ def why(site: SitePlan) -> str:
 
 def reason_words(reason: Reason, note: str | None) -> str:
     """A reason in words: those of the plan where it has some."""
-    return printable(note) if note else _REASONS[reason]
+    return printable(note) if note else REASONS[reason]
 
 
 def short(site: SitePlan) -> str:
@@ -140,11 +141,14 @@ def fp8_sites(fp8: OperatorRun) -> str:
 def precisions(plan: Plan) -> list[tuple[str, str]]:
     """The precisions that a plan uses, and what each of them means."""
     used = sorted({site.precision for site in plan.sites}, key=lambda p: (p.bits is None, p.value))
-    integers = "integer weights and activations"
-    return [
-        (p.value, _PRECISIONS.get(p.value) or f"{p.bits}-bit {integers}{'' if p.bits == 8 else ', held in 8 bits'}")
-        for p in used
-    ]
+    return [(precision.value, precision_words(precision)) for precision in used]
+
+
+def precision_words(precision: Precision) -> str:
+    """What a precision means."""
+    if precision.bits is None:
+        return _PRECISIONS[precision.value]
+    return f"{precision.bits}-bit integer weights and activations{'' if precision.bits == 8 else ', held in 8 bits'}"
 
 
 def kept_share(plan: Plan, rung: Rung) -> str:

@@ -90,7 +90,7 @@
       const one = document.createElement("span");
       const figure = document.createElement("b");
       figure.textContent = value;
-      one.append(`${what.toLowerCase()} `, figure);
+      one.append(`${what} `, figure);
       return one;
     });
     told.replaceChildren(name, ...words);

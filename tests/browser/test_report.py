@@ -52,7 +52,7 @@ def test_a_cell_tells_max_median_token_and_position(opened: Open, way: str) -> N
     told = page.locator("#cell")
     assert told.is_visible()
     text = told.inner_text()
-    for piece in (SPIKED, "fp32", "ratio 412", "max 660", "median 1.60", "token <s> at 0", "why spike"):
+    for piece in (SPIKED, "fp32", "Ratio 412", "Max 660", "Median 1.60", "Token <s> at 0", "Why spike"):
         assert piece in text, piece
     if way == "keyboard":
         page.keyboard.press("Enter")
