@@ -28,8 +28,15 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-def write_page(path: Path, *, hostile: bool = False, big: bool = False) -> Path:
+LONG = "x" * 400
+RIGHT_TO_LEFT = "\u05d0\u05d1\u05d2 (\u05d3)"
+
+
+def write_page(path: Path, *, hostile: bool = False, big: bool = False, long: bool = False) -> Path:
     plan = big_plan() if big else sample_plan(hostile=hostile)
+    for site in plan.sites if long else ():
+        site.key, site.node = f"{site.key}.{LONG}", f"{RIGHT_TO_LEFT}{site.node}{LONG}"
+        site.evidence.token_text = RIGHT_TO_LEFT * 9
     report = sample_report(hostile=hostile)
     report.layer = sample_drawing(hostile=hostile)
     report.tokens = {1: HOSTILE if hostile else "<s>"}
@@ -41,7 +48,12 @@ def write_page(path: Path, *, hostile: bool = False, big: bool = False) -> Path:
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    kinds: dict[str, dict[str, bool]] = {"plain": {}, "hostile": {"hostile": True}, "big": {"big": True}}
+    kinds: dict[str, dict[str, bool]] = {
+        "plain": {},
+        "hostile": {"hostile": True},
+        "big": {"big": True},
+        "long": {"long": True},
+    }
     return {name: write_page(folder / f"{name}.html", **kind) for name, kind in kinds.items()}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from spq_graph import wording
 from spq_graph.spike_map import spike_map
-from tests.browser.conftest import Open
+from tests.browser.conftest import RIGHT_TO_LEFT, Open
 from tests.unit.samples import HOSTILE, sample_plan
 
 SPIKED = "model.layers.1.mlp.down_proj"
@@ -167,7 +167,7 @@ def test_dark_mode_is_dark(opened: Open) -> None:
     assert colours == {"light": "rgb(244, 245, 247)", "dark": "rgb(15, 18, 22)"}
 
 
-@pytest.mark.parametrize("name", ["plain", "hostile"])
+@pytest.mark.parametrize("name", ["plain", "hostile", "long"])
 def test_a_phone_scrolls_down_only_and_its_text_is_large_enough(opened: Open, name: str) -> None:
     page = opened(name, width=390)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -197,6 +197,16 @@ def test_hostile_names_are_text(opened: Open) -> None:
     assert shown in page.locator(".pane:visible .leaders").inner_text()
     assert shown in page.locator(".sites tbody").inner_text()
     assert "\u202e" not in page.content()
+
+
+def test_long_and_right_to_left_names_push_nothing_out_of_place(opened: Open) -> None:
+    page = opened("long")
+    page.locator(".map tbody tr").nth(1).locator("a").last.focus()
+    assert RIGHT_TO_LEFT in page.locator("#cell").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == 1200
+    for selector in ("#cell", ".cards li", ".profiles label", ".pane:visible .top", "#filter"):
+        box = page.locator(selector).first.bounding_box()
+        assert 0 <= box["x"] < box["x"] + box["width"] <= 1200, selector
 
 
 def test_a_model_of_thousands_of_sites_opens_in_two_seconds(opened: Open) -> None:
