@@ -107,6 +107,8 @@ def _last(graph: ir.Graph) -> list[ir.Node]:
 def _entry(order: Sequence[ir.Node], region: set[ir.Node]) -> ir.Node | None:
     """Where a layer's residual begins: the first sum of activations, or embedding, whose result goes two ways."""
     for node in order:
+        if not node.outputs:
+            continue
         value = node.outputs[0]
         embeds = node.op_type == "Gather" and _is_table(node.inputs[0])
         if not (embeds or (node.op_type == "Add" and (value.dtype is None or value.dtype in FLOATS))):

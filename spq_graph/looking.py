@@ -16,7 +16,7 @@ _Inspected = Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder
 
 def inspect(
     path: _Inspected,
-    chosen: Annotated[str | None, typer.Argument(help="as --site", metavar="[SITE]", show_default=False)] = None,
+    chosen: Annotated[str | None, typer.Argument(help="as --site", metavar="SITE", show_default=False)] = None,
     site: Annotated[str | None, typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
     why: Annotated[bool, typer.Option("--why", help="reason and evidence in full, of one SITE or of all")] = False,
     unmatched: Annotated[bool, typer.Option("--unmatched", help="products that are no sites, and why")] = False,

@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import onnx
 import pytest
 
 pytest.importorskip("onnxruntime")
@@ -26,6 +27,29 @@ def fits(text: str) -> bool:
 def _eighty_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
+
+
+def names_in(path: Path) -> set[str]:
+    return {node.name for node in onnx.load(path, load_external_data=False).graph.node}
+
+
+def test_the_report_shows_what_is_in_the_files(case: Case) -> None:
+    report, plan = case.result.json["report"], case.result.json["plan"]
+    assert report["layer"]["layer"] == 1
+    for side, file in (("before", case.model), ("after", case.out / "model.onnx")):
+        boxes = report["layer"][side]
+        assert {name for box in boxes for name in box["nodes"]} <= names_in(file)
+        sites = [box["title"] for box in boxes if box["kind"] in ("site", "kept")]
+        assert sites == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert sum("QuantizeLinear" in box["title"] for box in report["layer"]["after"]) == 3
+    assert report["kernels"].keys() == {site["key"] for site in plan["sites"]}
+    integers = {site["key"] for site in plan["sites"] if site["precision"].startswith("int")}
+    assert {key for key, op in report["kernels"].items() if op == "MatMulIntegerToFloat"} == integers
+    assert {name: sum(ops.values()) for name, ops in report["placed"].items()} == report["providers"]
+    page = (case.out / "report.html").read_text()
+    assert len(page.encode()) < 500_000
+    for heading in ("What it costs", "Where it spikes", "On which token", "One layer, before and after", "Every site"):
+        assert f">{heading}</h2>" in page
 
 
 def test_tables_fit_80_columns_and_are_plain_off_a_terminal(case: Case) -> None:
