@@ -31,6 +31,7 @@ _TITLES = (
     ("activation", {"Sigmoid", "Swish", "QuickGelu", "Gelu", "FastGelu", "Erf", "Tanh", "Relu"}),
     ("embedding", {"Gather"}),
 )  # fmt: skip
+_PLAIN = {frozenset({"Mul"}): "gate × up", frozenset({"Mul", "Add"}): "weighted sum"}
 _NAMES = 12
 
 
@@ -268,7 +269,7 @@ def _words(group: _Group, shown: dict[ir.Node, SitePlan], hidden: set[str]) -> t
     ops = [node.op_type for node in group.nodes]
     title = next((title for title, known in _TITLES if known.intersection(ops)), "")
     if not title:
-        title = "gate × up" if set(ops) == {"Mul"} else "reshape" if _MOVES.issuperset(ops) else ", ".join(ops[:2])
+        title = _PLAIN.get(frozenset(ops)) or ("reshape" if _MOVES.issuperset(ops) else ", ".join(ops[:2]))
     adds = [node for node in group.nodes[:2] if node.op_type == "Add"]  # one may stand behind what parts it
     if adds and sum(not _constant(v) for v in adds[0].inputs) == 2:
         title = "residual" if set(ops) == {"Add"} else f"residual, {title}"

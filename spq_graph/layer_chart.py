@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _COLUMN, _ROW, _MARGIN = 122, 68, 10  # px at natural size
 _NARROW, _WIDE = 117, 222  # px: a box beside others, and one alone, which leaves room for lines on both sides
+_LANE = 8
 _LINE, _LETTER = 14, 5.7  # px, of small text in the widest font that a reader may have
 _FEWEST_COLUMNS = 3
 _Placed = tuple[tuple[float, float], tuple[float, float]]  # a box: its centre, and its width and height
@@ -31,22 +32,30 @@ def layer_figure(boxes: Sequence[Box], palette: Palette = LIGHT) -> Figure:
     from matplotlib.figure import Figure
 
     rows = _rows(boxes)
-    columns = max(_FEWEST_COLUMNS, *map(len, rows))
+    # An odd number: then lines run down beside a box that stands alone in the middle.
+    columns = max(_FEWEST_COLUMNS, *map(len, rows)) | 1
     centres = _centres(boxes, rows, columns)
-    width, height = columns * _COLUMN + 2 * _MARGIN, len(rows) * _ROW
+    depth = {index: row for row, members in enumerate(rows) for index in members}
+    middle = _MARGIN + columns * _COLUMN / 2
+    far = [i for i, x in centres.items() if x == middle and any(i in b.reads and depth[k] - depth[i] > 1
+           for k, b in enumerate(boxes))]  # fmt: skip
+    # What goes past other rows from the middle gets a lane of its own along the right margin.
+    edge = columns * _COLUMN + 2 * _MARGIN
+    lanes = {index: edge + number * _LANE for number, index in enumerate(sorted(far, reverse=True))}
+    width, height = edge + _LANE * len(lanes), len(rows) * _ROW
     with drawing_style():
         figure = Figure(figsize=(width / 72, height / 72))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
         axes.set_axis_off()
-        depth = {index: row for row, members in enumerate(rows) for index in members}
         place = {index: (centres[index], depth[index] * _ROW + _ROW / 2) for index in depth}
         sizes = {i: (_NARROW if len(rows[depth[i]]) > 1 else _WIDE, _height(boxes[i])) for i in depth}
         for index, box in enumerate(boxes):
             for above in box.reads:
                 ends = (place[above], sizes[above]), (place[index], sizes[index])
-                _arrow(axes, *ends, depth[index] - depth[above], width, palette)
+                near = depth[index] - depth[above] == 1
+                _arrow(axes, *ends, None if near else lanes.get(above, place[above][0]), palette)
         for index, box in enumerate(boxes):
             _box(axes, box, place[index], sizes[index], palette)
     return figure
@@ -91,8 +100,8 @@ def _height(box: Box) -> int:
     return 28 + _LINE * len(box.detail.splitlines())
 
 
-def _arrow(axes: Axes, start: _Placed, end: _Placed, rows: int, width: float, palette: Palette) -> None:
-    """Down to the next row; past other rows on the side where the start is, or along the margin from the middle."""
+def _arrow(axes: Axes, start: _Placed, end: _Placed, lane: float | None, palette: Palette) -> None:
+    """Down to the next row; past other rows along a lane, which is right below the start or in the margin."""
     ((x0, y0), (wide0, high0)), ((x1, y1), (wide1, high1)) = start, end
     tip: dict[str, Any] = {
         "arrowstyle": "-|>",
@@ -103,19 +112,18 @@ def _arrow(axes: Axes, start: _Placed, end: _Placed, rows: int, width: float, pa
         "mutation_scale": 9,
     }
     line: dict[str, Any] = {"color": palette.muted, "linewidth": 1.2, "solid_joinstyle": "round", "zorder": 1}
-    side = -1 if x0 < width / 2 - 1 else 1
-    if rows == 1:
+    if lane is None:
         top, bottom = y0 + high0 / 2, y1 - high1 / 2
         knee = bottom - 9
         axes.plot([x0, x0, x1, x1], [top, knee, knee, knee + 2], **line)
         axes.annotate("", (x1, bottom), (x1, knee), arrowprops=tip)
-    elif abs(x0 - width / 2) < 1:
-        lane = width - 3
-        axes.plot([x0 + wide0 / 2, lane, lane, lane - 2], [y0, y0, y1, y1], **line)
-        axes.annotate("", (x1 + wide1 / 2, y1), (lane, y1), arrowprops=tip)
-    else:
+        return
+    side = -1 if lane < x1 else 1
+    if lane == x0:
         axes.plot([x0, x0, x0 - 2 * side], [y0 + high0 / 2, y1, y1], **line)
-        axes.annotate("", (x1 + side * wide1 / 2, y1), (x0, y1), arrowprops=tip)
+    else:
+        axes.plot([x0 + wide0 / 2, lane, lane, lane - 2], [y0, y0, y1, y1], **line)
+    axes.annotate("", (x1 + side * wide1 / 2, y1), (lane, y1), arrowprops=tip)
 
 
 def _box(axes: Axes, box: Box, centre: tuple[float, float], size: tuple[float, float], palette: Palette) -> None:
