@@ -7,7 +7,9 @@ import re
 import shlex
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("onnxruntime")
@@ -73,6 +75,20 @@ def test_the_code_runs_from_a_model(case: Case, tmp_path: Path, monkeypatch: pyt
             code = code.replace(name, str(file))  # noqa: PLW2901
         exec(compile(code, "integrating.md", "exec"), {})
     assert (tmp_path / "applied.onnx").is_file()
+
+
+def test_the_pass_that_is_shown_does_what_it_says() -> None:
+    (code,) = code_of("passes.md")
+    scope: dict[str, Any] = {"__name__": "passes"}
+    exec(compile(code, "passes.md", "exec"), scope)
+    value = ir.Value(name="x")
+    middle = ir.node("Identity", [value], name="copy")
+    last = ir.node("Relu", [middle.outputs[0]], name="relu")
+    graph = ir.Graph([value], last.outputs, nodes=[middle, last], name="g", opset_imports={"": 21})
+    model = ir.Model(graph, ir_version=10)
+    assert scope["DropIdentity"]()(model).modified
+    assert [node.name for node in model.graph] == ["relu"]
+    assert not scope["DropIdentity"]()(model).modified
 
 
 def test_the_pages_build(tmp_path: Path) -> None:
