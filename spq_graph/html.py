@@ -46,6 +46,45 @@ def render(plan: Plan, report: Report, ranges: Ranges | None = None) -> str:
     Returns:
         A complete HTML document: inline style, script and charts, light and dark, the same bytes for the same inputs.
     """
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    usual = _usual_kernels(plan, report)
+    profiles = list(_profiles(plan, report, ranges)) if ranges is not None else []
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            plan=plan,
+            report=report,
+            words=wording,
+            tiles=_tiles(plan, report),
+            ladder=_ladder(report),
+            charts=list(_charts(report)),
+            spikes=spike_map(plan),
+            number_of={site.key: index for index, site in enumerate(plan.sites)},
+            profiles=profiles,
+            profile_of={key: index for index, shown in enumerate(profiles) for key in shown.keys},
+            drawings=list(_drawings(report)),
+            kept=sorted(plan.kept, key=lambda site: -(site.evidence.ratio or 0.0)),
+            precisions=wording.precisions(plan),
+            usual=usual,
+            exceptions={
+                s.precision.value
+                for s in plan.sites
+                if report.kernels.get(s.key) not in (None, usual.get(s.precision.value))
+            },
+            choices=_choices(plan),
+            placed=_placed(report),
+            recipe=_recipe(plan.recipe),
+            recipe_file=recipe_file(plan.recipe),
+            heat=heat,
+            legend=[(step, wording.number(10 ** (step / STEPS_A_DECADE), 2)) for step in range(HEAT_STEPS)],
+            script=Markup(script),  # noqa: S704 - a file of this package
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -60,38 +99,7 @@ def render(plan: Plan, report: Report, ranges: Ranges | None = None) -> str:
         "mb": wording.megabytes,
         "duration": wording.duration,
     }
-    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
-    usual = _usual_kernels(plan, report)
-    profiles = list(_profiles(plan, report, ranges)) if ranges is not None else []
-    return environment.get_template("report.html.j2").render(
-        plan=plan,
-        report=report,
-        words=wording,
-        tiles=_tiles(plan, report),
-        ladder=_ladder(report),
-        charts=list(_charts(report)),
-        spikes=spike_map(plan),
-        number_of={site.key: index for index, site in enumerate(plan.sites)},
-        profiles=profiles,
-        profile_of={key: index for index, shown in enumerate(profiles) for key in shown.keys},
-        drawings=list(_drawings(report)),
-        kept=sorted(plan.kept, key=lambda site: -(site.evidence.ratio or 0.0)),
-        precisions=wording.precisions(plan),
-        usual=usual,
-        exceptions={
-            s.precision.value
-            for s in plan.sites
-            if report.kernels.get(s.key) not in (None, usual.get(s.precision.value))
-        },
-        choices=_choices(plan),
-        placed=_placed(report),
-        recipe=_recipe(plan.recipe),
-        recipe_file=recipe_file(plan.recipe),
-        heat=heat,
-        legend=[(step, wording.number(10 ** (step / STEPS_A_DECADE), 2)) for step in range(HEAT_STEPS)],
-        script=Markup(script),  # noqa: S704 - a file of this package
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    return environment
 
 
 @dataclass(frozen=True, slots=True)

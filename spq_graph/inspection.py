@@ -73,10 +73,7 @@ def inspect_path(
     plan_file = file.with_name(artifact.PLAN)
     recorded = Plan.load(plan_file) if path.is_dir() and plan_file.is_file() else None
     sites = recorded.to_dict()["sites"] if recorded is not None else _sites_of(model, found, precisions)
-    if only is not None:
-        sites = [s for s in sites if matches(only, s["key"], s["node"])]
-        if not sites:
-            raise UsageError(f"'{only}' fits no site", where=str(path), remedy="leave out --site to list all of them")
+    sites = _chosen(sites, only, path)
     ranges, tokenizer, measured = None, None, None
     if measuring is not None:
         ranges, tokenizer, origin = _measure(path, file, found, measuring, steps or Steps())
@@ -86,18 +83,25 @@ def inspect_path(
     elif only is not None and recorded is not None and (path / artifact.RANGES).is_file():
         ranges = Ranges.load(path / artifact.RANGES)
         tokenizer = TextTokenizer.load(path) if (path / "tokenizer.json").is_file() else None
-    unmatched = recorded.to_dict()["unmatched"] if recorded is not None else [
-        {"node": u.node, "reason": u.reason} for u in found.unmatched
-    ]  # fmt: skip
+    unmatched = recorded.unmatched if recorded is not None else found.unmatched
     return {
         "path": str(path),
         "glu_blocks": len(found.blocks),
         "sites": sites,
-        "unmatched": unmatched,
+        "unmatched": [{"node": u.node, "reason": u.reason} for u in unmatched],
         "graph": facts,
         "measured": measured,
         "profiles": _profiles(sites, ranges, tokenizer) if only is not None else {},
     }
+
+
+def _chosen(sites: list[dict[str, Any]], only: str | None, path: Path) -> list[dict[str, Any]]:
+    if only is None:
+        return sites
+    chosen = [site for site in sites if matches(only, site["key"], site["node"])]
+    if not chosen:
+        raise UsageError(f"'{only}' fits no site", where=str(path), remedy="leave out --site to list all of them")
+    return chosen
 
 
 def _facts(model: ir.Model) -> dict[str, Any]:
