@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= -n auto --dist loadgroup
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test test-families check bench gpu test-gpu bench-gpu
+.PHONY: venv demo test test-families check docs bench gpu test-gpu bench-gpu
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
@@ -19,6 +19,11 @@ test-families: venv
 
 check: venv
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports
+
+# What the reference says is written from the schemas; the pages come out in out/docs.
+docs: venv
+	$(BIN)/python docs/reference.py
+	$(BIN)/mkdocs build --strict -d out/docs
 
 bench: venv
 	$(BIN)/python benchmarks/calibration.py

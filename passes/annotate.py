@@ -1,17 +1,21 @@
-"""Annotate: write a view of the plan into the file, for Netron and other readers. The plan stays the truth."""
+"""Annotate: write a view of the plan into the file, for Netron and other readers. The plan stays the truth.
+
+Nodes and the model carry it as `metadata_props`, which every serialization of ONNX keeps; docs/annotations.md lists the
+keys.
+"""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph import __version__
-from spq_graph.plan import Plan
+from spq_graph import __version__, wording
+from spq_graph.plan import Plan, SitePlan
 
 PREFIX = "spq_graph."
 
 
 class Annotate(ir.passes.InPlacePass):
-    """Note role, precision, reason and key at every site, and the plan's digest at the model."""
+    """Note key, role, precision, reason and spike at every site, and the plan's digest at the model."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -22,14 +26,25 @@ class Annotate(ir.passes.InPlacePass):
         for site in self.plan.sites:
             node = nodes.get(site.node)
             if node is not None:
-                node.metadata_props.update(
-                    {
-                        f"{PREFIX}site": site.key,
-                        f"{PREFIX}role": site.role.value,
-                        f"{PREFIX}precision": site.precision.value,
-                        f"{PREFIX}reason": site.reason.value,
-                    }
-                )
+                node.metadata_props.update({f"{PREFIX}{name}": text for name, text in _notes(site).items()})
         model.metadata_props.update({f"{PREFIX}version": __version__, f"{PREFIX}plan": self.plan.digest})
         model.producer_name, model.producer_version = "spq-graph", __version__
         return ir.passes.PassResult(model, modified=True)
+
+
+def _notes(site: SitePlan) -> dict[str, str]:
+    """What a node says of its site. Control characters in a token are spelled out."""
+    seen = site.evidence
+    notes = {
+        "site": site.key,
+        "role": site.role.value,
+        "precision": site.precision.value,
+        "reason": site.reason.value,
+    }
+    if seen.ratio is not None:
+        notes["ratio"] = f"{seen.ratio:g}"
+    if seen.token is not None:
+        notes["token"] = wording.token(seen)
+    if seen.position is not None:
+        notes["position"] = str(seen.position)
+    return notes

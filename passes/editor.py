@@ -53,7 +53,9 @@ class Operand:
 
     def absmax(self) -> npt.NDArray[np.float32]:
         """Largest absolute value by column, float32 [N]."""
-        return absmax_of(block for _, block in self.blocks())
+        found = absmax_of(block for _, block in self.blocks())
+        self.weight.release()
+        return found
 
     def encoded(
         self, encode: Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]], dtype: npt.DTypeLike
@@ -62,6 +64,8 @@ class Operand:
         codes = np.empty(self.shape, dtype=dtype)
         for rows, block in self.blocks():
             codes[rows] = encode(block)
+            del block  # of a float32 weight a view of the file, which cannot be let go of while there is one
+        self.weight.release()
         return codes
 
 

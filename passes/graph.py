@@ -16,6 +16,7 @@ from onnx_ir.passes.common import (
 )
 
 from spq_graph.errors import GraphError, SourceError
+from spq_graph.passes.mapped import load_mapped
 from spq_graph.passes.operator import DOMAIN, OP
 
 # What only shows in a graph that somebody has quantized already.
@@ -41,7 +42,7 @@ def load_graph(path: Path) -> ir.Model:
     try:
         if path.stat().st_size == 0:
             raise SourceError("the file is empty", where=str(path), remedy="export or copy the model again")
-        model = ir.load(path)
+        model = load_mapped(path)
     except OSError as cause:
         raise SourceError(f"the file cannot be read: {cause.strerror or cause}", where=str(path)) from cause
     except SourceError:
@@ -81,15 +82,20 @@ def _tensors_of(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
 def _check_data(model: ir.Model, path: Path) -> None:
     for name, tensor in _tensors_of(model):
         if isinstance(tensor, ir.ExternalTensor):
+            if str(tensor.location) == path.name:
+                _check_size(name, tensor, tensor.length or 0, path)
             _check_external(name, tensor, path)
         elif isinstance(tensor, ir.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
-            found = len(tensor.raw.raw_data)
-            if found != tensor.nbytes:
-                raise SourceError(
-                    f"weight '{name}' holds {found} bytes where its shape wants {tensor.nbytes}",
-                    where=str(path),
-                    remedy="the file is damaged; export it again",
-                )
+            _check_size(name, tensor, len(tensor.raw.raw_data), path)
+
+
+def _check_size(name: str, tensor: ir.TensorProtocol, found: int, path: Path) -> None:
+    if found != tensor.nbytes:
+        raise SourceError(
+            f"weight '{name}' holds {found} bytes where its shape wants {tensor.nbytes}",
+            where=str(path),
+            remedy="the file is damaged; export it again",
+        )
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
@@ -142,14 +148,14 @@ def inputs_of(path: Path) -> dict[str, list[int | str | None]]:
     """The graph's inputs by name, with their shapes: a number, a name, or None for each dimension."""
     return {
         value.name or "": [d if isinstance(d, int) else d.value for d in value.shape or ()]
-        for value in ir.load(path).graph.inputs
+        for value in load_mapped(path).graph.inputs
     }
 
 
 def files_of(path: Path) -> list[Path]:
     """The ONNX file and the external data that it refers to, in the order of their names."""
-    tensors = (tensor for _, tensor in _tensors_of(ir.load(path)))
-    locations = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    tensors = (tensor for _, tensor in _tensors_of(load_mapped(path)))
+    locations = {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)} - {path.name}
     return [path, *(path.parent / location for location in sorted(locations))]
 
 

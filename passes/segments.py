@@ -47,7 +47,7 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
     limit = limit or _limit_for(model.graph)
     PartWide(limit)(model)
     graph = model.graph
-    cutter = _Cutter(graph, where.resolve().parent, limit // _LIGHT_SHARE)
+    cutter = _Cutter(graph, where.resolve(), limit // _LIGHT_SHARE)
     pieces = cutter.pieces(limit)
     inputs = [_spec(value) for value in graph.inputs]
     outputs = [_spec(value) for value in graph.outputs]
@@ -81,7 +81,7 @@ class _Cutter:
     """What is known of a graph's nodes while it is cut.
 
     Attributes:
-        folder: where weights in files lie.
+        where: the model's file.
         light_bytes: the most constants that what is computed again may follow from.
         needed: nodes that an output depends on, in order.
         reads: what each of them reads, subgraphs included.
@@ -89,7 +89,7 @@ class _Cutter:
     """
 
     graph: ir.Graph
-    folder: Path
+    where: Path
     light_bytes: int
     needed: list[ir.Node] = field(init=False)
     reads: dict[ir.Node, list[ir.Value]] = field(init=False)
@@ -275,7 +275,7 @@ def _segment(model: ir.Model, cutter: _Cutter, piece: _Piece) -> Segment:
     used = list(dict.fromkeys(v for node in piece.nodes for v in cutter.reads[node]))
     initializers = [v for v in used if v.producer() is None and v.const_value is not None]
     inputs = [v for v in used if v.is_graph_input() and v.const_value is None]
-    lazy = {v.name or "": v.const_value for v in initializers if _is_held(v, cutter.folder)}
+    lazy = {v.name or "": v.const_value for v in initializers if _is_held(v, cutter.where)}
     return Segment(
         reads=tuple(v.name or "" for v in piece.reads),
         gives=tuple(v.name or "" for v in piece.gives),
@@ -285,16 +285,21 @@ def _segment(model: ir.Model, cutter: _Cutter, piece: _Piece) -> Segment:
     )
 
 
-def _is_held(value: ir.Value, folder: Path) -> bool:
-    """Whether a weight is handed to the session as an array: it is in no file that the session could read itself."""
+def _is_held(value: ir.Value, where: Path) -> bool:
+    """Whether a weight is handed to the session as an array: it is in no file that the session could read itself.
+
+    In the model's own file weights lie wherever they happen to, and kernels want their numbers aligned.
+    """
     tensor = value.const_value
     if tensor is None or tensor.nbytes <= _EMBEDDED or tensor.dtype.itemsize < 1 or tensor.dtype is ir.DataType.STRING:
         return False
-    return not (isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir).resolve() == folder)
+    if not isinstance(tensor, ir.ExternalTensor) or str(tensor.location) == where.name:
+        return True
+    return Path(tensor.base_dir).resolve() != where.parent
 
 
 def _weight(tensor: ir.TensorProtocol) -> Weight:
-    return Weight(np.ascontiguousarray(tensor.numpy()), int(tensor.dtype))
+    return Weight(np.require(tensor.numpy(), requirements=["C", "A"]), int(tensor.dtype))
 
 
 def _serialized(

@@ -241,6 +241,7 @@ class Executed:
         providers: how many nodes ran on each provider.
         placed: provider by node name.
         absent: why nothing ran: the target is not on this machine. None where it is.
+        by_provider: how many of each operator type ran on each provider.
     """
 
     kernels: dict[str, str] = field(default_factory=dict)
@@ -248,6 +249,7 @@ class Executed:
     providers: dict[str, int] = field(default_factory=dict)
     placed: dict[str, str] = field(default_factory=dict)
     absent: str | None = None
+    by_provider: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def integer_kernels(self) -> int:
@@ -280,7 +282,7 @@ def executed_by(session: ort.InferenceSession) -> Executed:
 def executed_in(profiles: Iterable[Path]) -> Executed:
     """The kernels that profiles of one model's sessions tell of; each node once, however often it ran."""
     found = Executed()
-    providers: Counter[str] = Counter()
+    by_provider: dict[str, Counter[str]] = {}
     for event in (event for path in profiles for event in json.loads(path.read_text(encoding="utf-8"))):
         arguments = event.get("args", {})
         if event.get("cat") != "Node" or "op_name" not in arguments:
@@ -289,9 +291,10 @@ def executed_in(profiles: Iterable[Path]) -> Executed:
         if name not in found.kernels:
             found.kernels[name] = arguments["op_name"]
             found.placed[name] = arguments.get("provider", "")
-            providers[found.placed[name]] += 1
+            by_provider.setdefault(found.placed[name], Counter())[arguments["op_name"]] += 1
     found.ops = dict(sorted(Counter(found.kernels.values()).items()))
-    found.providers = dict(sorted(providers.items()))
+    found.by_provider = {provider: dict(sorted(ops.items())) for provider, ops in sorted(by_provider.items())}
+    found.providers = {provider: sum(ops.values()) for provider, ops in found.by_provider.items()}
     return found
 
 

@@ -1,65 +1,62 @@
-"""Chart: the ladder as an SVG that takes its colours and fonts from the page around it."""
+"""Chart: the ladder, as a figure of matplotlib."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from itertools import groupby
 from math import ceil, floor, isfinite, log10
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spq_graph import wording
-from spq_graph.report import Rung
+from spq_graph.report import Report, Rung
+from spq_graph.svg import LIGHT, Palette, drawing_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _WIDTH, _ROW, _AXIS = 360, 35, 30  # px at natural size: narrow enough for a phone, where it is shown as it is
-# matplotlib knows no CSS variables: these colours, which nothing else uses, are exchanged for them afterwards.
-_INK, _LINE, _GOOD, _BAD, _PLAIN = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {_INK: "--ink", _LINE: "--line", _GOOD: "--good", _BAD: "--bad", _PLAIN: "--muted"}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "spq-graph",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 11.0,
-    "axes.unicode_minus": True,
-}
 
 
-def ladder_chart(rungs: Sequence[tuple[Rung, float]], every: Sequence[float], prefix: str) -> str:
+def ladder_changes(report: Report) -> dict[int, list[tuple[Rung, float]]]:
+    """The rungs by their bits, each with its change of perplexity against FP32 as a share."""
+    changes: dict[int, list[tuple[Rung, float]]] = {}
+    for rung in report.ladder:
+        change = wording.over_fp32(report, rung)
+        if rung.bits is not None and change is not None:
+            changes.setdefault(rung.bits, []).append((rung, change))
+    return changes
+
+
+def ladder_figure(rungs: Sequence[tuple[Rung, float]], every: Sequence[float], palette: Palette = LIGHT) -> Figure:
     """Draw perplexity over FP32, in per cent, one row a rung; seeds of one control share a row.
 
     Args:
         rungs: with the change of perplexity as a share, from top to bottom.
-        every: the changes of all charts on the page, which share their scale.
-        prefix: for the ids in the drawing, unique on the page.
-
-    Returns:
-        An svg element; the same bytes for the same arguments.
+        every: the changes of all charts beside it, which share their scale.
+        palette: its colours.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     rows = [list(group) for _, group in groupby(rungs, key=_row_key)]
     height = len(rows) * _ROW + _AXIS
-    with mpl.rc_context(_STYLE):
+    with drawing_style():
         figure = Figure(figsize=(_WIDTH / 72, height / 72))
         axes = figure.add_axes((0, _AXIS / height, 1, 1 - _AXIS / height))
-        _scale(axes, [100 * share for share in every if isfinite(share)])
+        _scale(axes, [100 * share for share in every if isfinite(share)], palette)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         for place, row in enumerate(rows):
-            _draw_row(axes, place, row)
-        drawing = io.StringIO()
-        figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _fit_into_page(drawing.getvalue(), prefix)
+            _draw_row(axes, place, row, palette)
+    return figure
 
 
-def _draw_row(axes: Axes, place: int, row: Sequence[tuple[Rung, float]]) -> None:
+def _draw_row(axes: Axes, place: int, row: Sequence[tuple[Rung, float]], palette: Palette) -> None:
     rung = row[0][0]
-    colour = _GOOD if rung.name == "spike_aware" else _BAD if rung.name.startswith("everywhere") else _PLAIN
+    colour = palette.muted
+    if rung.name == "spike_aware":
+        colour = palette.good
+    elif rung.name.startswith("everywhere"):
+        colour = palette.bad
     values = [100 * share for _, share in row if isfinite(share)]
     name = wording.rung_name(rung if len(row) == 1 else rung.model_copy(update={"seed": None}))
     if len(row) > 1:
@@ -67,10 +64,10 @@ def _draw_row(axes: Axes, place: int, row: Sequence[tuple[Rung, float]]) -> None
     shares = sorted(share for _, share in row)
     told = " … ".join(dict.fromkeys(wording.percent(share) for share in (shares[0], shares[-1])))
     across = axes.get_yaxis_transform()
-    weight = "bold" if colour == _GOOD else "normal"
-    axes.text(0, place - 0.18, name, transform=across, color=_INK, weight=weight)
-    axes.text(1, place - 0.18, told, transform=across, color=_INK, weight=weight, ha="right")
-    axes.plot([0, 1], [place + 0.14] * 2, transform=across, color=_LINE, linewidth=1.5, zorder=1)
+    weight = "bold" if rung.name == "spike_aware" else "normal"
+    axes.text(0, place - 0.18, name, transform=across, color=palette.ink, weight=weight)
+    axes.text(1, place - 0.18, told, transform=across, color=palette.ink, weight=weight, ha="right")
+    axes.plot([0, 1], [place + 0.14] * 2, transform=across, color=palette.line, linewidth=1.5, zorder=1)
     if values:
         axes.plot([0, max(values, key=abs)], [place + 0.14] * 2, color=colour, linewidth=4, zorder=2)
         axes.plot(values, [place + 0.14] * len(values), "o", color=colour, markersize=9, markeredgewidth=0, zorder=3)
@@ -80,7 +77,7 @@ def _row_key(item: tuple[Rung, float]) -> object:
     return item[0].name if item[0].seed is not None else id(item[0])
 
 
-def _scale(axes: Axes, values: Sequence[float]) -> None:
+def _scale(axes: Axes, values: Sequence[float], palette: Palette) -> None:
     """Linear, or logarithmic with a linear piece around zero where the values span more than a decade or so."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -98,23 +95,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "FP32" if value == 0 else f"{value:+,g} %"))
     axes.yaxis.set_major_locator(NullLocator())
-    axes.tick_params(axis="x", length=0, pad=6, labelsize=10, labelcolor=_PLAIN)
-    axes.grid(axis="x", color=_LINE, linewidth=1, zorder=0)
+    axes.tick_params(axis="x", length=0, pad=6, labelsize=10, labelcolor=palette.muted)
+    axes.grid(axis="x", color=palette.line, linewidth=1, zorder=0)
     axes.set_axisbelow(True)
     axes.set_frame_on(False)
-
-
-def _fit_into_page(svg: str, prefix: str) -> str:
-    """Cut away the document around the drawing, and let the page decide size, fonts and colours."""
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r"font: (?:(bold|[0-9]+) )?([0-9.]+)px [^;\"]*", _font, svg)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg
-
-
-def _font(found: re.Match[str]) -> str:
-    return f"font-size: {found[2]}px" + ("; font-weight: 650" if found[1] else "")

@@ -142,22 +142,29 @@ def assigned(
     return {key: p for key, p in precisions.items() if p is not Precision(choices[key].site.stored)}
 
 
+def evidence_of(seen: ValueRange, token_text: Callable[[int], str] | None) -> Evidence:
+    """What was measured at a site's input; token and position only where they are known."""
+    known = seen.peak.token >= 0
+    return Evidence(
+        ratio=six(seen.ratio),
+        sequence_ratio=six(seen.sequence_ratio),
+        max=six(seen.peak.value),
+        median=six(seen.median),
+        token=seen.peak.token if known else None,
+        token_text=token_text(seen.peak.token) if known and token_text is not None else None,
+        position=seen.peak.position if known else None,
+    )
+
+
 def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan:
     """What the plan says of a site."""
     site, seen, reason, note = choice.site, choice.seen, choice.reason, choice.note
     if choice.instead is not None and (choice.wants_high or reason is Reason.SPIKE):
         reason, note = Reason.UNSUPPORTED, f"{note}; {choice.instead}"
-    evidence = Evidence(kl=choice.kl, rank=choice.rank, threshold=choice.threshold, note=note, formats=choice.formats)
-    if seen is not None:
-        evidence = evidence.model_copy(update={
-            "ratio": six(seen.ratio), "sequence_ratio": six(seen.sequence_ratio), "max": six(seen.peak.value),
-            "median": six(seen.median),
-        })  # fmt: skip
-        if seen.peak.token >= 0:
-            text = token_text(seen.peak.token) if token_text is not None else None
-            evidence = evidence.model_copy(
-                update={"token": seen.peak.token, "token_text": text, "position": seen.peak.position}
-            )
+    measured = evidence_of(seen, token_text) if seen is not None else Evidence()
+    evidence = measured.model_copy(update={
+        "kl": choice.kl, "rank": choice.rank, "threshold": choice.threshold, "note": note, "formats": choice.formats,
+    })  # fmt: skip
     return SitePlan(
         key=site.key,
         node=site.node,

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from spq_graph import __version__, verbs
+from spq_graph import __version__, looking, verbs
 from spq_graph import options as o
 from spq_graph.terminal import errors, print_json, steps
 
@@ -235,40 +235,6 @@ def apply(
 
 
 @app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")],
-    site: Annotated[str | None, typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
-    why: Annotated[bool, typer.Option("--why", help="reason and evidence in full")] = False,
-    unmatched: Annotated[bool, typer.Option("--unmatched", help="products that are no sites, and why")] = False,
-    as_json: o.Json = False,
-) -> None:
-    """Sites, roles, precision, reasons and evidence of a file, ours or not."""
-    from spq_graph.inspection import inspect_path, show
-
-    found = inspect_path(path, site)
-    if as_json:
-        print_json(found)
-    else:
-        show(found, Console(), why=why, unmatched=unmatched)
-
-
-@app.command()
-def diff(
-    plan_a: Annotated[Path, typer.Argument(help="a plan.json or OUT folder", metavar="PLAN_A")],
-    plan_b: Annotated[Path, typer.Argument(help="another", metavar="PLAN_B")],
-    as_json: o.Json = False,
-) -> None:
-    """What two plans decide differently."""
-    from spq_graph.inspection import diff_plans, show_diff
-
-    found = diff_plans(plan_a, plan_b)
-    if as_json:
-        print_json(found)
-    else:
-        show_diff(found, Console())
-
-
-@app.command()
 def doctor(as_json: o.Json = False) -> None:
     """Versions, operator library and instruction sets, and what every precision runs as on this machine."""
     from spq_graph.doctor import examine, show
@@ -283,6 +249,8 @@ def doctor(as_json: o.Json = False) -> None:
 app.command("eval")(verbs.evaluate)
 app.command()(verbs.generate)
 app.command()(verbs.bench)
+for _verb in (looking.inspect, looking.diff, looking.view):
+    app.command()(_verb)
 
 
 def main() -> None:

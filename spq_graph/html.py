@@ -1,42 +1,90 @@
-"""HTML: plan and report as one page that needs neither network nor JavaScript.
+"""HTML: plan, report and ranges as one page that needs no network, and JavaScript for nothing but convenience.
 
 Names come from models and tokens from tokenizers, so both are hostile: the template escapes everything, and a content
-security policy forbids the page to load or run anything.
+security policy forbids the page to load anything, or to run any script but the one that belongs to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from math import log10
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from spq_graph import wording
-from spq_graph.chart import ladder_chart
-from spq_graph.plan import Plan, Reason, SitePlan
+from spq_graph.chart import ladder_changes, ladder_figure
+from spq_graph.drawing import Box
+from spq_graph.layer_chart import layer_figure
+from spq_graph.plan import Plan, SitePlan
+from spq_graph.profile import Peak, Profile
+from spq_graph.profile_chart import profile_figure
+from spq_graph.ranges import Ranges
+from spq_graph.recipe import Recipe
 from spq_graph.report import Report, Rung
-from spq_graph.sites import Role
+from spq_graph.spike_map import HEAT_STEPS, STEPS_A_DECADE, heat, spike_map
+from spq_graph.svg import PAGE, for_page
 
 _TEMPLATES = Path(__file__).with_name("templates")
-HEAT_STEPS = 10
-_STEPS_A_DECADE = 3
-_FLOW = (
-    Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V, Role.ATTN_QKV, Role.ATTN_O, Role.ROUTER,
-    Role.GLU_GATE, Role.GLU_UP, Role.GLU_GATE_UP, Role.GLU_DOWN,
-    Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_GATE_UP, Role.EXPERT_DOWN, Role.OTHER, Role.LM_HEAD,
-)  # fmt: skip
+PROFILES = 12
 
 
-def render(plan: Plan, report: Report) -> str:
+def render(plan: Plan, report: Report, ranges: Ranges | None = None) -> str:
     """The report page.
 
+    Args:
+        plan: what was decided.
+        report: what came of it.
+        ranges: what calibration saw; without them the page shows no profiles.
+
     Returns:
-        A complete HTML document: inline style and charts, light and dark, the same bytes for the same inputs.
+        A complete HTML document: inline style, script and charts, light and dark, the same bytes for the same inputs.
     """
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    usual = _usual_kernels(plan, report)
+    profiles = list(_profiles(plan, report, ranges)) if ranges is not None else []
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            plan=plan,
+            report=report,
+            words=wording,
+            tiles=_tiles(plan, report),
+            ladder=_ladder(report),
+            charts=list(_charts(report)),
+            spikes=spike_map(plan),
+            number_of={site.key: index for index, site in enumerate(plan.sites)},
+            profiles=profiles,
+            profile_of={key: index for index, shown in enumerate(profiles) for key in shown.keys},
+            drawings=list(_drawings(report)),
+            kept=sorted(plan.kept, key=lambda site: -(site.evidence.ratio or 0.0)),
+            precisions=wording.precisions(plan),
+            usual=usual,
+            exceptions={
+                s.precision.value
+                for s in plan.sites
+                if report.kernels.get(s.key) not in (None, usual.get(s.precision.value))
+            },
+            choices=_choices(plan),
+            placed=_placed(report),
+            recipe=_recipe(plan.recipe),
+            recipe_file=recipe_file(plan.recipe),
+            heat=heat,
+            legend=[(step, wording.number(10 ** (step / STEPS_A_DECADE), 2)) for step in range(HEAT_STEPS)],
+            script=Markup(script),  # noqa: S704 - a file of this package
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -51,85 +99,55 @@ def render(plan: Plan, report: Report) -> str:
         "mb": wording.megabytes,
         "duration": wording.duration,
     }
-    return environment.get_template("report.html.j2").render(
-        plan=plan,
-        report=report,
-        words=wording,
-        tiles=_tiles(plan, report),
-        ladder=_ladder(report),
-        charts=_charts(report),
-        spikes=spike_map(plan),
-        kept=sorted(plan.kept, key=lambda site: -(site.evidence.ratio or 0.0)),
-        recipe=_recipe(plan),
-        executed=sorted(report.executed.items(), key=lambda item: (-item[1], item[0])),
-        details=details,
-        heat=heat,
-        legend=[(step, wording.number(10 ** (step / _STEPS_A_DECADE), 2)) for step in range(HEAT_STEPS)],
-    )
+    return environment
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One place of the spike map: the sites of one role in one layer, the highest ratio first."""
+class ShownProfile:
+    """The profile of one activation, and of the sites that read it.
 
-    sites: tuple[SitePlan, ...]
+    Attributes:
+        site: the first of them.
+        keys: of all of them.
+        chart: an svg element.
+        leaders: the tokens with the largest maxima, as (token, value, position).
+    """
 
-    @property
-    def ratio(self) -> float | None:
-        """The highest ratio here, None where nothing was measured."""
-        return self.sites[0].evidence.ratio
-
-    @property
-    def kept(self) -> bool:
-        """Whether a site here is kept in high precision on purpose."""
-        return any(site.precision.bits is None and site.reason is not Reason.DEFAULT for site in self.sites)
-
-
-@dataclass(frozen=True, slots=True)
-class SpikeMap:
-    """Layers x roles; `outside` are the sites that belong to no layer."""
-
-    roles: tuple[Role, ...]
-    rows: tuple[tuple[int, tuple[Cell | None, ...]], ...]
-    outside: tuple[SitePlan, ...]
+    site: SitePlan
+    keys: tuple[str, ...]
+    chart: Markup
+    leaders: list[tuple[str, float, int]]
 
 
-def spike_map(plan: Plan) -> SpikeMap:
-    """Arrange the sites by layer and, in the order in which data flows, by role."""
-    places: dict[tuple[int, Role], list[SitePlan]] = {}
-    for site in plan.sites:
-        if site.layer is not None:
-            places.setdefault((site.layer, site.role), []).append(site)
-    present = {role for _, role in places}
-    roles = tuple(role for role in _FLOW if role in present)
-
-    def cell(layer: int, role: Role) -> Cell | None:
-        sites = places.get((layer, role), [])
-        return Cell(tuple(sorted(sites, key=lambda s: (-(s.evidence.ratio or 0.0), s.key)))) if sites else None
-
-    layers = sorted({layer for layer, _ in places})
-    rows = tuple((layer, tuple(cell(layer, role) for role in roles)) for layer in layers)
-    return SpikeMap(roles, rows, tuple(site for site in plan.sites if site.layer is None))
-
-
-def heat(ratio: float | None) -> int:
-    """The colour step of a ratio: a fixed log scale from 1 to 1000, so that reports can be compared by eye."""
-    if ratio is None or not ratio > 1.0:
-        return 0
-    return min(HEAT_STEPS - 1, int(min(log10(ratio), HEAT_STEPS) * _STEPS_A_DECADE))
+def _profiles(plan: Plan, report: Report, ranges: Ranges) -> Iterator[ShownProfile]:
+    """Profiles of the kept sites, then of those with the highest ratio, each activation once."""
+    kept = {site.key for site in plan.kept}
+    ordered = sorted(plan.sites, key=lambda s: (s.key not in kept, -(s.evidence.ratio or 0.0), s.key))
+    readers: dict[str, list[SitePlan]] = {}
+    for site in ordered:
+        readers.setdefault(site.input, []).append(site)
+    shown = [(sites, ranges.values[name]) for name, sites in readers.items() if name in ranges.values]
+    for index, (sites, seen) in enumerate([(s, v) for s, v in shown if v.profile is not None][:PROFILES]):
+        profile: Profile | None = seen.profile
+        if profile is None:
+            continue
+        chart = for_page(profile_figure(profile, seen.median, PAGE), f"p{index}-")
+        leaders = [(_token(peak, report), peak.value, peak.position) for peak in profile.leaders]
+        keys = tuple(site.key for site in sites)
+        yield ShownProfile(sites[0], keys, Markup(chart), leaders)  # noqa: S704 - numbers, no names
 
 
-def details(site: SitePlan) -> str:
-    """What was measured at a site, in a line or two of plain text."""
-    seen = site.evidence
-    lines = [wording.printable(site.key), f"{site.precision.value}, {site.reason.value.replace('_', ' ')}"]
-    if seen.max is not None:
-        lines.append(f"max {wording.number(seen.max)}, median {wording.number(seen.median)}")
-    if seen.token is not None or seen.token_text is not None:
-        lines.append(
-            f"token {wording.token(seen)} at position {wording.NOTHING if seen.position is None else seen.position}"
-        )
-    return "\n".join(lines)
+def _token(peak: Peak, report: Report) -> str:
+    return wording.token_words(peak.token, report.tokens.get(peak.token))
+
+
+def _drawings(report: Report) -> Iterator[tuple[str, Markup, list[Box]]]:
+    if report.layer is None:
+        return
+    for name, boxes in (("before", report.layer.before), ("after", report.layer.after)):
+        if boxes:
+            # Safe as markup: the drawing library escapes its text.
+            yield name, Markup(for_page(layer_figure(boxes, PAGE), f"{name}-")), boxes  # noqa: S704
 
 
 def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
@@ -144,13 +162,8 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
         tiles.append(("of the loss won back", f"{100 * back:.0f} %", f"at {bits} bits"))
     tiles.append(("kept sites", f"{len(plan.kept)} of {len(plan.counted)}", "in high precision"))
     share = report.bytes / report.source_bytes if report.source_bytes else 1.0
-    tiles.append(
-        (
-            "size",
-            f"{wording.megabytes(report.bytes)} MB",
-            f"{100 * share:.0f} % of {wording.megabytes(report.source_bytes)} MB",
-        )
-    )
+    size = f"{100 * share:.0f} % of {wording.megabytes(report.source_bytes)} MB"
+    tiles.append(("size", f"{wording.megabytes(report.bytes)} MB", size))
     kernels = wording.integer_kernels(report.executed)
     tiles.append(("integer kernels", str(kernels), f"{len(plan.integer_sites)} planned"))
     return tiles
@@ -161,21 +174,61 @@ def _ladder(report: Report) -> list[tuple[int | None, list[Rung]]]:
     return [(bits, list(rungs)) for bits, rungs in groupby(report.ladder, key=lambda rung: rung.bits)]
 
 
-def _charts(report: Report) -> list[tuple[int, Markup]]:
+def _charts(report: Report) -> Iterator[tuple[int, Markup]]:
     """One chart for each number of bits, all on one scale."""
-    changes: dict[int, list[tuple[Rung, float]]] = {}
-    for rung in report.ladder:
-        change = wording.over_fp32(report, rung)
-        if rung.bits is not None and change is not None:
-            changes.setdefault(rung.bits, []).append((rung, change))
+    changes = ladder_changes(report)
     every = [change for rungs in changes.values() for _, change in rungs]
-    # Safe as markup: the drawing library escapes its text, and no name but those of rungs goes into it.
-    return [(bits, Markup(ladder_chart(rungs, every, f"b{bits}-"))) for bits, rungs in changes.items()]  # noqa: S704
+    for bits, rungs in changes.items():
+        # Safe as markup: the drawing library escapes its text, and no name but those of rungs goes into it.
+        yield bits, Markup(for_page(ladder_figure(rungs, every, PAGE), f"b{bits}-"))  # noqa: S704
 
 
-def _recipe(plan: Plan) -> Iterable[tuple[str, str, bool]]:
+def _choices(plan: Plan) -> dict[str, list[str]]:
+    """What the table of sites can be filtered by."""
+    return {
+        "role": sorted({site.role.value for site in plan.sites}),
+        "precision": sorted({site.precision.value for site in plan.sites}),
+        "reason": sorted({site.reason.value.replace("_", " ") for site in plan.sites}),
+    }
+
+
+def _usual_kernels(plan: Plan, report: Report) -> dict[str, str]:
+    """What most sites of a precision ran as, by precision."""
+    counts: dict[str, Counter[str]] = {}
+    for site in plan.sites:
+        if site.key in report.kernels:
+            counts.setdefault(site.precision.value, Counter())[report.kernels[site.key]] += 1
+    return {precision: ops.most_common(1)[0][0] for precision, ops in counts.items()}
+
+
+def _placed(report: Report) -> list[tuple[str, int, list[tuple[str, int]]]]:
+    """Providers with their nodes and operators, the most frequent first; older reports do not tell them apart."""
+    placed = report.placed or ({next(iter(report.providers)): report.executed} if len(report.providers) == 1 else {})
+    if not placed:
+        placed = {"": report.executed}
+    ordered = [(name, sorted(ops.items(), key=lambda item: (-item[1], item[0]))) for name, ops in placed.items()]
+    return [(name, sum(count for _, count in ops), ops) for name, ops in ordered]
+
+
+def _recipe(recipe: Recipe) -> Iterable[tuple[str, str, bool]]:
     """The recipe's fields: (name, value, whether it differs from the default)."""
-    for name, field in type(plan.recipe).model_fields.items():
-        value = getattr(plan.recipe, name)
-        shown = plan.recipe.model_dump(mode="json")[name]
+    for name, field in type(recipe).model_fields.items():
+        value = getattr(recipe, name)
+        shown = recipe.model_dump(mode="json")[name]
         yield name, wording.NOTHING if shown in (None, []) else str(shown), value != field.default
+
+
+def recipe_file(recipe: Recipe) -> str:
+    """What of a recipe is not the default, as the TOML that `--recipe` takes."""
+    given = recipe.model_dump(mode="json", exclude_defaults=True)
+    lines = (f"{name} = {_toml(value)}" for name, value in given.items() if value is not None)
+    return "\n".join(map(wording.printable, lines))
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_toml(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # JSON's strings, numbers and booleans are TOML's as well, but for one control character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,28 +1,62 @@
-"""Inspection: what is in a file, ours or not, and what two plans decide differently."""
+"""Inspection: what is in a file, ours or not."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from spq_graph import artifact
+from spq_graph.choices import evidence_of
 from spq_graph.errors import UsageError
+from spq_graph.measuring import open_model
 from spq_graph.passes.annotate import PREFIX
-from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, load_graph
+from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, digest_of, load_graph
 from spq_graph.passes.identify import Identified, identify
 from spq_graph.passes.unquantize import LookThroughQuantization
 from spq_graph.passes.verify import precision_of
 from spq_graph.plan import Plan
-from spq_graph.recipe import matches
+from spq_graph.profile import Profile
+from spq_graph.progress import Steps
+from spq_graph.ranges import Ranges
+from spq_graph.recipe import Recipe, matches
+from spq_graph.runtime.tokenizer import TextTokenizer
 
 
-def inspect_path(path: Path, only: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """What to measure a file on, while it is inspected.
+
+    Attributes:
+        calibration: text, JSON list of strings, or .npz of input_ids.
+        tokens: how much of it; None for as much as calibration takes.
+        tokenizer: folder with tokenizer.json, where the file has none beside it.
+        bos: prepend BOS even where the tokenizer does not.
+        window: tokens in a sequence; None for the model's length.
+    """
+
+    calibration: Path
+    tokens: int | None = None
+    tokenizer: Path | None = None
+    bos: bool = False
+    window: int | None = None
+
+
+def inspect_path(
+    path: Path, only: str | None = None, *, measuring: Measuring | None = None, steps: Steps | None = None
+) -> dict[str, Any]:
     """What an ONNX file or OUT folder holds, as `inspect --json` prints it.
+
+    Nothing is changed. Sites of OUT come from its plan; those of a bare file have no evidence unless they are measured.
+
+    Args:
+        path: an .onnx file or an OUT folder.
+        only: key, node name or glob of the sites to list.
+        measuring: run the file on this and report what its sites' inputs hold.
+        steps: times and shows what is done.
 
     Raises:
         SourceError: the file cannot be read.
@@ -30,6 +64,7 @@ def inspect_path(path: Path, only: str | None = None) -> dict[str, Any]:
     """
     file = artifact.model_file(path)
     model = load_graph(file)
+    facts = _facts(model)
     Canonicalize()(model)
     precisions = {node.name: _recorded(node, "precision") or precision_of(node).value for node in model.graph}
     if any(node.op_type in QUANTIZED_OPS for node in model.graph):
@@ -38,14 +73,46 @@ def inspect_path(path: Path, only: str | None = None) -> dict[str, Any]:
     plan_file = file.with_name(artifact.PLAN)
     recorded = Plan.load(plan_file) if path.is_dir() and plan_file.is_file() else None
     sites = recorded.to_dict()["sites"] if recorded is not None else _sites_of(model, found, precisions)
-    if only is not None:
-        sites = [s for s in sites if matches(only, s["key"], s["node"])]
-        if not sites:
-            raise UsageError(f"'{only}' fits no site", where=str(path), remedy="leave out --site to list all of them")
-    unmatched = recorded.to_dict()["unmatched"] if recorded is not None else [
-        {"node": u.node, "reason": u.reason} for u in found.unmatched
-    ]  # fmt: skip
-    return {"path": str(path), "glu_blocks": len(found.blocks), "sites": sites, "unmatched": unmatched}
+    sites = _chosen(sites, only, path)
+    ranges, tokenizer, measured = None, None, None
+    if measuring is not None:
+        ranges, tokenizer, origin = _measure(path, file, found, measuring, steps or Steps())
+        measured = {"digest": ranges.data_digest, "tokens": ranges.tokens, "sequences": ranges.sequences,
+                    "origin": origin}  # fmt: skip
+        _put_evidence(sites, ranges, tokenizer)
+    elif only is not None and recorded is not None and (path / artifact.RANGES).is_file():
+        ranges = Ranges.load(path / artifact.RANGES)
+        tokenizer = TextTokenizer.load(path) if (path / "tokenizer.json").is_file() else None
+    unmatched = recorded.unmatched if recorded is not None else found.unmatched
+    return {
+        "path": str(path),
+        "glu_blocks": len(found.blocks),
+        "sites": sites,
+        "unmatched": [{"node": u.node, "reason": u.reason} for u in unmatched],
+        "graph": facts,
+        "measured": measured,
+        "profiles": _profiles(sites, ranges, tokenizer) if only is not None else {},
+    }
+
+
+def _chosen(sites: list[dict[str, Any]], only: str | None, path: Path) -> list[dict[str, Any]]:
+    if only is None:
+        return sites
+    chosen = [site for site in sites if matches(only, site["key"], site["node"])]
+    if not chosen:
+        raise UsageError(f"'{only}' fits no site", where=str(path), remedy="leave out --site to list all of them")
+    return chosen
+
+
+def _facts(model: ir.Model) -> dict[str, Any]:
+    """What the file says of itself, before anything is brought into our form."""
+    return {
+        "opset": model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx")),
+        "producer": f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
+        "plan": model.metadata_props.get(f"{PREFIX}plan"),
+        "version": model.metadata_props.get(f"{PREFIX}version"),
+        "operators": dict(sorted(Counter(node.op_type for node in model.graph).items())),
+    }
 
 
 def _recorded(node: ir.Node, what: str) -> str | None:
@@ -64,75 +131,45 @@ def _sites_of(model: ir.Model, found: Identified, precisions: dict[str | None, s
     ]  # fmt: skip
 
 
-def show(found: dict[str, Any], console: Console, *, why: bool = False, unmatched: bool = False) -> None:
-    """Print an inspection."""
-    sites = found["sites"]
-    console.print(f"{escape(found['path'])}: {found['glu_blocks']} GLU blocks, {len(sites)} sites", highlight=False)
-    if unmatched:
-        for entry in found["unmatched"]:
-            console.print(f"  {escape(entry['node'])}: {escape(entry['reason'])}", highlight=False, soft_wrap=True)
-        if not found["unmatched"]:
-            console.print("  nothing was left unmatched")
-        return
-    if why:
-        for site in sites:
-            _show_why(site, console)
-        return
-    table = Table("site", "role", "K x N", "precision", "reason", "ratio", box=None, pad_edge=False)
+def _measure(
+    path: Path, file: Path, found: Identified, measuring: Measuring, steps: Steps
+) -> tuple[Ranges, TextTokenizer | None, str]:
+    """Ranges of every site's input, with the file as it is: quantized where it is quantized."""
+    with open_model(str(path), measuring.tokenizer, steps, measuring.bos, measuring.window) as bench:
+        bench.found, bench.digest = found, digest_of(file)
+        limit = measuring.tokens or Recipe().calibration_tokens
+        sequences = bench.sequences(measuring.calibration, max_tokens=limit)
+        return bench.calibrate(sequences), bench.tokenizer, sequences.origin
+
+
+def _put_evidence(sites: list[dict[str, Any]], ranges: Ranges, tokenizer: TextTokenizer | None) -> None:
+    """Add what was measured; where a plan is recorded its evidence stays what the decision was made on."""
+    text = tokenizer.token_text if tokenizer is not None else None
     for site in sites:
-        ratio = site["evidence"].get("ratio")
-        table.add_row(
-            escape(site["key"]), site["role"], f"{site['shape'][0]} x {site['shape'][1]}", site["precision"],
-            site["reason"] or "–", f"{ratio:.1f}" if ratio is not None else "–",
-        )  # fmt: skip
-    console.print(table)
-    if found["unmatched"]:
-        console.print(f"{len(found['unmatched'])} products are no sites: --unmatched says why")
+        seen = ranges.values.get(site["input"])
+        if seen is None:
+            continue
+        site["measured"] = evidence_of(seen, text).model_dump(mode="json", exclude_none=True)
+        site["evidence"] = site["evidence"] or site["measured"]
 
 
-def _show_why(site: dict[str, Any], console: Console) -> None:
-    console.print(
-        f"[bold]{escape(site['key'])}[/]  {site['precision']}  {site['reason'] or 'no plan recorded'}", highlight=False
-    )
-    for name, value in site["evidence"].items():
-        console.print(f"    {name}: {escape(repr(value) if isinstance(value, str) else str(value))}", highlight=False)
+def _profiles(
+    sites: list[dict[str, Any]], ranges: Ranges | None, tokenizer: TextTokenizer | None
+) -> dict[str, dict[str, Any]]:
+    """Where in the sequence each site's input is large, and on which tokens, as far as that is known."""
+    values = ranges.values if ranges is not None else {}
+    seen = {site["key"]: values[site["input"]].profile for site in sites if site["input"] in values}
+    return {key: _profile(profile, tokenizer) for key, profile in seen.items() if profile is not None}
 
 
-def diff_plans(path_a: Path, path_b: Path) -> dict[str, Any]:
-    """What two plans decide differently: sites whose precision or reason differs, and sites of one only."""
-    a, b = (Plan.load(p / artifact.PLAN if p.is_dir() else p) for p in (path_a, path_b))
-    sites_a, sites_b = ({s.key: s for s in plan.sites} for plan in (a, b))
-    changed = [
-        {
-            "key": key,
-            "a": {"precision": sites_a[key].precision.value, "reason": sites_a[key].reason.value},
-            "b": {"precision": sites_b[key].precision.value, "reason": sites_b[key].reason.value},
-        }
-        for key in sites_a
-        if key in sites_b
-        and (sites_a[key].precision, sites_a[key].reason) != (sites_b[key].precision, sites_b[key].reason)
-    ]
+def _profile(profile: Profile, tokenizer: TextTokenizer | None) -> dict[str, Any]:
     return {
-        "same_model": a.model.digest == b.model.digest,
-        "changed": changed,
-        "only_a": [k for k in sites_a if k not in sites_b],
-        "only_b": [k for k in sites_b if k not in sites_a],
-    }
-
-
-def show_diff(found: dict[str, Any], console: Console) -> None:
-    """Print what `diff_plans` found."""
-    if not found["same_model"]:
-        console.print("note: the plans are for different models")
-    if not (found["changed"] or found["only_a"] or found["only_b"]):
-        console.print("the plans decide the same")
-        return
-    for entry in found["changed"]:
-        a, b = entry["a"], entry["b"]
-        console.print(
-            f"{escape(entry['key'])}: {a['precision']} ({a['reason']}) -> {b['precision']} ({b['reason']})",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    for side in ("a", "b"):
-        for key in found[f"only_{side}"]:
-            console.print(f"{escape(key)}: only in plan {side.upper()}", highlight=False, soft_wrap=True)
+        "positions": [
+            {"first": s.first, "last": s.last, "max": s.peak.value, "typical": s.typical} for s in profile.stretches()
+        ],
+        "tokens": [
+            {"token": p.token, "text": tokenizer.token_text(p.token) if tokenizer is not None else None,
+             "max": p.value, "position": p.position}
+            for p in profile.leaders
+        ],
+    }  # fmt: skip

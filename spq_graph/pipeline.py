@@ -15,6 +15,7 @@ from spq_graph import artifact, genai
 from spq_graph.decide import decide
 from spq_graph.errors import SourceError, UsageError
 from spq_graph.html import render
+from spq_graph.illustration import draw, token_texts
 from spq_graph.ladder import Variant, measure_ladder, variants, weight_only
 from spq_graph.metering import meter
 from spq_graph.models.source import REFERENCE, Source, resolve
@@ -127,10 +128,11 @@ def quantize(request: Request, steps: Steps) -> Outcome:
                 _reuse(rows, built, plan)
             ladder = measure_ladder(bench, rows, text, steps)
         report = _report(request, bench, plan, ladder, text, executed, built, steps)
+        report.layer, report.tokens = draw(bench, built, plan), token_texts(bench.tokenizer, ranges)
         plan.save(staging / artifact.PLAN)
         ranges.save(staging / artifact.RANGES)
         report.save(staging / artifact.REPORT)
-        (staging / artifact.PAGE).write_text(render(plan, report), encoding="utf-8")
+        (staging / artifact.PAGE).write_text(render(plan, report, ranges), encoding="utf-8")
         add_companions(bench.source, staging)
     return Outcome(plan, report, request.out)
 
@@ -256,6 +258,8 @@ def _report(
         providers=executed.providers,
         target=_target_run(bench, plan, executed, built),
         fp8=executed.fp8_run(s.node for s in plan.fp8_sites) if executed.absent is None else None,
+        placed=executed.by_provider,
+        kernels={s.key: executed.kernels[s.node] for s in plan.sites if s.node in executed.kernels},
         seconds=steps.seconds,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         bytes=built.bytes,

@@ -7,16 +7,21 @@ import json
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from spq_graph.display import html_table, to_frame
 from spq_graph.errors import UsageError
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.sites import Role
 from spq_graph.targets import Form
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 SCHEMA: Literal["spq-graph/plan/1"] = "spq-graph/plan/1"
+SHOWN_IN_NOTEBOOKS = 12
 
 
 class Reason(StrEnum):
@@ -59,17 +64,17 @@ class Evidence(_Strict):
 class SitePlan(_Strict):
     """The decision for one site."""
 
-    key: str
-    node: str
-    role: Role
-    layer: int | None
-    expert: int | None = None
-    shape: tuple[int, int]
-    input: str
-    precision: Precision
-    reason: Reason
+    key: str = Field(description="module path as the exporter recorded it, or the node's name")
+    node: str = Field(description="name of the MatMul or Gemm node")
+    role: Role = Field(description="what it does in the model")
+    layer: int | None = Field(description="decoder layer, from 0; null outside of the layers")
+    expert: int | None = Field(None, description="number of the expert, in a mixture of experts")
+    shape: tuple[int, int] = Field(description="K and N, as the product sees its weight")
+    input: str = Field(description="name of the activation value that it reads")
+    precision: Precision = Field(description="the arithmetic that it gets")
+    reason: Reason = Field(description="why")
     range: tuple[float, float] | None = Field(None, description="smallest and largest activation, for its quantizer")
-    evidence: Evidence = Evidence()
+    evidence: Evidence = Field(Evidence(), description="what was measured")
 
     @property
     def largest(self) -> float | None:
@@ -80,52 +85,53 @@ class SitePlan(_Strict):
 class UnmatchedNode(_Strict):
     """A product or a GLU that became no site, and why."""
 
-    node: str
-    reason: str
+    node: str = Field(description="name of the node")
+    reason: str = Field(description="why it is no site")
 
 
 class ModelRef(_Strict):
     """The model that the plan is for."""
 
-    digest: str
-    origin: str
+    digest: str = Field(description="sha256 of the ONNX file and its external data")
+    origin: str = Field(description="name of the folder or file, never its place")
 
 
 class CalibrationRef(_Strict):
     """The data that the ranges come from."""
 
-    digest: str
-    tokens: int
-    sequences: int
-    origin: str = ""
+    digest: str = Field(description="of the sequences, in any order")
+    tokens: int = Field(description="how many were run")
+    sequences: int = Field(description="in how many sequences")
+    origin: str = Field("", description="name of the file, or how text was sampled")
 
 
 class Search(_Strict):
     """How the rule came to its result."""
 
-    rule: Literal["auto", "ratio", "none"]
-    candidates: int = 0
-    evaluations: int = 0
-    tokens: int = 0
-    cap: int = 0
-    kl_everywhere: float | None = None
-    kl: float | None = None
-    budget: float | None = None
-    # With high precision `auto`: KL with all kept sites in a format, by format; `as_is` is what the graph has.
-    formats: dict[str, float] | None = None
+    rule: Literal["auto", "ratio", "none"] = Field(description="how sites were chosen: by measured KL, or by ratio")
+    candidates: int = Field(0, description="sites whose ratio made them candidates")
+    evaluations: int = Field(0, description="choices of precisions that were measured")
+    tokens: int = Field(0, description="tokens that each of them was measured on")
+    cap: int = Field(0, description="most sites that could be kept")
+    kl_everywhere: float | None = Field(None, description="KL with everything quantized, nats a token")
+    kl: float | None = Field(None, description="KL as planned, nats a token")
+    budget: float | None = Field(None, description="KL to reach, nats a token")
+    formats: dict[str, float] | None = Field(
+        None, description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has"
+    )
 
 
 class Plan(_Strict):
     """What was decided for one model."""
 
     schema_: Literal["spq-graph/plan/1"] = Field(SCHEMA, alias="schema")
-    model: ModelRef
-    recipe: Recipe
-    calibration: CalibrationRef
-    search: Search
-    sites: list[SitePlan]
-    budget_met: bool
-    unmatched: list[UnmatchedNode] = []
+    model: ModelRef = Field(description="the model that the plan is for")
+    recipe: Recipe = Field(description="what was wanted")
+    calibration: CalibrationRef = Field(description="the data that the ranges come from")
+    search: Search = Field(description="how the rule came to its result")
+    sites: list[SitePlan] = Field(description="one entry for each site, in the graph's order")
+    budget_met: bool = Field(description="whether the KL budget holds with what may be kept")
+    unmatched: list[UnmatchedNode] = Field([], description="products that became no site")
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -165,6 +171,45 @@ class Plan(_Strict):
         for site in data["sites"]:
             site["evidence"] = {k: v for k, v in site["evidence"].items() if v is not None}
         return data
+
+    def to_pandas(self) -> DataFrame:
+        """One row for each site, by key, with its decision and its evidence.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        rows = []
+        for site in self.sites:
+            row = site.model_dump(mode="json", exclude={"shape", "range", "evidence"})
+            low, high = site.range or (None, None)
+            row |= {"K": site.shape[0], "N": site.shape[1], "low": low, "high": high}
+            rows.append(row | site.evidence.model_dump(mode="json"))
+        return to_frame(rows, "key")
+
+    def _repr_html_(self) -> str:
+        kept = {site.key for site in self.kept}
+        shown = sorted(self.sites, key=lambda s: (s.key not in kept, -(s.evidence.ratio or 0.0)))[:SHOWN_IN_NOTEBOOKS]
+        caption = (
+            f"Plan for {self.model.origin}: {len(kept)} of {len(self.counted)} sites kept, "
+            f"budget {'met' if self.budget_met else 'not met'}; {len(shown)} of {len(self.sites)} sites shown"
+        )
+        columns = ("site", "precision", "reason", "ratio", "max", "median", "token", "position", "KL alone")
+        rows = [
+            (
+                s.key,
+                s.precision.value,
+                s.reason.value,
+                e.ratio,
+                e.max,
+                e.median,
+                e.token_text or e.token,
+                e.position,
+                e.kl,
+            )
+            for s in shown
+            for e in (s.evidence,)
+        ]
+        return html_table(caption, columns, rows)
 
     @property
     def digest(self) -> str:

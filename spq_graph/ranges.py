@@ -12,45 +12,22 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
+from spq_graph.display import html_table, to_frame
 from spq_graph.errors import DataError
+from spq_graph.profile import FloatArray, IntArray, Peak, Profile, bin_middle, bins_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SCHEMA = "spq-graph/ranges/1"
-_SHIFT = 17  # float32 keeps 23 bits of mantissa; the upper 6 of them, with the exponent, number the bin
 _RATIO_UNIT = 1 << 20  # per-sequence ratios are summed in fixed point: float addition is not associative
 _DIGEST_MODULUS = 1 << 256
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-
-
-def bins_of(token_maxima: FloatArray) -> IntArray:
-    """Histogram bin of each non-negative float32."""
-    return np.ascontiguousarray(token_maxima, dtype=np.float32).view(np.uint32).astype(np.int64) >> _SHIFT
-
-
-def bin_middle(index: int) -> float:
-    """The value in the middle of a bin."""
-    edges = np.array([index << _SHIFT, (index + 1) << _SHIFT], dtype=np.uint32).view(np.float32)
-    return 0.0 if index == 0 else float(edges.astype(np.float64).mean())
-
-
-@dataclass(slots=True)
-class Peak:
-    """The largest token maximum, and the token and position where it stood."""
-
-    value: float = 0.0
-    token: int = -1
-    position: int = -1
-
-    def rank(self) -> tuple[float, int, int]:
-        """A total order, so that merging does not depend on the order of shards."""
-        return (self.value, -self.position, -self.token)
 
 
 @dataclass(slots=True)
@@ -64,6 +41,8 @@ class ValueRange:
         ratio_sum: sum over sequences of max/median of token maxima, in units of 2**-20.
         sequences, tokens: how many went into it; no sequences where rows do not stand for tokens in their order.
         channels: largest absolute value by channel, float32 [K].
+        profile: token maxima along the sequence; None where positions are not known (an expert's tokens), or were not
+            recorded by an earlier version.
     """
 
     low: float
@@ -74,6 +53,7 @@ class ValueRange:
     sequences: int
     tokens: int
     channels: FloatArray
+    profile: Profile | None = None
 
     @classmethod
     def observe(
@@ -94,7 +74,8 @@ class ValueRange:
         kept = maxima[valid]
         if not kept.size:
             raise DataError("a calibration batch holds nothing but padding", remedy="check attention_mask")
-        codes, counts = np.unique(bins_of(kept), return_counts=True)
+        bins = bins_of(maxima)
+        codes, counts = np.unique(bins[valid], return_counts=True)
         peak = Peak(float(kept.max()))
         if ids is not None:
             where = np.argwhere(valid & (maxima == kept.max()))
@@ -109,6 +90,7 @@ class ValueRange:
             sequences=0 if ids is None else int(valid.any(axis=1).sum()),
             tokens=int(kept.size),
             channels=np.asarray(channels, dtype=np.float32),
+            profile=Profile.observe(maxima, bins, ids, valid) if ids is not None else None,
         )
 
     def merge(self, other: ValueRange) -> None:
@@ -121,6 +103,7 @@ class ValueRange:
         self.sequences += other.sequences
         self.tokens += other.tokens
         self.channels = np.maximum(self.channels, other.channels)
+        self.profile = self.profile.merged(other.profile) if self.profile and other.profile else None
 
     def quantile(self, share: float) -> float:
         """Quantile of the token maxima (lower of the two neighbours), within 1/128 of the true one."""
@@ -130,6 +113,14 @@ class ValueRange:
             if rank < 0:
                 return bin_middle(index)
         return self.peak.value
+
+    def facts(self) -> dict[str, Any]:
+        """What is known in single numbers."""
+        return {
+            "min": self.low, "max": self.high, "token_max": self.peak.value, "token": self.peak.token,
+            "position": self.peak.position, "median": self.median, "ratio": self.ratio,
+            "sequence_ratio": self.sequence_ratio, "sequences": self.sequences, "tokens": self.tokens,
+        }  # fmt: skip
 
     @property
     def median(self) -> float:
@@ -153,6 +144,7 @@ class ValueRange:
         """Keep only what holds for each row alone."""
         self.peak = Peak(self.peak.value)
         self.ratio_sum = self.sequences = 0
+        self.profile = None
 
 
 def _ratio(top: float, median: float) -> float:
@@ -242,18 +234,29 @@ class Ranges:
             arrays[f"{name}/bins"] = np.array(codes, dtype=np.int32)
             arrays[f"{name}/counts"] = np.array([seen.histogram[c] for c in codes], dtype=np.int64)
             arrays[f"{name}/channels"] = seen.channels
-            values[name] = {
-                "min": seen.low, "max": seen.high, "token_max": seen.peak.value, "token": seen.peak.token,
-                "position": seen.peak.position, "median": seen.median, "ratio": seen.ratio,
-                "sequence_ratio": seen.sequence_ratio, "ratio_sum": seen.ratio_sum,
-                "sequences": seen.sequences, "tokens": seen.tokens,
-            }  # fmt: skip
+            if seen.profile is not None:
+                arrays |= {f"{name}/{part}": array for part, array in seen.profile.arrays().items()}
+            values[name] = seen.facts() | {"ratio_sum": seen.ratio_sum}
         head = {
             "schema": SCHEMA, "model": self.model_digest, "data": self.data_digest,
             "tokens": self.tokens, "sequences": self.sequences, "values": values,
         }  # fmt: skip
         path.write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".safetensors").write_bytes(save(arrays))
+
+    def to_pandas(self) -> DataFrame:
+        """One row for each observed value, by its name.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return to_frame(({"value": name} | seen.facts() for name, seen in sorted(self.values.items())), "value")
+
+    def _repr_html_(self) -> str:
+        first = sorted(self.values.items(), key=lambda item: (-item[1].ratio, item[0]))[:12]
+        columns = ("value", "ratio", "max", "median", "token", "position")
+        rows = [(n, v.ratio, v.peak.value, v.median, v.peak.token, v.peak.position) for n, v in first]
+        return html_table(f"Ranges of {len(self.values)} values over {self.tokens:,} tokens", columns, rows)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -275,7 +278,7 @@ class Ranges:
                 loaded.values[name] = ValueRange(
                     v["min"], v["max"], Peak(v["token_max"], v["token"], v["position"]),
                     dict(zip(bins, counts, strict=True)), v["ratio_sum"], v["sequences"], v["tokens"],
-                    arrays[f"{name}/channels"],
+                    arrays[f"{name}/channels"], _profile(arrays, name),
                 )  # fmt: skip
         except DataError:
             raise
@@ -286,6 +289,11 @@ class Ranges:
                 remedy="run `spq-graph calibrate` again",
             ) from cause
         return loaded
+
+
+def _profile(arrays: dict[str, npt.NDArray[Any]], name: str) -> Profile | None:
+    parts = [f"{name}/{part}" for part in ("profile", "profile_max", "leaders", "leaders_max")]
+    return Profile.from_arrays(*(arrays[part] for part in parts)) if parts[0] in arrays else None
 
 
 def json_file(path: Path) -> Path:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from spq_graph.display import html_table, to_frame
+from spq_graph.drawing import LayerDrawing
 from spq_graph.errors import UsageError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 # What ONNX Runtime fuses Q/DQ around a product into, and what multiplies in integers without it.
 INTEGER_KERNELS = frozenset(
@@ -101,7 +106,25 @@ class Verdict(_Strict):
 
 
 class Report(_Strict):
-    """What came of a plan."""
+    """What came of a plan.
+
+    Attributes:
+        verdict: ready or not, and what speaks against it.
+        ladder: the rungs; empty where nothing was measured.
+        text: what the ladder was measured on.
+        executed: how often each operator type ran, after ONNX Runtime's own fusions.
+        providers: how many nodes ran on each provider.
+        placed: `executed` apart by provider.
+        kernels: what each site of the plan ran as, by key.
+        fp8: how the sites in FP8 ran; None without any.
+        layer: one decoder layer before and after, drawn from the files.
+        tokens: texts of the tokens that lead the profiles in the ranges, by id.
+        seconds: wall time by step.
+        peak_rss_bytes: largest memory of the process.
+        bytes, source_bytes: size of the artifact and of the source, in bytes.
+        environment: versions and machine.
+        command: as it was given.
+    """
 
     verdict: Verdict
     ladder: list[Rung]
@@ -109,7 +132,11 @@ class Report(_Strict):
     executed: dict[str, int]
     providers: dict[str, int]
     target: TargetRun | None = None
+    placed: dict[str, dict[str, int]] = {}
+    kernels: dict[str, str] = {}
     fp8: OperatorRun | None = None
+    layer: LayerDrawing | None = None
+    tokens: dict[int, str] = {}
     seconds: dict[str, float]
     peak_rss_bytes: int
     bytes: int
@@ -120,6 +147,21 @@ class Report(_Strict):
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return self.model_dump(mode="json")
+
+    def to_pandas(self) -> DataFrame:
+        """The ladder, one row for each rung, by name.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        rows = [rung.model_dump(exclude={"kept", "executed"}) | {"kept": len(rung.kept)} for rung in self.ladder]
+        return to_frame(rows, "name")
+
+    def _repr_html_(self) -> str:
+        ready = "Ready" if self.verdict.ready else "Not ready"
+        columns = ("rung", "bits", "seed", "perplexity", "KL", "top-1", "MB", "kept")
+        rows = [(r.name, r.bits, r.seed, r.perplexity, r.kl, r.top1, r.bytes / 1e6, len(r.kept)) for r in self.ladder]
+        return html_table(f"{ready}: {self.verdict.summary}", columns, rows)
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import floor, isfinite, log10
 
+from spq_graph import display
 from spq_graph.plan import Evidence, Plan, Reason, SitePlan
+from spq_graph.recipe import Precision
 from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun, Report, Rung
 
 NOTHING = "–"
+printable = display.printable
 OWN_KERNELS = INTEGER_KERNELS | {FP8_KERNEL}
 
 _RUNGS = {
@@ -21,13 +24,23 @@ _RUNGS = {
     "control_random": "control: random",
 }
 
-_REASONS = {
+REASONS = {
     Reason.SPIKE: "its spikes cost more than it saves",
     Reason.BUDGET: "a candidate, but the budget is met without it or the cap is reached",
     Reason.OVERRIDE: "set by hand",
     Reason.DEFAULT: "nothing speaks against the default",
     Reason.UNSUPPORTED: "the target cannot run it otherwise",
     Reason.TOO_FEW_TOKENS: "an expert that saw too few calibration tokens",
+}
+
+_PRECISIONS = {
+    "w8a16": "8-bit integer weights in blocks, activations as they are",
+    "fp8_e4m3": "weights and activations in FP8 E4M3",
+    "fp8_e5m2": "weights in FP8 E4M3, activations in FP8 E5M2",
+    "w8fp8a16": "FP8 weights, activations as they are",
+    "fp16": "16-bit floating point",
+    "bf16": "16-bit bfloat",
+    "fp32": "32-bit floating point",
 }
 
 
@@ -43,19 +56,30 @@ def rung_name(rung: Rung) -> str:
 
 def why(site: SitePlan) -> str:
     """Why a site has its precision, in words."""
-    return printable(site.evidence.note) if site.evidence.note else _REASONS[site.reason]
+    return reason_words(site.reason, site.evidence.note)
 
 
-def printable(text: str) -> str:
-    """The text with control, direction-changing and unpaired characters spelled out, so that it cannot act."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def reason_words(reason: Reason, note: str | None) -> str:
+    """A reason in words: those of the plan where it has some."""
+    return printable(note) if note else REASONS[reason]
+
+
+def short(site: SitePlan) -> str:
+    """A site's name where there is little room, such as "1 down_proj": its layer and the end of its key."""
+    name = printable(site.key.rsplit(".", 1)[-1])
+    name = name if len(name) <= 24 else name[:23] + "…"
+    return name if site.layer is None else f"{site.layer} {name}"
 
 
 def token(evidence: Evidence) -> str:
     """The token at the maximum: its text, quoted where blanks would hide; its number where there is no text."""
-    text = evidence.token_text
+    return token_words(evidence.token, evidence.token_text)
+
+
+def token_words(number: int | None, text: str | None) -> str:
+    """A token by its text, or by its number where there is none."""
     if text is None:
-        return NOTHING if evidence.token is None else f"#{evidence.token}"
+        return NOTHING if number is None else f"#{number}"
     return printable(text) if text and text == text.strip() else f"'{printable(text)}'"
 
 
@@ -121,6 +145,19 @@ def fp8_sites(fp8: OperatorRun) -> str:
     if fp8.library is None:
         return f"{fp8.sites} FP8, as the function in the file: no operator library here"
     return f"{fp8.kernels} FP8 in the operator library ({fp8.library}), of {fp8.sites} planned"
+
+
+def precisions(plan: Plan) -> list[tuple[str, str]]:
+    """The precisions that a plan uses, and what each of them means."""
+    used = sorted({site.precision for site in plan.sites}, key=lambda p: (p.bits is None, p.value))
+    return [(precision.value, precision_words(precision)) for precision in used]
+
+
+def precision_words(precision: Precision) -> str:
+    """What a precision means."""
+    if precision.bits is None:
+        return _PRECISIONS[precision.value]
+    return f"{precision.bits}-bit integer weights and activations{'' if precision.bits == 8 else ', held in 8 bits'}"
 
 
 def kept_share(plan: Plan, rung: Rung) -> str:

@@ -20,10 +20,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     serve the whole folder `packaging`, and an export one family.
     """
     for item in items:
-        family = item.callspec.params.get("family") if isinstance(item, pytest.Function) and item.callspec else None
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
         folder = item.path.parent.name
-        group = family.name if family is not None else folder if folder == "packaging" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        group = folder if folder == "packaging" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(getattr(parameters.get("family"), "name", group)))
     if re.search(r"(?<!not )\bfamilies\b", config.option.markexpr):
         return
     left = [item for item in items if item.get_closest_marker("families")]

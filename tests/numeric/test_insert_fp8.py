@@ -141,17 +141,14 @@ class TestOneSite:
 
     @EACH
     def test_graph_in_bfloat16(self, tmp_path: Path, precision: Precision) -> None:
-        """ONNX Runtime has no such product on the CPU; what is written is valid all the same."""
+        """ONNX Runtime has no such product on the CPU: it becomes one in float32."""
         bfloat16 = ml_dtypes.bfloat16
         path, _ = product(tmp_path, 24, 8, dtype=bfloat16)
         x = activations(5, 24).astype(bfloat16)
         plan = plan_for(path, {"x": x}, precision)
         made = applied(path, plan)
-        assert [n.op_type for n in onnx.load(made).graph.node] == ["Cast", "Fp8MatMul", "Cast", "Identity"]
-        wanted, bound = expected(made, plan, x.astype(np.float32))
-        [y] = ReferenceEvaluator(onnx.load(made)).run(None, {"x": x})
-        assert y.dtype == bfloat16
-        assert (np.abs(y.astype(np.float32) - wanted) <= bound + np.abs(wanted) * 2.0**-8).all()
+        assert [n.op_type for n in onnx.load(made).graph.node] == ["Fp8MatMul", "Identity"]
+        check_everywhere(made, plan, x.astype(np.float32))
 
     @pytest.mark.parametrize("shape", [(3, 2, 5, 8), (2, 7, 8), (8,)])
     def test_every_rank(self, tmp_path: Path, shape: tuple[int, ...]) -> None:

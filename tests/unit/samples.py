@@ -77,6 +77,14 @@ def sample_plan(layers: int = 8, *, hostile: bool = False) -> Plan:
     )
 
 
+def big_plan() -> Plan:
+    """715 layers with seven sites each, as many again as in the largest models."""
+    plan = sample_plan(715)
+    for number, site in enumerate(plan.sites):
+        site.node = f"node_MatMul_{number}"
+    return plan
+
+
 def sample_rung(name: str, bits: int | None, change: float, *, seed: int | None = None) -> Rung:
     keys = [site.key for site in sample_plan().kept] if "spike" in name or "control" in name else []
     kernels = 0 if name == "fp32" else 56 - len(keys)

@@ -210,3 +210,76 @@ def test_unreadable_ranges_are_named(tmp_path: Path, damage: str) -> None:
     with pytest.raises(DataError) as caught:
         Ranges.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_profile_tells_where_and_on_which_token() -> None:
+    values = np.ones((2, 40, 3), dtype=np.float32)
+    values[:, 0] = 500.0
+    values[1, 0, 2] = -700.0
+    values[0, 9] = 16.0
+    values[1, 35] = 40.0
+    ids = np.tile(np.arange(100, 140), (2, 1))
+    ids[:, 0], ids[1, 35] = 1, 7
+    profile = observe(values, ids, np.ones_like(ids)).profile
+    assert profile is not None
+    at = {s.first: s for s in profile.stretches()}
+    assert [(s.first, s.last) for s in profile.stretches()][7:11] == [(7, 7), (8, 9), (10, 11), (12, 13)]
+    assert profile.stretches()[-1].last == 39
+    assert (at[0].peak.value, at[0].peak.token, at[0].peak.position, at[0].tokens) == (700.0, 1, 0, 2)
+    assert at[0].typical == pytest.approx((500 * 700) ** 0.5, rel=0.01)
+    assert (at[8].peak.value, at[8].peak.token, at[8].peak.position) == (16.0, 109, 9)
+    assert at[8].typical == pytest.approx(16 ** (1 / 4), rel=0.05)
+    assert (at[32].peak.value, at[32].peak.token, at[32].peak.position, at[32].tokens) == (40.0, 7, 35, 16)
+    assert at[1].typical == pytest.approx(1.0, rel=0.01)
+    assert [(p.token, p.value, p.position) for p in profile.leaders[:4]] == [
+        (1, 700.0, 0), (7, 40.0, 35), (109, 16.0, 9), (101, 1.0, 1),
+    ]  # fmt: skip
+    assert len({p.token for p in profile.leaders}) == 8
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10_000), length=st.integers(1, 70), few=st.booleans())
+def test_a_profile_is_what_its_definition_says(seed: int, length: int, few: bool) -> None:
+    generator = np.random.default_rng(seed)
+    rows = int(generator.integers(1, 5))
+    ids = generator.integers(0, 5 if few else 500, (rows, length))
+    mask = (generator.random((rows, length)) < 0.7).astype(np.int64)
+    mask[0, 0] = 1
+    # Few distinct values: ties are what a total order is for.
+    values = generator.integers(1, 6, (rows, length, 2)).astype(np.float32)
+    profile = observe(values, ids, mask).profile
+    assert profile is not None
+    seen = [
+        Peak(float(values[r, c].max()), int(ids[r, c]), c) for r in range(rows) for c in range(length) if mask[r, c]
+    ]
+    for stretch in profile.stretches():
+        inside = [p for p in seen if stretch.first <= p.position <= stretch.last]
+        assert stretch.peak == max(inside, key=Peak.rank)
+        assert stretch.tokens == len(inside)
+        true = float(np.exp(np.mean(np.log([p.value for p in inside]))))
+        assert stretch.typical == pytest.approx(true, rel=0.08)
+    assert sum(stretch.tokens for stretch in profile.stretches()) == len(seen)
+    best: dict[int, Peak] = {}
+    for peak in sorted(seen, key=Peak.rank, reverse=True):
+        best.setdefault(peak.token, peak)
+    assert list(profile.leaders) == list(best.values())[:8]
+
+
+def test_ranges_without_profiles_still_load_and_merge(tmp_path: Path) -> None:
+    new = ranges_of(np.arange(3), 0)
+    saved(new, tmp_path / "new")
+    old = ranges_of(np.arange(3, 5), 0)
+    for seen in old.values.values():
+        seen.profile = None  # as an earlier version wrote it
+    saved(old, tmp_path / "old")
+    loaded = Ranges.load(tmp_path / "old" / "ranges.json")
+    assert {seen.profile for seen in loaded.values.values()} == {None}
+    one, other = saved(merge_all([new, loaded]), tmp_path / "a"), saved(merge_all([loaded, new]), tmp_path / "b")
+    assert one == other
+    assert {seen.profile for seen in Ranges.load(tmp_path / "a" / "ranges.json").values.values()} == {None}
+
+
+def test_tokens_without_a_place_have_no_profile() -> None:
+    """What is routed to an expert comes as rows, whose tokens and positions are not known."""
+    values = np.ones((1, 4, 2), np.float32)
+    assert observe(values, None, np.ones((1, 4), np.int64)).profile is None

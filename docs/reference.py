@@ -1,0 +1,98 @@
+"""Writes the reference of recipe and plan from their schemas: `python docs/reference.py`; a test holds them to it."""
+
+from __future__ import annotations
+
+import types
+from enum import EnumMeta
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from spq_graph.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
+from spq_graph.recipe import Override, Precision, Recipe
+from spq_graph.sites import Role
+from spq_graph.wording import REASONS, precision_words
+
+HERE = Path(__file__).parent
+NOTE = "<!-- Written by python docs/reference.py from the schema: do not edit. -->\n"
+
+
+def type_words(kind: Any) -> str:
+    """A type annotation for people."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    inner = [type_words(one) for one in arguments if one is not Ellipsis] if origin is not Literal else []
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(inner)
+    if origin in (list, tuple):
+        return f"[{', '.join(inner)}]" if origin is tuple and Ellipsis not in arguments else f"list of {inner[0]}"
+    if origin is dict:
+        return f"object of {inner[1]} by {inner[0]}"
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    if isinstance(kind, EnumMeta) or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return f"[{kind.__name__}](#{kind.__name__.lower()})"
+    return names.get(kind, str(kind))
+
+
+def fields_of(model: type[BaseModel], *, defaults: bool) -> list[str]:
+    """A table of a model's fields."""
+    head = "| field | type | default | |" if defaults else "| key | type | |"
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    for name, field in model.model_fields.items():
+        limits = [str(one) for one in field.metadata]
+        bounds = {"Ge(ge=": "at least ", "Gt(gt=": "above ", "Le(le=": "at most ", "Lt(lt=": "below "}
+        told = [words + text.removeprefix(start).rstrip(")") for text in limits for start, words in bounds.items()
+                if text.startswith(start)]  # fmt: skip
+        kind = ", ".join([type_words(field.annotation), *told])
+        default = "" if field.default is PydanticUndefined else f"`{field.default!r}`"
+        if field.default is None or field.default == ():
+            default = "–"
+        cells = [
+            f"`{field.alias or name}`",
+            kind,
+            *([default] if defaults else []),
+            (field.description or "").replace("||", "‖"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def values_of(title: str, rows: list[tuple[str, str]]) -> list[str]:
+    """A section that lists an enumeration."""
+    return ["", f"## {title}", "", "| value | |", "|---|---|", *(f"| `{name}` | {words} |" for name, words in rows)]
+
+
+def recipe() -> str:
+    """The page of the recipe."""
+    text = [
+        "# Recipe", "", NOTE, "A TOML file for `--recipe`. Options of the command line are laid over it; unknown keys",
+        "are refused. Every plan holds the recipe that it was made from.", "", *fields_of(Recipe, defaults=True), "",
+        "## Override", "", *fields_of(Override, defaults=False), "",
+        "```toml", 'bits = 6', 'kl_budget = 0.01', 'overrides = [{pattern = "*.0.mlp.*", precision = "high"}]', "```",
+    ]  # fmt: skip
+    return "\n".join(text) + "\n"
+
+
+def plan() -> str:
+    """The page of the plan."""
+    text = ["# Plan", "", NOTE, "`plan.json`: what was decided, with the reason and the evidence. Keys keep their",
+            "meaning; there may come more.", "", *fields_of(Plan, defaults=False)]  # fmt: skip
+    for model in (SitePlan, Evidence, Search, ModelRef, CalibrationRef, UnmatchedNode):
+        text += ["", f"## {model.__name__}", "", (model.__doc__ or "").strip().splitlines()[0], "",
+                 *fields_of(model, defaults=False)]  # fmt: skip
+    text += ["", "## Recipe", "", "See [its own page](recipe.md)."]
+    text += values_of("Reason", [(one.value, REASONS[one]) for one in Reason])
+    text += values_of("Precision", [(one.value, precision_words(one)) for one in Precision])
+    text += values_of("Role", [(one.value, "") for one in Role])
+    return "\n".join(text) + "\n"
+
+
+PAGES = {"recipe.md": recipe, "plan.md": plan}
+
+
+if __name__ == "__main__":
+    for file, write in PAGES.items():
+        (HERE / file).write_text(write(), encoding="utf-8")

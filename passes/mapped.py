@@ -1,0 +1,129 @@
+"""Mapped: read an ONNX file without reading its weights, also where they lie in the file itself.
+
+A protobuf parser copies whatever it parses. Here the file is walked field by field, large weights are left where they
+are, and what is parsed says of each in which bytes of the file it lies: the form that ONNX has for external data.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+import onnx_ir as ir
+
+# Field numbers of onnx.proto, which never change; a wire type of 2 is bytes with their length in front.
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_LARGE = 1 << 16
+
+
+def load_mapped(path: Path) -> ir.Model:
+    """Read an ONNX file; weights stay in the file, or in the files beside it, until they are asked for.
+
+    Raises:
+        Exception: whatever the reader of onnx_ir raises for a file that it cannot read.
+    """
+    if path.stat().st_size < _LARGE:
+        return ir.load(path)
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            proto = onnx.ModelProto.FromString(_without_weights(data, path.name))
+        except Exception:  # of the walk, or the parser's, which has no public name; the plain reader says what it is
+            return ir.load(path)
+    model: ir.Model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
+
+
+class _Field(NamedTuple):
+    """One field of a message: where it starts, its number, and where its content starts and ends."""
+
+    start: int
+    number: int
+    wire: int
+    content: int
+    end: int
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[_Field]:
+    place = start
+    while place < end:
+        key, content = _varint(data, place)
+        number, wire = key >> 3, key & 7
+        if wire == _BYTES:
+            length, content = _varint(data, content)
+            after = content + length
+        elif wire == _VARINT:
+            _, after = _varint(data, content)
+        elif wire in (_FIXED32, _FIXED64):
+            after = content + (4 if wire == _FIXED32 else 8)
+        else:
+            raise ValueError(f"wire type {wire}")
+        if after > end:
+            raise ValueError("a field reaches beyond its message")
+        yield _Field(place, number, wire, content, after)
+        place = after
+
+
+def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if not byte & 0x80:
+            return value, place
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
+
+
+def _encoded(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def _message(number: int, content: bytes) -> bytes:
+    return _encoded(number << 3 | _BYTES) + _encoded(len(content)) + content
+
+
+def _without_weights(data: mmap.mmap, name: str) -> bytes:
+    """The model, with references to bytes of the file in place of its large weights."""
+    parts = [
+        _message(field.number, _graph(data, field, name))
+        if field.number == _MODEL_GRAPH and field.wire == _BYTES
+        else data[field.start : field.end]
+        for field in _fields(data, 0, len(data))
+    ]
+    return b"".join(parts)
+
+
+def _graph(data: mmap.mmap, graph: _Field, name: str) -> bytes:
+    parts = [
+        _message(field.number, _tensor(data, field, name))
+        if field.number == _GRAPH_INITIALIZER and field.wire == _BYTES and field.end - field.content > _LARGE
+        else data[field.start : field.end]
+        for field in _fields(data, graph.content, graph.end)
+    ]
+    return b"".join(parts)
+
+
+def _tensor(data: mmap.mmap, tensor: _Field, name: str) -> bytes:
+    parts: list[bytes] = []
+    raw: _Field | None = None
+    for field in _fields(data, tensor.content, tensor.end):
+        if field.number == _TENSOR_RAW_DATA:
+            raw = field
+        else:
+            parts.append(data[field.start : field.end])
+    if raw is None:
+        return b"".join(parts)
+    place = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in (("location", name), ("offset", str(raw.content)), ("length", str(raw.end - raw.content))):
+        place.external_data.add(key=key, value=value)
+    return b"".join([*parts, place.SerializeToString()])

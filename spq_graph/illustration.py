@@ -1,0 +1,34 @@
+"""Illustration: what the report shows beside the plan: one layer as the files have it, and the words of tokens."""
+
+from __future__ import annotations
+
+from spq_graph.drawing import LayerDrawing
+from spq_graph.passes.draw import draw_layer, layer_to_draw
+from spq_graph.passes.graph import Canonicalize, load_graph
+from spq_graph.plan import Plan
+from spq_graph.ranges import Ranges
+from spq_graph.runtime.tokenizer import TextTokenizer
+from spq_graph.workbench import Built, Workbench
+
+
+def draw(bench: Workbench, built: Built, plan: Plan) -> LayerDrawing | None:
+    """The layer with the largest spike, in the source and as built; None where no layer was recognised."""
+    layer = layer_to_draw(plan.sites)
+    if layer is None:
+        return None
+    after = load_graph(built.path)
+    Canonicalize()(after)
+    return LayerDrawing(
+        layer=layer,
+        before=draw_layer(bench.load(), plan.sites, layer),
+        after=draw_layer(after, plan.sites, layer),
+    )
+
+
+def token_texts(tokenizer: TextTokenizer | None, ranges: Ranges) -> dict[int, str]:
+    """Texts of the tokens that lead the profiles, by id; empty without a tokenizer."""
+    if tokenizer is None:
+        return {}
+    profiles = [seen.profile for seen in ranges.values.values() if seen.profile is not None]
+    ids = sorted({peak.token for profile in profiles for peak in profile.leaders})
+    return {token: tokenizer.token_text(token) for token in ids}

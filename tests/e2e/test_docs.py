@@ -1,0 +1,100 @@
+"""The documentation is true: its pages build, its commands parse, its code runs, and its reference is the schema."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from spq_graph.cli import app
+from tests.conftest import ROOT
+from tests.e2e.command import Case
+
+DOCS = ROOT / "docs"
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+
+
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def code_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["recipe.md", "plan.md"])
+def test_the_reference_is_the_schema(page: str) -> None:
+    """After a change on purpose: python docs/reference.py"""
+    assert PAGES[page] == reference().PAGES[page]()
+
+
+def test_every_key_of_a_plan_is_described() -> None:
+    empty = [line for line in PAGES["plan.md"].splitlines() if re.match(r"\| `\w+` \| .* \|  \|$", line)]
+    assert empty == ["| `schema` | `spq-graph/plan/1` |  |"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_parse(page: str) -> None:
+    import typer
+
+    group = typer.main.get_command(app)
+    for line in re.findall(r"^spq-graph .*$", PAGES[page], flags=re.MULTILINE):
+        verb, *arguments = shlex.split(line, comments=True)[1:]
+        group.commands[verb].make_context(verb, arguments)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", ["report.md", "annotations.md"])
+def test_the_code_runs_on_an_artifact(case: Case, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas", reason="to_pandas() wants pandas")
+    monkeypatch.chdir(case.out.parent)
+    for code in code_of(page):
+        exec(compile(code, page, "exec"), {})
+
+
+def test_the_code_runs_from_a_model(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code in code_of("integrating.md"):
+        for name, file in (
+            ("./my-llama", case.model),
+            ("exported/model.onnx", case.model),
+            ("mine.txt", case.calibration),
+        ):
+            code = code.replace(name, str(file))  # noqa: PLW2901
+        exec(compile(code, "integrating.md", "exec"), {})
+    assert (tmp_path / "applied.onnx").is_file()
+
+
+def test_the_pass_that_is_shown_does_what_it_says() -> None:
+    (code,) = code_of("passes.md")
+    scope: dict[str, Any] = {"__name__": "passes"}
+    exec(compile(code, "passes.md", "exec"), scope)
+    value = ir.Value(name="x")
+    middle = ir.node("Identity", [value], name="copy")
+    last = ir.node("Relu", [middle.outputs[0]], name="relu")
+    graph = ir.Graph([value], last.outputs, nodes=[middle, last], name="g", opset_imports={"": 21})
+    model = ir.Model(graph, ir_version=10)
+    assert scope["DropIdentity"]()(model).modified
+    assert [node.name for node in model.graph] == ["relu"]
+    assert not scope["DropIdentity"]()(model).modified
+
+
+def test_the_pages_build(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs mkdocs")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
+    assert (tmp_path / "report" / "index.html").is_file()

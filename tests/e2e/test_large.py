@@ -1,0 +1,29 @@
+"""Memory follows the largest tensor and not the model: measured from outside, on a model of twelve times its size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from benchmarks.large import Ran, quantized
+from benchmarks.shaped import Shape
+
+# A 1B LLaMA at a quarter of its widths, with as many layers: 137 MB of float16, of which the largest tensor is 16 MB.
+SHAPE = Shape(16, 512, 2048, 8, 2, 16000)
+STARTED = 200 << 20  # an interpreter with what the command line imports, and ONNX Runtime
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("rule", "times"), [((), 16), (("--spike-ratio", "100"), 8)], ids=["by KL", "by ratio"])
+def test_memory_follows_the_largest_tensor(tmp_path: Path, rule: tuple[str, ...], times: int) -> None:
+    ran: Ran = quantized(SHAPE, tmp_path, *rule)
+    assert ran.status == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["source_bytes"] > 8 * SHAPE.largest
+    assert report["executed"]["MatMulIntegerToFloat"] == 7 * SHAPE.layers
+    assert ran.peak_anonymous_bytes - STARTED < times * SHAPE.largest
