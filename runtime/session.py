@@ -17,6 +17,15 @@ import onnxruntime as ort
 
 from spq_graph.errors import CheckError, GraphError, SourceError
 from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun
+from spq_graph.runtime.inputs import (
+    AttentionFacts,
+    attention_facts,
+    empty_past,
+    fixed_numbers,
+    is_past,
+    length_feed,
+    positions,
+)
 from spq_graph.runtime.operators import library_info, register
 from spq_graph.runtime.sequences import Ids
 
@@ -67,6 +76,7 @@ class Runner:
             ) from cause
         self.path = path
         self._inputs = self.session.get_inputs()
+        self._known: AttentionFacts | None = None
         self._ids_name = self._find_ids()
         self.outputs = list(outputs) if outputs is not None else [self._find_logits()]
 
@@ -115,7 +125,7 @@ class Runner:
 
     def run(self, ids: Ids, mask: Ids) -> list[Array]:
         """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
-        feeds = self.token_feeds(ids, mask) | self.empty_past(len(ids))
+        feeds = self.token_feeds(ids, mask) | self.empty_past(len(ids), ids.shape[1])
         with self.failures(ids.shape):
             results: list[Array] = self.session.run(self.outputs, feeds)
         return results
@@ -147,39 +157,69 @@ class Runner:
             if spec.name == self._ids_name:
                 feeds[spec.name] = ids.astype(dtype)
             elif "position" in spec.name:
-                positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -ids.shape[1] :]
-                feeds[spec.name] = positions.astype(dtype)
+                feeds[spec.name] = positions(mask, ids.shape[1], len(spec.shape)).astype(dtype)
             elif "mask" in spec.name:
                 feeds[spec.name] = mask.astype(dtype)
-            elif not _is_past(spec.name):
-                raise GraphError(
-                    f"input '{spec.name}' ({spec.type}) is not one that a decoder has", where=str(self.path)
-                )
+            elif not self._is_past(spec):
+                feeds[spec.name] = self._other_feed(spec, mask).astype(dtype)
         return feeds
 
-    def empty_past(self, rows: int) -> dict[str, Array]:
-        """What the graph's cache begins with, for so many sequences."""
-        return {
-            spec.name: _empty_past(spec.shape, rows, _TYPES.get(spec.type, np.float32))
-            for spec in self._inputs
-            if _is_past(spec.name)
-        }
+    def _other_feed(self, spec: ort.NodeArg, mask: Ids) -> Array:
+        feed = length_feed(spec.name, mask, spec.shape, self._facts)
+        if feed is None and (number := fixed_numbers(spec.name)) is not None:
+            feed = np.full([1] * len(spec.shape), number)
+        if feed is None:
+            raise GraphError(f"input '{spec.name}' ({spec.type}) is not one that a decoder has", where=str(self.path))
+        return feed
+
+    @property
+    def past_names(self) -> list[str]:
+        """Inputs that hold keys and values of earlier tokens."""
+        return [spec.name for spec in self._inputs if self._is_past(spec)]
+
+    def empty_past(self, rows: int, new: int) -> dict[str, Array]:
+        """What the graph's cache begins with.
+
+        Args:
+            rows: how many sequences.
+            new: most tokens of each that will be fed at once; where the cache keeps a window only, it has room for
+                these beside it.
+
+        Raises:
+            GraphError: its shape is not known, or its length is fixed.
+        """
+        found: dict[str, Array] = {}
+        for spec in self._inputs:
+            if self._is_past(spec):
+                known = None if all(isinstance(d, int) for d in spec.shape) else self._facts
+                window = known.windows.get(spec.name) if known is not None else None
+                width = known.widths.get(spec.name) if known is not None else None
+                room = window + new if window is not None else 0
+                dtype = _TYPES.get(spec.type, np.float32)
+                found[spec.name] = empty_past(spec.name, spec.shape, rows, dtype, width, room)
+        return found
+
+    @property
+    def keeps_window(self) -> bool:
+        """Whether a cache keeps the latest tokens only, so that how many may be fed at once is limited."""
+        return bool(self._facts.windows)
+
+    def _is_past(self, spec: ort.NodeArg) -> bool:
+        return is_past(spec.name) and len(spec.shape) > 2
+
+    @property
+    def _facts(self) -> AttentionFacts:
+        """What the attention operators say; read once, and only where names and shapes are not enough."""
+        if self._known is None:
+            self._known = attention_facts(self.path)
+        return self._known
 
     @property
     def takes_padding(self) -> bool:
         """Whether rows padded on the left mean the same as without: the graph is told of padding and of positions."""
         names = [spec.name for spec in self._inputs]
-        return any("mask" in name for name in names) and any("position" in name for name in names)
-
-
-def _is_past(name: str) -> bool:
-    return "past" in name or "cache" in name
-
-
-def _empty_past(shape: Sequence[int | str | None], batch: int, dtype: type[np.generic]) -> Array:
-    """A key or value cache without any token: the first free dimension is the batch, the others are the length."""
-    sizes = [d if isinstance(d, int) else (batch if axis == 0 else 0) for axis, d in enumerate(shape)]
-    return np.zeros(sizes or [1], dtype=dtype)
+        told = any("mask" in name for name in names) and any("position" in name for name in names)
+        return told and not self._facts.right_padding
 
 
 @dataclass(slots=True)
