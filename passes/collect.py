@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -114,6 +115,18 @@ def _odd_gemm(node: ir.Node) -> str | None:
     return f"Gemm with unusual {', '.join(odd)}; it stays as it is" if odd else None
 
 
+def _path_in_name(name: str) -> str | None:
+    """The module in a name such as /model/layers.0/mlp/down_proj/MatMul, which may tell behind it what was fused.
+
+    TorchScript exports and onnxruntime-genai's builder name nodes so.
+    """
+    found = _SCOPED.match(name)
+    return found["path"].replace("/", ".") if found else None
+
+
+_SCOPED = re.compile(r"/(?P<path>[^/\s]+(?:/[^/\s]+)*?)/(?:MatMul|Gemm)(?:_\d+)?(?:/.*)?")
+
+
 def attribute_of(node: ir.Node, name: str, default: float) -> float:
     """The number that an attribute holds."""
     attribute = node.attributes.get(name)
@@ -121,10 +134,10 @@ def attribute_of(node: ir.Node, name: str, default: float) -> float:
 
 
 def module_path(node: ir.Node) -> str | None:
-    """The module that a node belongs to, as torch.onnx recorded it in the node's metadata."""
+    """The module that a node belongs to, as the exporter recorded it: in the node's metadata, or in its name."""
     recorded = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if not recorded:
-        return None
+        return _path_in_name(node.name or "")
     try:
         scopes = ast.literal_eval(recorded)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
