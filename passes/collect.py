@@ -10,15 +10,23 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from spq_graph.passes.operator import DOMAIN
 from spq_graph.passes.values import FLOATS, Weight, is_standard, weight_of
 from spq_graph.sites import Role, Site, Unmatched, expert_of, layer_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 _OTHER_LINEAR = frozenset({"FusedMatMul", "Einsum", "Conv", "FusedGemm", "QMoE", "MoE", "GemmFastGelu"})
+_QUANTIZED_LINEAR = frozenset({
+    "DynamicQuantizeMatMul", "GemmFloat8", "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight",
+    "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QGemm", "QLinearMatMul",
+})  # fmt: skip
 # A whole mixture of experts: inputs 0, 1, 2 are the hidden states, the router's output and the first stack of weights.
 FUSED_EXPERTS = frozenset({"MoE", "QMoE"})
 # Contrib operators that hold their projections themselves: inputs 0, 1 are the hidden states and the packed weight.
 _FUSED_LINEAR = frozenset({"Attention", "PackedAttention", "LongformerAttention", "QAttention", "DecoderAttention"})
+
+# Whatever these hold is told operator by operator; ours is read as the product that it stands for.
+_KNOWN_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "ai.onnx.ml", DOMAIN})
 
 
 def is_product(node: ir.Node) -> bool:
@@ -48,9 +56,11 @@ def collect_sites(graph: ir.Graph) -> tuple[dict[ir.Node, Site], list[Unmatched]
 
 
 def _holds_weight(node: ir.Node) -> bool:
+    if not is_standard(node) and node.domain not in _KNOWN_DOMAINS:
+        return True
     if node.op_type in _FUSED_LINEAR and not is_standard(node):
         return len(node.inputs) > 1 and weight_of(node.inputs[1]) is not None
-    return node.op_type in _OTHER_LINEAR and any(weight_of(v) is not None for v in node.inputs[1:])
+    return node.op_type in _OTHER_LINEAR | _QUANTIZED_LINEAR and any(weight_of(v) is not None for v in node.inputs[1:])
 
 
 def _why_untouched(node: ir.Node) -> str:
@@ -58,6 +68,10 @@ def _why_untouched(node: ir.Node) -> str:
         experts, layer = stack.tensor.shape[0], layer_of(module_path(node) or node.name or "")
         where = f" of layer {layer}" if layer is not None else ""
         return f"{node.op_type}{where} holds all projections of {experts} experts in one operator; it stays as it is"
+    if not is_standard(node) and node.domain not in _KNOWN_DOMAINS:
+        return f"custom operator {node.domain}::{node.op_type}: nothing is known of what it does; it stays as it is"
+    if node.op_type in _QUANTIZED_LINEAR:
+        return f"its weight is quantized already ({node.op_type}); it stays as it is"
     return f"{node.op_type} is not handled; it stays as it is"
 
 
@@ -81,7 +95,7 @@ def _site_or_reason(node: ir.Node) -> Site | str | None:
     activation, weight = node.inputs[0], weight_of(node.inputs[1])
     constant_first = weight_of(activation) is not None
     if weight is None:
-        return "the constant is the first operand: not a linear layer" if constant_first else None
+        return "the constant is the first operand: not a linear layer" if constant_first else _no_constant(node)
     if activation is None or constant_first:
         return "both operands are constants"
     reason = _odd_weight(weight) or (_odd_gemm(node) if node.op_type == "Gemm" else None)
@@ -98,6 +112,20 @@ def _site_or_reason(node: ir.Node) -> Site | str | None:
     )  # fmt: skip
 
 
+def _no_constant(node: ir.Node) -> str | None:
+    """Why a product has no constant weight, although it is a linear layer; None for a product of two activations."""
+    value = node.inputs[1]
+    while value is not None and (before := value.producer()) is not None and before.op_type in _TO_WEIGHT:
+        if before.op_type == "DequantizeLinear" and weight_of(before.inputs[0]) is not None:
+            return "its weight is quantized already (DequantizeLinear); it stays as it is"
+        value = before.inputs[0]
+    matrix = value is not None and value.shape is not None and len(value.shape) == 2
+    if value is not None and matrix and value.is_graph_input() and value is not node.inputs[0]:
+        return f"its weight '{value.name}' is an input of the graph, so that nothing is known of it before it runs"
+    return None
+
+
+_TO_WEIGHT = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
 _STORED = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
@@ -124,7 +152,7 @@ def _path_in_name(name: str) -> str | None:
     return found["path"].replace("/", ".") if found else None
 
 
-_SCOPED = re.compile(r"/(?P<path>[^/\s]+(?:/[^/\s]+)*?)/(?:MatMul|Gemm)(?:_\d+)?(?:/.*)?")
+_SCOPED = re.compile(r"/(?P<path>\w[\w.-]*(?:/\w[\w.-]*)*?)/(?:MatMul|Gemm)(?:_\d+)?(?:/.*)?")
 
 
 def attribute_of(node: ir.Node, name: str, default: float) -> float:

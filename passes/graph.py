@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from onnx_ir.passes.common import (
 )
 
 from spq_graph.errors import GraphError, SourceError
+from spq_graph.passes.fold import FoldWeights
 from spq_graph.passes.operator import DOMAIN, OP
 from spq_graph.passes.unfuse import Unfuse
 
@@ -163,28 +163,13 @@ def digest_of(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def refuse_quantized(model: ir.Model, path: Path) -> None:
-    """Refuse a graph that is quantized already.
-
-    Raises:
-        GraphError: naming what was found.
-    """
-    found = Counter(node.op_type for node in model.graph.all_nodes() if node.op_type in QUANTIZED_OPS)
-    if found:
-        what = ", ".join(f"{count} {op}" for op, count in sorted(found.items()))
-        raise GraphError(
-            f"this graph is quantized already ({what})",
-            where=str(path),
-            remedy="start from the floating-point model; `spq-graph inspect` shows what is in this one",
-        )
-
-
 class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect.
 
     Model-local functions are inlined but for our own operator's, Constant nodes lifted to initializers, initializers no
     longer listed as inputs (which would let a caller override them), nodes sorted, what ONNX Runtime fused around
-    weights is written out, ONNX's own domain has its short name, and every node gets a unique name, since plans refer to nodes by name.
+    weights is written out, weights that nodes cut out of others are initializers of their own, ONNX's own domain has
+    its short name, and every node gets a unique name, since plans refer to nodes by name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -195,6 +180,7 @@ class Canonicalize(ir.passes.InPlacePass):
         modified |= RemoveInitializersFromInputsPass()(model).modified
         modified |= TopologicalSortPass()(model).modified
         modified |= Unfuse()(model).modified
+        modified |= FoldWeights()(model).modified
         modified |= name_nodes(model.graph)
         modified |= _modernize(model)
         return ir.passes.PassResult(model, modified)

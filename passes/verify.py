@@ -177,6 +177,8 @@ def _weight_codes(node: ir.Node) -> ir.TensorProtocol | None:
 def _unpaired(graph: Iterable[ir.Node]) -> list[str]:
     wrong = []
     for node in graph:
+        if ADDED not in node.metadata_props:  # the graph's own are its own business
+            continue
         if node.op_type == "QuantizeLinear":
             users = {use.node.op_type for use in node.outputs[0].uses()}
             if users != {"DequantizeLinear"}:

@@ -52,10 +52,11 @@ def is_past(name: str) -> bool:
 def empty_past(
     name: str, shape: Sequence[int | str | None], rows: int, dtype: type[np.generic], width: int | None, room: int = 0
 ) -> npt.NDArray[np.generic]:
-    """Keys or values of no token at all, [rows, heads, 0, width], or keys and values as one, [2, rows, heads, 0, width].
+    """Keys or values of no token: [rows, heads, 0, width], or keys and values as one, [2, rows, heads, 0, width].
 
     Args:
-        name, shape: as the graph declares them.
+        name: of the input.
+        shape: as the graph declares it.
         rows: how many sequences.
         dtype: element type.
         width: channels of a head, where the shape leaves that open.
@@ -99,7 +100,7 @@ def attention_facts(path: Path) -> AttentionFacts:
                 facts.widths[source] = width
         if node.op_type == "GroupQueryAttention":
             facts.right_padding = True
-            facts.windows |= {name: window for name, window in reader.windows(node).items() if window}
+            facts.windows |= reader.windows(node)
             facts.last |= {name for name in [reader.source_of(node, _LAST)] if name}
             facts.total |= {name for name in [reader.source_of(node, _TOTAL)] if name}
     return facts
@@ -146,7 +147,9 @@ class _Reader:
     def windows(self, node: onnx.NodeProto) -> dict[str, int]:
         """How far back an attention looks, by input of its cache, where that holds no more."""
         numbers = {a.name: a.i for a in node.attribute}
-        return dict.fromkeys(self.pasts(node), numbers["local_window_size"] if numbers.get("sliding_window_cache") else 0)
+        return dict.fromkeys(
+            self.pasts(node), numbers["local_window_size"] if numbers.get("sliding_window_cache") else 0
+        )
 
     def width_of_head(self, node: onnx.NodeProto) -> int | None:
         """Channels of a head: what the attention returns, or what the product behind it takes, through its heads."""

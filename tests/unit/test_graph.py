@@ -17,10 +17,10 @@ from spq_graph.passes.graph import (
     files_of,
     load_graph,
     name_nodes,
-    refuse_quantized,
     strip_exporter_noise,
 )
 from spq_graph.passes.identify import identify
+from spq_graph.passes.quantized import refuse_quantized
 from spq_graph.passes.values import weight_of
 from tests.graphs import Glu, glu_model
 

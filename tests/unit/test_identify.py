@@ -80,8 +80,28 @@ class TestNames:
 
     def test_node_names(self) -> None:
         found = found_in(glu_model(Glu(), naming="torchscript"))
-        assert found.blocks[0].down == "/model/layers.0/mlp/down_proj/MatMul"
+        assert found.blocks[0].down == "model.layers.0.mlp.down_proj"
         assert found.by_key[found.blocks[0].down].layer == 0
+        assert found.by_key[found.blocks[0].down].node == "/model/layers.0/mlp/down_proj/MatMul"
+
+    @pytest.mark.parametrize(
+        ("name", "key"),
+        [
+            ("/lm_head/MatMul/MatMulScaleFusion/", "lm_head"),
+            ("/transformer/h.0/attn/c_attn/Gemm_2", "transformer.h.0.attn.c_attn"),
+            ("/model/layers.0/moe/experts.3/w1/MatMul", "model.layers.0.moe.experts.3.w1"),
+            ("/MatMul", "/MatMul"),
+            ("MatMul_7", "MatMul_7"),
+            ("/../../etc/MatMul", "/../../etc/MatMul"),
+            ("//a/MatMul", "//a/MatMul"),
+            ("/a\nb/MatMul", "/a\nb/MatMul"),
+        ],
+    )
+    def test_paths_in_node_names(self, name: str, key: str) -> None:
+        b = Builder()
+        b.op("MatMul", "x", b.const(b.random(4, 4)), name=name, outputs=["y"])
+        (site,) = found_in(b.model({"x": (FLOAT, [2, 4])}, {"y": (FLOAT, [2, 4])})).sites
+        assert (site.key, site.node) == (key, name)
 
     def test_anonymous(self) -> None:
         found = found_in(glu_model(Glu(), Glu()))
@@ -217,7 +237,9 @@ class TestNearMisses:
         b.op("Add", "x", b.linear(silu_product(b, gate, up), 6, 4), outputs=["y"])
         found = found_in(b.model({"x": (FLOAT, ["n", 4]), "w": (FLOAT, [4, 6])}, {"y": (FLOAT, ["n", 4])}))
         assert found.blocks == []
-        assert f"its {side} branch comes from no MatMul with a constant weight" in found.unmatched[0].reason
+        product, glu = found.unmatched
+        assert product.reason.startswith("its weight 'w' is an input of the graph")
+        assert f"its {side} branch comes from no MatMul with a constant weight" in glu.reason
 
     def test_refused_with_the_nearest(self) -> None:
         with pytest.raises(GraphError, match=r"no GLU block was found.*Elu \('Elu_2'\).*\n.*--allow-no-glu"):
