@@ -45,16 +45,16 @@ class FoldWeights(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=any(made is not None for made in folded.values()))
 
 
-def _is_constant(value: ir.Value, known: dict[ir.Value, bool]) -> bool:
-    """Whether a value comes from constants by moves of data alone."""
+def _is_constant(value: ir.Value, known: dict[ir.Value, bool], depth: int = 64) -> bool:
+    """Whether a value comes from constants by moves of data alone, of which there are no more than `depth` in a row."""
     found = known.get(value)
     if found is None:
         node = value.producer()
         if node is None:
             found = value.const_value is not None
         else:
-            movable = node.op_type in _MOVES and is_standard(node) and bool(node.inputs)
-            found = movable and all(v is None or _is_constant(v, known) for v in node.inputs)
+            movable = depth > 0 and node.op_type in _MOVES and is_standard(node) and bool(node.inputs)
+            found = movable and all(v is None or _is_constant(v, known, depth - 1) for v in node.inputs)
         known[value] = found
     return found
 

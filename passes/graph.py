@@ -207,13 +207,13 @@ def name_nodes(nodes: Iterable[ir.Node]) -> bool:
     nodes = list(nodes)
     given = {node.name for node in nodes if node.name}
     taken: set[str] = set()
+    copies: dict[str, int] = {}  # by name, the last number that was given out: many nodes may share one name
     modified = False
     for index, node in enumerate(nodes):
-        base = node.name or f"{node.op_type}_{index}"
-        name, copies = base, 0
+        base = name = node.name or f"{node.op_type}_{index}"
         while name in taken or (name in given and name != node.name):
-            copies += 1
-            name = f"{base}_{copies}"
+            copies[base] = copies.get(base, 0) + 1
+            name = f"{base}_{copies[base]}"
         taken.add(name)
         if node.name != name:
             node.name, modified = name, True

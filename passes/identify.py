@@ -126,11 +126,11 @@ def _behind_downs(nodes: dict[ir.Node, Site]) -> dict[ir.Node, list[ir.Node]]:
     """The products that sites read, seen through moves of data and constant factors, with those sites."""
     downs: dict[ir.Node, list[ir.Node]] = {}
     for node in nodes:
-        value = node.inputs[0]
-        while value is not None and (producer := value.producer()) is not None and producer.op_type in TO_DOWN:
+        value, left = node.inputs[0], 64
+        while value is not None and (producer := value.producer()) is not None and producer.op_type in TO_DOWN and left:
             if producer.op_type == "Mul":
                 downs.setdefault(producer, []).append(node)
-            value = only_dynamic(producer)
+            value, left = only_dynamic(producer), left - 1
     return downs
 
 
