@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -27,6 +29,7 @@ QUANTIZED_OPS = frozenset({
 })  # fmt: skip
 
 
+_INVALID = "the graph is invalid; export the model again"
 FIRST_IR_WITH_FREE_INITIALIZERS = 4
 
 
@@ -49,6 +52,10 @@ def load_graph(path: Path) -> ir.Model:
         raise
     except Exception as cause:  # every serialization raises a class of its own
         reason = _last_reason(cause)
+        if twice := re.search(r"Output '(.*)' is redeclared", reason):
+            raise GraphError(
+                f"two nodes of the graph give '{twice[1]}', or a node and a constant", where=str(path), remedy=_INVALID
+            ) from cause
         raise SourceError(
             f"this is not a valid ONNX file ({reason})",
             where=str(path),
@@ -95,14 +102,15 @@ def _check_data(model: ir.Model, path: Path) -> None:
 
 def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
     # The name as written decides: a link inside the folder (a model cache has them) is the owner's business.
-    location = Path(tensor.location)
-    if location.is_absolute() or ".." in location.parts:
+    # Windows reads a name in its own way, and a file that is safe here must be so there.
+    readings = (PurePosixPath(tensor.location), PureWindowsPath(tensor.location))
+    if any(reading.anchor or ".." in reading.parts for reading in readings):
         raise SourceError(
             f"weight '{name}' lies outside of the model's folder ({tensor.location})",
             where=str(path),
             remedy="external data must lie beside the model; save it again with relative paths",
         )
-    data = path.resolve().parent / location
+    data = path.resolve().parent / tensor.location
     if not data.is_file():
         raise SourceError(
             f"external data '{tensor.location}' is missing (weight '{name}')",
@@ -121,10 +129,13 @@ def _check_links(model: ir.Model, path: Path) -> None:
     """Check that there is a graph, that every value comes from somewhere, and that none comes from itself."""
 
     def broken(what: str) -> GraphError:
-        return GraphError(what, where=str(path), remedy="the graph is invalid; export the model again")
+        return GraphError(what, where=str(path), remedy=_INVALID)
 
     if not len(model.graph) or not model.graph.outputs:
         raise broken("the graph is empty")
+    for name, count in Counter(value.name for value in model.graph.inputs).items():
+        if count > 1:
+            raise broken(f"{count} inputs have the name '{name}'")
     known = {v for graph in model.graphs() for v in (*graph.inputs, *graph.initializers.values())}
     for node in model.graph.all_nodes():
         for value in node.inputs:

@@ -7,7 +7,7 @@ declared as a symbol, lengths that a fused attention reads) is read from the att
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,8 +63,12 @@ def empty_past(
         room: tokens that the buffer holds, where it is not to grow.
 
     Raises:
-        GraphError: the shape leaves open what nothing else tells, or holds room for a fixed number of tokens.
+        GraphError: the shape is absent, leaves open what nothing else tells, or holds room for a fixed number of tokens.
     """
+    if not shape:
+        raise GraphError(
+            f"cache '{name}' states no shape", remedy="export the model again with the shapes of its inputs"
+        )
     sizes = [d if isinstance(d, int) else None for d in shape]
     batch = max(0, len(sizes) - 4)
     sizes[batch] = rows if sizes[batch] is None else sizes[batch]
@@ -184,23 +188,22 @@ def positions(mask: npt.NDArray[np.int64], new: int, axes: int) -> npt.NDArray[n
     return np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -new:]
 
 
-def length_feed(
+def number_feed(
     name: str, mask: npt.NDArray[np.int64], shape: Sequence[int | str | None], facts: AttentionFacts
 ) -> npt.NDArray[np.int64] | None:
-    """What an input of lengths takes: see `AttentionFacts`; None for any other input."""
+    """What an input of numbers takes: lengths (see `AttentionFacts`), or of how many tokens logits are wanted.
+
+    None for any other input.
+    """
     if name in facts.last:
         return _shaped(mask.sum(axis=1) - 1, shape)
     if name in facts.total:
         return _shaped(np.array([mask.shape[1]]), shape)
+    if name in ("num_logits_to_keep", "logits_to_keep"):
+        return _shaped(np.array([0]), shape)  # which means all of them
     return None
 
 
 def _shaped(numbers: npt.NDArray[np.int64], shape: Sequence[int | str | None]) -> npt.NDArray[np.int64]:
     """Numbers with as many axes as are declared."""
     return numbers.reshape([-1, *[1] * (len(shape) - 1)] if shape else ())
-
-
-def fixed_numbers(name: str) -> int | None:
-    """What an input takes that asks for the same number always: how many logits to keep, where 0 means all."""
-    known: Mapping[str, int] = {"num_logits_to_keep": 0, "logits_to_keep": 0}
-    return known.get(name)

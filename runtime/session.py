@@ -15,18 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from spq_graph.errors import CheckError, GraphError, SourceError
+from spq_graph.errors import CheckError, GraphError
 from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun
-from spq_graph.runtime.inputs import (
-    AttentionFacts,
-    attention_facts,
-    empty_past,
-    fixed_numbers,
-    is_past,
-    length_feed,
-    positions,
-)
-from spq_graph.runtime.operators import library_info, register
+from spq_graph.runtime.inputs import AttentionFacts, attention_facts, empty_past, is_past, number_feed, positions
+from spq_graph.runtime.operators import cannot_load, library_info, register
 from spq_graph.runtime.sequences import Ids
 
 Array = npt.NDArray[Any]
@@ -71,9 +63,7 @@ class Runner:
         try:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as cause:  # the binding raises a class of its own for every status code
-            raise SourceError(
-                f"ONNX Runtime {ort.__version__} cannot load this model: {str(cause).splitlines()[0]}", where=str(path)
-            ) from cause
+            raise cannot_load(str(cause).splitlines()[0], path) from cause
         self.path = path
         self._inputs = self.session.get_inputs()
         self._known: AttentionFacts | None = None
@@ -106,7 +96,7 @@ class Runner:
     def fixed_shape(self) -> tuple[int | None, int | None]:
         """Batch size and length that the graph insists on; None where they are free."""
         shape = next(i.shape for i in self._inputs if i.name == self._ids_name)
-        batch, length = (d if isinstance(d, int) else None for d in shape)
+        batch, length = (d if isinstance(d, int) else None for d in (*shape, None, None)[:2])  # it may state no shape
         return batch, length
 
     @property
@@ -161,16 +151,12 @@ class Runner:
             elif "mask" in spec.name:
                 feeds[spec.name] = mask.astype(dtype)
             elif not self._is_past(spec):
-                feeds[spec.name] = self._other_feed(spec, mask).astype(dtype)
+                feed = number_feed(spec.name, mask, spec.shape, self._facts)
+                if feed is None:
+                    what = f"input '{spec.name}' ({spec.type}) is not one that a decoder has"
+                    raise GraphError(what, where=str(self.path))
+                feeds[spec.name] = feed.astype(dtype)
         return feeds
-
-    def _other_feed(self, spec: ort.NodeArg, mask: Ids) -> Array:
-        feed = length_feed(spec.name, mask, spec.shape, self._facts)
-        if feed is None and (number := fixed_numbers(spec.name)) is not None:
-            feed = np.full([1] * len(spec.shape), number)
-        if feed is None:
-            raise GraphError(f"input '{spec.name}' ({spec.type}) is not one that a decoder has", where=str(self.path))
-        return feed
 
     @property
     def past_names(self) -> list[str]:
@@ -205,7 +191,7 @@ class Runner:
         return bool(self._facts.windows)
 
     def _is_past(self, spec: ort.NodeArg) -> bool:
-        return is_past(spec.name) and len(spec.shape) > 2
+        return is_past(spec.name) and len(spec.shape) not in (1, 2)
 
     @property
     def _facts(self) -> AttentionFacts:
