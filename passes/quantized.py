@@ -86,9 +86,10 @@ def holds_codes(node: ir.Node) -> bool:
 def why_left(node: ir.Node) -> str:
     """What a node's quantized weight is, and that it stays."""
     bits = node.attributes.get("bits")
-    how = node.op_type if not is_product(node) else "DequantizeLinear"
+    how = "DequantizeLinear" if is_product(node) or node.op_type == "Gather" else node.op_type
     width = f", {int(bits.value)} bits" if bits is not None else ""
-    return f"its weight is quantized already ({how}{width}); it stays as it is"
+    what = "table" if "Gather" in node.op_type else "weight"
+    return f"its {what} is quantized already ({how}{width}); it stays as it is"
 
 
 def _dequantized(node: ir.Node) -> bool:

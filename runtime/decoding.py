@@ -40,7 +40,7 @@ class Decoding:
         self._padded = max(runner.fixed_shape[0] or 0, rows)
         self._pairs = cache_pairs(runner)
         self._past: dict[str, ort.OrtValue] = {}
-        self._most = 0  # tokens that may be fed at once, where that is limited
+        self._most = 0  # tokens that may follow others at once, where that is limited
 
     @property
     def cached(self) -> bool:
@@ -66,7 +66,7 @@ class Decoding:
             GraphError: ONNX Runtime fails on them.
         """
         new = np.ones_like(ids) if mask is None else mask
-        if self.cached and self._most and ids.shape[1] > self._most:
+        if self._past and self._most and ids.shape[1] > self._most:
             starts = range(0, ids.shape[1], self._most)
             parts = [slice(start, start + self._most) for start in starts]
             return np.concatenate([self.feed(ids[:, part], new[:, part]) for part in parts], axis=1)
@@ -80,7 +80,10 @@ class Decoding:
 
     def _begin(self, new: int) -> None:
         """Start with an empty cache; of one that keeps a window, the first feed settles the room."""
-        self._most = new if self._runner.keeps_window else 0
+        if self._runner.feeds_rows_alone and self._padded > 1:
+            self._most = 1
+        elif self._runner.keeps_window:
+            self._most = new
         empty = self._runner.empty_past(self._padded, new)
         self._past = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in empty.items()}
 

@@ -63,7 +63,7 @@ def empty_past(
         room: tokens that the buffer holds, where it is not to grow.
 
     Raises:
-        GraphError: the shape is absent, leaves open what nothing else tells, or holds room for a fixed number of tokens.
+        GraphError: the shape is absent, leaves open what nothing else tells, or has room for a fixed number of tokens.
     """
     if not shape:
         raise GraphError(
@@ -151,9 +151,8 @@ class _Reader:
     def windows(self, node: onnx.NodeProto) -> dict[str, int]:
         """How far back an attention looks, by input of its cache, where that holds no more."""
         numbers = {a.name: a.i for a in node.attribute}
-        return dict.fromkeys(
-            self.pasts(node), numbers["local_window_size"] if numbers.get("sliding_window_cache") else 0
-        )
+        kept = self.pasts(node) if numbers.get("sliding_window_cache") else []
+        return dict.fromkeys(kept, numbers.get("local_window_size", 0))
 
     def width_of_head(self, node: onnx.NodeProto) -> int | None:
         """Channels of a head: what the attention returns, or what the product behind it takes, through its heads."""

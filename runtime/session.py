@@ -131,7 +131,11 @@ class Runner:
             ) from cause
 
     def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
-        """Logits of a batch, float32 [batch, length, vocabulary]."""
+        """Logits of a batch, float32 [batch, length, vocabulary]; in parts where the graph takes fewer rows."""
+        most = self.fixed_shape[0] or len(ids)
+        if len(ids) > most:
+            parts = [slice(start, start + most) for start in range(0, len(ids), most)]
+            return np.concatenate([self.logits(ids[part], mask[part]) for part in parts])
         whole = self.run(*self.filled(ids, mask))[0]
         return whole[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
 
@@ -189,6 +193,11 @@ class Runner:
     def keeps_window(self) -> bool:
         """Whether a cache keeps the latest tokens only, so that how many may be fed at once is limited."""
         return bool(self._facts.windows)
+
+    @property
+    def feeds_rows_alone(self) -> bool:
+        """Whether several tokens may follow others in one row only, as ONNX Runtime's fused attention has it."""
+        return self._facts.right_padding
 
     def _is_past(self, spec: ort.NodeArg) -> bool:
         return is_past(spec.name) and len(spec.shape) not in (1, 2)

@@ -31,7 +31,7 @@ def inspect_path(path: Path, only: str | None = None) -> dict[str, Any]:
     file = artifact.model_file(path)
     model = load_graph(file)
     Canonicalize()(model)
-    precisions = {node.name: _recorded(node, "precision") or precision_of(node).value for node in model.graph}
+    precisions = {node.name: _recorded(node, "precision") or _precision(node) for node in model.graph}
     if any(node.op_type in QUANTIZED_OPS for node in model.graph):
         LookThroughQuantization()(model)
     found = identify(model)
@@ -46,6 +46,12 @@ def inspect_path(path: Path, only: str | None = None) -> dict[str, Any]:
         {"node": u.node, "reason": u.reason} for u in found.unmatched
     ]  # fmt: skip
     return {"path": str(path), "glu_blocks": len(found.blocks), "sites": sites, "unmatched": unmatched}
+
+
+def _precision(node: ir.Node) -> str:
+    """As it is in the file, which somebody else may have quantized to bits that we have no name for."""
+    bits = node.attributes.get("bits") if node.op_type == "MatMulNBits" else None
+    return precision_of(node).value if bits is None else f"w{int(bits.value)}a16"
 
 
 def _recorded(node: ir.Node, what: str) -> str | None:
