@@ -114,8 +114,9 @@ def _site_or_reason(node: ir.Node) -> Site | str | None:
 
 def _no_constant(node: ir.Node) -> str | None:
     """Why a product has no constant weight, although it is a linear layer; None for a product of two activations."""
-    value = node.inputs[1]
-    while value is not None and (before := value.producer()) is not None and before.op_type in _TO_WEIGHT:
+    value, left = node.inputs[1], 64
+    while value is not None and left and (before := value.producer()) is not None and before.op_type in _TO_WEIGHT:
+        left -= 1
         if before.op_type == "DequantizeLinear" and weight_of(before.inputs[0]) is not None:
             return "its weight is quantized already (DequantizeLinear); it stays as it is"
         value = before.inputs[0]

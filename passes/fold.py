@@ -17,6 +17,7 @@ _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 _MOVES = frozenset({
     "Cast", "Concat", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
+_LONGEST_CHAIN = 64  # so that time is linear, and no recursion too deep
 
 Array = npt.NDArray[Any]
 
@@ -30,11 +31,11 @@ class FoldWeights(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        constant: dict[ir.Value, bool] = {}
+        known: dict[ir.Value, int | None] = {}
         folded: dict[ir.Value, ir.Value | None] = {}
         for node in list(graph):
             operand = node.inputs[1] if node.op_type in _PRODUCTS and len(node.inputs) > 1 else None
-            if operand is None or weight_of(operand) is not None or not _is_constant(operand, constant):
+            if operand is None or weight_of(operand) is not None or _moves_behind(operand, known) is None:
                 continue
             if operand not in folded:
                 folded[operand] = _as_initializer(graph, operand)
@@ -45,17 +46,19 @@ class FoldWeights(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=any(made is not None for made in folded.values()))
 
 
-def _is_constant(value: ir.Value, known: dict[ir.Value, bool], depth: int = 64) -> bool:
-    """Whether a value comes from constants by moves of data alone, of which there are no more than `depth` in a row."""
-    found = known.get(value)
-    if found is None:
-        node = value.producer()
-        if node is None:
-            found = value.const_value is not None
-        else:
-            movable = depth > 0 and node.op_type in _MOVES and is_standard(node) and bool(node.inputs)
-            found = movable and all(v is None or _is_constant(v, known, depth - 1) for v in node.inputs)
-        known[value] = found
+def _moves_behind(value: ir.Value, known: dict[ir.Value, int | None], left: int = _LONGEST_CHAIN) -> int | None:
+    """How many moves of data in a row lead from constants to a value; None where anything else does, or too many."""
+    if value in known:
+        return known[value]
+    node = value.producer()
+    found: int | None = None
+    if node is None:
+        found = 0 if value.const_value is not None else None
+    elif left and node.op_type in _MOVES and is_standard(node) and node.inputs:
+        behind = [_moves_behind(v, known, left - 1) for v in node.inputs if v is not None]
+        counts = [count for count in behind if count is not None]
+        found = max(counts) + 1 if len(counts) == len(behind) and max(counts) < _LONGEST_CHAIN else None
+    known[value] = found
     return found
 
 

@@ -178,9 +178,9 @@ class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect.
 
     Model-local functions are inlined but for our own operator's, Constant nodes lifted to initializers, initializers no
-    longer listed as inputs (which would let a caller override them), nodes sorted, what ONNX Runtime fused around
-    weights is written out, weights that nodes cut out of others are initializers of their own, ONNX's own domain has
-    its short name, and every node gets a unique name, since plans refer to nodes by name.
+    longer listed as inputs (which would let a caller override them), nodes sorted, weights that nodes cut out of others
+    are initializers of their own, what ONNX Runtime fused around weights is written out, ONNX's own domain has its
+    short name, and every node gets a unique name, since plans refer to nodes by name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -190,8 +190,8 @@ class Canonicalize(ir.passes.InPlacePass):
         modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
         modified |= RemoveInitializersFromInputsPass()(model).modified
         modified |= TopologicalSortPass()(model).modified
-        modified |= Unfuse()(model).modified
         modified |= FoldWeights()(model).modified
+        modified |= Unfuse()(model).modified
         modified |= name_nodes(model.graph)
         modified |= _modernize(model)
         return ir.passes.PassResult(model, modified)

@@ -125,7 +125,12 @@ def one_name(model: onnx.ModelProto) -> None:
     ("edit", "messages", "sites", "unmatched"),
     [
         (custom, ["has no operator acme:Magic", "spq-graph inspect"], 8, ["custom operator acme::Magic"]),
-        (dynamic_weight, ["input 'W' (tensor(float)) is not one that a decoder has"], 7, ["its weight 'W' is an input"]),
+        (
+            dynamic_weight,
+            ["input 'W' (tensor(float)) is not one that a decoder has"],
+            7,
+            ["its weight 'W' is an input"],
+        ),
         (one_name, ["two nodes with same node name (node)"], 8, []),
     ],
 )

@@ -86,12 +86,12 @@ _LIGHT = ("llama", "gemma2", "phi3", "qwen3")
 SOURCES: tuple[Source, ...] = (
     *(
         Source(f"export-{opset}", f"{_EXPORT}, opset {opset}", "here", {"do": "export", "opset": opset},
-               naming="modules", families=NAMES if opset in (18, 24) else ("llama",))
+               naming="modules", families=_LIGHT if opset in (18, 24) else ("llama",))
         for opset in range(18, 25)
     ),
     *(
         Source(f"export-{opset}-plain", f"{_EXPORT}, opset {opset}, no cache", "here",
-               {"do": "export", "opset": opset, "cache": False}, naming="modules", cached=False, families=_LIGHT)
+               {"do": "export", "opset": opset, "cache": False}, naming="modules", cached=False, families=("llama", "gemma2"))
         for opset in (18, 24)
     ),
     Source("export-4.57", f"{_EXPORT}, transformers 4.57", "optimum", {"do": "export"}, folders="optimum",
@@ -110,7 +110,8 @@ SOURCES: tuple[Source, ...] = (
            outcomes=_NO_BUILDER | dict.fromkeys(_BUILT, "refused")),
     *(
         Source(f"ort-{level}-export", f"ONNX Runtime's optimizer ({level}), of {_EXPORT}", "here",
-               {"do": "runtime", "level": level}, of="export-18")
+               {"do": "runtime", "level": level}, of="export-18",
+               families=_LIGHT)
         for level in ("basic", "extended", "layout", "all")
     ),
     *(
@@ -131,7 +132,7 @@ SOURCES: tuple[Source, ...] = (
            outcomes={"gemma2": "found"}, notes={"gemma2": _ONE_ROW}),
     *(
         Source(f"{tool}-{of}", f"onnx{tool}, of {title}", "slim", {"do": tool}, of=of, folders=folders, naming=naming,
-               outcomes=outcomes, notes=notes)
+               outcomes=outcomes, notes=notes, families=_LIGHT if of == "export-18" else NAMES)
         for tool in ("slim", "sim")
         for of, title, folders, naming, outcomes, notes in (
             ("export-18", _EXPORT, "here", "none", {}, {}),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,12 @@ def produce_all(work: Path, environments: Path, sources: Iterable[Source] = SOUR
         some = [s for s in sources if bool(s.of) is derived]
         names = dict.fromkeys(s.environment for s in some)
         steps.append([(n, [job for s in some if s.environment == n for job in _jobs(found, s)]) for n in names])
-    for step in steps:
-        for name, jobs in step:
-            found.failed |= produce(python_of(name, environments), jobs)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for step in steps:
+            # In halves, which run beside each other; the environments themselves are made one by one.
+            halves = [(python_of(name, environments), jobs[n::2]) for name, jobs in step for n in range(2)]
+            for failed in pool.map(lambda half: produce(*half) if half[1] else {}, halves):
+                found.failed |= failed
     return found
 
 
@@ -120,7 +123,7 @@ class Examination:
     greedy: bool | None = None
     cached: bool | None = None
 
-    @cached_property
+    @property
     def counted(self) -> int:
         """Sites that may become integers."""
         return sum(not site.left_alone() for site in self.found.sites) if self.found is not None else 0

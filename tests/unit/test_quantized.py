@@ -69,7 +69,10 @@ def qdq(model: onnx.ModelProto, name: str) -> None:
     scale = np.float32(np.abs(weight).max() / 127)
     codes = const(model, f"{name}.q", np.rint(weight / scale).astype(np.int8))
     scales = const(model, f"{name}.s", np.array(scale))
-    wide, zero = const(model, f"{name}.as", np.array(np.float32(0.05))), const(model, f"{name}.z", np.array(np.uint8(128)))
+    wide, zero = (
+        const(model, f"{name}.as", np.array(np.float32(0.05))),
+        const(model, f"{name}.z", np.array(np.uint8(128))),
+    )
     put(
         model, name,
         helper.make_node("QuantizeLinear", [node.input[0], wide, zero], [f"{name}.aq"], name=f"{name}.Q"),
@@ -84,7 +87,10 @@ def embedding(model: onnx.ModelProto, name: str = "embed_tokens") -> None:
     table, ids = node_named(model, name).input
     array = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == table))
     scale = np.float32(np.abs(array).max() / 127)
-    codes, scales = const(model, "table.q", np.rint(array / scale).astype(np.int8)), const(model, "table.s", np.array(scale))
+    codes, scales = (
+        const(model, "table.q", np.rint(array / scale).astype(np.int8)),
+        const(model, "table.s", np.array(scale)),
+    )
     put(
         model, name,
         helper.make_node("DequantizeLinear", [codes, scales], ["table"], name="table.DQ"),
