@@ -91,7 +91,8 @@ SOURCES: tuple[Source, ...] = (
     ),
     *(
         Source(f"export-{opset}-plain", f"{_EXPORT}, opset {opset}, no cache", "here",
-               {"do": "export", "opset": opset, "cache": False}, naming="modules", cached=False, families=("llama", "gemma2"))
+               {"do": "export", "opset": opset, "cache": False}, naming="modules", cached=False,
+               families=("llama", "gemma2"))
         for opset in (18, 24)
     ),
     Source("export-4.57", f"{_EXPORT}, transformers 4.57", "optimum", {"do": "export"}, folders="optimum",
