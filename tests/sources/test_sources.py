@@ -8,9 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from spq_graph.errors import GraphError
+from spq_graph.runtime.session import Runner
 from tests.families.catalogue import FAMILIES, LAYERS
 from tests.sources.catalogue import BY_NAME, CELLS, roles_of
-from tests.sources.examine import Examination
+from tests.sources.examine import Examination, Produced
 from tests.sources.matrix import cell, recorded
 
 pytestmark = pytest.mark.families
@@ -21,9 +23,9 @@ WHY = {"qwen3": "q_norm_weight / k_norm_weight inputs are not supported", "gemma
 
 
 @pytest.mark.parametrize(("source", "family"), CELLS)
-def test_source(source: str, family: str, examined: Examined) -> None:
+def test_source(source: str, family: str, examined: Examined, produced: Produced) -> None:
     made, result = BY_NAME[source], examined(source, family)
-    outcome = made.outcomes.get(family, "runs")
+    outcome, expected = made.outcomes.get(family, "runs"), roles_of(made, family)
     if outcome == "absent":
         assert result.found is None
         assert "not currently supported" in result.error or "not made" in result.error
@@ -31,8 +33,8 @@ def test_source(source: str, family: str, examined: Examined) -> None:
     assert result.found is not None, result.error
     if outcome == "refused":
         assert "this graph is quantized already" in result.error
-        reasons = [entry.reason for entry in result.found.unmatched if "_" in entry.reason.split(":")[0]]
-        assert Counter(reason.split()[0] for reason in reasons)["glu_down"] + len(reasons) > 2 * LAYERS
+        listed = {entry.reason.split(":")[0] for entry in result.found.unmatched}
+        assert listed >= {role if layer is None else f"{role} of layer {layer}" for role, layer in expected.values()}
         return
     _check_sites(result, source, family)
     assert recorded()[source][family] == cell(made, family, result.kernels, result.counted)
@@ -40,8 +42,11 @@ def test_source(source: str, family: str, examined: Examined) -> None:
         assert result.error == ""
         _check_numbers(result, half=made.half)
         assert result.cached is (BY_NAME[made.of] if made.of else made).cached
-    else:
-        assert (WHY.get(family, "ReduceSum") if outcome == "found" else "ReduceSum") in result.error
+        return
+    why = WHY[family] if outcome == "found" else "ReduceSum"
+    assert why in result.error
+    with pytest.raises(GraphError, match=why):  # it is the graph as we got it that does not run
+        Runner(produced.model(source, family)).logits(*[np.ones((2, 4), dtype=np.int64)] * 2)
 
 
 def _check_sites(result: Examination, source: str, family: str) -> None:
