@@ -277,15 +277,20 @@ def _reaches(start: ir.Node, target: ir.Value | None, op_type: str | None, throu
 
 def _number_layers(nodes: dict[ir.Node, Site], found: Identified, glus: _Glus) -> None:
     """Number layers where names state none, and experts."""
-    if glus.reads and all(block.layer is None for block in found.blocks):
-        order = [node for node in glus.order if node in glus.stacked or nodes[node].role is not Role.LM_HEAD]
+    unnamed = all(block.layer is None for block in found.blocks)
+    order = [node for node in glus.order if node in glus.stacked or nodes[node].role is not Role.LM_HEAD]
+    if glus.reads:
         layers, places = layers_of(order, [(origin, members[-1]) for origin, members in glus.reads])
-        for node, layer in layers.items():
-            if node in nodes:
+        # A tool may have renamed some nodes of a layer: then the others tell its number.
+        stated = {place: block.layer for place, block in zip(places, found.blocks, strict=True)}
+        for node, place in layers.items():
+            layer = place if unnamed else stated.get(place)
+            if node not in nodes:
+                glus.stacked[node] = replace(glus.stacked[node], layer=layer) if unnamed else glus.stacked[node]
+            elif unnamed or nodes[node].layer is None:
                 nodes[node] = replace(nodes[node], layer=layer)
-            else:
-                glus.stacked[node] = replace(glus.stacked[node], layer=layer)
-        found.blocks = [replace(block, layer=layer) for block, layer in zip(found.blocks, places, strict=True)]
+        if unnamed:
+            found.blocks = [replace(block, layer=place) for block, place in zip(found.blocks, places, strict=True)]
     number_experts(nodes, [glu for glu in glus.reads if all(node in nodes for node in glu[1])])
 
 

@@ -172,6 +172,10 @@ Status* infer(const Api* api, ort::ShapeInferContext* context, ort::TypeAndShape
   std::vector<const char*> names(rank);
   if (Status* status = call<ort::GetDimensions>(api, input, shape.data(), rank)) return status;
   if (Status* status = call<ort::GetSymbolicDimensions>(api, input, names.data(), rank)) return status;
+  // An axis of unknown size without a name would be taken for one of size -1: then nothing is said of the shape.
+  for (size_t axis = 0; axis + 1 < rank; ++axis) {
+    if (shape[axis] < 0 && (names[axis] == nullptr || *names[axis] == '\0')) return nullptr;
+  }
   const void* attribute = nullptr;
   if (Status* status = call<ort::ShapeInferContext_GetAttribute>(api, context, "N", &attribute)) return status;
   int64_t columns = 0;

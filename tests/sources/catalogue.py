@@ -132,7 +132,9 @@ SOURCES: tuple[Source, ...] = (
            {"do": "transformers_optimizer", "heads": HEADS, "width": WIDTH}, of="optimum", folders="optimum",
            outcomes={"gemma2": "found"}, notes={"gemma2": _ONE_ROW}),
     *(
-        Source(f"{tool}-{of}", f"onnx{tool}, of {title}", "slim", {"do": tool}, of=of, folders=folders, naming=naming,
+        Source(f"{tool}-{of}", f"onnx{tool}, of {title}", "slim", {"do": tool}, of=of, folders=folders,
+               # onnxsim joins products with their biases under names of its own.
+               naming="none" if (tool, of) == ("sim", "optimum") else naming,
                outcomes=outcomes, notes=notes, families=_LIGHT if of == "export-18" else NAMES)
         for tool in ("slim", "sim")
         for of, title, folders, naming, outcomes, notes in (
