@@ -13,7 +13,8 @@ demo: venv
 test: venv
 	@$(BIN)/python -m pytest -q $(WORKERS)
 
-# Every model family: exported, compared with torch, quantized and run. Minutes, so not part of `test`.
+# Every model family and every source of graphs: made, compared with torch, quantized and run. Minutes, so not part of
+# `test`.
 test-families: venv
 	@$(BIN)/python -m pytest -q $(WORKERS) -m families
 

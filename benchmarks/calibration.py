@@ -29,7 +29,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 WIKITEXT = ROOT.parent / "shared" / "data" / "wikitext2" / "valid.txt"
 TARGET = 1.3  # times plain inference, in time and in memory
 IMPORTS = (
-    "onnxruntime.quantization.calibrate", "spq_graph.passes.apply", "spq_graph.passes.observe",
+    "onnxruntime.quantization.calibrate", "spq_graph.passes.observe", "spq_graph.passes.segments",
     "spq_graph.runtime.calibrate",
 )  # fmt: skip
 LABELS = {"plain": "plain inference", "ours": "spq-graph", "minmax": "onnxruntime MinMax"}
@@ -94,10 +94,10 @@ def plain(work: Path) -> dict[str, float]:
 
 def ours(work: Path) -> dict[str, float]:
     """Ranges of every site's input, as `spq-graph calibrate` measures them."""
-    from spq_graph.passes.apply import save_model
     from spq_graph.passes.graph import Canonicalize, load_graph
     from spq_graph.passes.identify import identify
     from spq_graph.passes.observe import FINITE_CHECK, Observe
+    from spq_graph.passes.segments import split
     from spq_graph.runtime.calibrate import calibrate
 
     sequences = batches(work)
@@ -106,12 +106,10 @@ def ours(work: Path) -> dict[str, float]:
         Canonicalize()(graph)
         observe = Observe([site.input for site in identify(graph).sites])
         observe(graph)
-        path = work / "observing.onnx"
-        save_model(graph, path)
+        model = split(graph, work / "model.onnx")
     probes = [(probe.value, probe.outputs) for probe in observe.probes]
-    del graph
     with Timer() as run:
-        ranges = calibrate(path, probes, FINITE_CHECK, sequences, "", lambda *_: "")
+        ranges = calibrate(model, probes, FINITE_CHECK, sequences, "", lambda *_: "")
     assert ranges.tokens == sequences.tokens
     return run.facts(build=build.seconds)
 

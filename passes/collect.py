@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 import onnx_ir as ir
 
+from spq_graph.passes.operator import DOMAIN
 from spq_graph.passes.values import FLOATS, Weight, is_standard, weight_of
 from spq_graph.sites import Role, Site, Unmatched, expert_of, layer_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 _OTHER_LINEAR = frozenset({"FusedMatMul", "Einsum", "Conv", "FusedGemm", "GemmFastGelu"})
+_QUANTIZED_LINEAR = frozenset({
+    "DynamicQuantizeMatMul", "GemmFloat8", "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight",
+    "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QGemm", "QLinearMatMul",
+})  # fmt: skip
 # Contrib operators that hold their projections themselves: inputs 0, 1 are the hidden states and the packed weight.
 _FUSED_LINEAR = frozenset({"Attention", "PackedAttention", "LongformerAttention", "QAttention", "DecoderAttention"})
+
+# Whatever these hold is told operator by operator; ours is read as the product that it stands for.
+_KNOWN_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "ai.onnx.ml", DOMAIN})
 
 
 def is_product(node: ir.Node) -> bool:
@@ -45,9 +54,19 @@ def collect_sites(graph: ir.Graph) -> tuple[dict[ir.Node, Site], list[Unmatched]
 
 
 def _holds_weight(node: ir.Node) -> bool:
+    if not is_standard(node) and node.domain not in _KNOWN_DOMAINS:
+        return True
     if node.op_type in _FUSED_LINEAR and not is_standard(node):
         return len(node.inputs) > 1 and weight_of(node.inputs[1]) is not None
-    return node.op_type in _OTHER_LINEAR and any(weight_of(v) is not None for v in node.inputs[1:])
+    return node.op_type in _OTHER_LINEAR | _QUANTIZED_LINEAR and any(weight_of(v) is not None for v in node.inputs[1:])
+
+
+def _why_untouched(node: ir.Node) -> str:
+    if not is_standard(node) and node.domain not in _KNOWN_DOMAINS:
+        return f"custom operator {node.domain}::{node.op_type}: nothing is known of what it does; it stays as it is"
+    if node.op_type in _QUANTIZED_LINEAR:
+        return f"its weight is quantized already ({node.op_type}); it stays as it is"
+    return f"{node.op_type} is not handled; it stays as it is"
 
 
 def _inside_subgraphs(node: ir.Node) -> Iterator[Unmatched]:
@@ -70,7 +89,7 @@ def _site_or_reason(node: ir.Node) -> Site | str | None:
     activation, weight = node.inputs[0], weight_of(node.inputs[1])
     constant_first = weight_of(activation) is not None
     if weight is None:
-        return "the constant is the first operand: not a linear layer" if constant_first else None
+        return "the constant is the first operand: not a linear layer" if constant_first else _no_constant(node)
     if activation is None or constant_first:
         return "both operands are constants"
     reason = _odd_weight(weight) or (_odd_gemm(node) if node.op_type == "Gemm" else None)
@@ -87,6 +106,21 @@ def _site_or_reason(node: ir.Node) -> Site | str | None:
     )  # fmt: skip
 
 
+def _no_constant(node: ir.Node) -> str | None:
+    """Why a product has no constant weight, although it is a linear layer; None for a product of two activations."""
+    value, left = node.inputs[1], 64
+    while value is not None and left and (before := value.producer()) is not None and before.op_type in _TO_WEIGHT:
+        left -= 1
+        if before.op_type == "DequantizeLinear" and weight_of(before.inputs[0]) is not None:
+            return "its weight is quantized already (DequantizeLinear); it stays as it is"
+        value = before.inputs[0]
+    matrix = value is not None and value.shape is not None and len(value.shape) == 2
+    if value is not None and matrix and value.is_graph_input() and value is not node.inputs[0]:
+        return f"its weight '{value.name}' is an input of the graph, so that nothing is known of it before it runs"
+    return None
+
+
+_TO_WEIGHT = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
 _STORED = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
@@ -104,6 +138,18 @@ def _odd_gemm(node: ir.Node) -> str | None:
     return f"Gemm with unusual {', '.join(odd)}; it stays as it is" if odd else None
 
 
+def _path_in_name(name: str) -> str | None:
+    """The module in a name such as /model/layers.0/mlp/down_proj/MatMul, which may tell behind it what was fused.
+
+    TorchScript exports and onnxruntime-genai's builder name nodes so.
+    """
+    found = _SCOPED.match(name)
+    return found["path"].replace("/", ".") if found else None
+
+
+_SCOPED = re.compile(r"/(?P<path>\w[\w.-]*(?:/\w[\w.-]*)*?)/(?:MatMul|Gemm)(?:_\d+)?(?:/.*)?")
+
+
 def attribute_of(node: ir.Node, name: str, default: float) -> float:
     """The number that an attribute holds."""
     attribute = node.attributes.get(name)
@@ -111,10 +157,10 @@ def attribute_of(node: ir.Node, name: str, default: float) -> float:
 
 
 def module_path(node: ir.Node) -> str | None:
-    """The module that a node belongs to, as torch.onnx recorded it in the node's metadata."""
+    """The module that a node belongs to, as the exporter recorded it: in the node's metadata, or in its name."""
     recorded = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if not recorded:
-        return None
+        return _path_in_name(node.name or "")
     try:
         scopes = ast.literal_eval(recorded)
     except (ValueError, SyntaxError, RecursionError, MemoryError):

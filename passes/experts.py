@@ -137,8 +137,9 @@ def find_stacked(graph: ir.Graph) -> dict[ir.Node, StackedProduct]:
 
 def _stacked(node: ir.Node, weight: int, activation: int) -> StackedProduct | None:
     value, chosen = node.inputs[weight], ""
-    other = node.inputs[activation]
-    while value is not None and other is not None:
+    other, left = node.inputs[activation], 64
+    while value is not None and other is not None and left:
+        left -= 1
         if (shape := _shape_of_stack(value)) is not None:
             key = module_path(node) or node.name or ""
             name = value.name or ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -16,8 +17,10 @@ from onnx_ir.passes.common import (
 )
 
 from spq_graph.errors import GraphError, SourceError
+from spq_graph.passes.fold import FoldWeights
 from spq_graph.passes.mapped import load_mapped
 from spq_graph.passes.operator import DOMAIN, OP
+from spq_graph.passes.unfuse import Unfuse
 
 # What only shows in a graph that somebody has quantized already.
 QUANTIZED_OPS = frozenset({
@@ -27,6 +30,7 @@ QUANTIZED_OPS = frozenset({
 })  # fmt: skip
 
 
+_INVALID = "the graph is invalid; export the model again"
 FIRST_IR_WITH_FREE_INITIALIZERS = 4
 
 
@@ -49,6 +53,10 @@ def load_graph(path: Path) -> ir.Model:
         raise
     except Exception as cause:  # every serialization raises a class of its own
         reason = _last_reason(cause)
+        if twice := re.search(r"Output '(.*)' is redeclared", reason):
+            raise GraphError(
+                f"two nodes of the graph give '{twice[1]}', or a node and a constant", where=str(path), remedy=_INVALID
+            ) from cause
         raise SourceError(
             f"this is not a valid ONNX file ({reason})",
             where=str(path),
@@ -100,14 +108,15 @@ def _check_size(name: str, tensor: ir.TensorProtocol, found: int, path: Path) ->
 
 def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
     # The name as written decides: a link inside the folder (a model cache has them) is the owner's business.
-    location = Path(tensor.location)
-    if location.is_absolute() or ".." in location.parts:
+    # Windows reads a name in its own way, and a file that is safe here must be so there.
+    readings = (PurePosixPath(tensor.location), PureWindowsPath(tensor.location))
+    if any(reading.anchor or ".." in reading.parts for reading in readings):
         raise SourceError(
             f"weight '{name}' lies outside of the model's folder ({tensor.location})",
             where=str(path),
             remedy="external data must lie beside the model; save it again with relative paths",
         )
-    data = path.resolve().parent / location
+    data = path.resolve().parent / tensor.location
     if not data.is_file():
         raise SourceError(
             f"external data '{tensor.location}' is missing (weight '{name}')",
@@ -126,10 +135,13 @@ def _check_links(model: ir.Model, path: Path) -> None:
     """Check that there is a graph, that every value comes from somewhere, and that none comes from itself."""
 
     def broken(what: str) -> GraphError:
-        return GraphError(what, where=str(path), remedy="the graph is invalid; export the model again")
+        return GraphError(what, where=str(path), remedy=_INVALID)
 
     if not len(model.graph) or not model.graph.outputs:
         raise broken("the graph is empty")
+    for name, count in Counter(value.name for value in model.graph.inputs).items():
+        if count > 1:
+            raise broken(f"{count} inputs have the name '{name}'")
     known = {v for graph in model.graphs() for v in (*graph.inputs, *graph.initializers.values())}
     for node in model.graph.all_nodes():
         for value in node.inputs:
@@ -168,28 +180,13 @@ def digest_of(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def refuse_quantized(model: ir.Model, path: Path) -> None:
-    """Refuse a graph that is quantized already.
-
-    Raises:
-        GraphError: naming what was found.
-    """
-    found = Counter(node.op_type for node in model.graph.all_nodes() if node.op_type in QUANTIZED_OPS)
-    if found:
-        what = ", ".join(f"{count} {op}" for op, count in sorted(found.items()))
-        raise GraphError(
-            f"this graph is quantized already ({what})",
-            where=str(path),
-            remedy="start from the floating-point model; `spq-graph inspect` shows what is in this one",
-        )
-
-
 class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect.
 
     Model-local functions are inlined but for our own operator's, Constant nodes lifted to initializers, initializers no
-    longer listed as inputs (which would let a caller override them), nodes sorted, ONNX's own domain has its short
-    name, and every node gets a unique name, since plans refer to nodes by name.
+    longer listed as inputs (which would let a caller override them), nodes sorted, weights that nodes cut out of others
+    are initializers of their own, what ONNX Runtime fused around weights is written out, ONNX's own domain has its
+    short name, and every node gets a unique name, since plans refer to nodes by name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -199,6 +196,8 @@ class Canonicalize(ir.passes.InPlacePass):
         modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
         modified |= RemoveInitializersFromInputsPass()(model).modified
         modified |= TopologicalSortPass()(model).modified
+        modified |= FoldWeights()(model).modified
+        modified |= Unfuse()(model).modified
         modified |= name_nodes(model.graph)
         modified |= _modernize(model)
         return ir.passes.PassResult(model, modified)
@@ -225,13 +224,13 @@ def name_nodes(nodes: Iterable[ir.Node]) -> bool:
     nodes = list(nodes)
     given = {node.name for node in nodes if node.name}
     taken: set[str] = set()
+    copies: dict[str, int] = {}  # by name, the last number that was given out: many nodes may share one name
     modified = False
     for index, node in enumerate(nodes):
-        base = node.name or f"{node.op_type}_{index}"
-        name, copies = base, 0
+        base = name = node.name or f"{node.op_type}_{index}"
         while name in taken or (name in given and name != node.name):
-            copies += 1
-            name = f"{base}_{copies}"
+            copies[base] = copies.get(base, 0) + 1
+            name = f"{base}_{copies[base]}"
         taken.add(name)
         if node.name != name:
             node.name, modified = name, True

@@ -139,11 +139,11 @@ def _behind_downs(nodes: dict[ir.Node, Site]) -> dict[ir.Node, list[ir.Node]]:
     """The products that sites read, seen through moves of data and constant factors, with those sites."""
     downs: dict[ir.Node, list[ir.Node]] = {}
     for node in nodes:
-        value = node.inputs[0]
-        while value is not None and (producer := value.producer()) is not None and producer.op_type in TO_DOWN:
+        value, left = node.inputs[0], 64
+        while value is not None and (producer := value.producer()) is not None and producer.op_type in TO_DOWN and left:
             if producer.op_type == "Mul":
                 downs.setdefault(producer, []).append(node)
-            value = only_dynamic(producer)
+            value, left = only_dynamic(producer), left - 1
     return downs
 
 
@@ -252,17 +252,23 @@ def _reaches(start: ir.Node, target: ir.Value | None, ends: frozenset[str], thro
 
 def _number_layers(nodes: dict[ir.Node, Site], found: Identified, glus: _Glus) -> None:
     """Number layers where names state none, and experts."""
-    if glus.reads and all(block.layer is None for block in found.blocks):
-        order = [node for node in glus.order if node not in nodes or nodes[node].role is not Role.LM_HEAD]
+    unnamed = all(block.layer is None for block in found.blocks)
+    order = [node for node in glus.order if node not in nodes or nodes[node].role is not Role.LM_HEAD]
+    if glus.reads:
         layers, places = layers_of(order, [(origin, members[-1]) for origin, members in glus.reads])
-        for node, layer in layers.items():
+        # A tool may have renamed some nodes of a layer: then the others tell its number.
+        stated = {place: block.layer for place, block in zip(places, found.blocks, strict=True)}
+        for node, place in layers.items():
+            layer = place if unnamed else stated.get(place)
             if node in nodes:
-                nodes[node] = replace(nodes[node], layer=layer)
-            elif node in glus.fused:
+                if unnamed or nodes[node].layer is None:
+                    nodes[node] = replace(nodes[node], layer=layer)
+            elif unnamed and node in glus.fused:
                 glus.fused[node] = replace(glus.fused[node], layer=layer)
-            else:
+            elif unnamed:
                 glus.stacked[node] = replace(glus.stacked[node], layer=layer)
-        found.blocks = [replace(block, layer=layer) for block, layer in zip(found.blocks, places, strict=True)]
+        if unnamed:
+            found.blocks = [replace(block, layer=place) for block, place in zip(found.blocks, places, strict=True)]
     number_experts(nodes, [glu for glu in glus.reads if all(node in nodes for node in glu[1])])
 
 

@@ -172,8 +172,18 @@ def follows_from(value: ir.Value, source: ir.Value, depth: int = 8) -> bool:
         return False
     # What shape a value is brought into may come from anywhere.
     values = node.inputs[:1] if node.op_type in _SHAPED else node.inputs
-    operands = [v for v in values if v is not None and weight_of(v) is None]
+    operands = [v for v in values if v is not None and not _is_constant(v)]
     return bool(operands) and all(follows_from(v, source, depth - 1) for v in operands)
+
+
+def _is_constant(value: ir.Value, depth: int = 3) -> bool:
+    """Whether a value is a constant, or computed from constants alone, as the square root in Gelu's definition is."""
+    if weight_of(value) is not None:
+        return True
+    node = value.producer()
+    if node is None or not depth or not node.inputs:
+        return False
+    return all(v is None or _is_constant(v, depth - 1) for v in node.inputs)
 
 
 def find_glus(model: ir.Model) -> Iterator[GluMatch]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _SEEN_THROUGH = frozenset({"Cast", "Identity", "Transpose"})
+_LONGEST_CHAIN = 64  # so that asking takes the same time in every graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def _cast_to(node: ir.Node) -> ir.DataType:
 def weight_of(value: ir.Value | None) -> Weight | None:
     """The constant behind an operand, seen through Cast, Identity and Transpose; None where there is none."""
     through: list[ir.Node] = []
-    while value is not None:
+    while value is not None and len(through) < _LONGEST_CHAIN:
         node = value.producer()
         if node is None:
             return None if value.const_value is None else Weight(value, tuple(reversed(through)))

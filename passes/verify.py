@@ -89,6 +89,8 @@ def _unpaired(graph: Iterable[ir.Node], integer: Form) -> list[str]:
     wrong = []
     reader = "MatMulInteger" if integer is Form.MATMUL_INTEGER else "DequantizeLinear"
     for node in graph:
+        if ADDED not in node.metadata_props:  # the graph's own are its own business
+            continue
         if node.op_type == "QuantizeLinear":
             users = {use.node.op_type for use in node.outputs[0].uses()}
             if users != {reader}:

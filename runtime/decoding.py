@@ -39,10 +39,8 @@ class Decoding:
         # The graph may insist on more rows than there are: the last ones are then copies of the first.
         self._padded = max(runner.fixed_shape[0] or 0, rows)
         self._pairs = cache_pairs(runner)
-        self._past = {
-            name: ort.OrtValue.ortvalue_from_numpy(empty)
-            for name, empty in (runner.empty_past(self._padded) if self._pairs else {}).items()
-        }
+        self._past: dict[str, ort.OrtValue] = {}
+        self._most = 0  # tokens that may follow others at once, where that is limited
 
     @property
     def cached(self) -> bool:
@@ -68,11 +66,26 @@ class Decoding:
             GraphError: ONNX Runtime fails on them.
         """
         new = np.ones_like(ids) if mask is None else mask
+        if self._past and self._most and ids.shape[1] > self._most:
+            starts = range(0, ids.shape[1], self._most)
+            parts = [slice(start, start + self._most) for start in starts]
+            return np.concatenate([self.feed(ids[:, part], new[:, part]) for part in parts], axis=1)
         self.mask = np.concatenate([self.mask, new], axis=1)
         if self.cached:
+            if not self._past:
+                self._begin(ids.shape[1])
             return self._step(ids)
         self._ids = np.concatenate([self._ids, ids], axis=1)
         return self._runner.logits(self._ids, self.mask)[:, -ids.shape[1] :]
+
+    def _begin(self, new: int) -> None:
+        """Start with an empty cache; of one that keeps a window, the first feed settles the room."""
+        if self._runner.feeds_rows_alone and self._padded > 1:
+            self._most = 1
+        elif self._runner.keeps_window:
+            self._most = new
+        empty = self._runner.empty_past(self._padded, new)
+        self._past = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in empty.items()}
 
     def _step(self, ids: Ids) -> Float32:
         rows = np.arange(self._padded)
@@ -96,7 +109,7 @@ class Decoding:
 
 def cache_pairs(runner: Runner) -> dict[str, str]:
     """By input of the cache, the output that continues it; empty where the graph has no cache to grow."""
-    inputs = list(runner.empty_past(1))
+    inputs = runner.past_names
     outputs = {_stem(name): name for name in _names(runner.session.get_outputs()) if name.startswith("present")}
     pairs = {name: outputs[_stem(name)] for name in inputs if _stem(name) in outputs}
     return pairs if len(pairs) == len(inputs) and runner.fixed_shape[1] is None else {}

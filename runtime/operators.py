@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -76,3 +77,16 @@ def register(options: Any) -> bool:
     except Exception:  # the binding raises a class of its own for every status code
         return False
     return True
+
+
+def cannot_load(reason: str, path: Path) -> SourceError:
+    """Say in an error why ONNX Runtime does not load a file."""
+    import onnxruntime as ort
+
+    if unknown := re.search(r"([\w.]+:\w+)\(-?\d+\) is not a registered function", reason):
+        return SourceError(
+            f"ONNX Runtime {ort.__version__} has no operator {unknown[1]}, so this model cannot be run",
+            where=str(path),
+            remedy="`spq-graph inspect` shows what is in it; to quantize it, its operators must run here",
+        )
+    return SourceError(f"ONNX Runtime {ort.__version__} cannot load this model: {reason}", where=str(path))

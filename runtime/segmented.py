@@ -76,7 +76,7 @@ class SegmentedRunner(Decoder):
             yield logits[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
 
     def _round(self, batches: Sequence[Batch], steps: _Steps) -> Iterator[list[Array]]:
-        feeds = [self.token_feeds(ids, mask) | self.empty_past(len(ids)) for ids, mask in batches]
+        feeds = [self.token_feeds(ids, mask) | self.empty_past(len(ids), ids.shape[1]) for ids, mask in batches]
         held: list[dict[str, Array]] = [{} for _ in batches]
         *before, last = self._model.segments
         for number, segment in enumerate(before):
@@ -122,7 +122,7 @@ class SegmentedRunner(Decoder):
     def execute_once(self, ids: Ids) -> Executed:
         """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
         batch = self.filled(ids, np.ones_like(ids))
-        feed = self.token_feeds(*batch) | self.empty_past(len(batch[0]))
+        feed = self.token_feeds(*batch) | self.empty_past(*batch[0].shape)
         values: dict[str, Array] = {}
         with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
             profiles: list[Path] = []

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from spq_graph.errors import CheckError, GraphError, SourceError
+from spq_graph.errors import CheckError, GraphError
 from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun
-from spq_graph.runtime.operators import library_info, register
+from spq_graph.runtime.inputs import AttentionFacts, attention_facts, empty_past, is_past, number_feed, positions
+from spq_graph.runtime.operators import cannot_load, library_info, register
 from spq_graph.runtime.sequences import Ids
 
 Array = npt.NDArray[Any]
@@ -49,6 +50,7 @@ class Decoder:
         self.path = path
         self._inputs = list(inputs)
         self._given = list(given)
+        self._known: AttentionFacts | None = None
         self._ids_name = self._find_ids()
         self.outputs = list(outputs) if outputs is not None else [self._find_logits()]
 
@@ -77,7 +79,7 @@ class Decoder:
     def fixed_shape(self) -> tuple[int | None, int | None]:
         """Batch size and length that the graph insists on; None where they are free."""
         shape = next(i.shape for i in self._inputs if i.name == self._ids_name)
-        batch, length = (d if isinstance(d, int) else None for d in shape)
+        batch, length = (d if isinstance(d, int) else None for d in (*shape, None, None)[:2])  # it may state no shape
         return batch, length
 
     @property
@@ -116,29 +118,70 @@ class Decoder:
             if spec.name == self._ids_name:
                 feeds[spec.name] = ids.astype(dtype)
             elif "position" in spec.name:
-                positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -ids.shape[1] :]
-                feeds[spec.name] = positions.astype(dtype)
+                feeds[spec.name] = positions(mask, ids.shape[1], len(spec.shape)).astype(dtype)
             elif "mask" in spec.name:
                 feeds[spec.name] = mask.astype(dtype)
-            elif not _is_past(spec.name):
-                raise GraphError(
-                    f"input '{spec.name}' ({spec.type}) is not one that a decoder has", where=str(self.path)
-                )
+            elif not self._is_past(spec):
+                feed = number_feed(spec.name, mask, spec.shape, self._facts)
+                if feed is None:
+                    what = f"input '{spec.name}' ({spec.type}) is not one that a decoder has"
+                    raise GraphError(what, where=str(self.path))
+                feeds[spec.name] = feed.astype(dtype)
         return feeds
 
-    def empty_past(self, rows: int) -> dict[str, Array]:
-        """What the graph's cache begins with, for so many sequences."""
-        return {
-            spec.name: _empty_past(spec.shape, rows, _TYPES.get(spec.type, np.float32))
-            for spec in self._inputs
-            if _is_past(spec.name)
-        }
+    @property
+    def past_names(self) -> list[str]:
+        """Inputs that hold keys and values of earlier tokens."""
+        return [spec.name for spec in self._inputs if self._is_past(spec)]
+
+    def empty_past(self, rows: int, new: int) -> dict[str, Array]:
+        """What the graph's cache begins with.
+
+        Args:
+            rows: how many sequences.
+            new: most tokens of each that will be fed at once; where the cache keeps a window only, it has room for
+                these beside it.
+
+        Raises:
+            GraphError: its shape is not known, or its length is fixed.
+        """
+        found: dict[str, Array] = {}
+        for spec in self._inputs:
+            if self._is_past(spec):
+                known = None if all(isinstance(d, int) for d in spec.shape) else self._facts
+                window = known.windows.get(spec.name) if known is not None else None
+                width = known.widths.get(spec.name) if known is not None else None
+                room = window + new if window is not None else 0
+                dtype = _TYPES.get(spec.type, np.float32)
+                found[spec.name] = empty_past(spec.name, spec.shape, rows, dtype, width, room)
+        return found
+
+    @property
+    def keeps_window(self) -> bool:
+        """Whether a cache keeps the latest tokens only, so that how many may be fed at once is limited."""
+        return bool(self._facts.windows)
+
+    @property
+    def feeds_rows_alone(self) -> bool:
+        """Whether several tokens may follow others in one row only, as ONNX Runtime's fused attention has it."""
+        return self._facts.right_padding
+
+    def _is_past(self, spec: ort.NodeArg) -> bool:
+        return is_past(spec.name) and len(spec.shape) not in (1, 2)
+
+    @property
+    def _facts(self) -> AttentionFacts:
+        """What the attention operators say; read once, and only where names and shapes are not enough."""
+        if self._known is None:
+            self._known = attention_facts(self.path)
+        return self._known
 
     @property
     def takes_padding(self) -> bool:
         """Whether rows padded on the left mean the same as without: the graph is told of padding and of positions."""
         names = [spec.name for spec in self._inputs]
-        return any("mask" in name for name in names) and any("position" in name for name in names)
+        told = any("mask" in name for name in names) and any("position" in name for name in names)
+        return told and not self._facts.right_padding
 
 
 class Runner(Decoder):
@@ -168,13 +211,17 @@ class Runner(Decoder):
 
     def run(self, ids: Ids, mask: Ids) -> list[Array]:
         """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
-        feeds = self.token_feeds(ids, mask) | self.empty_past(len(ids))
+        feeds = self.token_feeds(ids, mask) | self.empty_past(len(ids), ids.shape[1])
         with self.failures(ids.shape):
             results: list[Array] = self.session.run(self.outputs, feeds)
         return results
 
     def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
-        """Logits of a batch, float32 [batch, length, vocabulary]."""
+        """Logits of a batch, float32 [batch, length, vocabulary]; in parts where the graph takes fewer rows."""
+        most = self.fixed_shape[0] or len(ids)
+        if len(ids) > most:
+            parts = [slice(start, start + most) for start in range(0, len(ids), most)]
+            return np.concatenate([self.logits(ids[part], mask[part]) for part in parts])
         whole = self.run(*self.filled(ids, mask))[0]
         return whole[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
 
@@ -216,19 +263,7 @@ def open_session(model: str | bytes, options: Any, where: Path, provider: str = 
     try:
         return ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU])))
     except Exception as cause:  # the binding raises a class of its own for every status code
-        raise SourceError(
-            f"ONNX Runtime {ort.__version__} cannot load this model: {str(cause).splitlines()[0]}", where=str(where)
-        ) from cause
-
-
-def _is_past(name: str) -> bool:
-    return "past" in name or "cache" in name
-
-
-def _empty_past(shape: Sequence[int | str | None], batch: int, dtype: type[np.generic]) -> Array:
-    """A key or value cache without any token: the first free dimension is the batch, the others are the length."""
-    sizes = [d if isinstance(d, int) else (batch if axis == 0 else 0) for axis, d in enumerate(shape)]
-    return np.zeros(sizes or [1], dtype=dtype)
+        raise cannot_load(str(cause).splitlines()[0], where) from cause
 
 
 @dataclass(slots=True)

@@ -54,7 +54,7 @@ def prefill(runner: Runner, length: int) -> Callable[[], float]:
 
 def decoding(runner: Runner, past: int) -> Callable[[], float] | None:
     """A measurement of one token behind so many in the cache, in seconds; None where the graph has no cache."""
-    empty = runner.empty_past(1)
+    empty = runner.empty_past(1, 1)
     if not empty or runner.fixed_shape[1] is not None:
         return None
     generator = np.random.default_rng(0)

@@ -40,6 +40,21 @@ def write(out: Path, model: str, inputs: Mapping[str, Shape]) -> bool:
     return True
 
 
+def adopt(source: Path, out: Path, model: str) -> bool:
+    """Take over the genai_config.json that lies beside a source graph: quantizing changes no input and no output.
+
+    Returns:
+        False where there is none, or none that names a decoder.
+    """
+    found = _read(source.with_name(NAME))
+    decoder = found.get("model", {}).get("decoder") if isinstance(found.get("model"), dict) else None
+    if not isinstance(decoder, dict):
+        return False
+    decoder["filename"] = model
+    (out / NAME).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return True
+
+
 def describe(
     config: Mapping[str, Any], generation: Mapping[str, Any], model: str, inputs: Mapping[str, Shape]
 ) -> dict[str, Any] | None:

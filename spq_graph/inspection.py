@@ -66,7 +66,7 @@ def inspect_path(
     model = load_graph(file)
     facts = _facts(model)
     Canonicalize()(model)
-    precisions = {node.name: _recorded(node, "precision") or precision_of(node).value for node in model.graph}
+    precisions = {node.name: _recorded(node, "precision") or _precision(node) for node in model.graph}
     if any(node.op_type in QUANTIZED_OPS for node in model.graph):
         LookThroughQuantization()(model)
     found = identify(model)
@@ -113,6 +113,12 @@ def _facts(model: ir.Model) -> dict[str, Any]:
         "version": model.metadata_props.get(f"{PREFIX}version"),
         "operators": dict(sorted(Counter(node.op_type for node in model.graph).items())),
     }
+
+
+def _precision(node: ir.Node) -> str:
+    """As it is in the file, which somebody else may have quantized to bits that we have no name for."""
+    bits = node.attributes.get("bits") if node.op_type == "MatMulNBits" else None
+    return precision_of(node).value if bits is None else f"w{int(bits.value)}a16"
 
 
 def _recorded(node: ir.Node, what: str) -> str | None:

@@ -232,7 +232,8 @@ def companions(source: Source) -> Path:
 def add_companions(source: Source, staging: Path) -> None:
     """Put beside a model what other clients need: tokenizer and generation files, and onnxruntime-genai's own."""
     artifact.copy_companions(companions(source), staging)
-    genai.write(staging, artifact.MODEL, inputs_of(staging / artifact.MODEL))
+    if source.kind != "onnx" or not genai.adopt(source.path, staging, artifact.MODEL):
+        genai.write(staging, artifact.MODEL, inputs_of(staging / artifact.MODEL))
 
 
 def _target_run(bench: Workbench, plan: Plan, executed: Executed, built: Built) -> TargetRun:

@@ -14,9 +14,10 @@ from spq_graph.errors import ActivationError, DataError, GraphError, UsageError
 from spq_graph.models.source import Source
 from spq_graph.passes.apply import DATA_SUFFIX, apply_plan, save_model
 from spq_graph.passes.bfloat16 import WidenBfloat16
-from spq_graph.passes.graph import Canonicalize, digest_of, load_graph, refuse_quantized
-from spq_graph.passes.identify import Identified, identify, require_glu
+from spq_graph.passes.graph import Canonicalize, digest_of, load_graph
+from spq_graph.passes.identify import Identified, require_glu
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
+from spq_graph.passes.quantized import identify_floating, refuse_quantized
 from spq_graph.passes.segments import split
 from spq_graph.plan import ModelRef, Plan
 from spq_graph.progress import Steps
@@ -119,7 +120,7 @@ class Workbench:
         with self.steps.step("identify", "Finding GLU blocks and projections"):
             graph = self.load()
             refuse_quantized(graph, self.source.path)
-            self.found = identify(graph)
+            self.found = identify_floating(graph)
             self.digest = digest_of(self.model)
         if not allow_no_glu:
             require_glu(self.found, self.source.origin)

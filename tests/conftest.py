@@ -17,12 +17,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out the model families unless they were asked for; `-m "not slow"` did not ask.
 
     Where several processes share the work, one file is one process's, so that fixtures are made once; the archives
-    serve the whole folder `packaging`, and an export one family.
+    serve the whole folder `packaging`, the graphs of other exporters all of `sources`, and an export one family.
     """
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         folder = item.path.parent.name
-        group = folder if folder == "packaging" else str(item.path)
+        group = folder if folder in ("packaging", "sources") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(getattr(parameters.get("family"), "name", group)))
     if re.search(r"(?<!not )\bfamilies\b", config.option.markexpr):
         return

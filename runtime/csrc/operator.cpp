@@ -175,7 +175,7 @@ Status* infer(const Api* api, ort::ShapeInferContext* context, ort::TypeAndShape
   // A size that is neither known nor named is set as -1, and two of -1 count as equal: values of different sizes would
   // share a buffer. Of the rows of experts, say, nothing is told.
   for (size_t i = 0; i + 1 < rank; ++i) {
-    if (shape[i] < 0 && *names[i] == '\0') return nullptr;
+    if (shape[i] < 0 && (names[i] == nullptr || *names[i] == '\0')) return nullptr;
   }
   const void* attribute = nullptr;
   if (Status* status = call<ort::ShapeInferContext_GetAttribute>(api, context, "N", &attribute)) return status;

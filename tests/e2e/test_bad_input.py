@@ -97,13 +97,6 @@ def without_glu(folder: Path) -> None:
     write_decoder(folder / "model.onnx", layers=1, glu=False)
 
 
-def quantized(folder: Path) -> None:
-    model = onnx.load(folder / "model.onnx")
-    node = helper.make_node("DynamicQuantizeLinear", ["embed_tokens.out"], ["a", "b", "c"], name="dynamic")
-    model.graph.node.insert(1, node)
-    onnx.save(model, folder / "model.onnx")
-
-
 def picture(folder: Path) -> None:
     """A perceptron: it has products with constant weights, but reads no token ids."""
     weight = onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
@@ -124,7 +117,6 @@ def picture(folder: Path) -> None:
         (escaping_data, "lies outside of the model's folder"),
         (dangling, "which nothing produces"),
         (without_glu, "no GLU block was found"),
-        (quantized, "quantized already (1 DynamicQuantizeLinear)"),
         (picture, "no GLU block was found"),
     ],
 )

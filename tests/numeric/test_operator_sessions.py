@@ -82,6 +82,27 @@ class TestInsteadOfTheFunction:
             of = opened(small(leading=leading).model(), library=library)
             assert of.get_outputs()[0].shape == [*leading, N]
 
+    def test_axes_without_name_or_size(self) -> None:
+        """TorchScript exports have them; what is computed from the shape must not see sizes of -1."""
+        model = small().model()
+        axes = model.graph.input[0].type.tensor_type.shape.dim
+        del axes[:]
+        axes.extend(onnx.TensorShapeProto.Dimension(dim_value=size) if size else onnx.TensorShapeProto.Dimension()
+                    for size in (0, 0, K))  # fmt: skip
+        held = {"both": np.array([0, 1]), "rest": np.array([5, -1])}
+        model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in held.items())
+        model.graph.node.extend([
+            helper.make_node("Shape", ["Y"], ["shape"]), helper.make_node("Gather", ["shape", "both"], ["leading"]),
+            helper.make_node("Concat", ["leading", "rest"], ["goal"], axis=0),
+            helper.make_node("Reshape", ["Y", "goal"], ["Z"]),
+        ])  # fmt: skip
+        del model.graph.output[:]
+        model.graph.output.append(helper.make_tensor_value_info("Z", TensorProto.FLOAT, None))
+        x = tokens(6).reshape(2, 3, K)
+        kernel, function = (opened(model, library=library).run(None, {"A": x})[0] for library in (True, False))
+        assert kernel.shape == (2, 3, 5, 7)
+        np.testing.assert_allclose(kernel, function, rtol=1e-5, atol=1e-6)
+
     def test_an_input_of_unknown_rank(self) -> None:
         model = small().model()
         model.graph.input[0].type.tensor_type.ClearField("shape")

@@ -70,3 +70,20 @@ def test_the_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / genai.NAME).read_text()) == described()
     (tmp_path / "config.json").write_text("{")
     assert not genai.write(tmp_path, "model.onnx", inputs())
+
+
+def test_the_config_beside_a_graph_is_taken_over(tmp_path: Path) -> None:
+    source, out = tmp_path / "source" / "decoder.onnx", tmp_path / "out"
+    source.parent.mkdir()
+    out.mkdir()
+    beside = source.with_name(genai.NAME)
+    assert not genai.adopt(source, out, "model.onnx")
+    for broken in ("{", "[]", '{"model": 3}', '{"model": {"decoder": null}}'):
+        beside.write_text(broken, encoding="utf-8")
+        assert not genai.adopt(source, out, "model.onnx")
+    assert list(out.iterdir()) == []
+    given = {"model": {"type": "llama", "decoder": {"filename": "decoder.onnx", "head_size": 16}}, "search": {}}
+    beside.write_text(json.dumps(given), encoding="utf-8")
+    assert genai.adopt(source, out, "model.onnx")
+    given["model"]["decoder"]["filename"] = "model.onnx"
+    assert json.loads((out / genai.NAME).read_text(encoding="utf-8")) == given

@@ -17,10 +17,10 @@ from spq_graph.passes.graph import (
     files_of,
     load_graph,
     name_nodes,
-    refuse_quantized,
     strip_exporter_noise,
 )
 from spq_graph.passes.identify import identify
+from spq_graph.passes.quantized import refuse_quantized
 from spq_graph.passes.values import weight_of
 from tests.graphs import Glu, glu_model
 
@@ -92,7 +92,14 @@ class TestBrokenFiles:
 
     def test_value_made_twice(self, tmp_path: Path) -> None:
         model = parse("g (float[2] x) => (float[2] y) { a = Neg(x) a = Relu(x) y = Relu(a) }")
-        with pytest.raises(SourceError, match="not a valid ONNX file"):
+        with pytest.raises(GraphError, match="two nodes of the graph give 'a'"):
+            load_graph(write(tmp_path, model))
+
+    def test_input_named_twice(self, tmp_path: Path) -> None:
+        model = parse("g (float[2] x, float[2] z) => (float[2] y) { y = Add(x, z) }")
+        model.graph.input[1].name = "x"
+        model.graph.node[0].input[1] = "x"
+        with pytest.raises(GraphError, match="2 inputs have the name 'x'"):
             load_graph(write(tmp_path, model))
 
 

@@ -80,8 +80,9 @@ class TestNames:
 
     def test_node_names(self) -> None:
         found = found_in(glu_model(Glu(), naming="torchscript"))
-        assert found.blocks[0].down == "/model/layers.0/mlp/down_proj/MatMul"
+        assert found.blocks[0].down == "model.layers.0.mlp.down_proj"
         assert found.by_key[found.blocks[0].down].layer == 0
+        assert found.by_key[found.blocks[0].down].node == "/model/layers.0/mlp/down_proj/MatMul"
 
     def test_anonymous(self) -> None:
         found = found_in(glu_model(Glu(), Glu()))
@@ -217,7 +218,9 @@ class TestNearMisses:
         b.op("Add", "x", b.linear(silu_product(b, gate, up), 6, 4), outputs=["y"])
         found = found_in(b.model({"x": (FLOAT, ["n", 4]), "w": (FLOAT, [4, 6])}, {"y": (FLOAT, ["n", 4])}))
         assert found.blocks == []
-        assert f"its {side} branch comes from no MatMul with a constant weight" in found.unmatched[0].reason
+        product, glu = found.unmatched
+        assert product.reason.startswith("its weight 'w' is an input of the graph")
+        assert f"its {side} branch comes from no MatMul with a constant weight" in glu.reason
 
     def test_refused_with_the_nearest(self) -> None:
         with pytest.raises(GraphError, match=r"no GLU block was found.*Elu \('Elu_2'\).*\n.*--allow-no-glu"):

@@ -12,7 +12,8 @@ from spq_graph.errors import GraphError
 from spq_graph.inspection import inspect_path
 from spq_graph.passes.annotate import PREFIX
 from spq_graph.passes.editor import ADDED
-from spq_graph.passes.graph import load_graph, refuse_quantized
+from spq_graph.passes.graph import load_graph
+from spq_graph.passes.quantized import refuse_quantized
 from spq_graph.recipe import Precision
 from spq_graph.sites import Role, Site
 from tests.decoder_graphs import Decoder, decoder, token_feeds

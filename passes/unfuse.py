@@ -1,0 +1,108 @@
+"""Unfuse: write out what ONNX Runtime's optimizer fused around weights, so that every pass meets one form of a product.
+
+What it fused comes back when the result is loaded: nothing of speed is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from spq_graph.passes.values import is_standard, weight_of
+
+CONTRIB = "com.microsoft"
+# Activations of FusedGemm that take no numbers.
+_PLAIN_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh"})
+
+
+class Unfuse(ir.passes.InPlacePass):
+    """Replace fused operators of com.microsoft that hold a weight or a bias by ONNX's own; other nodes stay.
+
+    A FusedMatMul becomes a MatMul behind a Transpose of its weight and in front of its factor, a FusedGemm a Gemm and
+    its activation, a bias inside of a Gelu an Add, and a sum of two an Add. The first node keeps name and metadata.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in list(model.graph):
+            write = (_STANDARD if is_standard(node) else _CONTRIB if node.domain == CONTRIB else {}).get(node.op_type)
+            modified |= write is not None and write(model.graph, node)
+        return ir.passes.PassResult(model, modified)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node]) -> bool:
+    """Put nodes in the place of one; the last of them returns what it returned."""
+    old, new = node.outputs[0], nodes[-1].outputs[0]
+    new.type, new.shape = old.type, old.shape
+    name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.insert_before(node, nodes)
+    graph.remove(node, safe=True)
+    new.name = name
+    return True
+
+
+def _named(node: ir.Node, like: ir.Node) -> ir.Node:
+    node.name = like.name
+    node.metadata_props.update(like.metadata_props)
+    node.outputs[0].type = None if like.outputs[0].dtype is None else ir.TensorType(like.outputs[0].dtype)
+    node.outputs[0].shape = like.outputs[0].shape
+    return node
+
+
+def _fused_matmul(graph: ir.Graph, node: ir.Node) -> bool:
+    numbers = {name: attribute.value for name, attribute in node.attributes.items()}
+    odd = any(numbers.get(name) for name in ("transA", "transBatchA", "transBatchB"))
+    weight = weight_of(node.inputs[1]) if len(node.inputs) == 2 else None
+    if odd or weight is None or len(weight.shape) != 2:
+        return False
+    nodes: list[ir.Node] = []
+    operand = node.inputs[1]
+    if numbers.get("transB"):
+        nodes.append(ir.node("Transpose", [operand], {"perm": [1, 0]}))
+        operand = nodes[-1].outputs[0]
+    product = _named(ir.node("MatMul", [node.inputs[0], operand]), node)
+    nodes.append(product)
+    if (alpha := numbers.get("alpha", 1.0)) != 1.0:
+        factor = _factor(graph, f"{node.outputs[0].name}.alpha", alpha, weight.dtype)
+        nodes.append(ir.node("Mul", [product.outputs[0], factor]))
+    return _replace(graph, node, nodes)
+
+
+def _factor(graph: ir.Graph, name: str, number: float, dtype: ir.DataType) -> ir.Value:
+    tensor = ir.tensor(np.array(number, dtype=dtype.numpy()))
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape([]), const_value=tensor)
+    graph.initializers.add(value)
+    return value
+
+
+def _fused_gemm(graph: ir.Graph, node: ir.Node) -> bool:
+    activation = node.attributes.get("activation")
+    if activation is None or activation.as_string() not in _PLAIN_ACTIVATIONS:
+        return False
+    kept = {name: a for name, a in node.attributes.items() if not name.startswith("activation")}
+    product = _named(ir.Node("", "Gemm", node.inputs, kept.values()), node)
+    return _replace(graph, node, [product, ir.node(activation.as_string(), [product.outputs[0]])])
+
+
+def _bias_inside(graph: ir.Graph, node: ir.Node) -> bool:
+    value, bias = (*node.inputs, None)[:2]
+    if bias is None:
+        return False
+    total = _named(ir.node("Add", [value, bias]), node)
+    op_type = "FastGelu" if node.op_type == "FastGelu" else "Gelu"
+    return _replace(graph, node, [total, ir.node(op_type, [total.outputs[0]], domain=CONTRIB)])
+
+
+def _sum_of_two(graph: ir.Graph, node: ir.Node) -> bool:
+    """The bodies of ONNX's functions write sums so, and they are inlined where a provider has no kernel."""
+    return len(node.inputs) == 2 and _replace(graph, node, [_named(ir.node("Add", node.inputs), node)])
+
+
+_Write = Callable[[ir.Graph, ir.Node], bool]
+_STANDARD: Mapping[str, _Write] = {"Sum": _sum_of_two}
+_CONTRIB: Mapping[str, _Write] = {
+    "FusedMatMul": _fused_matmul, "FusedGemm": _fused_gemm, "BiasGelu": _bias_inside, "FastGelu": _bias_inside,
+}  # fmt: skip
