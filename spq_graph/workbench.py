@@ -30,7 +30,7 @@ from spq_graph.runtime.session import CPU, Executed, Runner
 from spq_graph.runtime.text import load_sequences
 from spq_graph.runtime.tokenizer import TextTokenizer
 from spq_graph.segment import Segmented
-from spq_graph.streams import execute, open_stream, open_whole
+from spq_graph.streams import execute, execute_file, open_stream, open_whole
 
 LONGEST_WINDOW = 2048
 # Text sampled from the model is as slow as generation: this much of it settles ranges, and more is there on request.
@@ -239,7 +239,8 @@ class Workbench:
         """
         profile = plan.recipe.profile
         if profile.provider == CPU:
-            executed = execute(stream or open_stream(built.path, self.memory), self._probe_ids())
+            ids = self._probe_ids()
+            executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
         else:
             runner = stream if isinstance(stream, Runner) else None
             executed = execute_on(profile, built.path, self._probe_ids(), runner)
