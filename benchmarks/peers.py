@@ -113,13 +113,13 @@ def measure(name: str, command: list[str], folder: Path, source: Path) -> dict[s
 
 def run(command: list[str], place: Path) -> dict[str, float]:
     """Wall and processor time of a process, and its peak resident memory, all of it and what no file backs."""
+    # The peers have nothing to do with what is here, and our folders have names that could be theirs.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    here = {"PYTHONPATH": path} if command[0] == sys.executable else {}
     log = place / "stderr.txt"
     with log.open("wb") as errors:
         start = time.perf_counter()
-        child = subprocess.Popen(
-            command, cwd=place, env=os.environ | {"PYTHONPATH": path}, stdout=errors, stderr=errors
-        )
+        child = subprocess.Popen(command, cwd=place, env=os.environ | here, stdout=errors, stderr=errors)
         sampler = Sampler(child.pid)
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - start
