@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= -n auto --dist loadgroup
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test test-families check docs bench gpu test-gpu bench-gpu
+.PHONY: venv demo test test-families check docs bench bench-peers gpu test-gpu bench-gpu
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
@@ -31,6 +31,10 @@ bench: venv
 	$(BIN)/python benchmarks/fp8_matmul.py
 	$(BIN)/python benchmarks/formats.py
 	$(BIN)/python benchmarks/end_to_end.py
+
+# Minutes, and 4 GB of disk: the other quantizers are installed into environments of their own, in the user's cache.
+bench-peers: venv
+	$(BIN)/python benchmarks/peers.py
 
 # On a machine with an NVIDIA GPU and nvcc; in an environment of its own, since both runtimes install the same module.
 test-gpu: gpu

@@ -49,9 +49,12 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
     graph = model.graph
     cutter = _Cutter(graph, where.resolve(), limit // _LIGHT_SHARE)
     pieces = cutter.pieces(limit)
-    inputs = [_spec(value) for value in graph.inputs]
-    outputs = [_spec(value) for value in graph.outputs]
-    return Segmented(where, inputs, outputs, [_segment(model, cutter, piece) for piece in pieces])
+    return Segmented(where, *signature(model), [_segment(model, cutter, piece) for piece in pieces])
+
+
+def signature(model: ir.Model) -> tuple[list[Spec], list[Spec]]:
+    """Inputs and outputs of a graph, as a session over it would describe them."""
+    return [_spec(value) for value in model.graph.inputs], [_spec(value) for value in model.graph.outputs]
 
 
 def _limit_for(graph: ir.Graph) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import shlex
 import signal
@@ -257,6 +259,7 @@ def main() -> None:
     """Entry point of the `spq-graph` command."""
     from spq_graph.guard import errors_for_people, on_terminate
 
+    atexit.register(gc.freeze)  # what is left goes with the process; to search it for cycles takes a third of a second
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, on_terminate)
     with errors_for_people(errors):

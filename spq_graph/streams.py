@@ -13,6 +13,7 @@ from spq_graph.runtime.evaluate import Stream
 from spq_graph.runtime.segmented import SegmentedRunner
 from spq_graph.runtime.sequences import Ids
 from spq_graph.runtime.session import Executed, Runner, execute_once
+from spq_graph.segment import Segmented
 
 
 def open_stream(path: Path, memory: int | None = None) -> Stream:
@@ -25,12 +26,20 @@ def open_stream(path: Path, memory: int | None = None) -> Stream:
     Raises:
         SpqError: as `load_graph` and `Runner`.
     """
+    model = _in_segments(path, memory)
+    return SegmentedRunner(model) if model is not None else Runner(path)
+
+
+def _in_segments(path: Path, memory: int | None) -> Segmented | None:
+    """A model in segments; None where one session over its file will do.
+
+    What fits as a whole runs from its file: what is measured is then what is delivered.
+    """
     graph = load_graph(path)
     Canonicalize()(graph)
     widened = WidenBfloat16()(graph).modified
     model = split(graph, path, memory)
-    # What fits as a whole runs from its file: what is measured is then what is delivered.
-    return Runner(path) if len(model.segments) == 1 and not widened else SegmentedRunner(model)
+    return model if len(model.segments) > 1 or widened else None
 
 
 def open_whole(model: SegmentedRunner) -> Runner:
@@ -58,3 +67,9 @@ def open_whole(model: SegmentedRunner) -> Runner:
 def execute(stream: Stream, ids: Ids) -> Executed:
     """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
     return execute_once(stream.path, ids) if isinstance(stream, Runner) else stream.execute_once(ids)
+
+
+def execute_file(path: Path, ids: Ids, memory: int | None = None) -> Executed:
+    """As `execute`, of a file that is not open: what fits as a whole is opened once, under the profiler."""
+    model = _in_segments(path, memory)
+    return SegmentedRunner(model).execute_once(ids) if model is not None else execute_once(path, ids)

@@ -18,7 +18,7 @@ from spq_graph.passes.graph import Canonicalize, digest_of, load_graph
 from spq_graph.passes.identify import Identified, require_glu
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.quantized import identify_floating, refuse_quantized
-from spq_graph.passes.segments import split
+from spq_graph.passes.segments import signature, split
 from spq_graph.plan import ModelRef, Plan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
@@ -27,11 +27,11 @@ from spq_graph.runtime.decoding import cache_pairs
 from spq_graph.runtime.evaluate import Stream
 from spq_graph.runtime.proof import check_executed, execute_on, runner_on, why_absent
 from spq_graph.runtime.sequences import Ids, Sequences
-from spq_graph.runtime.session import CPU, Executed, Runner
+from spq_graph.runtime.session import CPU, Decoder, Executed, Runner
 from spq_graph.runtime.text import load_sequences
 from spq_graph.runtime.tokenizer import TextTokenizer
-from spq_graph.segment import Segmented
-from spq_graph.streams import execute, open_stream, open_whole
+from spq_graph.segment import Segmented, Spec
+from spq_graph.streams import execute, execute_file, open_stream, open_whole
 
 LONGEST_WINDOW = 2048
 # Text sampled from the model is as slow as generation: this much of it settles ranges, and more is there on request.
@@ -78,6 +78,7 @@ class Workbench:
     _count: int = 0
     _runner: Runner | None = None
     _reference: Stream | None = None
+    _signature: tuple[list[Spec], list[Spec]] | None = None
 
     @property
     def runner(self) -> Runner:
@@ -97,6 +98,11 @@ class Workbench:
         if self._reference is None:
             self._reference = open_stream(self.model, self.memory)
         return self._reference
+
+    @property
+    def decoder(self) -> Decoder:
+        """What the model takes and gives; once the graph was read, no session is opened to know it."""
+        return Decoder(self.model, *self._signature) if self._signature is not None else self.reference
 
     def open(self, *, allow_no_glu: bool = False, find_sites: bool = True) -> None:
         """Export where needed, read the graph and find its sites; without, any decoder will do, quantized or not.
@@ -120,6 +126,7 @@ class Workbench:
         with self.steps.step("identify", "Finding GLU blocks and projections"):
             graph = self.load()
             refuse_quantized(graph, self.source.path)
+            self._signature = signature(graph)
             self.found = identify_floating(graph)
             self.digest = digest_of(self.model)
         if not allow_no_glu:
@@ -154,13 +161,13 @@ class Workbench:
         longest = self.source.max_length or LONGEST_WINDOW
         if self.window is not None and self.source.max_length is not None and self.window > self.source.max_length:
             raise UsageError(f"the model has {self.source.max_length} positions", where=f"--window {self.window}")
-        return self.reference.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
+        return self.decoder.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
 
     def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
         """Read text or ids as this model's sequences."""
         found = load_sequences(
             path, self.tokenizer, window=self.sequence_length, bos=self.bos,
-            vocab_size=self.source.vocab_size or self.reference.vocabulary, max_tokens=max_tokens,
+            vocab_size=self.source.vocab_size or self.decoder.vocabulary, max_tokens=max_tokens,
         )  # fmt: skip
         return replace(found, origin=path.name)  # where the file lies is not part of what was decided
 
@@ -240,7 +247,8 @@ class Workbench:
         """
         profile = plan.recipe.profile
         if profile.provider == CPU:
-            executed = execute(stream or open_stream(built.path, self.memory), self._probe_ids())
+            ids = self._probe_ids()
+            executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
         else:
             runner = stream if isinstance(stream, Runner) else None
             executed = execute_on(profile, built.path, self._probe_ids(), runner)
@@ -259,7 +267,7 @@ class Workbench:
         return runner_on(plan.recipe.profile, built.path)
 
     def _probe_ids(self) -> Ids:
-        batch, length = self.reference.fixed_shape
+        batch, length = self.decoder.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
     def known_ranges(self, path: Path) -> Ranges:

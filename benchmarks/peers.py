@@ -1,0 +1,293 @@
+"""Ours against onnxruntime quantize_static, ModelOpt and Quark: time and memory from a float model to an INT8 one.
+
+Everyone gets the model of end_to_end.py (12 layers, 82 million parameters) and the same token ids, and quantizes as its
+users would, without evaluation. A measurement is a process of its own, imports included, and all take turns, so that a
+machine that slows down slows all of them down; medians over rounds. Peers live in environments of their own, made on
+demand; one that cannot be installed, or fails, is named with the reason. The yardstick is bare inference of the same
+batches, and one read and one write of the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from peer_workers import LENGTH
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS = Path(__file__).with_name("peer_workers.py")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spq-graph" / "peers"
+# At most so many times the yardstick, and shares of wall time and memory of the fastest peer.
+GOAL_BARE, GOAL_TIME, GOAL_MEMORY = 1.3, 0.5, 0.5
+PINS = {line.partition("==")[0]: line for line in (ROOT / "constraints.txt").read_text().split() if "==" in line}
+# What goes into each peer's environment, by call of pip; torch goes first and alone, so that it stays.
+REQUIREMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "onnxruntime": ((PINS["onnxruntime"], PINS["onnx"], "sympy"),),
+    "modelopt": ((PINS["torch"],), ("nvidia-modelopt[onnx]==0.47.0",)),
+    "quark": ((PINS["torch"],), ("amd-quark==0.13", PINS["onnxruntime"])),
+}
+PACKAGES = ("amd-quark", "nvidia-modelopt", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch")
+LABELS = {
+    "bare": "bare inference, read and write", "ours": "spq-graph", "onnxruntime": "onnxruntime quantize_static",
+    "modelopt": "ModelOpt", "quark": "Quark",
+}  # fmt: skip
+
+
+def interpreter(name: str, environments: Path) -> Path:
+    """The Python of a peer's environment, which is made where it is not there.
+
+    Raises:
+        RuntimeError: it cannot be made; why, as pip says it.
+    """
+    folder = environments / name
+    python, done = folder / "bin" / "python", folder / "installed.json"
+    wanted = json.dumps(REQUIREMENTS[name])
+    if done.is_file() and done.read_text() == wanted:
+        return python
+    print(f"installing {LABELS[name]} into {folder}", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    for command in ([sys.executable, "-m", "venv", str(folder)], *([*pip, *some] for some in REQUIREMENTS[name])):
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ran.returncode:
+            raise RuntimeError(f"not installed: {last_line(ran.stderr)}")
+    done.write_text(wanted)
+    return python
+
+
+def last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["no message"])[-1].strip()
+
+
+def commands(folder: Path, environments: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """What runs each method, but for the model and the folder to write; and why a peer has none."""
+    worker = [str(WORKERS)]
+    found = {
+        "bare": [sys.executable, *worker, "bare", str(folder)],
+        "ours": [sys.executable, "-m", "spq_graph", "quantize"],
+    }
+    skipped: dict[str, str] = {}
+    for name in REQUIREMENTS:
+        try:
+            found[name] = [str(interpreter(name, environments)), *worker, name, str(folder)]
+        except (RuntimeError, OSError) as cause:
+            skipped[name] = str(cause)
+    return found, skipped
+
+
+def measure(name: str, command: list[str], folder: Path, source: Path) -> dict[str, float]:
+    """Run one method on a copy of the model, since a peer writes to its input, and say what it took.
+
+    Raises:
+        RuntimeError: it failed; why.
+    """
+    with tempfile.TemporaryDirectory(prefix="run-", dir=folder) as place:
+        model, out = Path(place) / "in" / "model.onnx", Path(place) / "out"
+        model.parent.mkdir()
+        for file in source.parent.glob("model.onnx*"):
+            shutil.copyfile(file, model.with_name(file.name))
+        if name == "ours":
+            ids = str(folder / "ids.npz")
+            rest = [str(model), "-o", str(out), "--calibration", ids, "--spike-ratio", "100", "--no-eval"]
+        else:
+            out.mkdir()
+            rest = [str(model), str(out)]
+        taken = run([*command, *rest], Path(place))
+        written = sum(f.stat().st_size for f in out.rglob("model.onnx*"))
+        if not written:
+            raise RuntimeError("failed: it wrote no model")
+        return taken | {"output_bytes": written}
+
+
+def run(command: list[str], place: Path) -> dict[str, float]:
+    """Wall and processor time of a process, and its peak resident memory, all of it and what no file backs."""
+    # The peers have nothing to do with what is here, and our folders have names that could be theirs.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    here = {"PYTHONPATH": path} if command[0] == sys.executable else {}
+    log = place / "stderr.txt"
+    with log.open("wb") as errors:
+        start = time.perf_counter()
+        child = subprocess.Popen(command, cwd=place, env=os.environ | here, stdout=errors, stderr=errors)
+        sampler = Sampler(child.pid)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - start
+    child.returncode = os.waitstatus_to_exitcode(status)
+    sampler.stop()
+    if child.returncode:
+        raise RuntimeError(f"failed with status {child.returncode}: {last_line(log.read_text(errors='replace'))}")
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+    return {
+        "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_rss_bytes": usage.ru_maxrss * unit,
+        "peak_anonymous_bytes": sampler.peak,
+    }
+
+
+class Sampler:
+    """The most anonymous memory that a process was seen to hold, in bytes; 0 where the system does not tell."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak = 0
+        self._status = Path(f"/proc/{pid}/status")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(0.01):
+            try:
+                lines = self._status.read_text().splitlines()
+            except OSError:
+                return
+            self.peak = max([self.peak, *(int(line.split()[1]) << 10 for line in lines if "RssAnon" in line)])
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def in_turns(
+    found: dict[str, list[str]], skipped: dict[str, str], rounds: int, folder: Path, source: Path
+) -> list[dict[str, dict[str, float]]]:
+    """All measurements; a peer that fails is skipped from then on, but the yardstick and ours must not fail."""
+    taken: list[dict[str, dict[str, float]]] = []
+    for number in range(rounds):
+        row: dict[str, dict[str, float]] = {}
+        names = [*found]
+        for name in names[number % len(names) :] + names[: number % len(names)]:  # nobody is always first
+            try:
+                row[name] = measure(name, found[name], folder, source)
+            except RuntimeError as cause:
+                if name not in REQUIREMENTS:
+                    raise SystemExit(f"{LABELS[name]}: {cause}") from None
+                skipped[name] = str(cause)
+                del found[name]
+        taken.append(row)
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    return [{name: row[name] for name in found} for row in taken]
+
+
+def medians(taken: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """By method and measure."""
+    return {
+        name: {key: statistics.median(row[name][key] for row in taken) for key in taken[0][name]} for name in taken[0]
+    }
+
+
+def goals(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """What was wanted, and what it came to, in wall time and in processor time, which other work disturbs less."""
+    ours, plain = found["ours"], found["bare"]
+    peers = [name for name in found if name in REQUIREMENTS]
+    wanted = [("times bare inference, read and write", "seconds", "cpu_seconds", plain, GOAL_BARE)]
+    if peers:
+        fastest = min(peers, key=lambda name: found[name]["seconds"])
+        wanted += [
+            (f"of the time of {LABELS[fastest]}", "seconds", "cpu_seconds", found[fastest], GOAL_TIME),
+            ("of its memory", "peak_rss_bytes", "peak_anonymous_bytes", found[fastest], GOAL_MEMORY),
+        ]  # fmt: skip
+    return [
+        {"what": what, "measure": key, "ratio": ours[key] / base[key], "other_measure": other,
+         "other_ratio": ours[other] / base[other] if base[other] else None, "goal": goal,
+         "met": ours[key] <= goal * base[key]}
+        for what, key, other, base, goal in wanted
+    ]  # fmt: skip
+
+
+def versions(found: dict[str, list[str]]) -> dict[str, dict[str, str]]:
+    """What each peer's environment holds of what matters."""
+    code = (
+        "import json; from importlib.metadata import distributions\n"
+        f"print(json.dumps({{n: d.version for d in distributions() if (n := d.metadata['Name']) in {PACKAGES}}}))"
+    )
+    told = {
+        name: subprocess.run([found[name][0], "-c", code], capture_output=True, text=True, check=True).stdout
+        for name in found
+        if name in REQUIREMENTS
+    }
+    return {name: dict(sorted(json.loads(text).items())) for name, text in told.items()}
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the table, and which goals are met."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = (("wall s", "seconds", 1), ("CPU s", "cpu_seconds", 1), ("peak MB", "peak_rss_bytes", 1e6),
+               ("anonymous MB", "peak_anonymous_bytes", 1e6))  # fmt: skip
+    table = Table("", *(h for label, *_ in columns for h in (label, "x ours")), "output MB", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    found = report["medians"]
+    for name, label in LABELS.items():
+        if name in report["skipped"]:
+            table.add_row(label, "skipped")
+            continue
+        row = found[name]
+        cells = [c for _, key, scale in columns for c in (f"{row[key] / scale:.4g}", times(row, found["ours"], key))]
+        table.add_row(label, *cells, f"{row['output_bytes'] / 1e6:.1f}")
+    console = Console(width=max(120, Console().width))
+    console.print(
+        f"12 layers, 82 million parameters, {report['rows']} sequences of {LENGTH} random tokens; "
+        f"medians of {report['rounds']} rounds\n{report['processor']}, {report['cores']} cores, load "
+        f"{report['load']:.1f}\n",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(table)
+    for name, reason in report["skipped"].items():
+        console.print(f"{LABELS[name]}: {reason}", highlight=False, soft_wrap=True)
+    for goal in report["goals"]:
+        other = "" if goal["other_ratio"] is None else f" ({goal['other_measure']}: {goal['other_ratio']:.2f})"
+        verdict = "met" if goal["met"] else "missed"
+        console.print(f"{verdict}: {goal['ratio']:.2f} {goal['what']}{other}; at most {goal['goal']} wanted")
+
+
+def times(row: dict[str, float], base: dict[str, float], key: str) -> str:
+    return f"{row[key] / base[key]:.2f}" if base[key] else "-"
+
+
+def main() -> None:
+    """Measure, print, and keep the figures where that is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=16, help="sequences of 128 tokens to calibrate on")
+    parser.add_argument("--environments", type=Path, default=CACHE, help="where the peers are installed")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "spq-graph-end-to-end",
+                        help="where end_to_end.py keeps its model")  # fmt: skip
+    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="spq-graph-bench-") as folder:
+        commanded, skipped = commands(Path(folder), given.environments.resolve())
+        run_prepare = [sys.executable, str(WORKERS), "prepare", folder, str(given.work), str(given.rows)]
+        run(run_prepare, Path(folder))
+        taken = in_turns(commanded, skipped, given.rounds, Path(folder), given.work / "model.onnx")
+    from keeping import keep
+
+    from spq_graph.runtime.health import processor  # now that no child starts with the size that this brings
+    from spq_graph.verdict import environment
+
+    found = medians(taken)
+    report = {
+        "processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "rounds": given.rounds,
+        "rows": given.rows, "environment": environment(), "versions": versions(commanded), "skipped": skipped,
+        "medians": found, "goals": goals(found), "taken": taken,
+    }  # fmt: skip
+    show(report)
+    if given.save:
+        print(keep("peers", command="python benchmarks/peers.py", **report))
+
+
+if __name__ == "__main__":
+    main()
