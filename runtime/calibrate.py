@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from spq_graph.checkpoint import Checkpoint
 from spq_graph.errors import ActivationError
-from spq_graph.ranges import Ranges, ValueRange
+from spq_graph.ranges import Ranges
 from spq_graph.runtime.segmented import Progress, SegmentedRunner
 from spq_graph.runtime.sequences import Ids, Sequences
 from spq_graph.runtime.session import Decoder
 from spq_graph.segment import Segmented
+from spq_graph.value_range import ValueRange
 
 # Tokens in one batch: large enough to keep the cores busy, small enough that activations stay a few hundred MB.
 BATCH_TOKENS = 1024

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.errors import SourceError
+from spq_graph.runtime.executed import Executed, executed_by
 from spq_graph.runtime.openvino_session import OpenVinoSession, executed_in
 from spq_graph.runtime.operators import OVERRIDE, library_info, library_path, register
-from spq_graph.runtime.session import CPU, Executed, executed_by
+from spq_graph.runtime.session import CPU
 from spq_graph.targets import Profile
 
 _INSTRUCTIONS = (

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 
 from spq_graph.errors import SourceError
+from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.sequences import Ids
-from spq_graph.runtime.session import Array, Executed, Runner
+from spq_graph.runtime.session import Array, Runner
 
 DEVICE = "OpenVINO CPU"
 # By element type of OpenVINO, the name that ONNX Runtime has for it.

@@ -13,8 +13,9 @@ from spq_graph.errors import CheckError
 from spq_graph.plan import Plan, SitePlan
 from spq_graph.recipe import Precision
 from spq_graph.runtime import openvino_session as openvino
+from spq_graph.runtime.executed import Executed, check_integer_sites
 from spq_graph.runtime.sequences import Ids
-from spq_graph.runtime.session import CPU, Executed, Runner, check_integer_sites, execute_once
+from spq_graph.runtime.session import CPU, Runner, execute_once
 from spq_graph.targets import Form, Profile
 
 DECOMPRESSED = frozenset({"FullyConnected_float_weights_int8", "MatMul_float_weights_int8"})

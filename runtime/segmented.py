@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from spq_graph.runtime.executed import Executed, executed_in
 from spq_graph.runtime.sequences import Ids
-from spq_graph.runtime.session import Array, Decoder, Executed, executed_in, open_session, session_options
+from spq_graph.runtime.session import Array, Decoder, open_session, session_options
 from spq_graph.segment import Handed, Segment, Segmented, Weight, type_of
 
 Batch: TypeAlias = tuple[Ids, Ids]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from spq_graph.errors import UsageError
 from spq_graph.formats import by_rule
 from spq_graph.plan import Evidence, Reason, SitePlan
-from spq_graph.ranges import ValueRange
 from spq_graph.recipe import Precision, Recipe, matches
 from spq_graph.sites import Site
+from spq_graph.value_range import ValueRange
 
 
 @dataclass(slots=True)

@@ -18,8 +18,8 @@ from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SiteP
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.report import FP8_KERNEL
 from spq_graph.runtime import health
+from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.proof import why_absent
-from spq_graph.runtime.session import Executed
 from spq_graph.sites import Role
 from spq_graph.targets import PROFILES, Form, Profile
 from spq_graph.verdict import environment

@@ -25,8 +25,8 @@ from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.recipe import Recipe
 from spq_graph.report import Report, Rung, TargetRun, TextRef, Verdict
+from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.sequences import Sequences
-from spq_graph.runtime.session import Executed
 from spq_graph.verdict import environment, judge
 from spq_graph.wording import headline
 from spq_graph.workbench import Built, Workbench

@@ -14,7 +14,7 @@ from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges, json_file, merge_all
 from spq_graph.recipe import Recipe
 from spq_graph.retarget import refuse_unsupported, retarget
-from spq_graph.runtime.session import Executed
+from spq_graph.runtime.executed import Executed
 from spq_graph.targets import Target
 
 

@@ -10,9 +10,10 @@ from spq_graph.passes.bfloat16 import WidenBfloat16
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.segments import split
 from spq_graph.runtime.evaluate import Stream
+from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.segmented import SegmentedRunner
 from spq_graph.runtime.sequences import Ids
-from spq_graph.runtime.session import Executed, Runner, execute_once
+from spq_graph.runtime.session import Runner, execute_once
 from spq_graph.segment import Segmented
 
 

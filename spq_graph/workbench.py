@@ -25,9 +25,10 @@ from spq_graph.ranges import Ranges
 from spq_graph.runtime.calibrate import calibrate, first_not_finite
 from spq_graph.runtime.decoding import cache_pairs
 from spq_graph.runtime.evaluate import Stream
+from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.proof import check_executed, execute_on, runner_on, why_absent
 from spq_graph.runtime.sequences import Ids, Sequences
-from spq_graph.runtime.session import CPU, Decoder, Executed, Runner
+from spq_graph.runtime.session import CPU, Decoder, Runner
 from spq_graph.runtime.text import load_sequences
 from spq_graph.runtime.tokenizer import TextTokenizer
 from spq_graph.segment import Segmented, Spec

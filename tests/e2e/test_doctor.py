@@ -12,8 +12,8 @@ pytest.importorskip("onnxruntime")
 
 from spq_graph import doctor
 from spq_graph.runtime import health
+from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.openvino_session import is_here
-from spq_graph.runtime.session import Executed
 from spq_graph.targets import PROFILES
 from tests.e2e.command import done
 

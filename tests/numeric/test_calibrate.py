@@ -16,9 +16,10 @@ pytest.importorskip("onnxruntime")
 from spq_graph.errors import ActivationError
 from spq_graph.models.source import resolve
 from spq_graph.progress import Steps
-from spq_graph.ranges import Ranges, ValueRange, merge_all
+from spq_graph.ranges import Ranges, merge_all
 from spq_graph.runtime.sequences import Sequences
 from spq_graph.runtime.session import Runner
+from spq_graph.value_range import ValueRange
 from spq_graph.workbench import Workbench
 from tests.decoders import BOS, random_ids, write_decoder
 

@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 from spq_graph.errors import GraphError
 from spq_graph.passes.apply import apply_plan
 from spq_graph.recipe import Precision
-from spq_graph.runtime.session import check_integer_sites, execute_once
+from spq_graph.runtime.executed import check_integer_sites
+from spq_graph.runtime.session import execute_once
 from spq_graph.sites import Role, Site
 from tests.decoder_graphs import Decoder, decoder, token_feeds
 from tests.graphs import LINEAR_FORMS, Array, Builder, Glu, LinearForm, glu_model

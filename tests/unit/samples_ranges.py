@@ -6,7 +6,8 @@ import numpy as np
 
 from spq_graph.drawing import Box, LayerDrawing
 from spq_graph.plan import Plan
-from spq_graph.ranges import Ranges, ValueRange
+from spq_graph.ranges import Ranges
+from spq_graph.value_range import ValueRange
 from tests.unit.samples import HOSTILE
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from spq_graph.choices import Choice, start
 from spq_graph.plan import Reason
-from spq_graph.ranges import ValueRange
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.sites import Role, Site
+from spq_graph.value_range import ValueRange
 
 
 def chosen(tokens: int, least: int, *, expert: int | None = 3, role: Role = Role.EXPERT_DOWN) -> Choice:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from spq_graph.decide import decide
 from spq_graph.errors import UsageError
 from spq_graph.plan import ModelRef, Plan, Reason
-from spq_graph.ranges import Ranges, ValueRange
+from spq_graph.ranges import Ranges
 from spq_graph.recipe import Override, Precision, Recipe
 from spq_graph.sites import Role, Site, Unmatched
+from spq_graph.value_range import ValueRange
 
 MODEL = ModelRef(digest="sha256:0", origin="test")
 Keys = frozenset[str]

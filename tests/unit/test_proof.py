@@ -11,8 +11,8 @@ import onnxruntime as ort
 from spq_graph.errors import CheckError
 from spq_graph.plan import Plan, Reason
 from spq_graph.recipe import Precision
+from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.proof import check_executed, why_absent
-from spq_graph.runtime.session import Executed
 from spq_graph.targets import PROFILES, Target
 from tests.unit.test_targets import plan, site
 

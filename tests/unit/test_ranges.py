@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spq_graph.errors import DataError
-from spq_graph.ranges import Peak, Ranges, ValueRange, bin_middle, bins_of, merge_all
+from spq_graph.profile import Peak, bin_middle, bins_of
+from spq_graph.ranges import Ranges, merge_all
+from spq_graph.value_range import ValueRange
 
 Floats = npt.NDArray[np.float32]
 LENGTH, CHANNELS = 7, 5
