@@ -1,8 +1,8 @@
 # Each target makes its own virtual environment in .venv; another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
 BIN := .venv/bin
-# One process for each core; a file's tests stay together.
-WORKERS ?= -n auto --dist loadgroup
+# One process for each core; tests/scheduling.py says what stays together.
+WORKERS ?= -n auto
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: venv demo test test-families check docs bench bench-peers gpu test-gpu bench-gpu

@@ -44,7 +44,7 @@ def collect_sites(graph: ir.Graph) -> tuple[dict[ir.Node, Site], list[Unmatched]
             elif found:
                 unmatched.append(Unmatched(node.name or "", found))
         elif _holds_weight(node):
-            unmatched.append(Unmatched(node.name or "", f"{node.op_type} is not handled; it stays as it is"))
+            unmatched.append(Unmatched(node.name or "", _why_untouched(node)))
         unmatched += _inside_subgraphs(node)
     shared = Counter(site.key for site in sites.values())
     for node, site in sites.items():

@@ -37,10 +37,12 @@ def _in_segments(path: Path, memory: int | None) -> Segmented | None:
     What fits as a whole runs from its file: what is measured is then what is delivered.
     """
     graph = load_graph(path)
+    names = [node.name for node in graph.graph if node.name]
+    refused = len(set(names)) < len(names)  # ONNX Runtime loads no file with two nodes of one name
     Canonicalize()(graph)
     widened = WidenBfloat16()(graph).modified
     model = split(graph, path, memory)
-    return model if len(model.segments) > 1 or widened else None
+    return model if len(model.segments) > 1 or widened or refused else None
 
 
 def open_whole(model: SegmentedRunner) -> Runner:
@@ -52,7 +54,7 @@ def open_whole(model: SegmentedRunner) -> Runner:
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if model.pieces == 1:
         raise UsageError(
-            "ONNX Runtime's CPU provider has no kernels for bfloat16, so this model does not run as it is",
+            "ONNX Runtime does not run this model as it is: it has bfloat16 weights, or two nodes of one name",
             where=str(model.path),
             remedy="pass --calibration FILE; what is made of it by `quantize` runs",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,17 +14,20 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{n}" for n in range(61))]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the model families unless they were asked for; `-m "not slow"` did not ask.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process gets what shares a fixture."""
+    from tests.scheduling import ByFixtures
 
-    Where several processes share the work, one file is one process's, so that fixtures are made once; the archives
-    serve the whole folder `packaging`, the graphs of other exporters all of `sources`, and an export one family.
-    """
-    for item in items:
-        parameters = getattr(getattr(item, "callspec", None), "params", {})
-        folder = item.path.parent.name
-        group = folder if folder in ("packaging", "sources") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(getattr(parameters.get("family"), "name", group)))
+    return ByFixtures(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the model families unless they were asked for; `-m "not slow"` did not ask."""
+    if config.getoption("numprocesses", None) is not None or hasattr(config, "workerinput"):
+        from tests.scheduling import begins
+
+        items.sort(key=begins, reverse=True)  # keeps the order of the others
     if re.search(r"(?<!not )\bfamilies\b", config.option.markexpr):
         return
     left = [item for item in items if item.get_closest_marker("families")]
