@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,16 +14,20 @@ from rich.text import Text
 
 from spq_graph import artifact
 from spq_graph.errors import UsageError
+from spq_graph.html import render
 from spq_graph.ladder import variants, weight_only
 from spq_graph.measuring import open_model
 from spq_graph.passes.graph import digest_of, files_of
 from spq_graph.plan import Plan
 from spq_graph.progress import Steps
+from spq_graph.ranges import Ranges
+from spq_graph.report import Report
 from spq_graph.retarget import retarget
 from spq_graph.runtime import timing
 from spq_graph.runtime.health import processor
 from spq_graph.runtime.proof import runner_on, why_absent
 from spq_graph.runtime.session import Runner
+from spq_graph.speed import Decode, Prefill, Speed, SpeedRow
 from spq_graph.targets import PROFILES, target_named
 from spq_graph.verdict import environment
 from spq_graph.wording import megabytes
@@ -31,10 +35,6 @@ from spq_graph.workbench import Workbench
 
 LENGTHS = (128, 512)
 PAST = 128
-LABELS = {
-    "fp32": "FP32", "everywhere": "INT8 everywhere", "spike_aware": "spike-aware", "weight_only": "MatMulNBits, 8 bits",
-    "model": "this model",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Entry:
 def bench(
     path: str, steps: Steps, *, against: str | None = None, targets: tuple[str, ...] = (), rounds: int = 5,
     threads: int = 1, lengths: tuple[int, ...] = LENGTHS,
-) -> dict[str, Any]:  # fmt: skip
+) -> Speed:  # fmt: skip
     """Time a model, and what it is to be compared with, in turns.
 
     Args:
@@ -63,9 +63,7 @@ def bench(
         lengths: of prompts; those that the model cannot take are left out.
 
     Returns:
-        What `bench --json` prints: `threads`, `rounds`, `past` (tokens in the cache while decoding), `processor`,
-        `environment`, and `rows`, the first of which all ratios refer to: `name`, `target`, `bytes`, `load_seconds`,
-        `resident_bytes`, `prefill` {length: {`seconds`, `times`}} and `decode` {`tokens_per_second`, `times`} or null.
+        What `bench --json` prints.
 
     Raises:
         SpqError: what is wrong, where, and what to do.
@@ -109,9 +107,7 @@ def _others(
                 yield Entry(f"spike_aware_{target}", reference.build(retarget(plan, profile.name)).path, target)
 
 
-def _timed(
-    entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, lengths: Sequence[int]
-) -> dict[str, Any]:  # fmt: skip
+def _timed(entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, lengths: Sequence[int]) -> Speed:
     with steps.step("load", "Loading each in a process of its own") as tick:
         loaded = {}
         for number, entry in enumerate(entries, 1):
@@ -128,26 +124,22 @@ def _timed(
     for entry in entries:
         timed = seconds[entry.name]
         decode = timed.get(timing.DECODE)
-        rows.append({
-            "name": entry.name, "target": entry.target, "bytes": sum(f.stat().st_size for f in files_of(entry.path)),
-            "load_seconds": round(loaded[entry.name].seconds, 4),
-            "resident_bytes": loaded[entry.name].resident_bytes,
-            "prefill": {
-                str(n): {
-                    "seconds": statistics.median(timed[label := f"prefill {n}"]),
-                    "times": times_faster(first[label], timed[label]),
-                }
+        rows.append(SpeedRow(
+            name=entry.name, target=entry.target, bytes=sum(f.stat().st_size for f in files_of(entry.path)),
+            load_seconds=round(loaded[entry.name].seconds, 4), resident_bytes=loaded[entry.name].resident_bytes,
+            prefill={
+                str(n): Prefill(
+                    seconds=statistics.median(timed[label := f"prefill {n}"]),
+                    times=times_faster(first[label], timed[label]),
+                )
                 for n in lengths
             },
-            "decode": None if decode is None else {
-                "tokens_per_second": 1 / statistics.median(decode),
-                "times": times_faster(first[timing.DECODE], decode) if timing.DECODE in first else None,
-            },
-        })  # fmt: skip
-    return {
-        "threads": threads, "rounds": rounds, "past": past, "processor": processor(), "environment": environment(),
-        "rows": rows,
-    }  # fmt: skip
+            decode=None if decode is None else Decode(
+                tokens_per_second=1 / statistics.median(decode),
+                times=times_faster(first[timing.DECODE], decode) if timing.DECODE in first else None,
+            ),
+        ))  # fmt: skip
+    return Speed(threads=threads, rounds=rounds, past=past, processor=processor(), environment=environment(), rows=rows)
 
 
 def times_faster(first: Sequence[float], other: Sequence[float]) -> float:
@@ -155,25 +147,48 @@ def times_faster(first: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(first, other, strict=True))
 
 
-def show(found: Mapping[str, Any], console: Console) -> None:
+def check_report(out: Path) -> None:
+    """See to it, before anything takes long, that there is a report to write into.
+
+    Raises:
+        UsageError: OUT is no folder that `quantize` wrote.
+    """
+    absent = [name for name in (artifact.PLAN, artifact.REPORT, artifact.RANGES) if not (out / name).is_file()]
+    if absent:
+        raise UsageError(
+            f"there is no {absent[0]} here, so no report to write into",
+            where=str(out),
+            remedy="name the folder that `spq-graph quantize` wrote, or leave out --report",
+        )
+
+
+def add_to_report(out: Path, speed: Speed) -> None:
+    """Write what was measured of an artifact into its report, and draw the page again.
+
+    Raises:
+        SpqError: OUT is no folder that `quantize` wrote.
+    """
+    plan = Plan.load(out / artifact.PLAN)
+    report = Report.load(out / artifact.REPORT).model_copy(update={"speed": speed})
+    ranges = Ranges.load(out / artifact.RANGES)
+    with tempfile.TemporaryDirectory(prefix=".speed-", dir=out) as folder:
+        report.save(Path(folder, artifact.REPORT))
+        Path(folder, artifact.PAGE).write_text(render(plan, report, ranges), encoding="utf-8")
+        for name in (artifact.REPORT, artifact.PAGE):
+            Path(folder, name).replace(out / name)
+
+
+def show(speed: Speed, console: Console) -> None:
     """Print a benchmark."""
-    rows = found["rows"]
-    lengths = list(rows[0]["prefill"])
+    lengths = list(speed.rows[0].prefill)
     table = Table(box=None, pad_edge=False)
     for name in ("", *(f"prefill {n}" for n in lengths), "decode", "load", "resident", "file"):
         table.add_column(name, justify="left" if not name else "right")
-    for row in rows:
-        cells = [f"{1e3 * row['prefill'][n]['seconds']:.1f} ms  {row['prefill'][n]['times']:.2f}x" for n in lengths]
-        decode = row["decode"]
-        times = f"  {decode['times']:.2f}x" if decode and decode["times"] else ""
-        cells.append(f"{decode['tokens_per_second']:.1f} tokens/s{times}" if decode else "no KV cache")
-        cells += [f"{row['load_seconds']:.2f} s", *(f"{megabytes(row[k])} MB" for k in ("resident_bytes", "bytes"))]
-        name = LABELS.get(row["name"], row["name"].replace("_", " "))
-        table.add_row(Text(name if row["target"] == "cpu" else f"{name} ({row['target']})"), *cells)
+    for row in speed.rows:
+        cells = [f"{1e3 * row.prefill[n].seconds:.1f} ms  {row.prefill[n].times:.2f}x" for n in lengths]
+        times = f"  {row.decode.times:.2f}x" if row.decode and row.decode.times else ""
+        cells.append(f"{row.decode.tokens_per_second:.1f} tokens/s{times}" if row.decode else "no KV cache")
+        cells += [f"{row.load_seconds:.2f} s", *(f"{megabytes(n)} MB" for n in (row.resident_bytes, row.bytes))]
+        table.add_row(Text(row.label), *cells)
     console.print(table)
-    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
-    console.print(
-        f"{threads}, {found['processor']}; medians of {found['rounds']} rounds in turns, ratios to the first row; "
-        f"decoding behind {found['past']} tokens",
-        style="dim", highlight=False,
-    )  # fmt: skip
+    console.print(speed.conditions, style="dim", highlight=False)

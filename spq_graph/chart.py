@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH, _ROW, _AXIS = 360, 35, 30  # px at natural size: narrow enough for a phone, where it is shown as it is
+WIDTH = 360  # px at natural size: narrow enough for a phone, where it is shown as it is
+_ROW, _AXIS = 35, 30
 
 
 def ladder_changes(report: Report) -> dict[int, list[tuple[Rung, float]]]:
@@ -41,16 +42,16 @@ def ladder_figure(rungs: Sequence[tuple[Rung, float]], every: Sequence[float], p
     rows = [list(group) for _, group in groupby(rungs, key=_row_key)]
     height = len(rows) * _ROW + _AXIS
     with drawing_style():
-        figure = Figure(figsize=(_WIDTH / 72, height / 72))
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
         axes = figure.add_axes((0, _AXIS / height, 1, 1 - _AXIS / height))
         _scale(axes, [100 * share for share in every if isfinite(share)], palette)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         for place, row in enumerate(rows):
-            _draw_row(axes, place, row, palette)
+            _draw_rung(axes, place, row, palette)
     return figure
 
 
-def _draw_row(axes: Axes, place: int, row: Sequence[tuple[Rung, float]], palette: Palette) -> None:
+def _draw_rung(axes: Axes, place: int, row: Sequence[tuple[Rung, float]], palette: Palette) -> None:
     rung = row[0][0]
     colour = palette.muted
     if rung.name == "spike_aware":
@@ -63,8 +64,15 @@ def _draw_row(axes: Axes, place: int, row: Sequence[tuple[Rung, float]], palette
         name += f", {len(row)} seeds"
     shares = sorted(share for _, share in row)
     told = " … ".join(dict.fromkeys(wording.percent(share) for share in (shares[0], shares[-1])))
+    draw_row(axes, place, name, told, values, colour, palette, bold=rung.name == "spike_aware")
+
+
+def draw_row(
+    axes: Axes, place: int, name: str, told: str, values: Sequence[float], colour: str, palette: Palette, *, bold: bool
+) -> None:
+    """Draw a line from zero to the farthest of the values, and all of them as dots, below a name and what is told."""
     across = axes.get_yaxis_transform()
-    weight = "bold" if rung.name == "spike_aware" else "normal"
+    weight = "bold" if bold else "normal"
     axes.text(0, place - 0.18, name, transform=across, color=palette.ink, weight=weight)
     axes.text(1, place - 0.18, told, transform=across, color=palette.ink, weight=weight, ha="right")
     axes.plot([0, 1], [place + 0.14] * 2, transform=across, color=palette.line, linewidth=1.5, zorder=1)

@@ -28,6 +28,7 @@ from spq_graph.profile_chart import profile_figure
 from spq_graph.ranges import Ranges
 from spq_graph.recipe import Recipe
 from spq_graph.report import Report, Rung
+from spq_graph.speed_chart import speed_figure
 from spq_graph.spike_map import HEAT_STEPS, STEPS_A_DECADE, heat, spike_map
 from spq_graph.svg import PAGE, for_page
 
@@ -59,6 +60,7 @@ def render(plan: Plan, report: Report, ranges: Ranges | None = None) -> str:
             tiles=_tiles(plan, report),
             ladder=_ladder(report),
             charts=list(_charts(report)),
+            speeds=list(_speeds(report)),
             spikes=spike_map(plan),
             number_of={site.key: index for index, site in enumerate(plan.sites)},
             profiles=profiles,
@@ -164,8 +166,11 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     share = report.bytes / report.source_bytes if report.source_bytes else 1.0
     size = f"{100 * share:.0f} % of {wording.megabytes(report.source_bytes)} MB"
     tiles.append(("size", f"{wording.megabytes(report.bytes)} MB", size))
-    kernels = wording.integer_kernels(report.executed)
-    tiles.append(("integer kernels", str(kernels), f"{len(plan.integer_sites)} planned"))
+    planned = f"{len(plan.integer_sites)} planned"
+    if report.target is not None and not report.target.executed_here:
+        tiles.append(("integer kernels", "–", f"not executed here; {planned}"))
+    else:
+        tiles.append(("integer kernels", str(wording.integer_kernels(report.executed)), planned))
     return tiles
 
 
@@ -181,6 +186,12 @@ def _charts(report: Report) -> Iterator[tuple[int, Markup]]:
     for bits, rungs in changes.items():
         # Safe as markup: the drawing library escapes its text, and no name but those of rungs goes into it.
         yield bits, Markup(for_page(ladder_figure(rungs, every, PAGE), f"b{bits}-"))  # noqa: S704
+
+
+def _speeds(report: Report) -> Iterator[tuple[str, Markup]]:
+    """A chart for each measurement of `bench`."""
+    for index, (name, rows) in enumerate(report.speed.charts() if report.speed is not None else ()):
+        yield name, Markup(for_page(speed_figure(rows, PAGE), f"v{index}-"))  # noqa: S704 - the library escapes text
 
 
 def _choices(plan: Plan) -> dict[str, list[str]]:

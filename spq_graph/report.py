@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from spq_graph.display import html_table, to_frame
 from spq_graph.drawing import LayerDrawing
 from spq_graph.errors import UsageError
+from spq_graph.speed import Speed
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -118,6 +119,7 @@ class Report(_Strict):
         kernels: what each site of the plan ran as, by key.
         fp8: how the sites in FP8 ran; None without any.
         layer: one decoder layer before and after, drawn from the files.
+        speed: what `bench --report` measured of the artifact; None before that.
         tokens: texts of the tokens that lead the profiles in the ranges, by id.
         seconds: wall time by step.
         peak_rss_bytes: largest memory of the process.
@@ -136,6 +138,7 @@ class Report(_Strict):
     kernels: dict[str, str] = {}
     fp8: OperatorRun | None = None
     layer: LayerDrawing | None = None
+    speed: Speed | None = None
     tokens: dict[int, str] = {}
     seconds: dict[str, float]
     peak_rss_bytes: int

@@ -55,18 +55,24 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="how often each model is timed")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="threads of every session")] = 1,
     length: Annotated[list[int] | None, typer.Option(min=1, help="prompt lengths (repeatable; 128 and 512)")] = None,
+    report: Annotated[bool, typer.Option("--report", help="write the figures into OUT's report")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Prefill, decoding, load time and memory, in turns with the models it is compared with."""
-    from spq_graph.benching import LENGTHS, show
+    from spq_graph.benching import LENGTHS, add_to_report, check_report, show
     from spq_graph.benching import bench as run
+
+    if report:
+        check_report(Path(path))
 
     found = run(
         path, steps(), against=against, targets=tuple(target or ()), rounds=rounds, threads=threads,
         lengths=tuple(length or LENGTHS),
     )  # fmt: skip
+    if report:
+        add_to_report(Path(path), found)
     if as_json:
-        print_json(found)
+        print_json(found.model_dump(mode="json"))
     else:
         show(found, Console())
 

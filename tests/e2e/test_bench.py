@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from spq_graph.benching import times_faster
+from spq_graph.report import Report
 from tests.decoders import write_decoder, write_ids
 from tests.e2e.command import done, spq
 
@@ -47,6 +49,30 @@ def test_alone_it_is_timed_alone_and_shown(cached: tuple[Path, Path]) -> None:
     assert "prefill 8" in shown
     assert "tokens/s" in shown
     assert "1 thread" in shown
+
+
+def test_the_figures_stand_in_the_report_where_that_is_asked_for(cached: tuple[Path, Path], tmp_path: Path) -> None:
+    model, made = cached
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    arguments = ["--against", model, "--target", "cpu", "--rounds", 1, "--length", 8, "--report", "--json"]
+    found = done("bench", out, *arguments).json
+    report = Report.load(out / "report.json")
+    assert report.speed is not None
+    assert report.speed.model_dump(mode="json") == found
+    assert report.model_copy(update={"speed": None}) == Report.load(made / "report.json")
+    page = (out / "report.html").read_text()
+    assert "How fast" in page
+    for row in found["rows"]:
+        assert f"{row['decode']['tokens_per_second']:.1f}" in page
+    assert {path.name for path in out.iterdir()} == {path.name for path in made.iterdir()}
+    assert "How fast" not in (made / "report.html").read_text()
+
+
+def test_a_report_that_is_not_there_is_said_before_anything_is_timed(cached: tuple[Path, Path]) -> None:
+    result = spq("bench", cached[1] / "model.onnx", "--report")
+    assert result.code == 2
+    assert "no plan.json here" in result.err
 
 
 def test_wrong_use(cached: tuple[Path, Path]) -> None:

@@ -1,0 +1,94 @@
+"""Speed: what `bench` measured, as it prints it with `--json` and as a report keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+_NAMES = {
+    "fp32": "FP32", "everywhere": "INT8 everywhere", "spike_aware": "spike-aware", "weight_only": "MatMulNBits, 8 bits",
+    "model": "this model",
+}  # fmt: skip
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Prefill(_Strict):
+    """A prompt: seconds, and how many times faster than the first row."""
+
+    seconds: float
+    times: float
+
+
+class Decode(_Strict):
+    """Tokens a second over the cache, and how many times as many as the first row; None where that one has none."""
+
+    tokens_per_second: float
+    times: float | None
+
+
+class SpeedRow(_Strict):
+    """One model: medians over the rounds.
+
+    Attributes:
+        name: fp32, everywhere, weight_only, spike_aware, spike_aware_ and another target, or model.
+        target: what it runs on.
+        bytes: of its files.
+        load_seconds, resident_bytes: what loading it in a process of its own took.
+        prefill: by length of the prompt.
+        decode: None without a KV cache.
+    """
+
+    name: str
+    target: str
+    bytes: int
+    load_seconds: float
+    resident_bytes: int
+    prefill: dict[str, Prefill]
+    decode: Decode | None
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        plain = self.name.removesuffix(f"_{self.target}")
+        name = _NAMES.get(plain, plain.replace("_", " "))
+        return name if self.target == "cpu" else f"{name} ({self.target})"
+
+
+class Speed(_Strict):
+    """What was timed in turns.
+
+    Attributes:
+        threads: of every session; rounds: how often each was timed; past: tokens in the cache while decoding.
+        processor, environment: where, and in which versions.
+        rows: the first is what all ratios refer to.
+    """
+
+    threads: int
+    rounds: int
+    past: int
+    processor: str
+    environment: dict[str, str]
+    rows: list[SpeedRow]
+
+    @property
+    def conditions(self) -> str:
+        """How it was measured, in words."""
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return (
+            f"{threads}, {self.processor}; medians of {self.rounds} rounds in turns, ratios to the first row; "
+            f"decoding behind {self.past} tokens"
+        )
+
+    def charts(self) -> Iterator[tuple[str, list[tuple[SpeedRow, float, str]]]]:
+        """For each measurement its name, and the rows with how many times faster they are and what was measured."""
+        for length in self.rows[0].prefill:
+            timed = [(row, row.prefill[length]) for row in self.rows]
+            yield f"prefill {length}", [(row, one.times, f"{1e3 * one.seconds:.1f} ms") for row, one in timed]
+        decoded = [(row, row.decode) for row in self.rows if row.decode is not None]
+        shown = [(r, d.times, f"{d.tokens_per_second:.1f} tokens/s") for r, d in decoded if d.times is not None]
+        if shown:
+            yield "decode", shown

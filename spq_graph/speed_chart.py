@@ -1,0 +1,37 @@
+"""Speed chart: one measurement of `bench`, as a figure of matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from spq_graph.chart import WIDTH, draw_row
+from spq_graph.speed import SpeedRow
+from spq_graph.svg import LIGHT, Palette, drawing_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ROW = 35  # px at natural size
+
+
+def speed_figure(rows: Sequence[tuple[SpeedRow, float, str]], palette: Palette = LIGHT) -> Figure:
+    """Draw how many times faster than the first row each of them is.
+
+    Args:
+        rows: with the ratio, and what was measured in words, from top to bottom.
+        palette: its colours.
+    """
+    from matplotlib.figure import Figure
+
+    with drawing_style():
+        figure = Figure(figsize=(WIDTH / 72, len(rows) * _ROW / 72))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(0, 1.03 * max(times for _, times, _ in rows))
+        for place, (row, times, told) in enumerate(rows):
+            ours = row.name.startswith("spike_aware")
+            colour = palette.good if ours else palette.muted
+            draw_row(axes, place, row.label, f"{told}, {times:.2f}×", [times], colour, palette, bold=ours)
+    return figure
