@@ -59,7 +59,7 @@ def test_out_never_covers_an_input(case: Case, name: str) -> None:
 def test_what_did_not_run_in_integers_is_a_failed_check(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spq_graph.runtime.session.INTEGER_KERNELS", frozenset({"QGemm"}))
+    monkeypatch.setattr("spq_graph.runtime.executed.INTEGER_KERNELS", frozenset({"QGemm"}))
     failed = spq("apply", case.model, case.out / "plan.json", "-o", tmp_path / "out")
     assert failed.code == 3
     assert "did not run as integer kernels" in failed.err
