@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def last_line(text: str) -> str:
     return (errors or lines or ["no message"])[-1].strip()
 
 
-def commands(folder: Path, environments: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+def commands(folder: Path, environments: Path, peers: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """What runs each method, but for the model and the folder to write; and why a peer has none."""
     worker = [str(WORKERS)]
     found = {
@@ -79,7 +80,7 @@ def commands(folder: Path, environments: Path) -> tuple[dict[str, list[str]], di
         "ours": [sys.executable, "-m", "spq_graph", "quantize"],
     }
     skipped: dict[str, str] = {}
-    for name in REQUIREMENTS:
+    for name in peers:
         try:
             found[name] = [str(interpreter(name, environments)), *worker, name, str(folder)]
         except (RuntimeError, OSError) as cause:
@@ -232,6 +233,8 @@ def show(report: dict[str, Any]) -> None:
         column.justify = "right"
     found = report["medians"]
     for name, label in LABELS.items():
+        if name not in found and name not in report["skipped"]:
+            continue
         if name in report["skipped"]:
             table.add_row(label, "skipped")
             continue
@@ -263,13 +266,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=16, help="sequences of 128 tokens to calibrate on")
+    parser.add_argument("--peers", nargs="*", choices=[*REQUIREMENTS], default=[*REQUIREMENTS],
+                        help="those to compare with; all of them, if not told")  # fmt: skip
     parser.add_argument("--environments", type=Path, default=CACHE, help="where the peers are installed")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "spq-graph-end-to-end",
                         help="where end_to_end.py keeps its model")  # fmt: skip
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="spq-graph-bench-") as folder:
-        commanded, skipped = commands(Path(folder), given.environments.resolve())
+        commanded, skipped = commands(Path(folder), given.environments.resolve(), given.peers)
         run_prepare = [sys.executable, str(WORKERS), "prepare", folder, str(given.work), str(given.rows)]
         run(run_prepare, Path(folder))
         taken = in_turns(commanded, skipped, given.rounds, Path(folder), given.work / "model.onnx")

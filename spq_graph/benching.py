@@ -14,7 +14,7 @@ from rich.text import Text
 
 from spq_graph import artifact
 from spq_graph.errors import UsageError
-from spq_graph.html import render
+from spq_graph.html import render, shown_profiles
 from spq_graph.ladder import variants, weight_only
 from spq_graph.measuring import open_model
 from spq_graph.passes.graph import digest_of, files_of
@@ -170,10 +170,10 @@ def add_to_report(out: Path, speed: Speed) -> None:
     """
     plan = Plan.load(out / artifact.PLAN)
     report = Report.load(out / artifact.REPORT).model_copy(update={"speed": speed})
-    ranges = Ranges.load(out / artifact.RANGES)
+    profiles = shown_profiles(plan, Ranges.load(out / artifact.RANGES), report.tokens)
     with tempfile.TemporaryDirectory(prefix=".speed-", dir=out) as folder:
         report.save(Path(folder, artifact.REPORT))
-        Path(folder, artifact.PAGE).write_text(render(plan, report, ranges), encoding="utf-8")
+        Path(folder, artifact.PAGE).write_text(render(plan, report, profiles), encoding="utf-8")
         for name in (artifact.REPORT, artifact.PAGE):
             Path(folder, name).replace(out / name)
 

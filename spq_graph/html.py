@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +23,7 @@ from spq_graph.chart import ladder_changes, ladder_figure
 from spq_graph.drawing import Box
 from spq_graph.layer_chart import layer_figure
 from spq_graph.plan import Plan, SitePlan
-from spq_graph.profile import Peak, Profile
+from spq_graph.profile import Profile
 from spq_graph.profile_chart import profile_figure
 from spq_graph.ranges import Ranges
 from spq_graph.recipe import Recipe
@@ -36,20 +36,19 @@ _TEMPLATES = Path(__file__).with_name("templates")
 PROFILES = 12
 
 
-def render(plan: Plan, report: Report, ranges: Ranges | None = None) -> str:
+def render(plan: Plan, report: Report, profiles: Sequence[ShownProfile] = ()) -> str:
     """The report page.
 
     Args:
         plan: what was decided.
         report: what came of it.
-        ranges: what calibration saw; without them the page shows no profiles.
+        profiles: what `shown_profiles` makes of the ranges.
 
     Returns:
         A complete HTML document: inline style, script and charts, light and dark, the same bytes for the same inputs.
     """
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     usual = _usual_kernels(plan, report)
-    profiles = list(_profiles(plan, report, ranges)) if ranges is not None else []
     return (
         _environment()
         .get_template("report.html.j2")
@@ -63,7 +62,7 @@ def render(plan: Plan, report: Report, ranges: Ranges | None = None) -> str:
             speeds=list(_speeds(report)),
             spikes=spike_map(plan),
             number_of={site.key: index for index, site in enumerate(plan.sites)},
-            profiles=profiles,
+            profiles=list(profiles),
             profile_of={key: index for index, shown in enumerate(profiles) for key in shown.keys},
             drawings=list(_drawings(report)),
             kept=sorted(plan.kept, key=lambda site: -(site.evidence.ratio or 0.0)),
@@ -121,26 +120,33 @@ class ShownProfile:
     leaders: list[tuple[str, float, int]]
 
 
-def _profiles(plan: Plan, report: Report, ranges: Ranges) -> Iterator[ShownProfile]:
-    """Profiles of the kept sites, then of those with the highest ratio, each activation once."""
+def shown_profiles(plan: Plan, ranges: Ranges, tokens: Mapping[int, str]) -> list[ShownProfile]:
+    """Profiles of the kept sites, then of those with the highest ratio, each activation once.
+
+    Args:
+        plan: what was decided.
+        ranges: what calibration saw.
+        tokens: texts of tokens, by id.
+    """
     kept = {site.key for site in plan.kept}
     ordered = sorted(plan.sites, key=lambda s: (s.key not in kept, -(s.evidence.ratio or 0.0), s.key))
     readers: dict[str, list[SitePlan]] = {}
     for site in ordered:
         readers.setdefault(site.input, []).append(site)
     shown = [(sites, ranges.values[name]) for name, sites in readers.items() if name in ranges.values]
+    found: list[ShownProfile] = []
     for index, (sites, seen) in enumerate([(s, v) for s, v in shown if v.profile is not None][:PROFILES]):
         profile: Profile | None = seen.profile
         if profile is None:
             continue
         chart = for_page(profile_figure(profile, seen.median, PAGE), f"p{index}-")
-        leaders = [(_token(peak, report), peak.value, peak.position) for peak in profile.leaders]
+        leaders = [
+            (wording.token_words(peak.token, tokens.get(peak.token)), peak.value, peak.position)
+            for peak in profile.leaders
+        ]
         keys = tuple(site.key for site in sites)
-        yield ShownProfile(sites[0], keys, Markup(chart), leaders)  # noqa: S704 - numbers, no names
-
-
-def _token(peak: Peak, report: Report) -> str:
-    return wording.token_words(peak.token, report.tokens.get(peak.token))
+        found.append(ShownProfile(sites[0], keys, Markup(chart), leaders))  # noqa: S704 - numbers, no names
+    return found
 
 
 def _drawings(report: Report) -> Iterator[tuple[str, Markup, list[Box]]]:

@@ -14,7 +14,7 @@ from spq_graph.choices import evidence_of
 from spq_graph.errors import UsageError
 from spq_graph.measuring import open_model
 from spq_graph.passes.annotate import PREFIX
-from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, digest_of, load_graph
+from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, load_graph
 from spq_graph.passes.identify import Identified, identify
 from spq_graph.passes.unquantize import LookThroughQuantization
 from spq_graph.passes.verify import precision_of
@@ -76,7 +76,7 @@ def inspect_path(
     sites = _chosen(sites, only, path)
     ranges, tokenizer, measured = None, None, None
     if measuring is not None:
-        ranges, tokenizer, origin = _measure(path, file, found, measuring, steps or Steps())
+        ranges, tokenizer, origin = _measure(path, found, measuring, steps or Steps())
         measured = {"digest": ranges.data_digest, "tokens": ranges.tokens, "sequences": ranges.sequences,
                     "origin": origin}  # fmt: skip
         _put_evidence(sites, ranges, tokenizer)
@@ -138,11 +138,11 @@ def _sites_of(model: ir.Model, found: Identified, precisions: dict[str | None, s
 
 
 def _measure(
-    path: Path, file: Path, found: Identified, measuring: Measuring, steps: Steps
+    path: Path, found: Identified, measuring: Measuring, steps: Steps
 ) -> tuple[Ranges, TextTokenizer | None, str]:
     """Ranges of every site's input, with the file as it is: quantized where it is quantized."""
     with open_model(str(path), measuring.tokenizer, steps, measuring.bos, measuring.window) as bench:
-        bench.found, bench.digest = found, digest_of(file)
+        bench.found = found
         limit = measuring.tokens or Recipe().calibration_tokens
         sequences = bench.sequences(measuring.calibration, max_tokens=limit)
         return bench.calibrate(sequences), bench.tokenizer, sequences.origin

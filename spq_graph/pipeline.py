@@ -7,6 +7,7 @@ import resource
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from spq_graph import artifact, genai
 from spq_graph.decide import decide
 from spq_graph.errors import SourceError, UsageError
-from spq_graph.html import render
+from spq_graph.html import render, shown_profiles
 from spq_graph.illustration import draw, token_texts
 from spq_graph.ladder import Variant, measure_ladder, variants, weight_only
 from spq_graph.metering import meter
@@ -113,13 +114,16 @@ def quantize(request: Request, steps: Steps) -> Outcome:
             memory=request.memory, allow_no_glu=request.allow_no_glu,
         ) as bench,
         artifact.staged(request.out) as staging,
+        ThreadPoolExecutor(max_workers=1) as beside,  # draws for the page while the file is written and proved
     ):  # fmt: skip
         text = _text(request, bench)
         ranges, sequences = _measured(request, bench, text)
         plans = [make_plan(bench, request.recipe, bits, ranges, sequences) for bits in request.bits]
-        plan = plans[0]
+        plan, tokens = plans[0], token_texts(bench.tokenizer, ranges)
+        profiles = beside.submit(shown_profiles, plan, ranges, tokens)
         with steps.step("apply", "Inserting and proving"):
             built = bench.build(plan, staging / artifact.MODEL)
+            layer = beside.submit(draw, bench, built, plan)
             executed = bench.prove(built, plan)
         ladder: list[Rung] = []
         if text is not None:
@@ -128,11 +132,11 @@ def quantize(request: Request, steps: Steps) -> Outcome:
                 _reuse(rows, built, plan)
             ladder = measure_ladder(bench, rows, text, steps)
         report = _report(request, bench, plan, ladder, text, executed, built, steps)
-        report.layer, report.tokens = draw(bench, built, plan), token_texts(bench.tokenizer, ranges)
+        report.layer, report.tokens = layer.result(), tokens
         plan.save(staging / artifact.PLAN)
         ranges.save(staging / artifact.RANGES)
         report.save(staging / artifact.REPORT)
-        (staging / artifact.PAGE).write_text(render(plan, report, ranges), encoding="utf-8")
+        (staging / artifact.PAGE).write_text(render(plan, report, profiles.result()), encoding="utf-8")
         add_companions(bench.source, staging)
     return Outcome(plan, report, request.out)
 

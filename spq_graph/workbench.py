@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -61,7 +62,6 @@ class Workbench:
         window: tokens in a sequence; None for the model's length, at most 2048.
         memory: bytes that the weights in a session may take; None for the default of `segments.split`.
         model: the ONNX file.
-        digest: of that file and its weights.
         found: sites, GLU blocks and products that are no sites.
         tokenizer: where the source has one.
     """
@@ -73,13 +73,18 @@ class Workbench:
     window: int | None = None
     memory: int | None = None
     model: Path = field(init=False)
-    digest: str = field(init=False)
     found: Identified = field(init=False)
     tokenizer: TextTokenizer | None = field(init=False, default=None)
+    _digest: Future[str] | None = None
     _count: int = 0
     _runner: Runner | None = None
     _reference: Stream | None = None
     _signature: tuple[list[Spec], list[Spec]] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the model's file and its weights; it is computed while the graph is read."""
+        return self._digest.result() if self._digest is not None else digest_of(self.model)
 
     @property
     def runner(self) -> Runner:
@@ -126,10 +131,10 @@ class Workbench:
             return
         with self.steps.step("identify", "Finding GLU blocks and projections"):
             graph = self.load()
+            self._digest = ThreadPoolExecutor(max_workers=1).submit(digest_of, self.model)
             refuse_quantized(graph, self.source.path)
             self._signature = signature(graph)
             self.found = identify_floating(graph)
-            self.digest = digest_of(self.model)
         if not allow_no_glu:
             require_glu(self.found, self.source.origin)
         if not self.found.sites:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from spq_graph.html import render
+from spq_graph.html import render, shown_profiles
 from tests.unit.samples import HOSTILE, big_plan, sample_plan, sample_report
 from tests.unit.samples_ranges import sample_drawing, sample_ranges
 
@@ -41,7 +41,7 @@ def write_page(path: Path, *, hostile: bool = False, big: bool = False, long: bo
     report.layer = sample_drawing(hostile=hostile)
     report.tokens = {1: HOSTILE if hostile else "<s>"}
     report.kernels = {site.key: HOSTILE if hostile else "MatMulIntegerToFloat" for site in plan.integer_sites}
-    path.write_text(render(plan, report, sample_ranges(plan)), encoding="utf-8")
+    path.write_text(render(plan, report, shown_profiles(plan, sample_ranges(plan), report.tokens)), encoding="utf-8")
     return path
 
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from spq_graph.html import recipe_file, render
+from spq_graph.html import recipe_file, render, shown_profiles
 from spq_graph.recipe import Recipe
 from spq_graph.report import Report
 from spq_graph.sites import Role
@@ -66,7 +66,7 @@ def whole_page(*, hostile: bool = False) -> str:
     report.tokens = {1: HOSTILE if hostile else "<s>"}
     report.kernels = {site.key: HOSTILE if hostile else "MatMulIntegerToFloat" for site in plan.sites}
     report.placed = {"CPUExecutionProvider": {"MatMulIntegerToFloat": 54, HOSTILE if hostile else "Mul": 358}}
-    return render(plan, report, sample_ranges(plan))
+    return render(plan, report, shown_profiles(plan, sample_ranges(plan), report.tokens))
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_a_model_of_thousands_of_sites_stays_small() -> None:
     plan, report = big_plan(), sample_report()
     report.kernels = {site.key: "MatMulIntegerToFloat" for site in plan.sites}
     assert len(plan.sites) > 5000
-    assert len(render(plan, report, sample_ranges(plan)).encode()) < 2_000_000
+    assert len(render(plan, report, shown_profiles(plan, sample_ranges(plan), report.tokens)).encode()) < 2_000_000
 
 
 def test_an_older_report_still_renders() -> None:
