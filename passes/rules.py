@@ -82,7 +82,7 @@ def opset_has_the_types(model: ir.Model, profile: Profile) -> Iterator[str]:
     kinds = {value.dtype for value in model.graph.initializers.values()}
     needed = {
         OLDEST_OPSET: bool(kinds & FP8_TYPES),
-        BLOCKED_OPSET: any("block_size" in node.attributes for node in model.graph),
+        BLOCKED_OPSET: any("block_size" in node.attributes for node in _of(model, *_QDQ)),
         profile.oldest_opset: bool(kinds & INTEGER_TYPES),
     }
     for oldest, used in needed.items():

@@ -72,7 +72,7 @@ def roles_of(source: Source, family: str) -> dict[str, tuple[str, int | None]]:
             f"model.layers.{layer}.{path}": (role, layer) for layer in range(LAYERS) for path, role in modules.items()
         }
         return found | {"lm_head": ("lm_head", None)}
-    return FAMILIES[family].roles
+    return {key: (role, layer) for key, (role, layer, _) in FAMILIES[family].roles.items()}  # none has experts
 
 
 _BUILT = tuple(name for name in NAMES if name not in ("olmo2", "gpt2"))

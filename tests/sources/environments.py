@@ -18,7 +18,7 @@ REQUIREMENTS: dict[str, list[str]] = {
     "here": [],
     "optimum": ["optimum-onnx==0.1.0", "transformers==4.57.6"],
     "genai": ["onnxruntime-genai==0.18.0"],
-    "olive": ["olive-ai==0.13.0"],
+    "olive": ["olive-ai==0.13.0", "requests"],
     "slim": ["onnxslim==0.1.98", "onnxsim==0.8.1"],
 }
 

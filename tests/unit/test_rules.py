@@ -22,10 +22,12 @@ from tests.graphs import Glu
 from tests.inserting import plan_for
 
 
-def compiled(folder: Path, target: Target) -> tuple[ir.Model, Plan]:
+def compiled(folder: Path, target: Target, opset: int = 21) -> tuple[ir.Model, Plan]:
     """A decoder with integer sites, an FP8 site where the target has such, and one in half precision."""
     path = folder / "model.onnx"
-    onnx.save(decoder(Decoder(layers=1, glu=Glu(width=32, inner=32)), naming="dynamo"), path)
+    proto = decoder(Decoder(layers=1, glu=Glu(width=32, inner=32)), naming="dynamo")
+    proto.opset_import[0].version = opset
+    onnx.save(proto, path)
     wanted = {Role.GLU_DOWN: Precision.FP8_E4M3, Role.ATTN_O: Precision.W8A16, Role.LM_HEAD: Precision.FP32}
 
     def choose(site: Site) -> Precision:
@@ -153,6 +155,13 @@ def test_a_broken_rule_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckError, match=message) as caught:
         VerifyTarget(plan)(model)
     assert f"not what target '{target}' takes" in str(caught.value)
+
+
+@pytest.mark.parametrize("opset", [18, 19, 20])
+@pytest.mark.parametrize("target", PROFILES)
+def test_an_older_graph_is_taken_with_every_format_of_a_kept_site(tmp_path: Path, target: Target, opset: int) -> None:
+    model, _ = compiled(tmp_path, target, opset)
+    assert broken_rules(model, PROFILES[target]) == []
 
 
 def test_every_rule_is_broken_above() -> None:
