@@ -22,8 +22,10 @@ from spq_graph.segment import Handed, Segment, Segmented, Weight, type_of
 Batch: TypeAlias = tuple[Ids, Ids]
 Progress: TypeAlias = Callable[[int, int], None]
 # Tokens that pass through a segment before the next one is opened: opening one costs about as much as some hundred
-# tokens do, and what segments hand over is kept for all of them.
+# tokens do, and what segments hand over is kept for all of them. Once a round has shown how much that is, the next ones
+# take as many tokens as it leaves room for.
 ROUND_TOKENS = 4096
+HANDED_BYTES = 256 << 20
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 
@@ -44,6 +46,7 @@ class SegmentedRunner(Decoder):
         super().__init__(model.where, model.inputs, model.outputs, outputs)
         self._model = model
         self._open: Any = None
+        self._handed = 0  # bytes a token, at most, that segments were seen to hand over
 
     @property
     def pieces(self) -> int:
@@ -67,8 +70,20 @@ class SegmentedRunner(Decoder):
             GraphError: it fails on a batch.
         """
         steps = _Steps(len(batches) * len(self._model.segments), progress)
-        for some in _rounds(batches):
+        for some in self._rounds(batches):
             yield from self._round(some, steps)
+
+    def _rounds(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
+        some: list[Batch] = []
+        tokens = 0
+        for batch in batches:
+            some.append(batch)
+            tokens += batch[0].size
+            if tokens >= max(ROUND_TOKENS, HANDED_BYTES // self._handed if self._handed else 0):
+                yield some
+                some, tokens = [], 0
+        if some:
+            yield some
 
     def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of one batch after the other, float32 [batch, length, vocabulary]; ids and mask are int64."""
@@ -92,6 +107,8 @@ class SegmentedRunner(Decoder):
                 steps.done()
             del session
             give_back_memory()
+            kept = sum(array.nbytes for values in held for array in values.values())
+            self._handed = max(self._handed, kept // sum(ids.size for ids, _ in batches))
         session = self._session(last, held[0])
         for feed, values, (ids, _) in zip(feeds, held, batches, strict=True):
             found = values | self._run(session, last, feed, values, ids.shape)
@@ -168,17 +185,6 @@ def give_back_memory() -> None:
     """Let the C library return what is free to the system, where it is one that would keep it (glibc)."""
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None) is not None:
         trim(0)
-
-
-def _rounds(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
-    some: list[Batch] = []
-    for batch in batches:
-        some.append(batch)
-        if sum(ids.size for ids, _ in some) >= ROUND_TOKENS:
-            yield some
-            some = []
-    if some:
-        yield some
 
 
 @dataclass(slots=True)

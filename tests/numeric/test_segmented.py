@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.observe import FINITE_CHECK, Observe
 from spq_graph.passes.segments import split
 from spq_graph.ranges import Ranges
+from spq_graph.runtime import segmented
 from spq_graph.runtime.calibrate import calibrate
 from spq_graph.runtime.segmented import SegmentedRunner
 from spq_graph.runtime.sequences import Sequences
@@ -68,8 +70,10 @@ def test_pieces_give_the_same_logits(path: Path, limit: int) -> None:
         np.testing.assert_array_equal(logits, whole.logits(ids, mask))
 
 
-def test_rounds_change_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("handed", [0, 12_000, 1 << 28])
+def test_rounds_change_nothing(path: Path, handed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spq_graph.runtime.segmented.ROUND_TOKENS", 12)
+    monkeypatch.setattr("spq_graph.runtime.segmented.HANDED_BYTES", handed)
     batches = [(ids, mask) for ids, mask in rows(7).batches(1)]
     whole, steps = Runner(path), []
     model = in_pieces(path, 9000)
@@ -79,6 +83,23 @@ def test_rounds_change_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert steps == [(done, total) for done in range(1, total + 1)]
     for (logits,), (ids, mask) in zip(found, batches, strict=True):
         np.testing.assert_array_equal(logits, whole.logits(ids, mask))
+
+
+def test_rounds_grow_as_far_as_what_is_handed_over_has_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = in_pieces(path, 9000)
+    opened: list[int] = []
+    open_it = segmented.open_segment
+    monkeypatch.setattr(segmented, "open_segment", lambda *given: opened.append(1) or open_it(*given))
+    monkeypatch.setattr(segmented, "ROUND_TOKENS", 12)
+    batches = [(ids, mask) for ids, mask in rows(7).batches(1)]
+    rounds = []
+    for handed in (0, 1 << 28):
+        monkeypatch.setattr(segmented, "HANDED_BYTES", handed)
+        opened.clear()
+        list(SegmentedRunner(model).results(batches))
+        rounds.append(len(opened) / len(model.segments))
+    tokens = [ids.size for ids, _ in batches]
+    assert rounds == [math.ceil(7 / math.ceil(12 / tokens[0])), 2]
 
 
 def test_pieces_say_what_ran(path: Path) -> None:
