@@ -12,6 +12,7 @@ from spq_graph.passes.bfloat16 import WidenBfloat16
 from spq_graph.passes.graph import Canonicalize, load_graph, strip_exporter_noise
 from spq_graph.passes.insert import InsertPrecisions
 from spq_graph.passes.lift import LiftOpset
+from spq_graph.passes.norms import DivideNorms
 from spq_graph.passes.operator import PANELS_TYPE
 from spq_graph.passes.rules import VerifyTarget, refuse_foreign
 from spq_graph.passes.verify import VerifyPlan, outline
@@ -44,6 +45,8 @@ def apply_plan(source: Path, plan: Plan, *, emulate: bool = False) -> ir.Model:
         refuse_foreign(model, plan.recipe.profile)
     if any(site.precision.is_fp8 for site in plan.sites):  # whatever the form: the type itself is of opset 19
         LiftOpset()(model)
+    if plan.recipe.profile.divided_norms:
+        DivideNorms()(model)
     before = outline(model)
     steps = [InsertPrecisions(plan, emulate=emulate), Annotate(plan)]
     for step in steps if emulate else [*steps, VerifyPlan(plan, before), VerifyTarget(plan)]:

@@ -52,6 +52,7 @@ class Profile:
         tiers: what kept sites may become by measured error: the first tier where one is good enough, and of a tier
             the most exact. One row for each use.
         oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
+        divided_norms: whether norms are written as the quotient that the runtime fuses.
     """
 
     name: Target
@@ -66,6 +67,7 @@ class Profile:
     fp8_per_channel: bool = True
     tiers: Mapping[Use, tuple[tuple[Precision, ...], ...]] = field(default_factory=dict)
     oldest_opset: int = 13
+    divided_norms: bool = False
 
     def allows(self, precision: Precision) -> bool:
         """Whether the target can run a precision."""
@@ -140,7 +142,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType({
     "cpu": Profile(
         name="cpu", device="ONNX Runtime's CPU provider", runtime="onnxruntime", provider="CPUExecutionProvider",
         forms=_forms(Form.QDQ, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.STORED),
-        missing={Precision.BF16: _NO_BF16}, domains=_ALL, functions=True,
+        missing={Precision.BF16: _NO_BF16}, domains=_ALL, functions=True, divided_norms=True,
         tiers={
             "balanced": (_EIGHT_BITS, _HALF),
             # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
@@ -153,7 +155,8 @@ PROFILES: Mapping[str, Profile] = MappingProxyType({
         forms=_forms(
             Form.MATMUL_INTEGER, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.COMPUTED, bf16=Form.COMPUTED
         ),
-        missing={}, signed=True, domains=_ALL, functions=True, tiers={"balanced": (_EIGHT_BITS, _HALF)},
+        missing={}, signed=True, domains=_ALL, functions=True, divided_norms=True,
+        tiers={"balanced": (_EIGHT_BITS, _HALF)},
     ),
     "tensorrt": Profile(
         name="tensorrt", device="TensorRT, strongly typed", runtime="onnxruntime",

@@ -17,6 +17,7 @@ from spq_graph.passes.apply import DATA_SUFFIX, apply_plan, save_model
 from spq_graph.passes.bfloat16 import WidenBfloat16
 from spq_graph.passes.graph import Canonicalize, digest_of, load_graph
 from spq_graph.passes.identify import Identified, require_glu
+from spq_graph.passes.norms import DivideNorms
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.quantized import identify_floating, refuse_quantized
 from spq_graph.passes.segments import signature, split
@@ -141,10 +142,11 @@ class Workbench:
             raise GraphError("no MatMul or Gemm with a constant weight was found", where=self.source.origin)
 
     def load(self) -> ir.Model:
-        """The source graph, canonical, ready to be edited."""
+        """The source graph, canonical, ready to be edited and to run in ONNX Runtime."""
         graph = load_graph(self.model)
         Canonicalize()(graph)
         WidenBfloat16()(graph)
+        DivideNorms()(graph)
         return graph
 
     @property

@@ -77,9 +77,9 @@ constexpr int64_t kTileStreams = 4;  // each visit reads a whole KiB of its stre
 // Weights of one step, as the tiles want them: two of 16 rows of 16 columns.
 using Step = uint16_t[2 * 16 * 2 * 16];
 
-inline void decode_step(const Decoder& decoder, const uint8_t* row, int64_t pairs, uint16_t* b) {
+inline void decode_step(const Decoder& decoder, const uint8_t* row, int64_t pairs, int64_t ahead, uint16_t* b) {
   for (int64_t k = 0; k < pairs; ++k, row += kPanelBytes, b += 2 * kPanelColumns) {
-    _mm_prefetch(reinterpret_cast<const char*>(row + kAhead), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(row + ahead), _MM_HINT_T0);
     __m512i left, right;
     decoder(row, &left, &right);
     _mm512_store_si512(b, left);
@@ -95,10 +95,10 @@ void direct_tiles(const uint8_t* panel, int64_t pairs, const uint16_t* a, int64_
   int64_t turn = 0;
   _tile_zero(0);
   _tile_zero(1);
-  const auto multiply = [&](int64_t step, int64_t count) {
+  const auto multiply = [&](int64_t step, int64_t count, int64_t ahead = kAhead) {
     uint16_t* b = steps[turn++ % 2];
     if (count < 16) std::memset(b, 0, sizeof(Step));
-    decode_step(decoder, panel + step * 16 * kPanelBytes, count, b);
+    decode_step(decoder, panel + step * 16 * kPanelBytes, count, ahead, b);
     __asm__ volatile("" : : "r"(b) : "memory");
     _tile_loadd(4, a + step * rows * 32, 64);
     _tile_loadd(6, b, kRowBytes);
@@ -107,8 +107,10 @@ void direct_tiles(const uint8_t* panel, int64_t pairs, const uint16_t* a, int64_
     _tile_dpbf16ps(1, 4, 7);
   };
   const int64_t whole = pairs / 16, stretch = whole / kTileStreams;
+  const int64_t over = (pairs - 16 * stretch) * kPanelBytes + kAhead;
   for (int64_t i = 0; i < stretch; ++i) {
-    for (int64_t stream = 0; stream < kTileStreams; ++stream) multiply(stream * stretch + i, 16);
+    const int64_t ahead = i + 1 < stretch ? kAhead : over;
+    for (int64_t stream = 0; stream < kTileStreams; ++stream) multiply(stream * stretch + i, 16, ahead);
   }
   for (int64_t step = stretch * kTileStreams; step < whole; ++step) multiply(step, 16);
   if (pairs % 16 != 0) multiply(whole, pairs % 16);

@@ -84,9 +84,9 @@ void direct_rows(const uint8_t* panel, int64_t pairs, const float* a, int64_t st
   for (int r = 0; r < kRows; ++r) {
     sums[r][0][0] = sums[r][0][1] = sums[r][1][0] = sums[r][1][1] = _mm512_setzero_ps();
   }
-  const auto step = [&](int64_t k) {
+  const auto step = [&](int64_t k, int64_t ahead) {
     const uint8_t* row = panel + k * kPanelBytes;
-    _mm_prefetch(reinterpret_cast<const char*>(row + kAhead), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(row + ahead), _MM_HINT_T0);
     __m512i left, right;
     decoder(row, &left, &right);
     const __m512 left0 = first(left), left1 = second(left), right0 = first(right), right1 = second(right);
@@ -100,10 +100,12 @@ void direct_rows(const uint8_t* panel, int64_t pairs, const float* a, int64_t st
     }
   };
   const int64_t stretch = pairs / kStreams;
+  const int64_t over = (pairs - stretch) * kPanelBytes + kAhead;
   for (int64_t k = 0; k < stretch; ++k) {
-    for (int64_t stream = 0; stream < kStreams; ++stream) step(stream * stretch + k);
+    const int64_t ahead = k + kAhead / kPanelBytes < stretch ? kAhead : over;
+    for (int64_t stream = 0; stream < kStreams; ++stream) step(stream * stretch + k, ahead);
   }
-  for (int64_t k = stretch * kStreams; k < pairs; ++k) step(k);
+  for (int64_t k = stretch * kStreams; k < pairs; ++k) step(k, kAhead);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
     _mm512_storeu_ps(acc + r * kPanelColumns, _mm512_add_ps(sums[r][0][0], sums[r][0][1]));

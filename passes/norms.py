@@ -1,0 +1,81 @@
+"""Norms: write root-mean-square norms in the form that ONNX Runtime fuses into one operator."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from spq_graph.passes.values import is_standard, scalar_of, weight_of
+
+
+class DivideNorms(ir.passes.InPlacePass):
+    """Replace x * (1 / sqrt(m)) by x / sqrt(m), where m is the mean of the squares of x plus a constant.
+
+    torch exports the reciprocal root of RMSNorm (Zhang and Sennrich, arXiv 1910.07467, equation 4) as a Sqrt and a
+    Reciprocal. ONNX Runtime knows the quotient alone, and makes one SimplifiedLayerNormalization of what otherwise runs
+    as seven nodes. The quotient is rounded once instead of twice. Where anything else reads a step, all of them stay.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in list(model.graph):
+            operands = _of_norm(node)
+            if operands is not None:
+                _divide(model.graph, node, *operands)
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _of_norm(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """What a product divides, and by which root, if it is that of a norm."""
+    if not _is(node, "Mul"):
+        return None
+    for x, factor in (node.inputs, node.inputs[::-1]):
+        root = _reciprocal_of(factor)
+        if root is not None and _is_mean_square(_made_by(root, "Sqrt"), x):
+            assert x is not None
+            return x, root
+    return None
+
+
+def _is(node: ir.Node | None, op_type: str) -> bool:
+    return node is not None and node.op_type == op_type and is_standard(node)
+
+
+def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The operator that makes a value which nothing else reads; None where it is another, or has other readers."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    return node if _is(node, op_type) else None
+
+
+def _reciprocal_of(value: ir.Value | None) -> ir.Value | None:
+    node = _made_by(value, "Reciprocal")
+    return node.inputs[0] if node is not None else None
+
+
+def _is_mean_square(root: ir.Node | None, x: ir.Value | None) -> bool:
+    """Whether a Sqrt takes the mean of the squares of x and a constant."""
+    total = _made_by(root.inputs[0], "Add") if root is not None else None
+    averaged = _made_by(total.inputs[0], "ReduceMean") if total is not None else None
+    square = _made_by(averaged.inputs[0], "Pow") if averaged is not None else None
+    if total is None or square is None or square.inputs[0] is not x or scalar_of(square.inputs[1]) != 2:
+        return False
+    # ONNX Runtime reads the constant on the right, in float32; any other it takes for its own default.
+    epsilon = weight_of(total.inputs[1])
+    return epsilon is not None and epsilon.tensor.size == 1 and epsilon.dtype is ir.DataType.FLOAT
+
+
+def _divide(graph: ir.Graph, node: ir.Node, x: ir.Value, root: ir.Value) -> None:
+    """Put a Div with the name, metadata and output of a Mul in its place, and drop the reciprocal."""
+    (reciprocal,) = (v.producer() for v in node.inputs if v is not None and v is not x)
+    old = node.outputs[0]
+    quotient = ir.node("Div", [x, root], name=node.name, metadata_props=node.metadata_props)
+    new = quotient.outputs[0]
+    new.type, new.shape, name = old.type, old.shape, old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.insert_before(node, quotient)
+    graph.remove(node, safe=True)
+    new.name = name
+    assert reciprocal is not None
+    graph.remove(reciprocal, safe=True)
