@@ -10,14 +10,15 @@ import numpy.typing as npt
 from spq_graph.checkpoint import Checkpoint
 from spq_graph.errors import ActivationError
 from spq_graph.ranges import Ranges
-from spq_graph.runtime.segmented import Progress, SegmentedRunner
+from spq_graph.runtime.segmented import Progress, SegmentedRunner, cores
 from spq_graph.runtime.sequences import Ids, Sequences
 from spq_graph.runtime.session import Decoder
 from spq_graph.segment import Segmented
 from spq_graph.value_range import ValueRange
 
-# Tokens in one batch: large enough to keep the cores busy, small enough that activations stay a few hundred MB.
+# Tokens at one time: large enough to keep the cores busy, small enough that activations stay a few hundred MB.
 BATCH_TOKENS = 1024
+MOST_SIDE_BY_SIDE = 4  # so that a product has some hundred rows for each read of its weight
 
 
 def batch_size(runner: Decoder, sequences: Sequences) -> int:
@@ -51,8 +52,11 @@ def calibrate(
     Raises:
         ActivationError: an activation is NaN or infinite.
     """
-    runner = SegmentedRunner(model, outputs=[*(name for _, outputs in probes for name in outputs), finite_check])
-    batches = list(batches_without_padding(sequences, runner.fixed_shape[0]))
+    outputs = [*(name for _, outputs in probes for name in outputs), finite_check]
+    fixed, _ = Decoder(model.where, model.inputs, model.outputs, outputs).fixed_shape
+    lanes = max(1, min(cores(), MOST_SIDE_BY_SIDE, BATCH_TOKENS // ((fixed or 1) * sequences.ids.shape[1])))
+    runner = SegmentedRunner(model, outputs=outputs, side_by_side=lanes)
+    batches = list(batches_without_padding(sequences, fixed, BATCH_TOKENS // lanes))
     ranges, done = _earlier(checkpoint, batches, model_digest)
     whole = True
     try:
@@ -107,8 +111,8 @@ def _seen(
     return seen
 
 
-def batches_without_padding(sequences: Sequences, size: int | None) -> Iterator[Ids]:
-    """Yield the tokens of rows of one length, int64 [batch, length], the longest first.
+def batches_without_padding(sequences: Sequences, size: int | None, tokens: int) -> Iterator[Ids]:
+    """Yield the tokens of rows of one length, int64 [batch, length], the longest first; so many tokens, or rows.
 
     Padding would reach the reductions by channel, and what it does to them would depend on how rows are sharded.
     """
@@ -116,7 +120,7 @@ def batches_without_padding(sequences: Sequences, size: int | None) -> Iterator[
     for length in np.unique(lengths[lengths > 0])[::-1].tolist():
         some = lengths == length
         rows = sequences.ids[some][sequences.mask[some] == 1].reshape(-1, length)
-        step = size or max(1, BATCH_TOKENS // length)
+        step = size or max(1, tokens // length)
         for start in range(0, len(rows), step):
             yield rows[start : start + step]
 

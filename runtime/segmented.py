@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +25,20 @@ from spq_graph.segment import Handed, Segment, Segmented, Weight, type_of
 
 Batch: TypeAlias = tuple[Ids, Ids]
 Progress: TypeAlias = Callable[[int, int], None]
-# Tokens that pass through a segment before the next one is opened: opening one costs about as much as some hundred
-# tokens do, and what segments hand over is kept for all of them. Once a round has shown how much that is, the next ones
-# take as many tokens as it leaves room for.
-ROUND_TOKENS = 4096
+_T = TypeVar("_T")
+# Opening a segment costs about as much as some hundred tokens do, so as many batches as there is room for pass through
+# it before the next one is opened: what all segments together hand over and find out of them must stay below this.
 HANDED_BYTES = 256 << 20
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(slots=True)
+class _Passing:
+    """A batch on its way: what the graph's inputs take, the shape of its ids, and values of segments behind it."""
+
+    feed: dict[str, Array]
+    shape: tuple[int, ...]
+    values: dict[str, Array] = field(default_factory=dict)
 
 
 class SegmentedRunner(Decoder):
@@ -37,16 +49,19 @@ class SegmentedRunner(Decoder):
     Args:
         model: the graph in segments.
         outputs: what to compute; by default the logits.
+        side_by_side: how many batches run at the same time. Threads that share out every operator wait for the slowest
+            of them after each; those that have a batch of their own wait for nobody.
 
     Raises:
         GraphError: the graph has inputs that token ids alone do not determine.
     """
 
-    def __init__(self, model: Segmented, *, outputs: Sequence[str] | None = None) -> None:
+    def __init__(self, model: Segmented, *, outputs: Sequence[str] | None = None, side_by_side: int = 1) -> None:
         super().__init__(model.where, model.inputs, model.outputs, outputs)
         self._model = model
+        self._side_by_side = side_by_side
+        self._wanted = {name for segment in model.segments for name in segment.reads} | set(self.outputs)
         self._open: Any = None
-        self._handed = 0  # bytes a token, at most, that segments were seen to hand over
 
     @property
     def pieces(self) -> int:
@@ -70,20 +85,12 @@ class SegmentedRunner(Decoder):
             GraphError: it fails on a batch.
         """
         steps = _Steps(len(batches) * len(self._model.segments), progress)
-        for some in self._rounds(batches):
-            yield from self._round(some, steps)
-
-    def _rounds(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
-        some: list[Batch] = []
-        tokens = 0
-        for batch in batches:
-            some.append(batch)
-            tokens += batch[0].size
-            if tokens >= max(ROUND_TOKENS, HANDED_BYTES // self._handed if self._handed else 0):
-                yield some
-                some, tokens = [], 0
-        if some:
-            yield some
+        waiting = deque(
+            _Passing(self.token_feeds(ids, mask) | self.empty_past(len(ids), ids.shape[1]), ids.shape)
+            for ids, mask in batches
+        )
+        while waiting:
+            yield from self._round(waiting, steps)
 
     def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of one batch after the other, float32 [batch, length, vocabulary]; ids and mask are int64."""
@@ -91,67 +98,103 @@ class SegmentedRunner(Decoder):
         for (ids, _), (logits, *_) in zip(batches, self.results(filled), strict=True):
             yield logits[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
 
-    def _round(self, batches: Sequence[Batch], steps: _Steps) -> Iterator[list[Array]]:
-        feeds = [self.token_feeds(ids, mask) | self.empty_past(len(ids), ids.shape[1]) for ids, mask in batches]
-        held: list[dict[str, Array]] = [{} for _ in batches]
+    def _round(self, waiting: deque[_Passing], steps: _Steps) -> Iterator[list[Array]]:
+        """Take batches from those that wait, and bring them through all segments."""
         *before, last = self._model.segments
+        some: list[_Passing] = []
         for number, segment in enumerate(before):
             later = {name for s in self._model.segments[number + 1 :] for name in s.reads} | set(self.outputs)
-            session = self._session(segment, held[0])
-            for feed, values, (ids, _) in zip(feeds, held, batches, strict=True):
-                given = self._run(session, segment, feed, values, ids.shape)
-                # Copies: an array of the session's own would keep all of what the session allocated beside it.
-                values.update({name: array.copy() for name, array in given.items()})
-                for name in [name for name in values if name not in later]:
-                    del values[name]
+            session = self._session(segment, (some or waiting)[0].values)
+            entering = iter(some) if number else self._while_there_is_room(waiting, some)
+            for batch in self._in_turn(partial(self._pass, session, segment, later), entering):
+                if number == 0:
+                    some.append(batch)
                 steps.done()
             del session
             give_back_memory()
-            kept = sum(array.nbytes for values in held for array in values.values())
-            self._handed = max(self._handed, kept // sum(ids.size for ids, _ in batches))
-        session = self._session(last, held[0])
-        for feed, values, (ids, _) in zip(feeds, held, batches, strict=True):
-            found = values | self._run(session, last, feed, values, ids.shape)
-            values.clear()
+        if not before:
+            some = list(waiting)
+            waiting.clear()
+        session = self._session(last, some[0].values)
+        for found in self._in_turn(partial(self._finish, session, last), some):
             steps.done()
-            yield [found[name] for name in self.outputs]
+            yield found
 
-    def _run(
-        self, session: Any, segment: Segment, feed: dict[str, Array], values: dict[str, Array], shape: tuple[int, ...]
-    ) -> dict[str, Array]:
+    def _pass(self, session: Any, segment: Segment, later: set[str], batch: _Passing) -> _Passing:
+        """Bring a batch through a segment that is not the last, and keep what later ones read."""
+        # Copies: an array of the session's own would keep all of what the session allocated beside it.
+        found = {name: array.copy() for name, array in self._run(session, segment, batch).items()}
+        batch.values = {name: array for name, array in (batch.values | found).items() if name in later}
+        return batch
+
+    def _finish(self, session: Any, segment: Segment, batch: _Passing) -> list[Array]:
+        """Bring a batch through the last segment, and return the outputs."""
+        found = batch.values | self._run(session, segment, batch)
+        batch.values = {}
+        return [found[name] for name in self.outputs]
+
+    def _while_there_is_room(self, waiting: deque[_Passing], passed: list[_Passing]) -> Iterator[_Passing]:
+        """Batches that enter the first segment, until what those that left it will have given later fills the room."""
+        known, total, outputs = 0, 0, set(self.outputs)
+        while waiting and (total < HANDED_BYTES or not passed):
+            yield waiting.popleft()
+            for batch in passed[known:]:
+                # What is found out adds up from segment to segment, what is handed over is let go behind the next.
+                total += sum(a.nbytes * (self.pieces if n in outputs else 1) for n, a in batch.values.items())
+            known = len(passed)
+
+    def _in_turn(self, work: Callable[[_Passing], _T], batches: Iterable[_Passing]) -> Iterator[_T]:
+        """What work gives of each batch, in their order; several are worked on at the same time."""
+        if self._side_by_side == 1:
+            yield from map(work, batches)
+            return
+        pending: deque[Future[_T]] = deque()
+        with ThreadPoolExecutor(self._side_by_side) as pool:
+            for batch in batches:
+                pending.append(pool.submit(work, batch))
+                if len(pending) == self._side_by_side:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def _run(self, session: Any, segment: Segment, batch: _Passing) -> dict[str, Array]:
         names = {spec.name for spec in session.get_inputs()}
-        given = {name: array for name, array in (feed | values).items() if name in names}
+        given = {name: array for name, array in (batch.feed | batch.values).items() if name in names}
         wanted = [name for name in segment.gives if name in self._wanted]
-        with self.failures(shape):
+        with self.failures(batch.shape):
             return dict(zip(wanted, session.run(wanted, given), strict=True))
 
-    @property
-    def _wanted(self) -> set[str]:
-        """What anybody reads: outputs that were asked for, and what segments hand over."""
-        return {name for segment in self._model.segments for name in segment.reads} | set(self.outputs)
-
     def _session(self, segment: Segment, values: dict[str, Array]) -> Any:
+        # Those of the runtime's own pool help whoever asks: with the callers there is one thread for each core.
+        threads = max(1, cores() + 1 - self._side_by_side) if self._side_by_side > 1 else 0
         if len(self._model.segments) > 1:
-            return open_segment(segment, values, self._model.where)
+            return open_segment(segment, values, self._model.where, threads=threads)
         if self._open is None:
-            self._open = open_segment(segment, values, self._model.where)
+            self._open = open_segment(segment, values, self._model.where, threads=threads)
         return self._open
 
     def execute_once(self, ids: Ids) -> Executed:
         """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
         batch = self.filled(ids, np.ones_like(ids))
-        feed = self.token_feeds(*batch) | self.empty_past(*batch[0].shape)
-        values: dict[str, Array] = {}
+        passing = _Passing(self.token_feeds(*batch) | self.empty_past(*batch[0].shape), batch[0].shape)
         with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
             profiles: list[Path] = []
             for number, segment in enumerate(self._model.segments):
-                session = open_segment(segment, values, self._model.where, profile=Path(folder) / f"profile-{number}")
-                values |= self._run(session, segment, feed, values, batch[0].shape)
+                profile = Path(folder) / f"profile-{number}"
+                session = open_segment(segment, passing.values, self._model.where, profile=profile)
+                passing.values |= self._run(session, segment, passing)
                 profiles.append(Path(session.end_profiling()))
             return executed_in(profiles)
 
 
-def open_segment(segment: Segment, values: dict[str, Array], where: Path, profile: Path | None = None) -> Any:
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_segment(
+    segment: Segment, values: dict[str, Array], where: Path, profile: Path | None = None, threads: int = 0
+) -> Any:
     """A session over a segment.
 
     Args:
@@ -159,6 +202,7 @@ def open_segment(segment: Segment, values: dict[str, Array], where: Path, profil
         values: what it is handed, of any one batch; their types are those of its inputs.
         where: the model's file.
         profile: where to write a profile of the kernels; None for no profile.
+        threads: of the runtime's own; 0 takes all cores.
 
     Raises:
         SourceError: ONNX Runtime cannot load it.
@@ -166,7 +210,7 @@ def open_segment(segment: Segment, values: dict[str, Array], where: Path, profil
     handed: dict[str, Handed] = {
         name: (type_of(values[name]), values[name].ndim) for name in segment.reads if name in values
     }
-    options = session_options(profile=profile)
+    options = session_options(threads, profile)
     options.add_session_config_entry(FOLDER_KEY, str(where.resolve().parent))
     weights = {name: _value_of(make()) for name, make in segment.weights.items()}
     options.add_external_initializers(list(weights), list(weights.values()))

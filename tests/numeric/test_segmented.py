@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 import onnx_ir as ir
 
 from spq_graph.checkpoint import Checkpoint
-from spq_graph.errors import ActivationError
+from spq_graph.errors import ActivationError, GraphError
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.observe import FINITE_CHECK, Observe
 from spq_graph.passes.segments import split
@@ -70,14 +70,17 @@ def test_pieces_give_the_same_logits(path: Path, limit: int) -> None:
         np.testing.assert_array_equal(logits, whole.logits(ids, mask))
 
 
+@pytest.mark.parametrize("limit", [9000, 1 << 20])
+@pytest.mark.parametrize("side_by_side", [1, 3])
 @pytest.mark.parametrize("handed", [0, 12_000, 1 << 28])
-def test_rounds_change_nothing(path: Path, handed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spq_graph.runtime.segmented.ROUND_TOKENS", 12)
-    monkeypatch.setattr("spq_graph.runtime.segmented.HANDED_BYTES", handed)
+def test_rounds_change_nothing(
+    path: Path, handed: int, side_by_side: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmented, "HANDED_BYTES", handed)
     batches = [(ids, mask) for ids, mask in rows(7).batches(1)]
     whole, steps = Runner(path), []
-    model = in_pieces(path, 9000)
-    runner = SegmentedRunner(model)
+    model = in_pieces(path, limit)
+    runner = SegmentedRunner(model, side_by_side=side_by_side)
     found = list(runner.results(batches, lambda done, total: steps.append((done, total))))
     total = len(batches) * len(model.segments)
     assert steps == [(done, total) for done in range(1, total + 1)]
@@ -85,21 +88,34 @@ def test_rounds_change_nothing(path: Path, handed: int, monkeypatch: pytest.Monk
         np.testing.assert_array_equal(logits, whole.logits(ids, mask))
 
 
-def test_rounds_grow_as_far_as_what_is_handed_over_has_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("handed", "side_by_side", "rounds"), [(0, 1, 7), (0, 3, 3), (1 << 28, 1, 1), (1 << 28, 3, 1)])
+def test_a_round_takes_what_there_is_room_for(
+    path: Path, handed: int, side_by_side: int, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that run at the same time enter together, so that without any room a round is one of each."""
     model = in_pieces(path, 9000)
-    opened: list[int] = []
+    opened: list[Any] = []
     open_it = segmented.open_segment
-    monkeypatch.setattr(segmented, "open_segment", lambda *given: opened.append(1) or open_it(*given))
-    monkeypatch.setattr(segmented, "ROUND_TOKENS", 12)
-    batches = [(ids, mask) for ids, mask in rows(7).batches(1)]
-    rounds = []
-    for handed in (0, 1 << 28):
-        monkeypatch.setattr(segmented, "HANDED_BYTES", handed)
-        opened.clear()
-        list(SegmentedRunner(model).results(batches))
-        rounds.append(len(opened) / len(model.segments))
-    tokens = [ids.size for ids, _ in batches]
-    assert rounds == [math.ceil(7 / math.ceil(12 / tokens[0])), 2]
+
+    def counted(*given: Any, **more: Any) -> Any:
+        opened.append(more)
+        return open_it(*given, **more)
+
+    monkeypatch.setattr(segmented, "open_segment", counted)
+    monkeypatch.setattr(segmented, "HANDED_BYTES", handed)
+    monkeypatch.setattr(segmented, "cores", lambda: 4)
+    list(SegmentedRunner(model, side_by_side=side_by_side).results([(i, m) for i, m in rows(7).batches(1)]))
+    assert len(opened) == rounds * len(model.segments)
+    assert opened[0] == {"threads": 0 if side_by_side == 1 else 2}
+
+
+def test_a_failure_in_one_of_several_batches_is_told(path: Path) -> None:
+    some = rows(5)
+    batches = [(ids, mask) for ids, mask in some.batches(1)]
+    batches[2] = (batches[2][0] + 1000, batches[2][1])  # beyond the vocabulary
+    stream = SegmentedRunner(in_pieces(path, 9000), side_by_side=2).results(batches)
+    with pytest.raises(GraphError, match=r"batch of shape \(1, 6\)"):
+        list(stream)
 
 
 def test_pieces_say_what_ran(path: Path) -> None:
@@ -126,9 +142,15 @@ def bytes_of(ranges: Ranges, folder: Path) -> bytes:
     return (folder / "r.json").read_bytes() + (folder / "r.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("cores", [1, 4])
 @pytest.mark.parametrize("limit", [9000, 1])
-def test_ranges_do_not_depend_on_the_limit(path: Path, tmp_path: Path, limit: int) -> None:
+def test_ranges_depend_neither_on_the_limit_nor_on_cores(
+    path: Path, tmp_path: Path, limit: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spq_graph.runtime.calibrate.cores", lambda: 1)
     expected = bytes_of(measure(path, rows(5), 1 << 20), tmp_path)
+    monkeypatch.setattr("spq_graph.runtime.calibrate.cores", lambda: cores)
+    monkeypatch.setattr("spq_graph.runtime.calibrate.BATCH_TOKENS", 24)
     assert bytes_of(measure(path, rows(5), limit), tmp_path) == expected
 
 
@@ -142,7 +164,7 @@ class TestCheckpoint:
     @pytest.fixture(autouse=True)
     def _small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("spq_graph.runtime.calibrate.BATCH_TOKENS", 12)
-        monkeypatch.setattr("spq_graph.runtime.segmented.ROUND_TOKENS", 24)
+        monkeypatch.setattr("spq_graph.runtime.calibrate.cores", lambda: 1)
 
     def interrupted(self, made: Path, checkpoint: Checkpoint, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """A calibration that is interrupted when its next batch would be counted."""
