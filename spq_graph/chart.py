@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 360  # px at natural size: narrow enough for a phone, where it is shown as it is
-_ROW, _AXIS = 35, 30
+ROW, _AXIS = 35, 30
 
 
 def ladder_changes(report: Report) -> dict[int, list[tuple[Rung, float]]]:
@@ -40,7 +40,7 @@ def ladder_figure(rungs: Sequence[tuple[Rung, float]], every: Sequence[float], p
     from matplotlib.figure import Figure
 
     rows = [list(group) for _, group in groupby(rungs, key=_row_key)]
-    height = len(rows) * _ROW + _AXIS
+    height = len(rows) * ROW + _AXIS
     with drawing_style():
         figure = Figure(figsize=(WIDTH / 72, height / 72))
         axes = figure.add_axes((0, _AXIS / height, 1, 1 - _AXIS / height))

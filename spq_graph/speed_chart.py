@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spq_graph.chart import WIDTH, draw_row
+from spq_graph.chart import ROW, WIDTH, draw_row
 from spq_graph.speed import SpeedRow
 from spq_graph.svg import LIGHT, Palette, drawing_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_ROW = 35  # px at natural size
 
 
 def speed_figure(rows: Sequence[tuple[SpeedRow, float, str]], palette: Palette = LIGHT) -> Figure:
@@ -25,7 +23,7 @@ def speed_figure(rows: Sequence[tuple[SpeedRow, float, str]], palette: Palette =
     from matplotlib.figure import Figure
 
     with drawing_style():
-        figure = Figure(figsize=(WIDTH / 72, len(rows) * _ROW / 72))
+        figure = Figure(figsize=(WIDTH / 72, len(rows) * ROW / 72))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set_ylim(len(rows) - 0.4, -0.6)
