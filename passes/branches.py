@@ -6,6 +6,7 @@ from collections.abc import Container
 
 import onnx_ir as ir
 
+from spq_graph.passes.patterns import follows_from
 from spq_graph.passes.values import weight_of
 
 # Between a GLU's product and its down projection, and between a projection and the GLU.
@@ -16,6 +17,28 @@ _FROM_PROJECTION = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity", "S
                               "Transpose", "Squeeze", "Unsqueeze", "Dropout", "Clip", "Min", "Max"})  # fmt: skip
 _SAME_TOKENS = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div"})
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max"})
+
+
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+
+
+def passed_on(node: ir.Node) -> ir.Value | None:
+    """What a node between a GLU's product and its down projection passes on, a norm included; None for any other."""
+    if node.op_type in _NORMS:
+        return node.inputs[0]
+    if node.op_type not in TO_DOWN:
+        return None
+    return only_dynamic(node) or _normalized(node)
+
+
+def _normalized(node: ir.Node) -> ir.Value | None:
+    """What the product or quotient of a norm that is written out normalizes: x times or over a root made of x."""
+    root_of = {"Mul": "Reciprocal", "Div": "Sqrt"}.get(node.op_type)
+    for x, root in (node.inputs, node.inputs[::-1]) if node.op_type == "Mul" else (node.inputs,):
+        maker = root.producer() if root is not None and root_of else None
+        if maker is not None and maker.op_type == root_of and x is not None and follows_from(maker.outputs[0], x):
+            return x
+    return None
 
 
 def only_dynamic(node: ir.Node) -> ir.Value | None:

@@ -147,7 +147,7 @@ def _path_in_name(name: str) -> str | None:
     return found["path"].replace("/", ".") if found else None
 
 
-_SCOPED = re.compile(r"/(?P<path>\w[\w.-]*(?:/\w[\w.-]*)*?)/(?:MatMul|Gemm)(?:_\d+)?(?:/.*)?")
+_SCOPED = re.compile(r"/(?P<path>\w[\w.-]*(?:/\w[\w.-]*)*?)/(?:MatMul|Gemm)(?![A-Za-z])")
 
 
 def attribute_of(node: ir.Node, name: str, default: float) -> float:

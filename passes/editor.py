@@ -202,17 +202,20 @@ class Editor:
         return cast
 
     def shield(self, node: ir.Node) -> None:
-        """Part an integer product from the Add behind it by a Reshape that changes nothing.
+        """Part an integer product from the Add, Relu or Clip behind it by a Reshape that changes nothing.
 
-        ONNX Runtime merges the two into a Gemm before it looks for quantized products, and a Gemm with a floating-point
-        bias then runs in floating point. It does so where the product has two axes, or sizes that are all known.
+        ONNX Runtime merges product and Add into a Gemm before it looks for quantized products, and a Gemm with a
+        floating-point bias then runs in floating point. It does so where the product has two axes, or sizes that are
+        all known. A Relu or Clip it takes for a part of the quantized product, which it gives up where no quantizer
+        follows.
         """
         output = node.outputs[0]
         readers = [use.node for use in output.uses()]
         dims = None if output.shape is None else list(output.shape)
-        if len(readers) != 1 or readers[0].op_type != "Add":
+        if len(readers) != 1 or readers[0].op_type not in ("Add", "Relu", "Clip"):
             return
-        if dims is not None and len(dims) > 2 and not all(isinstance(d, int) for d in dims):
+        symbolic = dims is not None and len(dims) > 2 and not all(isinstance(d, int) for d in dims)
+        if readers[0].op_type == "Add" and symbolic:
             return
         if dims is None:  # a Reshape needs to know how many axes there are; a sum of one term does not
             apart = ir.node("Sum", [output], name=self.fresh(f"{node.name}.apart"))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.attention import find_cores, site_after, sites_behind
-from spq_graph.passes.branches import TO_DOWN, only_dynamic, projection, scaled_from
+from spq_graph.passes.branches import passed_on, projection, scaled_from
 from spq_graph.passes.collect import collect_sites
 from spq_graph.passes.experts import (
     FusedExperts,
@@ -136,14 +136,14 @@ def _assign_glus(model: ir.Model, nodes: dict[ir.Node, Site], found: Identified,
 
 
 def _behind_downs(nodes: dict[ir.Node, Site]) -> dict[ir.Node, list[ir.Node]]:
-    """The products that sites read, seen through moves of data and constant factors, with those sites."""
+    """The products that sites read, seen through moves of data, constant factors and norms, with those sites."""
     downs: dict[ir.Node, list[ir.Node]] = {}
     for node in nodes:
         value, left = node.inputs[0], 64
-        while value is not None and (producer := value.producer()) is not None and producer.op_type in TO_DOWN and left:
+        while value is not None and (producer := value.producer()) is not None and left:
             if producer.op_type == "Mul":
                 downs.setdefault(producer, []).append(node)
-            value, left = only_dynamic(producer), left - 1
+            value, left = passed_on(producer), left - 1
     return downs
 
 

@@ -73,6 +73,17 @@ def relu(op: Op, gate: Any) -> Any:
     return op.Relu(gate)
 
 
+def relu_squared(op: Op, gate: Any) -> Any:
+    """Squared ReLU (So et al., arXiv 2109.08668), as a product."""
+    rectified = op.Relu(gate)
+    return op.Mul(rectified, rectified)
+
+
+def relu_power(op: Op, gate: Any, two: Any) -> Any:
+    """The same, as a power."""
+    return op.Pow(op.Relu(gate), two)
+
+
 def sigmoid(op: Op, gate: Any) -> Any:
     """The gate of the original unit."""
     return op.Sigmoid(gate)
@@ -123,12 +134,12 @@ _ACTIVATIONS: dict[str, list[tuple[str, Sequence[Form]]]] = {
     "FastGelu": [("geglu", [gelu_fast])],
     "Erf": [("geglu", _gelu_written_out("Erf"))],
     "Tanh": [("geglu", _gelu_written_out("Tanh"))],
-    "Relu": [("reglu", [relu])],
+    "Relu": [("reglu", [relu]), ("squared_reglu", [relu_squared, relu_power])],
 }
 _WHOLE: dict[str, list[tuple[str, Sequence[Form]]]] = {
     "Sigmoid": [("swiglu", [silu_product_first, silu_sigmoid_first])]
 }
-_CONSTANTS = {"one": 1.0, "half": 0.5}
+_CONSTANTS = {"one": 1.0, "half": 0.5, "two": 2.0}
 _UNCHANGED = frozenset({"Cast", "Identity", "Dropout"})  # between an activation and its product
 _SHAPED = frozenset({"Reshape", "Expand", "Squeeze", "Unsqueeze"})
 ACTIVATIONS = frozenset(_ACTIVATIONS)
@@ -222,7 +233,7 @@ def _roots(node: ir.Node, depth: int = 3) -> Iterator[ir.Node]:
     yield node
     if depth:
         for user in users_of(node.outputs[0]):
-            if user.op_type in ("Mul", "Add", "Div", "Cast"):
+            if user.op_type in ("Mul", "Add", "Div", "Cast", "Pow"):
                 yield from _roots(user, depth - 1)
 
 

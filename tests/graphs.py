@@ -159,6 +159,11 @@ def _cast(b: Builder, gate: str) -> str:
     return str(b.op("Mul", gate, b.op("Cast", squashed, to=own)))
 
 
+def _squared(b: Builder, gate: str) -> str:
+    relu = b.op("Relu", gate)
+    return str(b.op("Mul", relu, relu))
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation("swiglu", lambda b, g: b.op("Mul", g, b.op("Sigmoid", g))),
     "silu_commuted": Activation("swiglu", lambda b, g: b.op("Mul", b.op("Sigmoid", g), g)),
@@ -178,6 +183,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh_half_last": Activation("geglu", lambda b, g: _half_last(b, g, _tanh_inner(b, g))),
     "tanh_half_inside": Activation("geglu", lambda b, g: _half_inside(b, g, _tanh_inner(b, g))),
     "relu": Activation("reglu", lambda b, g: b.op("Relu", g)),
+    "relu_squared": Activation("squared_reglu", _squared),
+    "relu_power": Activation("squared_reglu", lambda b, g: b.op("Pow", b.op("Relu", g), b.number(2.0))),
     "sigmoid": Activation("glu", lambda b, g: b.op("Sigmoid", g)),
 }
 

@@ -46,7 +46,7 @@ class Family:
     common: bool = True
     modules: dict[str, str] = field(default_factory=lambda: _ATTENTION | _MLP)
     experts: str = ""
-    kinds: tuple[Literal["swiglu", "geglu"], ...] = ("swiglu",)
+    kinds: tuple[Literal["swiglu", "geglu", "squared_reglu"], ...] = ("swiglu",)
     prefix: str = "model.layers.{}"
     outside: dict[str, str] = field(default_factory=lambda: {"lm_head": "lm_head"})
     unmatched: tuple[str, ...] = ()
@@ -109,6 +109,8 @@ DECODERS: tuple[Family, ...] = (
     Family("olmo2", "OLMo 2", "Olmo2ForCausalLM"),
     Family("smollm3", "SmolLM3", "SmolLM3ForCausalLM"),
     Family("granite", "Granite", "GraniteForCausalLM"),
+    Family("bitnet", "BitNet b1.58", "BitNetForCausalLM", kinds=("squared_reglu",),
+           note="a norm stands between the product and `down_proj`"),
     Family(
         "mixtral", "Mixtral", "MixtralForCausalLM", settings=_CHOICE | {"num_local_experts": EXPERTS},
         modules=_ATTENTION | _ROUTER, experts="mlp.experts", kinds=_CHOSEN,

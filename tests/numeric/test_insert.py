@@ -19,7 +19,7 @@ from spq_graph.runtime.executed import check_integer_sites
 from spq_graph.runtime.session import execute_once
 from spq_graph.sites import Role, Site
 from tests.decoder_graphs import Decoder, decoder, token_feeds
-from tests.graphs import LINEAR_FORMS, Array, Builder, Glu, LinearForm, glu_model
+from tests.graphs import ACTIVATIONS, LINEAR_FORMS, Array, Builder, Glu, LinearForm, glu_model
 from tests.inserting import activations, applied, fake_quantized, fake_quantized_weight, kernels, plan_for, run
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -79,6 +79,29 @@ class TestOneSite:
         feeds = {"x": activations(9, 8)}
         made = applied(path, plan_for(path, feeds, Precision.INT8))
         assert kernels(made)["MatMulIntegerToFloat"] == 3
+
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
+    def test_every_gate(self, tmp_path: Path, activation: str) -> None:
+        path = tmp_path / "model.onnx"
+        onnx.save(glu_model(Glu(activation), opset=max(13, ACTIVATIONS[activation].opset)), path)
+        feeds = {"x": activations(9, 8)}
+        made = applied(path, plan_for(path, feeds, Precision.INT8))
+        assert kernels(made)["MatMulIntegerToFloat"] == 3
+
+    @pytest.mark.parametrize("after", ["Relu", "Clip"])
+    @pytest.mark.parametrize("axes", [["tokens", 8], ["rows", "tokens", 8], [2, 5, 8]])
+    def test_what_follows_a_product(self, tmp_path: Path, axes: list[int | str], after: str) -> None:
+        """ONNX Runtime takes a Relu that one other node reads for a part of what it would fuse, and then does not."""
+        b = Builder()
+        made = b.linear("x", 8, 6)
+        cut = b.op(after, made, *([b.number(0.0)] if after == "Clip" else []))
+        b.op("Abs", cut, outputs=["y"])
+        path = tmp_path / "model.onnx"
+        onnx.save(b.model({"x": (FLOAT, axes)}, {"y": (FLOAT, [*axes[:-1], 6])}), path)
+        feeds = {"x": activations(10, 8).reshape(*((2, 5) if len(axes) == 3 else (10,)), 8)}
+        after_all = applied(path, plan_for(path, feeds, Precision.INT8))
+        assert kernels(after_all)["MatMulIntegerToFloat"] == 1
+        np.testing.assert_allclose(run(after_all, feeds)[0], run(path, feeds)[0], atol=0.1)
 
     @pytest.mark.parametrize("form", ["matmul", "gemm_transposed"])
     def test_half_precision_graph(self, tmp_path: Path, form: LinearForm) -> None:

@@ -84,6 +84,12 @@ class TestNames:
         assert found.by_key[found.blocks[0].down].layer == 0
         assert found.by_key[found.blocks[0].down].node == "/model/layers.0/mlp/down_proj/MatMul"
 
+    def test_modules_whose_names_begin_like_a_product(self) -> None:
+        model = glu_model(Glu(), naming="torchscript")
+        for node in model.graph.node:
+            node.name = node.name.replace("/mlp/", "/GemmaMLP/")
+        assert found_in(model).blocks[0].down == "model.layers.0.GemmaMLP.down_proj"
+
     def test_anonymous(self) -> None:
         found = found_in(glu_model(Glu(), Glu()))
         assert all(site.key == site.node for site in found.sites)
@@ -160,9 +166,9 @@ class TestDecoders:
         assert ir.to_proto(graph).SerializeToString() == before
 
 
-def mlp(write: Callable[[Builder, str, str], str]) -> Identified:
+def mlp(write: Callable[[Builder, str, str], str], opset: int = 21) -> Identified:
     """What is found where `write` makes the input of down from gate and up."""
-    b = Builder()
+    b = Builder(opset)
     gate, up = b.linear("x", 4, 6), b.linear("x", 4, 6)
     b.op("Add", "x", b.linear(write(b, gate, up), 6, 4), outputs=["y"])
     return found_in(b.model({"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 4])}))
@@ -172,9 +178,26 @@ def silu_product(b: Builder, gate: str, up: str) -> str:
     return str(b.op("Mul", ACTIVATIONS["silu"].write(b, gate), up))
 
 
-def _squared(b: Builder, value: str) -> str:
-    relu = b.op("Relu", value)
-    return str(b.op("Mul", relu, relu))
+def _doubled(b: Builder, value: str) -> str:
+    elu = b.op("Elu", value)
+    return str(b.op("Add", elu, elu))
+
+
+def _rms_norm(b: Builder, value: str, divided: bool) -> str:
+    squares = b.op("Pow", value, b.number(2.0))
+    mean = b.op("Add", b.op("ReduceMean", squares, b.const([-1], np.int64)), b.number(1e-5))
+    root = b.op("Sqrt", mean)
+    normalized = b.op("Div", value, root) if divided else b.op("Mul", b.op("Reciprocal", root), value)
+    return str(b.op("Mul", b.const(np.ones(6, np.float32)), normalized))
+
+
+# As BitNet and others with sub-norms have them.
+NORMS: dict[str, Callable[[Builder, str], str]] = {
+    "LayerNormalization": lambda b, v: b.op("LayerNormalization", v, b.const(np.ones(6, np.float32))),
+    "RMSNormalization": lambda b, v: b.op("RMSNormalization", v, b.const(np.ones(6, np.float32))),
+    "product": lambda b, v: _rms_norm(b, v, divided=False),
+    "quotient": lambda b, v: _rms_norm(b, v, divided=True),
+}
 
 
 class TestNearMisses:
@@ -183,7 +206,7 @@ class TestNearMisses:
         [
             (lambda b, g, u: b.op("Mul", b.op("Elu", g), u), "looks like a GLU, but Elu ('Elu_2') is not a known gate"),
             (lambda b, g, u: b.op("Mul", u, b.op("Softplus", g)), "but Softplus ('Softplus_2') is not a known gate"),
-            (lambda b, g, u: b.op("Mul", _squared(b, g), u), "but Mul ('Mul_3'), Relu ('Relu_2') is not a known gate"),
+            (lambda b, g, u: b.op("Mul", _doubled(b, g), u), "but Add ('Add_3'), Elu ('Elu_2') is not a known gate"),
             (lambda b, g, u: b.op("Mul", g, u), "looks like a GLU, but neither branch has an activation"),
         ],
     )  # fmt: skip
@@ -193,15 +216,18 @@ class TestNearMisses:
         assert len(found.unmatched) == 1
         assert reason in found.unmatched[0].reason
 
-    def test_norm_in_front_of_down(self) -> None:
-        def write(b: Builder, gate: str, up: str) -> str:
-            product = silu_product(b, gate, up)
-            return str(b.op("LayerNormalization", product, b.const(np.ones(6, np.float32))))
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_norm_in_front_of_down_is_none(self, norm: str) -> None:
+        found = mlp(lambda b, gate, up: NORMS[norm](b, silu_product(b, gate, up)), opset=23)
+        assert [block.kind for block in found.blocks] == ["swiglu"]
+        assert found.unmatched == []
+        assert Counter(site.role for site in found.sites) == {Role.GLU_GATE: 1, Role.GLU_UP: 1, Role.GLU_DOWN: 1}
 
-        found = mlp(write)
+    def test_softmax_in_front_of_down(self) -> None:
+        found = mlp(lambda b, gate, up: str(b.op("Softmax", silu_product(b, gate, up))))
         assert found.blocks == []
         assert [u.reason for u in found.unmatched] == [
-            "swiglu product feeds no MatMul with a constant weight, but LayerNormalization"
+            "swiglu product feeds no MatMul with a constant weight, but Softmax"
         ]
 
     def test_no_down(self) -> None:

@@ -89,6 +89,7 @@ def no_glus() -> dict[str, Write]:
         "scaled silu alone": lambda b: ACTIVATIONS["silu_scaled"].write(b, "g"),
         "gelu alone": lambda b: ACTIVATIONS["erf_half_last"].write(b, "g"),
         "squared relu": lambda b: b.op("Mul", b.op("Relu", "g"), b.op("Relu", "g")),
+        "cubed relu": lambda b: b.op("Mul", b.op("Pow", b.op("Relu", "g"), b.number(3.0)), "u"),
         "relu times its input": lambda b: b.op("Mul", b.op("Relu", "g"), "g"),
         "silu times a constant": lambda b: b.op("Mul", ACTIVATIONS["silu"].write(b, "g"), b.number(2.0)),
         "silu times a vector": lambda b: b.op("Mul", ACTIVATIONS["silu"].write(b, "g"), b.const(b.random(4))),
