@@ -170,8 +170,10 @@ class _Batch:
         begun, ready = time.perf_counter(), sum(len(row.tokens) for row in rows)
         found.prefill_seconds += begun - start
         while any(row.finish is None for row in rows):
-            # Those that have ended run along: to take them out of the cache would copy it.
-            tokens = pick(self._state.feed(tokens[:, None])[:, -1])
+            # Those that have ended run along as padding, so that their positions stay where the model has some: to take
+            # them out of the cache would copy it.
+            alive = np.array([[row.finish is None] for row in rows], dtype=np.int64)
+            tokens = pick(self._state.feed(tokens[:, None], alive)[:, -1])
             self._accept(tokens, rows)
         found.decode_seconds += time.perf_counter() - begun
         found.decoded += sum(len(row.tokens) for row in rows) - ready

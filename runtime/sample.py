@@ -75,9 +75,9 @@ def finite(logits: Float32, where: str) -> npt.NDArray[np.float64]:
     """The logits of the next tokens, [rows, vocabulary], in double precision; single tokens may be ruled out by -inf.
 
     Raises:
-        ActivationError: there is no finite one in a row, or NaN.
+        ActivationError: there is no finite one in a row, or NaN, or infinity.
     """
     wide = logits.astype(np.float64)
-    if not np.isfinite(wide).any(axis=-1).all() or np.isnan(wide).any():
+    if not np.isfinite(wide).any(axis=-1).all() or np.isnan(wide).any() or np.isposinf(wide).any():
         raise ActivationError("the logits are NaN or infinite", where=where, remedy="check the weights")
     return wide

@@ -16,9 +16,10 @@ from spq_graph.errors import ActivationError, GraphError, UsageError
 from spq_graph.runtime import generate as engine
 from spq_graph.runtime.decoding import Decoding, cache_pairs
 from spq_graph.runtime.generate import Finish, Generated, Limits, generate
-from spq_graph.runtime.sample import sample_ids
+from spq_graph.runtime.sample import finite, sample_ids
 from spq_graph.runtime.sampling import Sampling
 from spq_graph.runtime.session import Runner
+from tests.decoder_graphs import decoder
 from tests.decoders import VOCABULARY, random_ids, write_decoder
 
 PROMPTS = [[1, 5, 9, 33], [1, 40], [1, 7, 8, 9, 10, 11, 12]]
@@ -123,6 +124,23 @@ def test_a_padded_batch_equals_its_rows_alone(kind: str, sampling: Sampling, req
     assert together[0] == run(runner, PROMPTS[:1], sampling)[1][0]
     if not sampling.temperature:  # a row's draws depend on its place
         assert together == [run(runner, [prompt])[1][0] for prompt in PROMPTS]
+
+
+def test_rows_that_have_ended_use_up_no_positions(tmp_path: Path) -> None:
+    """The model has a table of 64: a row that is full must not stop the others."""
+    onnx.save(decoder(), tmp_path / "table.onnx")
+    runner = Runner(tmp_path / "table.onnx")
+    prompts, limits = [[1] * 60, [1, 4, 3]], Limits(new_tokens=30, length=64)
+    together = generate(runner, prompts, GREEDY, limits, lambda *_: False)
+    assert [row.finish for row in together.rows] == [Finish.MODEL_LENGTH, Finish.LENGTH]
+    alone = [generate(runner, [prompt], GREEDY, limits, lambda *_: False).rows[0].tokens for prompt in prompts]
+    assert [row.tokens for row in together.rows] == alone
+
+
+def test_infinite_logits_are_refused() -> None:
+    with pytest.raises(ActivationError, match="NaN or infinite"):
+        finite(np.array([[1.0, np.inf, 2.0]], np.float32), "here")
+    assert finite(np.array([[1.0, -np.inf]], np.float32), "here").tolist() == [[1.0, -np.inf]]
 
 
 def test_rows_run_one_by_one_where_padding_would_be_taken_for_text(folder: Path) -> None:
