@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from spq_graph.passes.collect import attribute_of
 from spq_graph.passes.values import is_standard, scalar_of, weight_of
 
 
@@ -59,11 +60,22 @@ def _is_mean_square(root: ir.Node | None, x: ir.Value | None) -> bool:
     total = _made_by(root.inputs[0], "Add") if root is not None else None
     averaged = _made_by(total.inputs[0], "ReduceMean") if total is not None else None
     square = _made_by(averaged.inputs[0], "Pow") if averaged is not None else None
-    if total is None or square is None or square.inputs[0] is not x or scalar_of(square.inputs[1]) != 2:
+    if total is None or averaged is None or square is None or not _is_by_row(averaged, x):
+        return False
+    if square.inputs[0] is not x or scalar_of(square.inputs[1]) != 2:
         return False
     # ONNX Runtime reads the constant on the right, in float32; any other it takes for its own default.
     epsilon = weight_of(total.inputs[1])
-    return epsilon is not None and epsilon.tensor.size == 1 and epsilon.dtype is ir.DataType.FLOAT
+    return epsilon is not None and epsilon.shape in ((), (1,)) and epsilon.dtype is ir.DataType.FLOAT
+
+
+def _is_by_row(averaged: ir.Node, x: ir.Value | None) -> bool:
+    """Whether a mean is over the last axis, which stays with size 1: the fusion asks for neither."""
+    axes = weight_of(averaged.inputs[1]) if len(averaged.inputs) > 1 else None
+    given = averaged.attributes.get("axes")
+    numbers = axes.numpy().ravel().tolist() if axes is not None else list(given.as_ints()) if given is not None else []
+    last = {-1} if x is None or x.shape is None else {-1, len(x.shape) - 1}
+    return len(numbers) == 1 and numbers[0] in last and attribute_of(averaged, "keepdims", 1) == 1
 
 
 def _divide(graph: ir.Graph, node: ir.Node, x: ir.Value, root: ir.Value) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,23 +15,23 @@ from spq_graph.passes.graph import Canonicalize
 from spq_graph.passes.norms import DivideNorms
 from spq_graph.recipe import Precision
 from spq_graph.targets import PROFILES
-from tests.graphs import Builder
+from tests.graphs import Builder, Described
 from tests.inserting import activations, applied, kernels, plan_for, run
 
 WIDTH = 16
 EPSILON = 0.25  # large enough to be seen in the result: ONNX Runtime has a default of its own
-FEEDS = {"x": activations(6, WIDTH)}
+FEEDS = {"x": activations(WIDTH, WIDTH)}  # square, so that a mean along either axis fits
 
 
 def norm(
     b: Builder, x: str, *, exponent: float = 2.0, averaged: str = "", swapped: bool = False,
-    epsilon_first: bool = False, shared: str = "",
+    epsilon_first: bool = False, epsilon: Any = EPSILON, axis: int = -1, keepdims: int = 1, shared: str = "",
 ) -> str:  # fmt: skip
     """An RMSNorm and its weight. `averaged` is another value than x to take the mean of, `shared` a step read twice."""
     square = b.op("Pow", averaged or x, b.const(exponent, np.float32))
-    mean = b.op("ReduceMean", square, b.const([-1], np.int64), keepdims=1)
-    epsilon = b.const(EPSILON, np.float32)
-    root = b.op("Sqrt", b.op("Add", *([epsilon, mean] if epsilon_first else [mean, epsilon])))
+    mean = b.op("ReduceMean", square, b.const([axis], np.int64), keepdims=keepdims)
+    small = b.const(epsilon, np.float32)
+    root = b.op("Sqrt", b.op("Add", *([small, mean] if epsilon_first else [mean, small])))
     factor = b.op("Reciprocal", root)
     product = b.op("Mul", *([factor, x] if swapped else [x, factor]), name="the product")
     b.nodes[-1].metadata_props.add(key="kept", value="yes")
@@ -39,8 +40,8 @@ def norm(
     return str(b.op("Mul", b.const(1 + b.random(WIDTH)), product))
 
 
-def model(b: Builder, output: str, *more: str) -> onnx.ModelProto:
-    outputs = {name: (TensorProto.FLOAT, ["tokens", "columns"]) for name in (output, *more)}
+def model(b: Builder, output: str, *more: str, axes: int = 2) -> onnx.ModelProto:
+    outputs: Described = {name: (TensorProto.FLOAT, [f"axis{n}" for n in range(axes)]) for name in (output, *more)}
     return b.model({"x": (TensorProto.FLOAT, ["tokens", WIDTH])}, outputs)
 
 
@@ -75,18 +76,17 @@ def test_the_product_becomes_a_quotient(tmp_path: Path, swapped: bool) -> None:
     np.testing.assert_allclose(run(result, FEEDS)[0], wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        {"exponent": 3.0}, {"epsilon_first": True}, {"shared": "mean"}, {"shared": "root"}, {"shared": "factor"},
-        {"averaged": True},
-    ],
-    ids=str,
+ODD: tuple[dict[str, Any], ...] = (
+    {"exponent": 3.0}, {"averaged": True}, {"axis": 0}, {"keepdims": 0}, {"epsilon_first": True},
+    {"epsilon": [[[EPSILON]]]}, {"shared": "mean"}, {"shared": "root"}, {"shared": "factor"},
 )  # fmt: skip
-def test_what_is_no_norm_or_is_read_elsewhere_stays(kind: dict[str, object]) -> None:
+
+
+@pytest.mark.parametrize("kind", ODD, ids=str)
+def test_what_is_no_norm_or_is_read_elsewhere_stays(kind: dict[str, Any]) -> None:
     b = Builder()
     other = {"averaged": b.op("Abs", "x")} if kind.get("averaged") else kind
-    proto = model(b, norm(b, "x", **other))
+    proto = model(b, norm(b, "x", **other), axes=3 if "epsilon" in kind else 2)
     result, modified = divided(proto)
     assert not modified
     np.testing.assert_array_equal(run(result, FEEDS)[0], run(proto, FEEDS)[0])
