@@ -63,7 +63,8 @@ def _spec(value: ir.Value) -> Spec:
 
 def _segment(model: ir.Model, cutter: Cutter, piece: Piece, where: Path) -> Segment:
     graph = model.graph
-    used = list(dict.fromkeys(v for node in piece.nodes for v in cutter.reads[node]))
+    returned = [v for v in piece.gives if v.producer() is None]  # inputs and constants that the graph gives as they are
+    used = list(dict.fromkeys([*(v for node in piece.nodes for v in cutter.reads[node]), *returned]))
     initializers = [v for v in used if v.producer() is None and v.const_value is not None]
     inputs = [v for v in used if v.is_graph_input() and v.const_value is None]
     lazy = {v.name or "": v.const_value for v in initializers if _is_held(v, where)}

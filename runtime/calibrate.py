@@ -18,13 +18,15 @@ from spq_graph.value_range import ValueRange
 
 # Tokens at one time: large enough to keep the cores busy, small enough that activations stay a few hundred MB.
 BATCH_TOKENS = 1024
-MOST_SIDE_BY_SIDE = 4  # so that a product has some hundred rows for each read of its weight
+# Batches at the same time, so that a product has some hundred rows for each read of its weight. How large batches are
+# does not depend on the cores: what was measured before an interrupt counts on another machine too.
+MOST_SIDE_BY_SIDE = 4
 
 
 def batch_size(runner: Decoder, sequences: Sequences) -> int:
-    """How many sequences go into one batch."""
-    fixed, _ = runner.fixed_shape
-    return fixed or max(1, BATCH_TOKENS // sequences.ids.shape[1])
+    """How many sequences go into one batch; each takes as many tokens as the graph makes of it."""
+    rows, columns = runner.fixed_shape
+    return rows or max(1, BATCH_TOKENS // (columns or sequences.ids.shape[1]))
 
 
 def calibrate(
@@ -53,10 +55,11 @@ def calibrate(
         ActivationError: an activation is NaN or infinite.
     """
     outputs = [*(name for _, outputs in probes for name in outputs), finite_check]
-    fixed, _ = Decoder(model.where, model.inputs, model.outputs, outputs).fixed_shape
-    lanes = max(1, min(cores(), MOST_SIDE_BY_SIDE, BATCH_TOKENS // ((fixed or 1) * sequences.ids.shape[1])))
-    runner = SegmentedRunner(model, outputs=outputs, side_by_side=lanes)
-    batches = list(batches_without_padding(sequences, fixed, BATCH_TOKENS // lanes))
+    fixed = Decoder(model.where, model.inputs, model.outputs, outputs).fixed_shape
+    batches = list(batches_without_padding(sequences, *fixed))
+    largest = max((len(rows) * (fixed[1] or rows.shape[1]) for rows in batches), default=1)
+    side_by_side = max(1, min(cores(), MOST_SIDE_BY_SIDE, BATCH_TOKENS // largest))
+    runner = SegmentedRunner(model, outputs=outputs, side_by_side=side_by_side)
     ranges, done = _earlier(checkpoint, batches, model_digest)
     whole = True
     try:
@@ -111,8 +114,10 @@ def _seen(
     return seen
 
 
-def batches_without_padding(sequences: Sequences, size: int | None, tokens: int) -> Iterator[Ids]:
-    """Yield the tokens of rows of one length, int64 [batch, length], the longest first; so many tokens, or rows.
+def batches_without_padding(sequences: Sequences, size: int | None, columns: int | None) -> Iterator[Ids]:
+    """Yield the tokens of rows of one length, int64 [batch, length], the longest first.
+
+    `size` and `columns` are what the graph insists on; None where it leaves them free.
 
     Padding would reach the reductions by channel, and what it does to them would depend on how rows are sharded.
     """
@@ -120,7 +125,7 @@ def batches_without_padding(sequences: Sequences, size: int | None, tokens: int)
     for length in np.unique(lengths[lengths > 0])[::-1].tolist():
         some = lengths == length
         rows = sequences.ids[some][sequences.mask[some] == 1].reshape(-1, length)
-        step = size or max(1, tokens // length)
+        step = size or max(1, BATCH_TOKENS // MOST_SIDE_BY_SIDE // (columns or length))
         for start in range(0, len(rows), step):
             yield rows[start : start + step]
 

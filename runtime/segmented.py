@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,8 +27,10 @@ from spq_graph.segment import Handed, Segment, Segmented, Weight, type_of
 Batch: TypeAlias = tuple[Ids, Ids]
 Progress: TypeAlias = Callable[[int, int], None]
 _T = TypeVar("_T")
-# Opening a segment costs about as much as some hundred tokens do, so as many batches as there is room for pass through
-# it before the next one is opened: what all segments together hand over and find out of them must stay below this.
+# Tokens that pass through a segment before the next one is opened: opening one costs about as much as some hundred
+# tokens do, and what segments hand over is kept for all of them. Once a round has shown how much that is, the next ones
+# take as many tokens as it leaves room for.
+ROUND_TOKENS = 4096
 HANDED_BYTES = 256 << 20
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
@@ -62,6 +65,7 @@ class SegmentedRunner(Decoder):
         self._side_by_side = side_by_side
         self._wanted = {name for segment in model.segments for name in segment.reads} | set(self.outputs)
         self._open: Any = None
+        self._handed = 0  # bytes a token, at most, that segments were seen to hand over
 
     @property
     def pieces(self) -> int:
@@ -90,7 +94,7 @@ class SegmentedRunner(Decoder):
             for ids, mask in batches
         )
         while waiting:
-            yield from self._round(waiting, steps)
+            yield from self._round(self._taken(waiting), steps)
 
     def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of one batch after the other, float32 [batch, length, vocabulary]; ids and mask are int64."""
@@ -98,34 +102,38 @@ class SegmentedRunner(Decoder):
         for (ids, _), (logits, *_) in zip(batches, self.results(filled), strict=True):
             yield logits[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
 
-    def _round(self, waiting: deque[_Passing], steps: _Steps) -> Iterator[list[Array]]:
-        """Take batches from those that wait, and bring them through all segments."""
-        *before, last = self._model.segments
+    def _taken(self, waiting: deque[_Passing]) -> list[_Passing]:
+        """The next round: as many of those that wait as what is handed over has room for."""
+        room = max(ROUND_TOKENS, HANDED_BYTES // self._handed if self._handed else 0)
         some: list[_Passing] = []
+        while waiting and room > 0:
+            some.append(waiting.popleft())
+            room -= math.prod(some[-1].shape)
+        return some
+
+    def _round(self, some: list[_Passing], steps: _Steps) -> Iterator[list[Array]]:
+        """Bring batches through all segments."""
+        *before, last = self._model.segments
+        tokens = sum(math.prod(batch.shape) for batch in some)
         for number, segment in enumerate(before):
             later = {name for s in self._model.segments[number + 1 :] for name in s.reads} | set(self.outputs)
-            session = self._session(segment, (some or waiting)[0].values)
-            entering = iter(some) if number else self._while_there_is_room(waiting, some)
-            for batch in self._in_turn(partial(self._pass, session, segment, later), entering):
-                if number == 0:
-                    some.append(batch)
+            session = self._session(segment, some[0].values)
+            for _ in self._in_turn(partial(self._pass, session, segment, later), some):
                 steps.done()
             del session
             give_back_memory()
-        if not before:
-            some = list(waiting)
-            waiting.clear()
+            kept = sum(array.nbytes for batch in some for array in batch.values.values())
+            self._handed = max(self._handed, kept // tokens)
         session = self._session(last, some[0].values)
         for found in self._in_turn(partial(self._finish, session, last), some):
             steps.done()
             yield found
 
-    def _pass(self, session: Any, segment: Segment, later: set[str], batch: _Passing) -> _Passing:
+    def _pass(self, session: Any, segment: Segment, later: set[str], batch: _Passing) -> None:
         """Bring a batch through a segment that is not the last, and keep what later ones read."""
         # Copies: an array of the session's own would keep all of what the session allocated beside it.
         found = {name: array.copy() for name, array in self._run(session, segment, batch).items()}
         batch.values = {name: array for name, array in (batch.values | found).items() if name in later}
-        return batch
 
     def _finish(self, session: Any, segment: Segment, batch: _Passing) -> list[Array]:
         """Bring a batch through the last segment, and return the outputs."""
@@ -133,17 +141,7 @@ class SegmentedRunner(Decoder):
         batch.values = {}
         return [found[name] for name in self.outputs]
 
-    def _while_there_is_room(self, waiting: deque[_Passing], passed: list[_Passing]) -> Iterator[_Passing]:
-        """Batches that enter the first segment, until what those that left it will have given later fills the room."""
-        known, total, outputs = 0, 0, set(self.outputs)
-        while waiting and (total < HANDED_BYTES or not passed):
-            yield waiting.popleft()
-            for batch in passed[known:]:
-                # What is found out adds up from segment to segment, what is handed over is let go behind the next.
-                total += sum(a.nbytes * (self.pieces if n in outputs else 1) for n, a in batch.values.items())
-            known = len(passed)
-
-    def _in_turn(self, work: Callable[[_Passing], _T], batches: Iterable[_Passing]) -> Iterator[_T]:
+    def _in_turn(self, work: Callable[[_Passing], _T], batches: Sequence[_Passing]) -> Iterator[_T]:
         """What work gives of each batch, in their order; several are worked on at the same time."""
         if self._side_by_side == 1:
             yield from map(work, batches)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import onnx_ir as ir
+
 from spq_graph.errors import UsageError
 from spq_graph.passes.bfloat16 import WidenBfloat16
 from spq_graph.passes.graph import Canonicalize, load_graph
@@ -36,13 +38,18 @@ def _in_segments(path: Path, memory: int | None) -> Segmented | None:
 
     What fits as a whole runs from its file: what is measured is then what is delivered.
     """
+    graph, edited = _runnable(path)
+    model = split(graph, path, memory)
+    return model if len(model.segments) > 1 or edited else None
+
+
+def _runnable(path: Path) -> tuple[ir.Model, bool]:
+    """A graph as ONNX Runtime's CPU provider runs it, and whether it had to be edited for that."""
     graph = load_graph(path)
     names = [node.name for node in graph.graph if node.name]
-    refused = len(set(names)) < len(names)  # ONNX Runtime loads no file with two nodes of one name
+    repeated = len(set(names)) < len(names)  # ONNX Runtime loads no file with two nodes of one name
     Canonicalize()(graph)
-    widened = WidenBfloat16()(graph).modified
-    model = split(graph, path, memory)
-    return model if len(model.segments) > 1 or widened or refused else None
+    return graph, WidenBfloat16()(graph).modified or repeated
 
 
 def open_whole(model: SegmentedRunner) -> Runner:
@@ -52,7 +59,7 @@ def open_whole(model: SegmentedRunner) -> Runner:
         UsageError: the machine has less memory than it takes.
     """
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if model.pieces == 1:
+    if _runnable(model.path)[1]:
         raise UsageError(
             "ONNX Runtime does not run this model as it is: it has bfloat16 weights, or two nodes of one name",
             where=str(model.path),

@@ -12,11 +12,13 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.errors import UsageError
 from spq_graph.passes.bfloat16 import WidenBfloat16, holds_bfloat16
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.identify import identify
+from spq_graph.runtime.segmented import SegmentedRunner
 from spq_graph.runtime.session import Runner
-from spq_graph.streams import open_stream
+from spq_graph.streams import open_stream, open_whole
 from tests.decoder_graphs import Decoder, decoder, token_feeds
 from tests.e2e.command import done
 from tests.graphs import Glu
@@ -48,6 +50,15 @@ def test_logits_are_those_of_the_same_weights_in_float32(models: tuple[Path, Pat
     batch = (feeds["input_ids"], feeds["attention_mask"])
     (found,) = open_stream(half).stream([batch])
     np.testing.assert_allclose(found, Runner(single).logits(*batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_what_needs_it_whole_is_told_why_not(models: tuple[Path, Path], limit: int | None) -> None:
+    stream = open_stream(models[0], limit)
+    assert isinstance(stream, SegmentedRunner)
+    assert (stream.pieces > 1) is (limit is not None)
+    with pytest.raises(UsageError, match="it has bfloat16 weights"):
+        open_whole(stream)
 
 
 def test_weights_stay_stored_in_bfloat16(models: tuple[Path, Path]) -> None:

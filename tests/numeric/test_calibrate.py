@@ -17,6 +17,7 @@ from spq_graph.errors import ActivationError
 from spq_graph.models.source import resolve
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges, merge_all
+from spq_graph.runtime.calibrate import batches_without_padding
 from spq_graph.runtime.sequences import Sequences
 from spq_graph.runtime.session import Runner
 from spq_graph.value_range import ValueRange
@@ -127,6 +128,16 @@ def test_what_is_not_finite_is_named_by_its_site(tmp_path: Path, layer: int) -> 
     with broken(tmp_path, layer) as bench, pytest.raises(ActivationError, match="NaN or infinite") as caught:
         bench.calibrate(Sequences(ids, np.ones_like(ids)))
     assert f"layers.{layer}.mlp.down_proj" in caught.value.where
+
+
+@pytest.mark.parametrize(("size", "columns", "rows"), [(None, None, 64), (None, 48, 5), (3, 48, 3), (None, 4000, 1)])
+def test_batches_hold_as_many_tokens_as_the_graph_makes_of_them(
+    size: int | None, columns: int | None, rows: int
+) -> None:
+    ids = random_ids(70, 4)
+    batches = list(batches_without_padding(Sequences(ids, np.ones_like(ids)), size, columns))
+    assert {len(batch) for batch in batches[:-1]} == {rows}
+    np.testing.assert_array_equal(np.concatenate(batches), ids)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 32), (5, 32), (2, 40)])

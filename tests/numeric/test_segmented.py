@@ -76,6 +76,7 @@ def test_pieces_give_the_same_logits(path: Path, limit: int) -> None:
 def test_rounds_change_nothing(
     path: Path, handed: int, side_by_side: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(segmented, "ROUND_TOKENS", 12)
     monkeypatch.setattr(segmented, "HANDED_BYTES", handed)
     batches = [(ids, mask) for ids, mask in rows(7).batches(1)]
     whole, steps = Runner(path), []
@@ -88,11 +89,10 @@ def test_rounds_change_nothing(
         np.testing.assert_array_equal(logits, whole.logits(ids, mask))
 
 
-@pytest.mark.parametrize(("handed", "side_by_side", "rounds"), [(0, 1, 7), (0, 3, 3), (1 << 28, 1, 1), (1 << 28, 3, 1)])
-def test_a_round_takes_what_there_is_room_for(
-    path: Path, handed: int, side_by_side: int, rounds: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("side_by_side", [1, 3])
+def test_rounds_grow_as_far_as_what_is_handed_over_has_room(
+    path: Path, side_by_side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches that run at the same time enter together, so that without any room a round is one of each."""
     model = in_pieces(path, 9000)
     opened: list[Any] = []
     open_it = segmented.open_segment
@@ -102,11 +102,15 @@ def test_a_round_takes_what_there_is_room_for(
         return open_it(*given, **more)
 
     monkeypatch.setattr(segmented, "open_segment", counted)
-    monkeypatch.setattr(segmented, "HANDED_BYTES", handed)
     monkeypatch.setattr(segmented, "cores", lambda: 4)
-    list(SegmentedRunner(model, side_by_side=side_by_side).results([(i, m) for i, m in rows(7).batches(1)]))
-    assert len(opened) == rounds * len(model.segments)
-    assert opened[0] == {"threads": 0 if side_by_side == 1 else 2}
+    monkeypatch.setattr(segmented, "ROUND_TOKENS", 12)
+    batches = [(ids, mask) for ids, mask in rows(7).batches(1)]
+    for handed, rounds in ((0, 4), (1 << 28, 2)):  # of 12 tokens each; one of 12 and one of the rest
+        monkeypatch.setattr(segmented, "HANDED_BYTES", handed)
+        opened.clear()
+        list(SegmentedRunner(model, side_by_side=side_by_side).results(batches))
+        assert len(opened) == rounds * len(model.segments)
+        assert opened[0] == {"threads": 0 if side_by_side == 1 else 2}
 
 
 def test_a_failure_in_one_of_several_batches_is_told(path: Path) -> None:
@@ -163,8 +167,8 @@ class TestCheckpoint:
 
     @pytest.fixture(autouse=True)
     def _small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("spq_graph.runtime.calibrate.BATCH_TOKENS", 12)
-        monkeypatch.setattr("spq_graph.runtime.calibrate.cores", lambda: 1)
+        monkeypatch.setattr("spq_graph.runtime.calibrate.BATCH_TOKENS", 48)  # batches of 12
+        monkeypatch.setattr("spq_graph.runtime.segmented.ROUND_TOKENS", 24)
 
     def interrupted(self, made: Path, checkpoint: Checkpoint, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """A calibration that is interrupted when its next batch would be counted."""

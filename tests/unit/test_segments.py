@@ -79,6 +79,17 @@ def test_masks_and_rotary_angles_are_computed_again_and_never_handed_over() -> N
         assert not {makers[name] for name in segment.reads} & light
 
 
+def test_outputs_that_are_inputs_or_constants() -> None:
+    model = canonical(WIDE)
+    given = [model.graph.inputs[0], next(iter(model.graph.initializers.values()))]
+    model.graph.outputs.extend(given)
+    cut = split(model, Path("model.onnx"), 400_000)
+    assert len(cut.segments) > 1
+    for segment in cut.segments:
+        onnx.load_model_from_string(segment.proto({}))
+    assert {value.name for value in given} <= set(cut.segments[-1].gives)
+
+
 def test_what_no_output_needs_is_left_out() -> None:
     model = canonical()
     product = next(node for node in model.graph if node.op_type == "MatMul")
