@@ -156,12 +156,11 @@ def _check_links(model: ir.Model, path: Path) -> None:
         raise broken("the graph has a cycle: a node reads what follows from it") from cause
 
 
-def inputs_of(path: Path) -> dict[str, list[int | str | None]]:
-    """The graph's inputs by name, with their shapes: a number, a name, or None for each dimension."""
-    return {
-        value.name or "": [d if isinstance(d, int) else d.value for d in value.shape or ()]
-        for value in load_mapped(path).graph.inputs
-    }
+def ends_of(path: Path) -> tuple[dict[str, list[int | str | None]], list[str]]:
+    """The graph's inputs by name, with their shapes (a number, a name, or None for each dimension), and its outputs."""
+    graph = load_mapped(path).graph
+    shapes = {v.name or "": [d if isinstance(d, int) else d.value for d in v.shape or ()] for v in graph.inputs}
+    return shapes, [value.name or "" for value in graph.outputs]
 
 
 def files_of(path: Path) -> list[Path]:

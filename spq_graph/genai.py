@@ -18,22 +18,24 @@ _SEARCH: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 Shape = Sequence[int | str | None]
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-def write(out: Path, model: str, inputs: Mapping[str, Shape]) -> bool:
+def write(out: Path, model: str, inputs: Mapping[str, Shape], outputs: Sequence[str]) -> bool:
     """Write genai_config.json into a folder that holds a model and its config.json.
 
     Args:
         out: the folder.
         model: the file in it.
         inputs: the graph's inputs by name, with their shapes.
+        outputs: the names of its outputs.
 
     Returns:
         False where there is none to write: the graph has no cache of one shape for all layers, as that client wants
-        it, or no config.json lies beside it.
+        it, or inputs and outputs with other names than ours, or no config.json lies beside it.
     """
     config, generation = (_read(out / name) for name in ("config.json", "generation_config.json"))
-    found = describe(config, generation, model, inputs)
+    found = describe(config, generation, model, inputs, outputs)
     if found is None:
         return False
     (out / NAME).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -56,10 +58,14 @@ def adopt(source: Path, out: Path, model: str) -> bool:
 
 
 def describe(
-    config: Mapping[str, Any], generation: Mapping[str, Any], model: str, inputs: Mapping[str, Shape]
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    model: str,
+    inputs: Mapping[str, Shape],
+    outputs: Sequence[str],
 ) -> dict[str, Any] | None:
     """The content of genai_config.json; None where this model cannot be described."""
-    cache = _cache(inputs)
+    cache = _cache(inputs, outputs)
     length = config.get("max_position_embeddings") or config.get("n_positions")
     names = ("hidden_size", "num_attention_heads", "vocab_size")
     if cache is None or not isinstance(length, int) or any(not isinstance(config.get(name), int) for name in names):
@@ -85,7 +91,7 @@ def describe(
                 "num_hidden_layers": layers,
                 "num_key_value_heads": heads,
                 "inputs": {
-                    **{name: name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs},
+                    **{name: name for name in _TOKEN_INPUTS if name in inputs},
                     "past_key_names": "past_key_values.%d.key",
                     "past_value_names": "past_key_values.%d.value",
                 },
@@ -101,13 +107,16 @@ def describe(
     }
 
 
-def _cache(inputs: Mapping[str, Shape]) -> tuple[int, int, int] | None:
-    """Layers, heads and width of the cache, where its names are ours and all its parts have one shape."""
+def _cache(inputs: Mapping[str, Shape], outputs: Sequence[str]) -> tuple[int, int, int] | None:
+    """Layers, heads and width of the cache, where all names are ours and all its parts have one shape."""
     shapes = [shape for name, shape in inputs.items() if name.startswith("past_key_values.")]
     layers = len(shapes) // 2
-    names = {f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")}
+    parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    names = {f"past_key_values.{part}" for part in parts}
     sizes = {(shape[1], shape[3]) for shape in shapes if len(shape) == 4}
-    if not layers or not names <= inputs.keys() or len(names) != len(shapes) or len(sizes) != 1:
+    if not layers or inputs.keys() - set(_TOKEN_INPUTS) != names or "input_ids" not in inputs or len(sizes) != 1:
+        return None
+    if not {"logits", *(f"present.{part}" for part in parts)} <= set(outputs):
         return None
     ((heads, width),) = sizes
     return (layers, heads, width) if isinstance(heads, int) and isinstance(width, int) else None

@@ -20,7 +20,7 @@ from spq_graph.illustration import draw, token_texts
 from spq_graph.ladder import Variant, measure_ladder, variants, weight_only
 from spq_graph.metering import meter
 from spq_graph.models.source import REFERENCE, Source, resolve
-from spq_graph.passes.graph import files_of, inputs_of
+from spq_graph.passes.graph import ends_of, files_of
 from spq_graph.plan import Plan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
@@ -237,7 +237,7 @@ def add_companions(source: Source, staging: Path) -> None:
     """Put beside a model what other clients need: tokenizer and generation files, and onnxruntime-genai's own."""
     artifact.copy_companions(companions(source), staging)
     if source.kind != "onnx" or not genai.adopt(source.path, staging, artifact.MODEL):
-        genai.write(staging, artifact.MODEL, inputs_of(staging / artifact.MODEL))
+        genai.write(staging, artifact.MODEL, *ends_of(staging / artifact.MODEL))
 
 
 def _target_run(bench: Workbench, plan: Plan, executed: Executed, built: Built) -> TargetRun:

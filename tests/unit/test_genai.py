@@ -19,8 +19,12 @@ def inputs(layers: int = 2, shape: tuple[Any, ...] = ("batch_size", 2, "past_seq
     return tokens | {f"past_key_values.{n}.{part}": shape for n in range(layers) for part in ("key", "value")}
 
 
+def outputs(layers: int = 2) -> list[str]:
+    return ["logits", *(f"present.{n}.{part}" for n in range(layers) for part in ("key", "value"))]
+
+
 def described(config: dict[str, Any] = CONFIG, generation: dict[str, Any] | None = None) -> dict[str, Any]:
-    found = genai.describe(config, generation or {}, "model.onnx", inputs())
+    found = genai.describe(config, generation or {}, "model.onnx", inputs(), outputs())
     assert found is not None
     return found
 
@@ -54,22 +58,30 @@ def test_types_it_treats_in_a_way_of_its_own_are_plain_decoders() -> None:
         (CONFIG, inputs() | {"past_key_values.1.value": ("b", 2, "p", 16)}),
         (CONFIG, inputs() | {"past_key_values.x": ("b", 2, "p", 8)}),
         (CONFIG, inputs(shape=("b", "h", "p", 8))),
+        (CONFIG, inputs() | {"cache_position": ("s",)}),
+        (CONFIG, {"tokens" if name == "input_ids" else name: shape for name, shape in inputs().items()}),
         ({k: v for k, v in CONFIG.items() if k != "max_position_embeddings"}, inputs()),
         ({}, inputs()),
     ],
 )
 def test_what_cannot_be_described_gets_no_file(config: dict[str, Any], shapes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert not genai.write(tmp_path, "model.onnx", shapes)
+    assert not genai.write(tmp_path, "model.onnx", shapes, outputs())
     assert not (tmp_path / genai.NAME).exists()
+
+
+@pytest.mark.parametrize("names", [outputs()[1:], outputs()[:-1], ["logits", "present_key_values.0.key"]])
+def test_outputs_with_other_names_get_no_file(names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert not genai.write(tmp_path, "model.onnx", inputs(), names)
 
 
 def test_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert genai.write(tmp_path, "model.onnx", inputs())
+    assert genai.write(tmp_path, "model.onnx", inputs(), outputs())
     assert json.loads((tmp_path / genai.NAME).read_text()) == described()
     (tmp_path / "config.json").write_text("{")
-    assert not genai.write(tmp_path, "model.onnx", inputs())
+    assert not genai.write(tmp_path, "model.onnx", inputs(), outputs())
 
 
 def test_the_config_beside_a_graph_is_taken_over(tmp_path: Path) -> None:
