@@ -210,12 +210,10 @@ class Editor:
         follows.
         """
         output = node.outputs[0]
-        readers = [use.node for use in output.uses()]
         dims = None if output.shape is None else list(output.shape)
-        if len(readers) != 1 or readers[0].op_type not in ("Add", "Relu", "Clip"):
-            return
         symbolic = dims is not None and len(dims) > 2 and not all(isinstance(d, int) for d in dims)
-        if readers[0].op_type == "Add" and symbolic:
+        reader = _only_reader(output)
+        if reader not in ("Add", "Relu", "Clip") or (reader == "Add" and symbolic):
             return
         if dims is None:  # a Reshape needs to know how many axes there are; a sum of one term does not
             apart = ir.node("Sum", [output], name=self.fresh(f"{node.name}.apart"))
@@ -235,6 +233,15 @@ class Editor:
         name = old.name
         old.name, new.name = self.fresh(f"{name}.inner"), name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _only_reader(value: ir.Value) -> str | None:
+    """The operator that alone reads a value, seen through those that the runtime drops; None where there are more."""
+    readers = [use.node for use in value.uses()]
+    if len(readers) != 1:
+        return None
+    passes_on = readers[0].op_type in ("Identity", "Dropout")
+    return _only_reader(readers[0].outputs[0]) if passes_on else readers[0].op_type
 
 
 def describe_like(value: ir.Value, other: ir.Value) -> None:
