@@ -265,8 +265,7 @@ def main() -> None:
     """Measure, print, and keep the figures where that is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=16,
-                        help="sequences of 128 tokens to calibrate on")  # fmt: skip
+    parser.add_argument("--rows", type=int, default=16, help="sequences of 128 tokens to calibrate on")
     parser.add_argument("--peers", nargs="*", choices=[*REQUIREMENTS], default=[*REQUIREMENTS],
                         help="those to compare with; all of them, if not told")  # fmt: skip
     parser.add_argument("--environments", type=Path, default=CACHE, help="where the peers are installed")
@@ -292,7 +291,7 @@ def main() -> None:
     }  # fmt: skip
     show(report)
     if given.save:
-        print(keep(f"peers-{given.rows}x{LENGTH}", command="python benchmarks/peers.py", **report))
+        print(keep(f"peers-{given.rows}x{LENGTH}", command=f"python benchmarks/peers.py --rows {given.rows}", **report))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from spq_graph.passes.collect import attribute_of
+from spq_graph.passes.unfuse import replace_by
 from spq_graph.passes.values import is_standard, scalar_of, weight_of
 
 
@@ -80,14 +81,6 @@ def _is_by_row(averaged: ir.Node, x: ir.Value | None) -> bool:
 
 def _divide(graph: ir.Graph, node: ir.Node, x: ir.Value, root: ir.Value) -> None:
     """Put a Div with the name, metadata and output of a Mul in its place, and drop the reciprocal."""
-    (reciprocal,) = (v.producer() for v in node.inputs if v is not None and v is not x)
-    old = node.outputs[0]
-    quotient = ir.node("Div", [x, root], name=node.name, metadata_props=node.metadata_props)
-    new = quotient.outputs[0]
-    new.type, new.shape, name = old.type, old.shape, old.name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.insert_before(node, quotient)
-    graph.remove(node, safe=True)
-    new.name = name
-    assert reciprocal is not None
+    (reciprocal,) = (use.node for use in root.uses())  # before the quotient reads it too
+    replace_by(graph, node, [ir.node("Div", [x, root], name=node.name, metadata_props=node.metadata_props)])
     graph.remove(reciprocal, safe=True)

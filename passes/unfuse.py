@@ -32,7 +32,7 @@ class Unfuse(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node]) -> bool:
+def replace_by(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node]) -> bool:
     """Put nodes in the place of one; the last of them returns what it returned."""
     old, new = node.outputs[0], nodes[-1].outputs[0]
     new.type, new.shape = old.type, old.shape
@@ -68,7 +68,7 @@ def _fused_matmul(graph: ir.Graph, node: ir.Node) -> bool:
     if (alpha := numbers.get("alpha", 1.0)) != 1.0:
         factor = _factor(graph, f"{node.outputs[0].name}.alpha", alpha, weight.dtype)
         nodes.append(ir.node("Mul", [product.outputs[0], factor]))
-    return _replace(graph, node, nodes)
+    return replace_by(graph, node, nodes)
 
 
 def _factor(graph: ir.Graph, name: str, number: float, dtype: ir.DataType) -> ir.Value:
@@ -84,7 +84,7 @@ def _fused_gemm(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     kept = {name: a for name, a in node.attributes.items() if not name.startswith("activation")}
     product = _named(ir.Node("", "Gemm", node.inputs, kept.values()), node)
-    return _replace(graph, node, [product, ir.node(activation.as_string(), [product.outputs[0]])])
+    return replace_by(graph, node, [product, ir.node(activation.as_string(), [product.outputs[0]])])
 
 
 def _bias_inside(graph: ir.Graph, node: ir.Node) -> bool:
@@ -93,12 +93,12 @@ def _bias_inside(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     total = _named(ir.node("Add", [value, bias]), node)
     op_type = "FastGelu" if node.op_type == "FastGelu" else "Gelu"
-    return _replace(graph, node, [total, ir.node(op_type, [total.outputs[0]], domain=CONTRIB)])
+    return replace_by(graph, node, [total, ir.node(op_type, [total.outputs[0]], domain=CONTRIB)])
 
 
 def _sum_of_two(graph: ir.Graph, node: ir.Node) -> bool:
     """The bodies of ONNX's functions write sums so, and they are inlined where a provider has no kernel."""
-    return len(node.inputs) == 2 and _replace(graph, node, [_named(ir.node("Add", node.inputs), node)])
+    return len(node.inputs) == 2 and replace_by(graph, node, [_named(ir.node("Add", node.inputs), node)])
 
 
 _Write = Callable[[ir.Graph, ir.Node], bool]
