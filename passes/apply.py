@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from spq_graph.passes.annotate import Annotate
 from spq_graph.passes.bfloat16 import WidenBfloat16
+from spq_graph.passes.fuse import FuseAttention
 from spq_graph.passes.graph import Canonicalize, load_graph, strip_exporter_noise
 from spq_graph.passes.insert import InsertPrecisions
 from spq_graph.passes.lift import LiftOpset
@@ -47,6 +48,8 @@ def apply_plan(source: Path, plan: Plan, *, emulate: bool = False) -> ir.Model:
         LiftOpset()(model)
     if plan.recipe.profile.divided_norms:
         DivideNorms()(model)
+    if plan.recipe.profile.fused_attention:
+        FuseAttention()(model)
     before = outline(model)
     steps = [InsertPrecisions(plan, emulate=emulate), Annotate(plan)]
     for step in steps if emulate else [*steps, VerifyPlan(plan, before), VerifyTarget(plan)]:

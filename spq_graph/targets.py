@@ -53,6 +53,7 @@ class Profile:
             the most exact. One row for each use.
         oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
         divided_norms: whether norms are written as the quotient that the runtime fuses.
+        fused_attention: whether attention written out becomes one operator of opset 23.
     """
 
     name: Target
@@ -68,6 +69,7 @@ class Profile:
     tiers: Mapping[Use, tuple[tuple[Precision, ...], ...]] = field(default_factory=dict)
     oldest_opset: int = 13
     divided_norms: bool = False
+    fused_attention: bool = False
 
     def allows(self, precision: Precision) -> bool:
         """Whether the target can run a precision."""
@@ -142,7 +144,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType({
     "cpu": Profile(
         name="cpu", device="ONNX Runtime's CPU provider", runtime="onnxruntime", provider="CPUExecutionProvider",
         forms=_forms(Form.QDQ, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.STORED),
-        missing={Precision.BF16: _NO_BF16}, domains=_ALL, functions=True, divided_norms=True,
+        missing={Precision.BF16: _NO_BF16}, domains=_ALL, functions=True, divided_norms=True, fused_attention=True,
         tiers={
             "balanced": (_EIGHT_BITS, _HALF),
             # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
