@@ -2,6 +2,7 @@
 // products come out of the same tiles at a third of the speed.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "isa.hpp"
@@ -32,9 +33,18 @@ void begin(int64_t rows) {
 
 void end() { _tile_release(); }
 
+inline void decode_ahead(const Decoder& decoder, Ahead* ahead) {
+  const int64_t pairs = std::min(ahead->each, ahead->pairs);
+  decode_bf16(decoder, ahead->codes, pairs, ahead->b);
+  ahead->codes += pairs * kPanelBytes;
+  ahead->b += pairs * 2 * kPanelColumns;
+  ahead->pairs -= pairs;
+}
+
 void tiles(const uint16_t* a, int64_t tile_stride, const uint16_t* b, int64_t steps, int64_t count, int64_t terms,
-           float* acc) {
+           float* acc, Ahead* ahead) {
   constexpr int64_t kAccBytes = kPanelColumns * sizeof(float);
+  const Decoder decoder(ahead->format);
   __asm__ volatile("" : : : "memory");  // what the tiles read has been written
   const uint16_t* second = a + tile_stride;
   float* below = acc + 16 * kPanelColumns;
@@ -42,6 +52,7 @@ void tiles(const uint16_t* a, int64_t tile_stride, const uint16_t* b, int64_t st
   _tile_loadd(1, acc + 16, kAccBytes);
   if (count == 1) {
     for (int64_t step = 0; step < steps; ++step, b += 16 * 2 * kPanelColumns) {
+      decode_ahead(decoder, ahead);
       _tile_loadd(6, b, kRowBytes);
       _tile_loadd(7, b + 32, kRowBytes);
       for (int64_t term = 0; term < terms; ++term, a += kTile) {
@@ -54,6 +65,7 @@ void tiles(const uint16_t* a, int64_t tile_stride, const uint16_t* b, int64_t st
     _tile_loadd(2, below, kAccBytes);
     _tile_loadd(3, below + 16, kAccBytes);
     for (int64_t step = 0; step < steps; ++step, b += 16 * 2 * kPanelColumns) {
+      decode_ahead(decoder, ahead);
       _tile_loadd(6, b, kRowBytes);
       _tile_loadd(7, b + 32, kRowBytes);
       for (int64_t term = 0; term < terms; ++term, a += kTile, second += kTile) {

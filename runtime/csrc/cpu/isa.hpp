@@ -22,6 +22,16 @@ struct Rows {             // a piece of A, rows x columns, row-major
   float scale;            // the step of that rounding
 };
 
+// Codes of a panel that are decoded beside a multiplication, some in each of its steps: while tiles multiply, the vector
+// units have nothing to do.
+struct Ahead {
+  const uint8_t* codes;
+  int64_t pairs;          // that are left
+  int64_t each;           // pairs in a step
+  Format format;
+  uint16_t* b;
+};
+
 struct Isa {
   const char* name;
   // acc [rows][32] = A [rows][K] . W, straight from the codes; A float32 with `pairs` pairs. At most max_direct_rows.
@@ -37,16 +47,18 @@ struct Isa {
   void (*block_bf16)(const uint16_t* a, const uint16_t* b, int64_t pairs, int64_t rows, float* acc);
   int64_t block_rows_bf16;
   // acc [tiles*16][32] += A . B; `steps` of 32 rows of B, `tiles` 1 or 2, A laid out [tile][step][term][16][32].
+  // Decodes some of what is ahead on the way.
   void (*tiles)(const uint16_t* a, int64_t tile_stride, const uint16_t* b, int64_t steps, int64_t tiles, int64_t terms,
-                float* acc);
+                float* acc, Ahead* ahead);
   // acc [rows][32] = A . W straight from the codes; A laid out [step][rows][32], rows at most 16, steps of 32 rows of W.
   void (*direct_tiles)(const uint8_t* panel, int64_t pairs, const uint16_t* a, int64_t rows, Format format, float* acc);
   void (*tiles_begin)(int64_t rows);  // once in each thread before, with the rows of a tile of A, and once after
   void (*tiles_end)();
   // x [columns] = the values of one row of A, rounded as asked and divided by the scale where there is a format.
   void (*prepare)(const Rows& rows, int64_t row, int64_t column, int64_t columns, float* x);
-  // Splits 32 values into bfloat16: one term rounded, three terms exact.
-  void (*split)(const float* x, int64_t terms, uint16_t* out, int64_t term_stride);
+  // Splits groups of 32 values into bfloat16: one term rounded, three terms exact.
+  void (*split)(const float* x, int64_t groups, int64_t terms, uint16_t* out, int64_t group_stride,
+                int64_t term_stride);
 };
 
 const Isa& generic();

@@ -12,7 +12,9 @@ constexpr int64_t kMaxRows = 512;                  // of A that are packed and m
 constexpr int64_t kMaxPackedBytes = int64_t{16} << 20;
 constexpr int64_t kDepthF32 = 256;                 // rows of B decoded at a time: 32 KiB, which stays in the first cache
 constexpr int64_t kDepthBf16 = 512;
+constexpr int64_t kFirstDepth = 256;               // of what tiles have to wait for
 constexpr int64_t kTileRows = 16, kTileDepth = 32, kTileElements = kTileRows * kTileDepth;
+constexpr int64_t kStretch = 16 * kTileDepth;      // columns of a row of A that are rounded at a time: 2 KiB
 constexpr int64_t kAlignment = 64;                  // of working copies: a cache line
 constexpr int64_t kMaxGroup = 4;                   // panels that share one pass over A
 
@@ -66,15 +68,31 @@ void store(const Problem& p, int64_t row, int64_t panel, const float* acc) {
   const int64_t start = panel * kPanelColumns;
   const int64_t count = std::min(kPanelColumns, p.columns - start);
   const float a_scale = p.a.format == Format::kNone ? 1.0f : p.a.scale;
-  float values[kPanelColumns];
-  for (int64_t i = 0; i < count; ++i) {
-    values[i] = acc[i] * p.b_scale[p.per_channel ? start + i : 0] * a_scale;
-  }
+  const bool per_channel = p.per_channel;
+  const float* scale = p.b_scale + (per_channel ? start : 0);
   if (p.a.half) {
     uint16_t* y = static_cast<uint16_t*>(p.y) + row * p.columns + start;
-    for (int64_t i = 0; i < count; ++i) y[i] = half_from_float(values[i]);
+    for (int64_t i = 0; i < count; ++i) y[i] = half_from_float(acc[i] * (per_channel ? scale[i] : *scale) * a_scale);
   } else {
-    std::memcpy(static_cast<float*>(p.y) + row * p.columns + start, values, static_cast<size_t>(count) * sizeof(float));
+    float* y = static_cast<float*>(p.y) + row * p.columns + start;
+    for (int64_t i = 0; i < count; ++i) y[i] = acc[i] * (per_channel ? scale[i] : *scale) * a_scale;
+  }
+}
+
+// Hands over rows of A, rounded as asked, in stretches that are padded with zeros to whole steps of a tile. Beyond the
+// last row, and up to a depth beyond the last column, all is zero. What stretches of neighbouring rows are packed into
+// lies together, so all rows have their turn before the next stretch.
+template <typename Take>
+void for_stretches(const Problem& p, const Isa& isa, int64_t first, int64_t rows, int64_t depth, Take take) {
+  alignas(64) float x[kStretch];
+  for (int64_t k0 = 0; k0 < depth; k0 += kStretch) {
+    const int64_t columns = std::min(kStretch, depth - k0);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t there = first + row < p.rows ? std::clamp<int64_t>(p.depth - k0, 0, columns) : 0;
+      std::fill(x + there, x + round_up(columns, kTileDepth), 0.0f);
+      if (there > 0) isa.prepare(p.a, first + row, k0, there, x);
+      take(row, k0, columns, x);
+    }
   }
 }
 
@@ -143,13 +161,10 @@ bool run_direct_tiles(const Problem& p, const Isa& isa, int64_t terms, const Par
   const int64_t steps = ceil_div(p.depth, kTileDepth), rows = p.rows * terms;
   uint16_t* a = static_cast<uint16_t*>(packed_scratch.reserve(steps * rows * kTileDepth * 2));
   if (a == nullptr) return false;
-  for (int64_t row = 0; row < p.rows; ++row) {
-    for (int64_t step = 0; step < steps; ++step) {
-      alignas(64) float x[kTileDepth] = {};
-      isa.prepare(p.a, row, step * kTileDepth, std::min(kTileDepth, p.depth - step * kTileDepth), x);
-      isa.split(x, terms, a + (step * rows + row) * kTileDepth, p.rows * kTileDepth);
-    }
-  }
+  for_stretches(p, isa, 0, p.rows, p.depth, [&](int64_t row, int64_t k0, int64_t columns, const float* x) {
+    uint16_t* out = a + k0 * rows + row * kTileDepth;
+    isa.split(x, ceil_div(columns, kTileDepth), terms, out, rows * kTileDepth, p.rows * kTileDepth);
+  });
   DirectTiles job{p, isa, a, terms, ceil_div(p.depth, 2)};
   parallel.run(parallel.self, static_cast<size_t>(ceil_div(p.columns, kPanelColumns)), direct_tiles_task, &job);
   return true;
@@ -157,35 +172,26 @@ bool run_direct_tiles(const Problem& p, const Isa& isa, int64_t terms, const Par
 
 // --------------------------------------------------------------------------------------------------- many rows
 
-// Packs one block of A, 32 columns of one row at a time.
 void pack_task(void* user, size_t index) {
   const Job& job = *static_cast<const Job*>(user);
-  const Problem& p = job.problem;
-  const int64_t block = static_cast<int64_t>(index);
-  const int64_t steps = ceil_div(job.padded_depth, kTileDepth);
-  for (int64_t r = 0; r < job.block; ++r) {
-    const int64_t row = block * job.block + r;
-    for (int64_t step = 0; step < steps; ++step) {
-      const int64_t k0 = step * kTileDepth;
-      const int64_t wanted = std::min(kTileDepth, job.padded_depth - k0);
-      const int64_t there = row < job.rows ? std::clamp<int64_t>(p.depth - k0, 0, wanted) : 0;
-      alignas(64) float x[kTileDepth];
-      if (there < kTileDepth) std::memset(x, 0, sizeof x);
-      if (there > 0) job.isa.prepare(p.a, job.first_row + row, k0, there, x);
-      if (job.layout == Layout::kF32) {
-        float* out = static_cast<float*>(job.packed) + (block * job.padded_depth + k0) * job.block + r;
-        for (int64_t k = 0; k < wanted; ++k) out[k * job.block] = x[k];
-      } else if (job.layout == Layout::kBf16) {
-        alignas(64) uint16_t narrow[kTileDepth];
-        job.isa.split(x, 1, narrow, 0);
-        uint16_t* out = static_cast<uint16_t*>(job.packed) + (block * job.padded_depth + k0) * job.block + 2 * r;
-        for (int64_t k = 0; k < wanted; k += 2) std::memcpy(out + k * job.block, narrow + k, 4);
-      } else {
-        uint16_t* tile = static_cast<uint16_t*>(job.packed) + (block * steps + step) * job.terms * kTileElements;
-        job.isa.split(x, job.terms, tile + r * kTileDepth, kTileElements);
-      }
+  const int64_t block = static_cast<int64_t>(index), first = job.first_row + block * job.block;
+  const auto pack = [&](int64_t row, int64_t k0, int64_t columns, const float* x) {
+    const int64_t start = (block * job.padded_depth + k0) * job.block;
+    const int64_t groups = ceil_div(columns, kTileDepth);
+    if (job.layout == Layout::kF32) {
+      float* out = static_cast<float*>(job.packed) + start + row;
+      for (int64_t k = 0; k < columns; ++k) out[k * job.block] = x[k];
+    } else if (job.layout == Layout::kBf16) {
+      alignas(64) uint16_t narrow[kStretch];
+      job.isa.split(x, groups, 1, narrow, kTileDepth, 0);
+      uint16_t* out = static_cast<uint16_t*>(job.packed) + start + 2 * row;
+      for (int64_t k = 0; k < columns; k += 2) std::memcpy(out + k * job.block, narrow + k, 4);
+    } else {
+      uint16_t* out = static_cast<uint16_t*>(job.packed) + start * job.terms + row * kTileDepth;
+      job.isa.split(x, groups, job.terms, out, job.terms * kTileElements, kTileElements);
     }
-  }
+  };
+  for_stretches(job.problem, job.isa, first, job.block, job.padded_depth, pack);
 }
 
 void decode_chunk(const Job& job, int64_t panel, int64_t pair, int64_t depth, void* b) {
@@ -212,45 +218,90 @@ void multiply_chunk(const Job& job, int64_t block, int64_t k0, int64_t depth, co
   }
 }
 
-void panel_task(void* user, size_t index) {
-  Job& job = *static_cast<Job*>(user);
-  const int64_t first = static_cast<int64_t>(index) * job.group;
-  const int64_t count = std::min(job.group, job.panels - first);
-  const int64_t chunk = job.layout == Layout::kF32 ? kDepthF32 : kDepthBf16;
-  const int64_t b_bytes = round_up(chunk * kPanelColumns * job.element(), 64);
+// Panels that share one pass over A.
+struct Panels {
+  int64_t first, count;
+  char* b;              // decoded chunks of b_bytes, one for each panel, or two for tiles
+  int64_t b_bytes;
+  float* acc;           // [panel][row][32]
+};
+
+void multiply_blocks(const Job& job, const Panels& panels, int64_t chunk) {
   const int64_t sums = job.padded_rows() * kPanelColumns;
-  char* memory = static_cast<char*>(panel_scratch.reserve(count * (b_bytes + sums * 4)));
-  if (memory == nullptr) {
-    job.failed = true;
-    return;
-  }
-  float* acc = reinterpret_cast<float*>(memory + count * b_bytes);
-  std::memset(acc, 0, static_cast<size_t>(count * sums * 4));
-  const bool tiled = job.layout == Layout::kTiles;
-  if (tiled) job.isa.tiles_begin(kTileRows);
-  const int64_t tile_stride = (job.padded_depth / kTileDepth) * job.terms * kTileElements;
   for (int64_t k0 = 0; k0 < job.padded_depth; k0 += chunk) {
     const int64_t depth = std::min(chunk, job.padded_depth - k0);
-    for (int64_t g = 0; g < count; ++g) decode_chunk(job, first + g, k0 / 2, depth, memory + g * b_bytes);
-    for (int64_t block = 0; block < job.blocks; block += tiled ? 2 : 1) {
-      for (int64_t g = 0; g < count; ++g) {
-        const void* b = memory + g * b_bytes;
-        float* sum = acc + g * sums + block * job.block * kPanelColumns;
-        if (tiled) {
-          const uint16_t* a = static_cast<const uint16_t*>(job.packed) + block * tile_stride +
-                              (k0 / kTileDepth) * job.terms * kTileElements;
-          job.isa.tiles(a, tile_stride, static_cast<const uint16_t*>(b), depth / kTileDepth,
-                        std::min<int64_t>(2, job.blocks - block), job.terms, sum);
-        } else {
-          multiply_chunk(job, block, k0, depth, b, sum);
-        }
+    for (int64_t g = 0; g < panels.count; ++g) {
+      decode_chunk(job, panels.first + g, k0 / 2, depth, panels.b + g * panels.b_bytes);
+    }
+    for (int64_t block = 0; block < job.blocks; ++block) {
+      for (int64_t g = 0; g < panels.count; ++g) {
+        multiply_chunk(job, block, k0, depth, panels.b + g * panels.b_bytes,
+                       panels.acc + g * sums + block * job.block * kPanelColumns);
       }
     }
   }
-  if (tiled) job.isa.tiles_end();
+}
+
+// By tiles, each chunk is decoded while the one before it is multiplied; only the first, which is short, is waited for.
+void multiply_tiles(const Job& job, const Panels& panels) {
+  const Problem& p = job.problem;
+  const int64_t sums = job.padded_rows() * kPanelColumns;
+  const int64_t tile_stride = job.padded_depth / kTileDepth * job.terms * kTileElements;
+  const auto decoded = [&](int64_t turn, int64_t g) {
+    return reinterpret_cast<uint16_t*>(panels.b + (turn * panels.count + g) * panels.b_bytes);
+  };
+  Ahead ahead[kMaxGroup];
+  int64_t depth = std::min(kFirstDepth, job.padded_depth), turn = 0;
+  for (int64_t g = 0; g < panels.count; ++g) decode_chunk(job, panels.first + g, 0, depth, decoded(turn, g));
+  job.isa.tiles_begin(kTileRows);
+  for (int64_t k0 = 0; k0 < job.padded_depth; turn = 1 - turn) {
+    const int64_t next = k0 + depth, wanted = std::min(kDepthBf16, job.padded_depth - next) / 2;
+    const int64_t there = std::clamp<int64_t>(job.panel_pairs - next / 2, 0, wanted);
+    const int64_t steps = depth / kTileDepth;
+    for (int64_t g = 0; g < panels.count; ++g) {
+      uint16_t* b = decoded(1 - turn, g);
+      std::fill(b + there * 2 * kPanelColumns, b + wanted * 2 * kPanelColumns, uint16_t{0});
+      ahead[g] = {p.b + ((panels.first + g) * job.panel_pairs + next / 2) * kPanelBytes, there,
+                  ceil_div(there, steps * ceil_div(job.blocks, 2)), p.b_format, b};
+    }
+    for (int64_t block = 0; block < job.blocks; block += 2) {
+      const uint16_t* a = static_cast<const uint16_t*>(job.packed) + block * tile_stride +
+                          k0 / kTileDepth * job.terms * kTileElements;
+      for (int64_t g = 0; g < panels.count; ++g) {
+        job.isa.tiles(a, tile_stride, decoded(turn, g), steps, std::min<int64_t>(2, job.blocks - block), job.terms,
+                      panels.acc + g * sums + block * job.block * kPanelColumns, &ahead[g]);
+      }
+    }
+    k0 = next;
+    depth = 2 * wanted;
+  }
+  job.isa.tiles_end();
+}
+
+void panel_task(void* user, size_t index) {
+  Job& job = *static_cast<Job*>(user);
+  const bool tiled = job.layout == Layout::kTiles;
+  const int64_t chunk = job.layout == Layout::kF32 ? kDepthF32 : kDepthBf16;
+  const int64_t sums = job.padded_rows() * kPanelColumns;
+  Panels panels{static_cast<int64_t>(index) * job.group, 0, nullptr,
+                round_up(chunk * kPanelColumns * job.element(), kAlignment), nullptr};
+  panels.count = std::min(job.group, job.panels - panels.first);
+  const int64_t chunks = panels.count * (tiled ? 2 : 1) * panels.b_bytes;
+  panels.b = static_cast<char*>(panel_scratch.reserve(chunks + panels.count * sums * 4));
+  if (panels.b == nullptr) {
+    job.failed = true;
+    return;
+  }
+  panels.acc = reinterpret_cast<float*>(panels.b + chunks);
+  std::memset(panels.acc, 0, static_cast<size_t>(panels.count * sums * 4));
+  if (tiled) {
+    multiply_tiles(job, panels);
+  } else {
+    multiply_blocks(job, panels, chunk);
+  }
   for (int64_t row = 0; row < job.rows; ++row) {
-    for (int64_t g = 0; g < count; ++g) {
-      store(job.problem, job.first_row + row, first + g, acc + g * sums + row * kPanelColumns);
+    for (int64_t g = 0; g < panels.count; ++g) {
+      store(job.problem, job.first_row + row, panels.first + g, panels.acc + g * sums + row * kPanelColumns);
     }
   }
 }

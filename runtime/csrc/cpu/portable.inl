@@ -28,7 +28,7 @@ void prepare(const Rows& rows, int64_t row, int64_t column, int64_t columns, flo
   if (rows.format == Format::kE5M2) round_row<Format::kE5M2>(x, columns, rows.scale);
 }
 
-void split(const float* x, int64_t terms, uint16_t* out, int64_t term_stride) {
+void split_group(const float* x, int64_t terms, uint16_t* out, int64_t term_stride) {
   if (terms == 1) {
     for (int i = 0; i < 32; ++i) out[i] = bf16_rounded(x[i]);
     return;
@@ -45,6 +45,12 @@ void split(const float* x, int64_t terms, uint16_t* out, int64_t term_stride) {
     const uint16_t middle = bf16_truncated(rest[i]);
     out[term_stride + i] = middle;
     out[2 * term_stride + i] = bf16_truncated(rest[i] - float_from_bf16(middle));
+  }
+}
+
+void split(const float* x, int64_t groups, int64_t terms, uint16_t* out, int64_t group_stride, int64_t term_stride) {
+  for (int64_t group = 0; group < groups; ++group) {
+    split_group(x + 32 * group, terms, out + group * group_stride, term_stride);
   }
 }
 

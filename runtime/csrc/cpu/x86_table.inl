@@ -58,16 +58,21 @@ void decode_f32(const uint8_t* panel, int64_t pairs, Format format, float* b) {
   }
 }
 
-void decode_bf16(const uint8_t* panel, int64_t pairs, Format format, uint16_t* b) {
-  const Decoder decoder(format);
+constexpr int64_t kNextPiece = 256 * kPanelBytes;
+
+inline void decode_bf16(const Decoder& decoder, const uint8_t* panel, int64_t pairs, uint16_t* b) {
   for (int64_t k = 0; k < pairs; ++k, panel += kPanelBytes, b += 2 * kPanelColumns) {
     // The same rows of the next piece: by the time it is decoded it has come.
-    _mm_prefetch(reinterpret_cast<const char*>(panel + pairs * kPanelBytes), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(panel + kNextPiece), _MM_HINT_T1);
     __m512i left, right;
     decoder(panel, &left, &right);
     _mm512_storeu_si512(b, left);
     _mm512_storeu_si512(b + 32, right);
   }
+}
+
+void decode_bf16(const uint8_t* panel, int64_t pairs, Format format, uint16_t* b) {
+  decode_bf16(Decoder(format), panel, pairs, b);
 }
 
 // Places of a panel that are read in turns: a processor fetches ahead in each of several streams, and one alone leaves
