@@ -16,6 +16,7 @@ _FUSED = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention", "P
 _SCORE_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Min", "Concat",
                         "Slice", "Reshape"})  # fmt: skip
 _AFTER_SOFTMAX = frozenset({"Cast", "Identity", "Where", "Dropout", "Slice", "IsNaN", "Reshape"})
+_OF_ACTIVATIONS = frozenset({"Einsum", "FusedMatMul", "MatMul"})
 _MOVES = frozenset({"Reshape", "Transpose", "Cast", "Identity", "Squeeze", "Unsqueeze", "Dropout", "Mul", "Slice"})
 
 
@@ -45,39 +46,43 @@ def find_cores(graph: ir.Graph) -> Iterator[AttentionCore]:
 
 
 def _written_out(softmax: ir.Node) -> AttentionCore | None:
-    scores = _producer_through(softmax.inputs[0], _SCORE_OPS, "MatMul")
-    mixed = _consumer_through(softmax.outputs[0], _AFTER_SOFTMAX, "MatMul")
+    scores = _producer_through(softmax.inputs[0], _SCORE_OPS)
+    mixed, probabilities = _consumer_through(softmax.outputs[0], _AFTER_SOFTMAX)
     if scores is None or mixed is None or scores.inputs[0] is None:
         return None
-    if any(weight_of(node.inputs[1]) is not None for node in (scores, mixed)):
+    value = next((v for v in mixed.inputs if v is not probabilities), None)
+    if weight_of(scores.inputs[1]) is not None or weight_of(value) is not None:
         return None  # a classifier's softmax, or pooling: one operand is a weight
-    return AttentionCore(mixed, scores.inputs[0], scores.inputs[1], mixed.inputs[1])
+    return AttentionCore(mixed, scores.inputs[0], scores.inputs[1], value)
 
 
-def _producer_through(value: ir.Value | None, through: frozenset[str], wanted: str) -> ir.Node | None:
+def _producer_through(value: ir.Value | None, through: frozenset[str]) -> ir.Node | None:
+    """The nearest product that a value is computed from."""
     queue, seen = deque([value]), set[ir.Node]()
     while queue:
         node = v.producer() if (v := queue.popleft()) is not None else None
         if node is None or node in seen or len(seen) > 32:
             continue
         seen.add(node)
-        if node.op_type == wanted or node.op_type == "FusedMatMul":
+        if node.op_type in _OF_ACTIVATIONS:
             return node
         if node.op_type in through:
             queue.extend(node.inputs)
     return None
 
 
-def _consumer_through(value: ir.Value, through: frozenset[str], wanted: str) -> ir.Node | None:
+def _consumer_through(value: ir.Value, through: frozenset[str]) -> tuple[ir.Node | None, ir.Value]:
+    """The nearest product that reads a value, and as what it reads it."""
     queue, seen = deque([value]), set[ir.Node]()
     while queue:
-        for node in users_of(queue.popleft()):
-            if node.op_type == wanted:
-                return node
+        value = queue.popleft()
+        for node in users_of(value):
+            if node.op_type in _OF_ACTIVATIONS:
+                return node, value
             if node.op_type in through and node not in seen and len(seen) < 32:
                 seen.add(node)
                 queue.extend(node.outputs)
-    return None
+    return None, value
 
 
 def sites_behind(value: ir.Value | None, sites: set[ir.Node], limit: int = 400) -> list[ir.Node]:

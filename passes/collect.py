@@ -11,7 +11,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from spq_graph.passes.operator import DOMAIN
-from spq_graph.passes.values import FLOATS, Weight, is_standard, weight_of
+from spq_graph.passes.values import FLOATS, Weight, holds_codes, is_standard, weight_of
 from spq_graph.sites import Role, Site, Unmatched, expert_of, layer_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
@@ -117,9 +117,32 @@ def _no_constant(node: ir.Node) -> str | None:
     matrix = value is not None and value.shape is not None and len(value.shape) == 2
     if value is not None and matrix and value.is_graph_input() and value is not node.inputs[0]:
         return f"its weight '{value.name}' is an input of the graph, so that nothing is known of it before it runs"
-    return None
+    return _computed(node)
 
 
+def _computed(node: ir.Node) -> str | None:
+    """Why a product has no constant weight, although nothing but constants is behind its second operand."""
+    pending, seen = [node.inputs[1]], dict[ir.Node, None]()
+    while pending:
+        value = pending.pop()
+        before = value.producer() if value is not None else None
+        if value is not None and before is None and value.const_value is None:
+            return None
+        if before is not None and before not in seen:
+            seen[before] = None
+            pending += before.inputs
+        if len(seen) > _MOST_BEHIND:
+            return None
+    widening = [before for before in seen if before.op_type == "Cast" and holds_codes(before.inputs[0])]
+    if widening:
+        return (
+            f"its weight is computed from integers (Cast '{widening[0].name}'), as a quantized one; it stays as it is"
+        )
+    last = next(iter(seen), None)
+    return None if last is None else f"its weight is computed ({last.op_type} '{last.name}'); it stays as it is"
+
+
+_MOST_BEHIND = 64  # nodes, so that asking takes the same time in every graph
 _TO_WEIGHT = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
 _STORED = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 

@@ -1,4 +1,4 @@
-"""Fold: weights that the graph cuts out of, or puts together from, initializers become initializers of their own."""
+"""Fold: weights that the graph cuts out of, or computes from, initializers become initializers of their own."""
 
 from __future__ import annotations
 
@@ -10,35 +10,51 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx import NodeProto
 
-from spq_graph.passes.values import is_standard, weight_of
+from spq_graph.passes.values import holds_codes, is_standard, weight_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 # What only moves data. Gather is left out: experts are gathered from their stack.
 _MOVES = frozenset({
-    "Cast", "Concat", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
+# What weights are computed by: factors, norms (Salimans and Kingma, arXiv 1602.07868), rounding, terms of low rank.
+_COMPUTES = frozenset({
+    "Abs", "Add", "Clip", "Div", "MatMul", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal", "ReduceL2", "ReduceMax",
+    "ReduceMean", "ReduceSum", "ReduceSumSquare", "Round", "Sign", "Sqrt", "Sub", "Where",
+})  # fmt: skip
+_OF_ALL = frozenset({"Add", "Concat", "Div", "MatMul", "Max", "Min", "Mul", "Sub", "Where"})
+# Operators whose result has as many axes as the one with most of their first so many operands.
+_KEEP_AXES = {
+    **dict.fromkeys(("Add", "Div", "MatMul", "Mul", "Sub"), 2),
+    **dict.fromkeys(
+        ("Cast", "Clip", "Dropout", "Elu", "Erf", "Gelu", "Identity", "LayerNormalization", "Neg", "Pow", "Relu",
+         "RMSNormalization", "Sigmoid", "Softmax", "Sqrt", "Swish", "Tanh", "Transpose"), 1,
+    ),
+}  # fmt: skip
 _LONGEST_CHAIN = 64  # so that time is linear, and no recursion too deep
 
 Array = npt.NDArray[Any]
 
 
 class FoldWeights(ir.passes.InPlacePass):
-    """Give every product whose second operand is cut from constants (Split, Slice, Reshape, ...) a weight of its own.
+    """Give every product whose second operand is made of constants (Split, Reshape, Mul, ...) a weight of its own.
 
-    Nothing is copied: the new initializer reads the old one when it is asked for its numbers. Operands behind
-    Transpose, Cast and Identity alone stay as they are, and so does what is no matrix.
+    Nothing is copied: the new initializer reads the old ones when it is asked for its numbers. Operands behind
+    Transpose, Cast and Identity alone stay as they are. So does what is no matrix, unless it is one in a stack of one
+    that meets activations of as many axes; and what is computed from integers, for that is a quantized weight.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        known: dict[ir.Value, int | None] = {}
+        known: dict[ir.Value, _Origin | None] = {}
+        axes: dict[ir.Value, int] = {}
         folded: dict[ir.Value, ir.Value | None] = {}
         for node in list(graph):
             operand = node.inputs[1] if node.op_type in _PRODUCTS and len(node.inputs) > 1 else None
-            if operand is None or weight_of(operand) is not None or _moves_behind(operand, known) is None:
+            if operand is None or not _is_to_fold(operand, known):
                 continue
             if operand not in folded:
-                folded[operand] = _as_initializer(graph, operand)
+                folded[operand] = _as_initializer(graph, operand, _axes_of(node.inputs[0], axes))
             if (made := folded[operand]) is not None:
                 node.replace_input_with(1, made)
         for operand in folded:
@@ -46,20 +62,65 @@ class FoldWeights(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=any(made is not None for made in folded.values()))
 
 
-def _moves_behind(value: ir.Value, known: dict[ir.Value, int | None], left: int = _LONGEST_CHAIN) -> int | None:
-    """How many moves of data in a row lead from constants to a value; None where anything else does, or too many."""
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """How a value comes from constants.
+
+    Attributes:
+        length: of the longest chain of nodes behind it.
+        computed: whether any of them computes.
+        codes: whether its numbers were integers once.
+    """
+
+    length: int = 0
+    computed: bool = False
+    codes: bool = False
+
+
+def _is_to_fold(operand: ir.Value, known: dict[ir.Value, _Origin | None]) -> bool:
+    weight = weight_of(operand)
+    if weight is not None:
+        return len(weight.shape) > 2 and set(weight.shape[:-2]) == {1}
+    origin = _origin_of(operand, known)
+    return origin is not None and not (origin.computed and origin.codes)
+
+
+def _origin_of(value: ir.Value, known: dict[ir.Value, _Origin | None], left: int = _LONGEST_CHAIN) -> _Origin | None:
+    """How a value comes from constants; None where it does not, by other operators, or by too many of them."""
     if value in known:
         return known[value]
     node = value.producer()
-    found: int | None = None
+    found: _Origin | None = None
     if node is None:
-        found = 0 if value.const_value is not None else None
-    elif left and node.op_type in _MOVES and is_standard(node) and node.inputs:
-        behind = [_moves_behind(v, known, left - 1) for v in node.inputs if v is not None]
-        counts = [count for count in behind if count is not None]
-        found = max(counts) + 1 if len(counts) == len(behind) and max(counts) < _LONGEST_CHAIN else None
+        found = _Origin(codes=holds_codes(value)) if value.const_value is not None else None
+    elif left and node.op_type in _MOVES | _COMPUTES and is_standard(node) and node.inputs:
+        behind = [_origin_of(v, known, left - 1) for v in node.inputs if v is not None]
+        origins = [origin for origin in behind if origin is not None]
+        length = max((origin.length for origin in origins), default=0) + 1
+        if len(origins) == len(behind) and length <= _LONGEST_CHAIN:
+            # Sizes and positions are integers too, and no part of the numbers.
+            of_numbers = origins if node.op_type in _OF_ALL else origins[:1]
+            computed = node.op_type in _COMPUTES or any(origin.computed for origin in of_numbers)
+            found = _Origin(length, computed, any(origin.codes for origin in of_numbers))
     known[value] = found
     return found
+
+
+def _axes_of(value: ir.Value | None, known: dict[ir.Value, int], left: int = _LONGEST_CHAIN) -> int:
+    """How many axes a value has at least, as far as shapes and operators that keep them tell."""
+    if value is None:
+        return 0
+    if value not in known:
+        node = value.producer()
+        if value.shape is not None:
+            known[value] = len(value.shape)
+        elif node is not None and left and node.op_type in _KEEP_AXES and is_standard(node):
+            known[value] = max(
+                (_axes_of(v, known, left - 1) for v in node.inputs[: _KEEP_AXES[node.op_type]]), default=0
+            )
+        else:
+            known[value] = 0
+    return known[value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +160,21 @@ def _recipe(value: ir.Value, opset: int) -> _Recipe:
     return _Recipe(None, ir.to_proto(node), node.version or opset, list(node.outputs).index(value), sources)
 
 
-def _as_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value | None:
+def _as_initializer(graph: ir.Graph, value: ir.Value, axes: int) -> ir.Value | None:
+    """A matrix in the place of an operand whose product has activations of so many axes; None where it is none."""
     recipe = _recipe(value, graph.opset_imports.get("", 1))
-    stand_in = recipe.numbers(real=False)
-    if stand_in.ndim != 2:  # no linear layer
+    with np.errstate(all="ignore"):
+        stand_in = recipe.numbers(real=False)
+    *stacked, rows, columns = stand_in.shape if stand_in.ndim > 1 else (0, 0, 0)
+    if set(stacked) - {1} or (stacked and axes < stand_in.ndim):  # no linear layer
         return None
-    dtype, shape = ir.DataType.from_numpy(stand_in.dtype), ir.Shape(stand_in.shape)
+    dtype, shape = ir.DataType.from_numpy(stand_in.dtype), ir.Shape([rows, columns])
     name = f"{value.name}.folded"
     while name in graph.initializers:
         name += "_"
-    tensor = ir.LazyTensor(lambda: ir.tensor(recipe.numbers(), dtype=dtype), dtype=dtype, shape=shape, name=name)
+    tensor = ir.LazyTensor(
+        lambda: ir.tensor(recipe.numbers().reshape(rows, columns), dtype=dtype), dtype=dtype, shape=shape, name=name
+    )
     made = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape, const_value=tensor)
     graph.initializers.add(made)
     return made

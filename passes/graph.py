@@ -17,6 +17,7 @@ from onnx_ir.passes.common import (
 )
 
 from spq_graph.errors import GraphError, SourceError
+from spq_graph.passes.einsum import EinsumAsMatMul
 from spq_graph.passes.fold import FoldWeights
 from spq_graph.passes.mapped import load_mapped
 from spq_graph.passes.operator import DOMAIN, OP
@@ -183,9 +184,9 @@ class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect.
 
     Model-local functions are inlined but for our own operator's, Constant nodes lifted to initializers, initializers no
-    longer listed as inputs (which would let a caller override them), nodes sorted, weights that nodes cut out of others
-    are initializers of their own, what ONNX Runtime fused around weights is written out, ONNX's own domain has its
-    short name, and every node gets a unique name, since plans refer to nodes by name.
+    longer listed as inputs (which would let a caller override them), nodes sorted, a linear layer left as Einsum is a
+    MatMul, weights that nodes make of others are initializers of their own, what ONNX Runtime fused around weights is
+    written out, ONNX's own domain has its short name, and every node gets a unique name: plans refer to nodes by name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -195,6 +196,7 @@ class Canonicalize(ir.passes.InPlacePass):
         modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
         modified |= RemoveInitializersFromInputsPass()(model).modified
         modified |= TopologicalSortPass()(model).modified
+        modified |= EinsumAsMatMul()(model).modified
         modified |= FoldWeights()(model).modified
         modified |= Unfuse()(model).modified
         modified |= name_nodes(model.graph)

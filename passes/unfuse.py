@@ -44,7 +44,8 @@ def replace_by(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node]) -> bool
     return True
 
 
-def _named(node: ir.Node, like: ir.Node) -> ir.Node:
+def named_like(node: ir.Node, like: ir.Node) -> ir.Node:
+    """A node with the name and metadata of another, and an output of the same type and shape; returns it."""
     node.name = like.name
     node.metadata_props.update(like.metadata_props)
     node.outputs[0].type = None if like.outputs[0].dtype is None else ir.TensorType(like.outputs[0].dtype)
@@ -63,7 +64,7 @@ def _fused_matmul(graph: ir.Graph, node: ir.Node) -> bool:
     if numbers.get("transB"):
         nodes.append(ir.node("Transpose", [operand], {"perm": [1, 0]}))
         operand = nodes[-1].outputs[0]
-    product = _named(ir.node("MatMul", [node.inputs[0], operand]), node)
+    product = named_like(ir.node("MatMul", [node.inputs[0], operand]), node)
     nodes.append(product)
     if (alpha := numbers.get("alpha", 1.0)) != 1.0:
         factor = _factor(graph, f"{node.outputs[0].name}.alpha", alpha, weight.dtype)
@@ -83,7 +84,7 @@ def _fused_gemm(graph: ir.Graph, node: ir.Node) -> bool:
     if activation is None or activation.as_string() not in _PLAIN_ACTIVATIONS:
         return False
     kept = {name: a for name, a in node.attributes.items() if not name.startswith("activation")}
-    product = _named(ir.Node("", "Gemm", node.inputs, kept.values()), node)
+    product = named_like(ir.Node("", "Gemm", node.inputs, kept.values()), node)
     return replace_by(graph, node, [product, ir.node(activation.as_string(), [product.outputs[0]])])
 
 
@@ -91,14 +92,14 @@ def _bias_inside(graph: ir.Graph, node: ir.Node) -> bool:
     value, bias = (*node.inputs, None)[:2]
     if bias is None:
         return False
-    total = _named(ir.node("Add", [value, bias]), node)
+    total = named_like(ir.node("Add", [value, bias]), node)
     op_type = "FastGelu" if node.op_type == "FastGelu" else "Gelu"
     return replace_by(graph, node, [total, ir.node(op_type, [total.outputs[0]], domain=CONTRIB)])
 
 
 def _sum_of_two(graph: ir.Graph, node: ir.Node) -> bool:
     """The bodies of ONNX's functions write sums so, and they are inlined where a provider has no kernel."""
-    return len(node.inputs) == 2 and replace_by(graph, node, [_named(ir.node("Add", node.inputs), node)])
+    return len(node.inputs) == 2 and replace_by(graph, node, [named_like(ir.node("Add", node.inputs), node)])
 
 
 _Write = Callable[[ir.Graph, ir.Node], bool]

@@ -102,6 +102,12 @@ def is_standard(node: ir.Node) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def holds_codes(value: ir.Value | None) -> bool:
+    """Whether a value holds integers or numbers of 8 bits or fewer, as quantized weights do; truth values are none."""
+    kind = value.dtype if value is not None else None
+    return kind is not None and kind not in FLOATS and kind is not ir.DataType.BOOL
+
+
 def scalar_of(value: ir.Value | None) -> float | None:
     """The number that a constant of one element holds, whatever its rank; seen through Cast."""
     weight = weight_of(value)

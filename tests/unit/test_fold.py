@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,112 @@ def test_a_weight_in_parts_is_several_sites(tmp_path: Path, form: str, opset: in
         for name in ("model.onnx", "canonical.onnx")
     )
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+
+
+def stacked(b: Builder, weight: np.ndarray) -> tuple[str, np.ndarray]:
+    """Alone in a stack, as an einsum leaves it."""
+    return b.const(weight[None]), weight
+
+
+def put_apart(b: Builder, weight: np.ndarray) -> tuple[str, np.ndarray]:
+    return b.op("Transpose", b.op("Unsqueeze", b.const(weight.T), b.const([0], np.int64)), perm=[0, 2, 1]), weight
+
+
+def scaled(b: Builder, weight: np.ndarray) -> tuple[str, np.ndarray]:
+    return b.op("Mul", b.const(weight), b.const(0.5, np.float32)), weight / 2
+
+
+def normalized(b: Builder, weight: np.ndarray) -> tuple[str, np.ndarray]:
+    """Weight normalization: a direction, and a length for each output."""
+    stored, lengths = b.const(weight), np.abs(b.random(1, weight.shape[1]))
+    norms = b.op("ReduceL2", stored, b.const([0], np.int64), keepdims=1)
+    return b.op("Mul", b.op("Div", stored, norms), b.const(lengths)), weight / np.linalg.norm(weight, axis=0) * lengths
+
+
+def of_low_rank(b: Builder, weight: np.ndarray) -> tuple[str, np.ndarray]:
+    """With a term of low rank that has not been merged (LoRA, Hu et al., arXiv 2106.09685)."""
+    down, up = b.random(weight.shape[0], 2), b.random(2, weight.shape[1])
+    return b.op("Add", b.const(weight), b.op("MatMul", b.const(down), b.const(up))), weight + down @ up
+
+
+def masked(b: Builder, weight: np.ndarray) -> tuple[str, np.ndarray]:
+    """Pruned: a mask of truth values, which are no quantized weights."""
+    mask = b.op("Cast", b.const(weight > 0), to=onnx.TensorProto.FLOAT)
+    return b.op("Mul", b.const(weight), mask), weight * (weight > 0)
+
+
+COMPUTED = {form.__name__: form for form in (stacked, put_apart, scaled, normalized, of_low_rank, masked)}
+
+
+def glu(b: Builder, form: Callable[[Builder, np.ndarray], tuple[str, np.ndarray]]) -> list[np.ndarray]:
+    """Two GLUs with a residual each, whose weights are made in this way; returns the weights."""
+    made, value = [], "x"
+    for layer in range(2):
+        names = []
+        for rows, columns in ((WIDTH, INNER), (WIDTH, INNER), (INNER, WIDTH)):
+            name, weight = form(b, b.random(rows, columns))
+            made.append(weight)
+            names.append(name)
+        gate, up = (b.op("MatMul", value, name) for name in names[:2])
+        product = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
+        value = b.op("Add", value, b.op("MatMul", product, names[2]), outputs=["y"] if layer else 1)
+    return made
+
+
+def write_computed(path: Path, form: str, axes: int = 3) -> list[np.ndarray]:
+    b = Builder(18)
+    made = glu(b, COMPUTED[form])
+    shape = ["batch", "tokens", WIDTH][-axes:]
+    kind = (onnx.TensorProto.FLOAT, shape)
+    onnx.save(b.model({"x": kind}, {"y": (onnx.TensorProto.FLOAT, None)}), path)
+    return made
+
+
+@pytest.mark.parametrize("form", COMPUTED)
+def test_a_computed_weight_is_a_site(tmp_path: Path, form: str) -> None:
+    weights = write_computed(tmp_path / "model.onnx", form)
+    model, found = canonical(tmp_path / "model.onnx")
+    assert [site.role for site in found.sites] == 2 * [Role.GLU_GATE, Role.GLU_UP, Role.GLU_DOWN]
+    assert found.unmatched == []
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert len(held) == 6
+    for node, weight in zip((n for n in model.graph.node if n.op_type == "MatMul"), weights, strict=True):
+        np.testing.assert_allclose(held[node.input[1]], weight, rtol=1e-6, atol=1e-7)
+    x = np.random.default_rng(0).standard_normal((2, 5, WIDTH)).astype(np.float32)
+    before, after = (
+        ort.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for name in ("model.onnx", "canonical.onnx")
+    )
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stack_of_one_stays_where_it_adds_an_axis(tmp_path: Path) -> None:
+    write_computed(tmp_path / "model.onnx", "stacked", axes=2)
+    _, found = canonical(tmp_path / "model.onnx")
+    # Behind the first product there are as many axes as the weight has: what reads it is a site.
+    assert [site.role for site in found.sites] == [Role.OTHER, Role.GLU_GATE, Role.GLU_UP, Role.GLU_DOWN]
+    odd = [missed.reason for missed in found.unmatched if "operand" in missed.reason]
+    assert odd == 2 * ["the constant operand has rank 3: not a linear layer"]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["cast first", "zero point first"])
+def test_what_is_computed_from_integers_is_left_alone_and_told(tmp_path: Path, early: bool) -> None:
+    b = Builder()
+
+    def quantized(b: Builder, weight: np.ndarray) -> tuple[str, np.ndarray]:
+        codes = b.const(np.rint(weight * 100), np.int32)
+        codes = b.op("Sub", codes, b.const(3, np.int32)) if early else codes
+        return b.op("Mul", b.op("Cast", codes, to=onnx.TensorProto.FLOAT), b.const(0.01, np.float32)), weight
+
+    glu(b, quantized)
+    kind = (onnx.TensorProto.FLOAT, ["batch", "tokens", WIDTH])
+    onnx.save(b.model({"x": kind}, {"y": kind}), tmp_path / "model.onnx")
+    _, found = canonical(tmp_path / "model.onnx")
+    assert found.sites == []
+    reasons = [missed.reason for missed in found.unmatched if "weight" in missed.reason]
+    assert len(reasons) == 6
+    assert all(reason.startswith("its weight is computed ") for reason in reasons)
+    assert early or all("from integers" in reason for reason in reasons)
 
 
 def test_what_depends_on_an_input_is_no_weight(tmp_path: Path) -> None:
