@@ -85,8 +85,11 @@ def _consumer_through(value: ir.Value, through: frozenset[str]) -> tuple[ir.Node
     return None, value
 
 
-def sites_behind(value: ir.Value | None, sites: set[ir.Node], limit: int = 400) -> list[ir.Node]:
-    """The nearest site nodes that a value is computed from; walks through rotary embedding, norms and caches."""
+def sites_behind(value: ir.Value | None, sites: set[ir.Node], stops: set[ir.Node], limit: int = 400) -> list[ir.Node]:
+    """The nearest site nodes that a value is computed from; walks through rotary embedding, norms and caches.
+
+    What is behind `stops` does not count.
+    """
     found: dict[ir.Node, None] = {}
     queue, seen = deque([value]), set[ir.Node]()
     while queue and len(seen) < limit:
@@ -96,7 +99,7 @@ def sites_behind(value: ir.Value | None, sites: set[ir.Node], limit: int = 400) 
         seen.add(node)
         if node in sites:
             found[node] = None
-        elif node.op_type not in ("Shape", "Size"):
+        elif node.op_type not in ("Shape", "Size") and node not in stops:
             queue.extend(node.inputs)
     return list(found)
 

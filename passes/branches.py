@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -17,6 +18,7 @@ _FROM_PROJECTION = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity", "S
                               "Transpose", "Squeeze", "Unsqueeze", "Dropout", "Clip", "Min", "Max"})  # fmt: skip
 _SAME_TOKENS = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div"})
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max"})
+_MOST_ADAPTERS = 4  # operators between an adapter's sum and what it adds to, other adapters' sums and a bias among them
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
 
@@ -66,5 +68,49 @@ def projection(value: ir.Value | None, nodes: Container[ir.Node], depth: int = 1
         if node.op_type not in _FROM_PROJECTION:
             return None
         value = only_dynamic(node)  # of a bias or a scale, the other operand
+        if value is None and (adapter := adapter_at(node, nodes, depth - 1)) is not None:
+            value = adapter.beside
         depth -= 1
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter that was not merged: s (x A) B, added to x W (LoRA, Hu et al., arXiv 2106.09685, equation 3).
+
+    Attributes:
+        beside: x W.
+        products: the two of the adapter. They are sites where their weights are constants, and none where those are
+            inputs of the graph, as with adapters that are exchanged.
+    """
+
+    beside: ir.Value
+    products: tuple[ir.Node, ir.Node]
+
+
+def adapter_at(node: ir.Node, nodes: Container[ir.Node], depth: int = _MOST_ADAPTERS) -> Adapter | None:
+    """The adapter that a sum adds to a projection, if that is what it does."""
+    if node.op_type != "Add" or not depth:
+        return None
+    for whole, term in (node.inputs, node.inputs[::-1]):
+        up = _product(term)
+        down = _product(up.inputs[0]) if up is not None else None
+        base = projection(whole, nodes, min(depth, _MOST_ADAPTERS)) if down is not None else None
+        if up is None or down is None or base is None or whole is None or base in (up, down):
+            continue
+        if scaled_from(down.inputs[0]) is scaled_from(base.inputs[0]):
+            return Adapter(whole, (down, up))
+    return None
+
+
+def _product(value: ir.Value | None) -> ir.Node | None:
+    """The product that a value is a multiple of."""
+    source = scaled_from(value)
+    node = source.producer() if source is not None else None
+    return node if node is not None and node.op_type in ("MatMul", "Gemm") else None
+
+
+def find_adapters(graph: ir.Graph, nodes: Container[ir.Node]) -> set[ir.Node]:
+    """The products of every adapter."""
+    found = (adapter_at(node, nodes) for node in graph)
+    return {product for adapter in found if adapter is not None for product in adapter.products}

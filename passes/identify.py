@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.attention import find_cores, site_after, sites_behind
-from spq_graph.passes.branches import passed_on, projection, scaled_from
+from spq_graph.passes.branches import find_adapters, passed_on, projection, scaled_from
 from spq_graph.passes.collect import collect_sites
 from spq_graph.passes.experts import (
     FusedExperts,
@@ -85,9 +86,10 @@ def identify(model: ir.Model) -> Identified:
     found = Identified(unmatched=unmatched)
     stacked, fused = find_stacked(model.graph), find_fused(model.graph)
     glus = _Glus(stacked, fused, [n for n in model.graph if n in nodes or n in stacked or n in fused])
-    _assign_glus(model, nodes, found, glus)
+    adapters = find_adapters(model.graph, nodes)
+    _assign_glus(model, nodes, adapters, found, glus)
     _record_fused(found, glus)
-    _assign_attention(model.graph, nodes, found)
+    _assign_attention(model.graph, nodes, adapters, found)
     _assign_ends(model.graph, nodes)
     _number_layers(nodes, found, glus)
     _list_experts(found, glus)
@@ -113,8 +115,10 @@ def require_glu(found: Identified, where: str) -> None:
     )
 
 
-def _assign_glus(model: ir.Model, nodes: dict[ir.Node, Site], found: Identified, glus: _Glus) -> None:
-    downs = _behind_downs(nodes)
+def _assign_glus(
+    model: ir.Model, nodes: dict[ir.Node, Site], adapters: set[ir.Node], found: Identified, glus: _Glus
+) -> None:
+    downs = _behind_downs(node for node in nodes if node not in adapters)
     explained: set[ir.Node] = set()
     for match in find_glus(model):
         explained.add(match.product)
@@ -135,7 +139,7 @@ def _assign_glus(model: ir.Model, nodes: dict[ir.Node, Site], found: Identified,
             found.unmatched.append(Unmatched(users[0].name or "", reason))
 
 
-def _behind_downs(nodes: dict[ir.Node, Site]) -> dict[ir.Node, list[ir.Node]]:
+def _behind_downs(nodes: Iterable[ir.Node]) -> dict[ir.Node, list[ir.Node]]:
     """The products that sites read, seen through moves of data, constant factors and norms, with those sites."""
     downs: dict[ir.Node, list[ir.Node]] = {}
     for node in nodes:
@@ -192,13 +196,12 @@ def _weighs(match: GluMatch, gate: Site) -> bool:
     return match.kind == "glu" and gate.shape[1] == 1
 
 
-def _assign_attention(graph: ir.Graph, nodes: dict[ir.Node, Site], found: Identified) -> None:
-    sites = set(nodes)
+def _assign_attention(graph: ir.Graph, nodes: dict[ir.Node, Site], adapters: set[ir.Node], found: Identified) -> None:
+    sites = set(nodes) - adapters
     for core in find_cores(graph):
         branches = {
-            Role.ATTN_Q: sites_behind(core.query, sites),
-            Role.ATTN_K: sites_behind(core.key, sites),
-            Role.ATTN_V: sites_behind(core.value, sites),
+            role: sites_behind(value, sites, adapters)
+            for role, value in ((Role.ATTN_Q, core.query), (Role.ATTN_K, core.key), (Role.ATTN_V, core.value))
         }
         if (output := site_after(core.node, sites)) is not None:
             _set_role(nodes, output, Role.ATTN_O)
