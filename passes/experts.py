@@ -65,7 +65,7 @@ class StackedProduct:
 
 _WHY = {
     "by token": "which weights a token gets is known only at run time, and integer kernels take constant ones",
-    "by a constant": "a node of the graph cuts its weights out of the stack; fold constants, and it is a site",
+    "by a constant": "a node of the graph picks them as a stack, and integer kernels take one matrix only",
     "": "one product takes all experts' weights at once, and integer kernels take one matrix only",
 }
 

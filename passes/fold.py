@@ -13,9 +13,9 @@ from onnx import NodeProto
 from spq_graph.passes.values import holds_codes, is_standard, weight_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
-# What only moves data. Gather is left out: experts are gathered from their stack.
+# What only moves data.
 _MOVES = frozenset({
-    "Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 # What weights are computed by: factors, norms (Salimans and Kingma, arXiv 1602.07868), rounding, terms of low rank.
 _COMPUTES = frozenset({

@@ -203,13 +203,20 @@ def test_the_best_expert_by_argmax() -> None:
     assert [site.role for site in found_in(b).sites] == [Role.ROUTER]
 
 
-def test_cut_out_by_a_constant() -> None:
+@pytest.mark.parametrize("chosen", [1, [1], [1, 2]], ids=str)
+def test_cut_out_by_a_constant(chosen: int | list[int]) -> None:
+    """One expert is a matrix like any other; a stack of them, be it of one that adds an axis, is told."""
     b = Builder()
-    weight = b.op("Gather", b.const(b.random(EXPERTS, WIDTH, WIDTH)), b.const(1, np.int64), axis=0)
+    weight = b.op("Gather", b.const(b.random(EXPERTS, WIDTH, WIDTH)), b.const(chosen, np.int64), axis=0)
     b.op("MatMul", "x", weight, outputs=["y"])
-    [entry] = found_in(b).unmatched
+    found = found_in(b)
+    if chosen == 1:
+        assert [site.shape for site in found.sites] == [(WIDTH, WIDTH)]
+        assert found.unmatched == []
+        return
+    [entry] = found.unmatched
     assert "a product of experts, outside of any GLU" in entry.reason
-    assert "fold constants" in entry.reason
+    assert "picks them as a stack" in entry.reason
 
 
 def test_a_gate_of_one_number_weighs_a_shared_expert() -> None:

@@ -42,7 +42,14 @@ def reshaped(b: Builder, both: np.ndarray) -> tuple[str, str]:
     return gate, b.op("Concat", *halves, axis=0)
 
 
-FORMS = {form.__name__: form for form in (split, slices, reshaped)}
+def gathered(b: Builder, both: np.ndarray) -> tuple[str, str]:
+    """Picked one by one from a stack of both, as indexing a tensor is exported."""
+    stack = b.const(np.stack(np.split(both, 2, axis=1)))
+    gate, up = (b.op("Gather", stack, b.const(index, np.int64)) for index in range(2))
+    return gate, up
+
+
+FORMS = {form.__name__: form for form in (split, slices, reshaped, gathered)}
 
 
 def write(path: Path, form: str, opset: int) -> np.ndarray:
