@@ -265,7 +265,7 @@ def main() -> None:
     """Measure, print, and keep the figures where that is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=256, help="sequences of 128 tokens to calibrate on")
+    parser.add_argument("--rows", type=int, default=128, help="sequences of 128 tokens to calibrate on")
     parser.add_argument("--peers", nargs="*", choices=[*REQUIREMENTS], default=[*REQUIREMENTS],
                         help="those to compare with; all of them, if not told")  # fmt: skip
     parser.add_argument("--environments", type=Path, default=CACHE, help="where the peers are installed")

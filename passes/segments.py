@@ -19,7 +19,7 @@ from spq_graph.passes.cutter import Cutter, Piece, widened
 from spq_graph.passes.wide import PartWide
 from spq_graph.segment import Handed, Segment, Segmented, Spec, Weight
 
-SMALLEST_LIMIT, LARGEST_LIMIT = 64 << 20, 256 << 20
+SMALLEST_LIMIT, LARGEST_LIMIT = 128 << 20, 256 << 20
 # What a segment may hold of constants for the sake of what it computes again.
 _LIGHT_SHARE = 64
 _EMBEDDED = 1024
@@ -34,7 +34,7 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
     Args:
         model: the model.
         where: the file that it was read from; weights in files are read from that file's folder.
-        limit: bytes of weights in a session; None for those of the largest tensor in float32, within 64 and 256 MiB.
+        limit: bytes of weights in a session; None for those of the largest tensor in float32, within 128 and 256 MiB.
     """
     limit = limit or _limit_for(model.graph)
     PartWide(limit)(model)

@@ -27,10 +27,10 @@ from spq_graph.segment import Handed, Segment, Segmented, Weight, type_of
 Batch: TypeAlias = tuple[Ids, Ids]
 Progress: TypeAlias = Callable[[int, int], None]
 _T = TypeVar("_T")
-# Tokens that pass through a segment before the next one is opened: opening one costs about as much as some hundred
-# tokens do, and what segments hand over is kept for all of them. Once a round has shown how much that is, the next ones
-# take as many tokens as it leaves room for.
-ROUND_TOKENS = 4096
+# Opening a segment costs about as much as some hundred tokens do, so as many tokens as possible pass through one before
+# the next is opened; what is handed over is kept for all of them, and takes no more than so many bytes. How much, a
+# round shows: the first, behind its first segment, where later ones may hand over more.
+ROUND_TOKENS = 4096  # that pass in any case
 HANDED_BYTES = 256 << 20
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
@@ -42,6 +42,15 @@ class _Passing:
     feed: dict[str, Array]
     shape: tuple[int, ...]
     values: dict[str, Array] = field(default_factory=dict)
+
+
+def _tokens(batches: Sequence[_Passing]) -> int:
+    return sum(math.prod(batch.shape) for batch in batches)
+
+
+def _kept(batches: Sequence[_Passing]) -> int:
+    """Bytes that batches hold of segments behind them; one at least."""
+    return max(1, sum(array.nbytes for batch in batches for array in batch.values.values()))
 
 
 class SegmentedRunner(Decoder):
@@ -94,7 +103,7 @@ class SegmentedRunner(Decoder):
             for ids, mask in batches
         )
         while waiting:
-            yield from self._round(self._taken(waiting), steps)
+            yield from self._round(waiting, steps)
 
     def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of one batch after the other, float32 [batch, length, vocabulary]; ids and mask are int64."""
@@ -102,32 +111,41 @@ class SegmentedRunner(Decoder):
         for (ids, _), (logits, *_) in zip(batches, self.results(filled), strict=True):
             yield logits[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
 
-    def _taken(self, waiting: deque[_Passing]) -> list[_Passing]:
-        """The next round: as many of those that wait as what is handed over has room for."""
-        room = max(ROUND_TOKENS, HANDED_BYTES // self._handed if self._handed else 0)
-        some: list[_Passing] = []
-        while waiting and room > 0:
-            some.append(waiting.popleft())
-            room -= math.prod(some[-1].shape)
-        return some
-
-    def _round(self, some: list[_Passing], steps: _Steps) -> Iterator[list[Array]]:
-        """Bring batches through all segments."""
+    def _round(self, waiting: deque[_Passing], steps: _Steps) -> Iterator[list[Array]]:
+        """Bring as many batches through all segments as what is handed over has room for."""
         *before, last = self._model.segments
-        tokens = sum(math.prod(batch.shape) for batch in some)
+        some: list[_Passing] = []
         for number, segment in enumerate(before):
             later = {name for s in self._model.segments[number + 1 :] for name in s.reads} | set(self.outputs)
-            session = self._session(segment, some[0].values)
-            for _ in self._in_turn(partial(self._pass, session, segment, later), some):
-                steps.done()
+            session = self._session(segment, some[0].values if some else {})
+            for batches in self._taken(waiting, some) if number == 0 else [some]:
+                for _ in self._in_turn(partial(self._pass, session, segment, later), batches):
+                    steps.done()
             del session
             give_back_memory()
-            kept = sum(array.nbytes for batch in some for array in batch.values.values())
-            self._handed = max(self._handed, kept // tokens)
+            self._handed = max(self._handed, _kept(some) // _tokens(some))
+        if not before:
+            some = list(waiting)
+            waiting.clear()
         session = self._session(last, some[0].values)
         for found in self._in_turn(partial(self._finish, session, last), some):
             steps.done()
             yield found
+
+    def _taken(self, waiting: deque[_Passing], some: list[_Passing]) -> Iterator[list[_Passing]]:
+        """Batches that enter a round, some at a time, while there is room; `some` collects those that have entered."""
+        room = ROUND_TOKENS
+        while waiting and room > 0:
+            entering: list[_Passing] = []
+            while waiting and room > 0:
+                entering.append(waiting.popleft())
+                room -= math.prod(entering[-1].shape)
+            yield entering
+            some += entering
+            tokens = _tokens(some)
+            room = (
+                HANDED_BYTES // self._handed if self._handed else HANDED_BYTES // 2 * tokens // _kept(some)
+            ) - tokens
 
     def _pass(self, session: Any, segment: Segment, later: set[str], batch: _Passing) -> None:
         """Bring a batch through a segment that is not the last, and keep what later ones read."""
