@@ -108,9 +108,10 @@ def test_graph(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("target", PROFILES)
 def test_one_layer_on_each_target(tmp_path: Path, target: str) -> None:
-    """Before is plain.txt: the same layer, as the exporter wrote it."""
+    """Before is plain.txt: the same layer, as an exporter writes it, with the shapes of all values."""
     path = tmp_path / "model.onnx"
-    onnx.save(decoder(Decoder(layers=1, rope=False), naming="dynamo"), path)
+    model = decoder(Decoder(layers=1, rope=False), naming="dynamo")
+    onnx.save(onnx.shape_inference.infer_shapes(model, data_prop=True), path)
     made = applied(path, plan_for(path, token_feeds(), typical(target), target=target))
     same(listing(onnx.load(made)), f"target_{target}")
 
