@@ -48,18 +48,21 @@ class FoldWeights(ir.passes.InPlacePass):
         graph = model.graph
         known: dict[ir.Value, _Origin | None] = {}
         axes: dict[ir.Value, int] = {}
-        folded: dict[ir.Value, ir.Value | None] = {}
+        matrices: dict[ir.Value, _Matrix | None] = {}
+        modified = False
         for node in list(graph):
             operand = node.inputs[1] if node.op_type in _PRODUCTS and len(node.inputs) > 1 else None
             if operand is None or not _is_to_fold(operand, known):
                 continue
-            if operand not in folded:
-                folded[operand] = _as_initializer(graph, operand, _axes_of(node.inputs[0], axes))
-            if (made := folded[operand]) is not None:
-                node.replace_input_with(1, made)
-        for operand in folded:
+            if operand not in matrices:
+                matrices[operand] = _matrix_of(graph, operand)
+            matrix = matrices[operand]
+            if matrix is not None and (matrix.axes == 2 or _axes_of(node.inputs[0], axes) >= matrix.axes):
+                node.replace_input_with(1, matrix.initializer(graph))
+                modified = True
+        for operand in matrices:
             _drop(graph, operand)
-        return ir.passes.PassResult(model, modified=any(made is not None for made in folded.values()))
+        return ir.passes.PassResult(model, modified)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +118,9 @@ def _axes_of(value: ir.Value | None, known: dict[ir.Value, int], left: int = _LO
         if value.shape is not None:
             known[value] = len(value.shape)
         elif node is not None and left and node.op_type in _KEEP_AXES and is_standard(node):
-            known[value] = max(
-                (_axes_of(v, known, left - 1) for v in node.inputs[: _KEEP_AXES[node.op_type]]), default=0
-            )
+            counts = [_axes_of(v, known, left - 1) for v in node.inputs[: _KEEP_AXES[node.op_type]]]
+            vector = node.op_type == "MatMul" and 1 in counts  # which takes an axis away
+            known[value] = 0 if vector else max(counts, default=0)
         else:
             known[value] = 0
     return known[value]
@@ -160,24 +163,51 @@ def _recipe(value: ir.Value, opset: int) -> _Recipe:
     return _Recipe(None, ir.to_proto(node), node.version or opset, list(node.outputs).index(value), sources)
 
 
-def _as_initializer(graph: ir.Graph, value: ir.Value, axes: int) -> ir.Value | None:
-    """A matrix in the place of an operand whose product has activations of so many axes; None where it is none."""
+@dataclass(slots=True)
+class _Matrix:
+    """A constant operand that is a matrix.
+
+    Attributes:
+        name: of the operand.
+        recipe: of its numbers.
+        dtype: element type.
+        shape: [K, N].
+        axes: of the operand; more than two where it is a stack of one.
+        made: the initializer, once a product has asked for it.
+    """
+
+    name: str
+    recipe: _Recipe
+    dtype: ir.DataType
+    shape: tuple[int, int]
+    axes: int
+    made: ir.Value | None = None
+
+    def initializer(self, graph: ir.Graph) -> ir.Value:
+        """The matrix as a weight of the graph, one for all products that read it."""
+        if self.made is None:
+            name = f"{self.name}.folded"
+            while name in graph.initializers:
+                name += "_"
+            recipe, dtype, shape = self.recipe, self.dtype, ir.Shape(self.shape)
+            tensor = ir.LazyTensor(
+                lambda: ir.tensor(recipe.numbers().reshape(self.shape), dtype=dtype),
+                dtype=dtype, shape=shape, name=name,
+            )  # fmt: skip
+            self.made = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape, const_value=tensor)
+            graph.initializers.add(self.made)
+        return self.made
+
+
+def _matrix_of(graph: ir.Graph, value: ir.Value) -> _Matrix | None:
+    """The matrix that a constant operand is, alone or in a stack of one; None where it is none."""
     recipe = _recipe(value, graph.opset_imports.get("", 1))
     with np.errstate(all="ignore"):
         stand_in = recipe.numbers(real=False)
-    *stacked, rows, columns = stand_in.shape if stand_in.ndim > 1 else (0, 0, 0)
-    if set(stacked) - {1} or (stacked and axes < stand_in.ndim):  # no linear layer
+    if stand_in.ndim < 2 or set(stand_in.shape[:-2]) - {1}:  # no linear layer
         return None
-    dtype, shape = ir.DataType.from_numpy(stand_in.dtype), ir.Shape([rows, columns])
-    name = f"{value.name}.folded"
-    while name in graph.initializers:
-        name += "_"
-    tensor = ir.LazyTensor(
-        lambda: ir.tensor(recipe.numbers().reshape(rows, columns), dtype=dtype), dtype=dtype, shape=shape, name=name
-    )
-    made = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape, const_value=tensor)
-    graph.initializers.add(made)
-    return made
+    rows, columns = stand_in.shape[-2:]
+    return _Matrix(value.name or "", recipe, ir.DataType.from_numpy(stand_in.dtype), (rows, columns), stand_in.ndim)
 
 
 def _drop(graph: ir.Graph, value: ir.Value) -> None:

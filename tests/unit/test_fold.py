@@ -180,6 +180,22 @@ def test_a_stack_of_one_stays_where_it_adds_an_axis(tmp_path: Path) -> None:
     assert odd == 2 * ["the constant operand has rank 3: not a linear layer"]
 
 
+def test_a_stack_of_one_that_two_products_read(tmp_path: Path) -> None:
+    """Each by the axes of what it multiplies."""
+    b = Builder()
+    weight = b.const(b.random(1, WIDTH, WIDTH))
+    b.op("MatMul", "x", weight, outputs=["y"])
+    b.op("MatMul", "rows", weight, outputs=["z"])
+    kind = onnx.TensorProto.FLOAT
+    inputs = {"x": (kind, ["batch", "tokens", WIDTH]), "rows": (kind, ["n", WIDTH])}
+    model = b.model(inputs, {"y": (kind, ["batch", "tokens", WIDTH]), "z": (kind, [1, "n", WIDTH])})
+    onnx.save(model, tmp_path / "model.onnx")
+    after, found = canonical(tmp_path / "model.onnx")
+    assert [(site.input, site.shape) for site in found.sites] == [("x", (WIDTH, WIDTH))]
+    onnx.checker.check_model(after, full_check=True)
+    assert sorted(len(tensor.dims) for tensor in after.graph.initializer) == [2, 3]
+
+
 @pytest.mark.parametrize("early", [False, True], ids=["cast first", "zero point first"])
 def test_what_is_computed_from_integers_is_left_alone_and_told(tmp_path: Path, early: bool) -> None:
     b = Builder()
