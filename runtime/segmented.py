@@ -28,8 +28,7 @@ Batch: TypeAlias = tuple[Ids, Ids]
 Progress: TypeAlias = Callable[[int, int], None]
 _T = TypeVar("_T")
 # Opening a segment costs about as much as some hundred tokens do, so as many tokens as possible pass through one before
-# the next is opened; what is handed over is kept for all of them, and takes no more than so many bytes. How much, a
-# round shows: the first, behind its first segment, where later ones may hand over more.
+# the next is opened; what is handed over is kept for all of them, and should take no more than so many bytes.
 ROUND_TOKENS = 4096  # that pass in any case
 HANDED_BYTES = 256 << 20
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
@@ -142,10 +141,9 @@ class SegmentedRunner(Decoder):
                 room -= math.prod(entering[-1].shape)
             yield entering
             some += entering
-            tokens = _tokens(some)
-            room = (
-                HANDED_BYTES // self._handed if self._handed else HANDED_BYTES // 2 * tokens // _kept(some)
-            ) - tokens
+            # Behind the first segment of the first round nobody knows what later ones hand over: up to four times that.
+            each = self._handed or 4 * _kept(some) / _tokens(some)
+            room = int(HANDED_BYTES / each) - _tokens(some)
 
     def _pass(self, session: Any, segment: Segment, later: set[str], batch: _Passing) -> None:
         """Bring a batch through a segment that is not the last, and keep what later ones read."""
