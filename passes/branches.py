@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from spq_graph.passes.collect import is_product
 from spq_graph.passes.patterns import follows_from
 from spq_graph.passes.values import weight_of
 
@@ -107,7 +108,7 @@ def _product(value: ir.Value | None) -> ir.Node | None:
     """The product that a value is a multiple of."""
     source = scaled_from(value)
     node = source.producer() if source is not None else None
-    return node if node is not None and node.op_type in ("MatMul", "Gemm") else None
+    return node if node is not None and is_product(node) else None
 
 
 def find_adapters(graph: ir.Graph, nodes: Container[ir.Node]) -> set[ir.Node]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.passes.unfuse import named_like, replace_by
+from spq_graph.passes.unfuse import add_constant, named_like, replace_by
 from spq_graph.passes.values import Weight, is_standard, weight_of
 
 _REST = "."  # stands for the ellipsis, which is one label of unknown rank
@@ -99,7 +98,9 @@ def _replace(
         return step.outputs[0]
 
     def shaped(value: ir.Value, *sizes: int) -> ir.Value:
-        return then(ir.node("Reshape", [value, _sizes(graph, node, sizes)]), value)
+        name = f"{node.outputs[0].name}.{'_'.join(map(str, sizes))}"
+        target = add_constant(graph, name, ir.tensor(np.array(sizes, dtype=np.int64)))
+        return then(ir.node("Reshape", [value, target]), value)
 
     if order != sorted(order):
         operand = then(ir.node("Transpose", [operand], {"perm": order}), operand)
@@ -113,13 +114,3 @@ def _replace(
         product.outputs[0].shape = None  # not that of the whole
         shaped(product.outputs[0], *[0] * kept, *made)
     return replace_by(graph, node, nodes)
-
-
-def _sizes(graph: ir.Graph, node: ir.Node, sizes: Sequence[int]) -> ir.Value:
-    name = f"{node.outputs[0].name}.{'_'.join(map(str, sizes))}"
-    while name in graph.initializers:
-        name += "_"
-    tensor = ir.tensor(np.array(sizes, dtype=np.int64))
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([len(sizes)]), const_value=tensor)
-    graph.initializers.add(value)
-    return value

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx import NodeProto
 
+from spq_graph.passes.unfuse import add_constant
 from spq_graph.passes.values import holds_codes, is_standard, weight_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
@@ -186,16 +187,11 @@ class _Matrix:
     def initializer(self, graph: ir.Graph) -> ir.Value:
         """The matrix as a weight of the graph, one for all products that read it."""
         if self.made is None:
-            name = f"{self.name}.folded"
-            while name in graph.initializers:
-                name += "_"
-            recipe, dtype, shape = self.recipe, self.dtype, ir.Shape(self.shape)
+            recipe, dtype, shape = self.recipe, self.dtype, self.shape
             tensor = ir.LazyTensor(
-                lambda: ir.tensor(recipe.numbers().reshape(self.shape), dtype=dtype),
-                dtype=dtype, shape=shape, name=name,
-            )  # fmt: skip
-            self.made = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape, const_value=tensor)
-            graph.initializers.add(self.made)
+                lambda: ir.tensor(recipe.numbers().reshape(shape), dtype=dtype), dtype=dtype, shape=ir.Shape(shape)
+            )
+            self.made = add_constant(graph, f"{self.name}.folded", tensor)
         return self.made
 
 

@@ -12,7 +12,7 @@ from spq_graph.passes.collect import attribute_of
 from spq_graph.passes.editor import drop_unused
 from spq_graph.passes.lift import LiftOpset, obstacle_to
 from spq_graph.passes.unfuse import replace_by
-from spq_graph.passes.values import is_standard, scalar_of, weight_of
+from spq_graph.passes.values import is_standard, made_by, scalar_of, weight_of
 
 ATTENTION_OPSET = 23  # the first that has the operator
 _SWAP_LAST = (0, 1, 3, 2)
@@ -88,7 +88,7 @@ def _mixed_by(softmax: ir.Node) -> ir.Node | None:
 
 def _parts(scores: ir.Value) -> Iterator[tuple[ir.Value, ir.Value | None]]:
     """Scores and mask, whichever of a sum is which."""
-    total = _made_by(scores, "Add")
+    total = made_by(scores, "Add")
     if total is None:
         yield scores, None
         return
@@ -107,12 +107,12 @@ def _takes(product: ir.Value, mask: ir.Value) -> bool:
 
 def _products(mix: ir.Node, scores: ir.Value, mask: ir.Value | None) -> _Core | None:
     scores, scale = _unscaled(scores)
-    product = _made_by(scores, "MatMul")
+    product = made_by(scores, "MatMul")
     if product is None or product.inputs[0] is None or product.inputs[1] is None or mix.inputs[1] is None:
         return None
     query, of_query = _unscaled(product.inputs[0])
     key, of_key = _unscaled(product.inputs[1])
-    turn = _made_by(key, "Transpose")
+    turn = made_by(key, "Transpose")
     turned = turn.attributes.get("perm") if turn is not None else None
     if turn is None or turned is None or tuple(turned.as_ints()) != _SWAP_LAST or turn.inputs[0] is None:
         return None
@@ -154,9 +154,9 @@ def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
 
 def _unrepeated(value: ir.Value) -> ir.Value | None:
     """The keys or values before each was repeated for the query heads that share it; None where none was."""
-    flat = _made_by(value, "Reshape")
-    spread = _made_by(flat.inputs[0], "Expand") if flat is not None else None
-    apart = _made_by(spread.inputs[0], "Unsqueeze") if spread is not None else None
+    flat = made_by(value, "Reshape")
+    spread = made_by(flat.inputs[0], "Expand") if flat is not None else None
+    apart = made_by(spread.inputs[0], "Unsqueeze") if spread is not None else None
     few = apart.inputs[0] if apart is not None else None
     if apart is None or spread is None or few is None or scalar_of(apart.inputs[1]) != 2:
         return None
@@ -167,11 +167,6 @@ def _unrepeated(value: ir.Value) -> ir.Value | None:
     kept = _all_same(before, [*between[:2], *between[3:]]) and _all_same([batch, *rest], [after[0], *after[2:]])
     counted = isinstance(heads, int) and isinstance(times, int) and repeated == heads * times
     return few if kept and counted else None
-
-
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type and is_standard(node) else None
 
 
 def _dims(value: ir.Value) -> Sequence[_Dim]:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from spq_graph.passes.collect import attribute_of
 from spq_graph.passes.unfuse import replace_by
-from spq_graph.passes.values import is_standard, scalar_of, weight_of
+from spq_graph.passes.values import is_standard, made_by, scalar_of, weight_of
 
 
 class DivideNorms(ir.passes.InPlacePass):
@@ -29,7 +29,7 @@ class DivideNorms(ir.passes.InPlacePass):
 
 def _of_norm(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     """What a product divides, and by which root, if it is that of a norm."""
-    if not _is(node, "Mul"):
+    if node.op_type != "Mul" or not is_standard(node):
         return None
     for x, factor in (node.inputs, node.inputs[::-1]):
         root = _reciprocal_of(factor)
@@ -39,16 +39,11 @@ def _of_norm(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     return None
 
 
-def _is(node: ir.Node | None, op_type: str) -> bool:
-    return node is not None and node.op_type == op_type and is_standard(node)
-
-
 def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """The operator that makes a value which nothing else reads; None where it is another, or has other readers."""
-    node = value.producer() if value is not None else None
-    if value is None or node is None or len(value.uses()) != 1 or value.is_graph_output():
+    if value is None or len(value.uses()) != 1 or value.is_graph_output():
         return None
-    return node if _is(node, op_type) else None
+    return made_by(value, op_type)
 
 
 def _reciprocal_of(value: ir.Value | None) -> ir.Value | None:

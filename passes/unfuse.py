@@ -44,6 +44,16 @@ def replace_by(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node]) -> bool
     return True
 
 
+def add_constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer, by this name or one like it that no other has."""
+    while name in graph.initializers:
+        name += "_"
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+    graph.initializers.add(value)
+    return value
+
+
 def named_like(node: ir.Node, like: ir.Node) -> ir.Node:
     """A node with the name and metadata of another, and an output of the same type and shape; returns it."""
     node.name = like.name
@@ -67,16 +77,10 @@ def _fused_matmul(graph: ir.Graph, node: ir.Node) -> bool:
     product = named_like(ir.node("MatMul", [node.inputs[0], operand]), node)
     nodes.append(product)
     if (alpha := numbers.get("alpha", 1.0)) != 1.0:
-        factor = _factor(graph, f"{node.outputs[0].name}.alpha", alpha, weight.dtype)
+        number = ir.tensor(np.array(alpha, dtype=weight.dtype.numpy()))
+        factor = add_constant(graph, f"{node.outputs[0].name}.alpha", number)
         nodes.append(ir.node("Mul", [product.outputs[0], factor]))
     return replace_by(graph, node, nodes)
-
-
-def _factor(graph: ir.Graph, name: str, number: float, dtype: ir.DataType) -> ir.Value:
-    tensor = ir.tensor(np.array(number, dtype=dtype.numpy()))
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape([]), const_value=tensor)
-    graph.initializers.add(value)
-    return value
 
 
 def _fused_gemm(graph: ir.Graph, node: ir.Node) -> bool:

@@ -114,6 +114,12 @@ def scalar_of(value: ir.Value | None) -> float | None:
     return float(weight.numpy().reshape(-1)[0]) if weight is not None and weight.tensor.size == 1 else None
 
 
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, if it is ONNX's own operator of that name."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and is_standard(node) else None
+
+
 def users_of(value: ir.Value) -> Iterator[ir.Node]:
     """Nodes that read a value, each once, in the order of use."""
     yield from dict.fromkeys(use.node for use in value.uses())

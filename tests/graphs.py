@@ -9,7 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 from onnx import helper, numpy_helper
+
+from spq_graph.passes.graph import Canonicalize
 
 CONTRIB = "com.microsoft"
 Array = npt.NDArray[Any]
@@ -269,3 +272,13 @@ def glu_model(
         value = b.op("Add", value, out, outputs=["y"] if layer == len(blocks) - 1 else 1)
     kind, width = helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), blocks[0].width
     return b.model({"x": (kind, ["tokens", width])}, {"y": (kind, ["tokens", width])})
+
+
+def after(one: ir.passes.PassBase, proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    """A model behind `Canonicalize` and a pass, checked by onnx itself; and whether the pass changed it."""
+    graph = ir.from_proto(proto)
+    Canonicalize()(graph)
+    modified = one(graph).modified
+    result = ir.to_proto(graph)
+    onnx.checker.check_model(result, full_check=True)
+    return result, modified

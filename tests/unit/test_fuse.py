@@ -14,11 +14,10 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from spq_graph.passes.fuse import ATTENTION_OPSET, FuseAttention
-from spq_graph.passes.graph import Canonicalize
 from spq_graph.passes.verify import outline
 from spq_graph.recipe import Precision
 from spq_graph.targets import PROFILES
-from tests.graphs import Array, Builder
+from tests.graphs import Array, Builder, after
 from tests.inserting import applied, plan_for, run
 
 BATCH, LENGTH, KEYS, SIZE, OF_VALUE = 2, 3, 5, 8, 6
@@ -117,12 +116,7 @@ class Written:
 
 
 def fused(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
-    graph = ir.from_proto(proto)
-    Canonicalize()(graph)
-    modified = FuseAttention()(graph).modified
-    result = ir.to_proto(graph)
-    onnx.checker.check_model(result, full_check=True)
-    return result, modified
+    return after(FuseAttention(), proto)
 
 
 MASKS: tuple[tuple[int | str, ...] | None, ...] = (

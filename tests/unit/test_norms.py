@@ -11,11 +11,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from spq_graph.passes.graph import Canonicalize
 from spq_graph.passes.norms import DivideNorms
 from spq_graph.recipe import Precision
 from spq_graph.targets import PROFILES
-from tests.graphs import Builder, Described
+from tests.graphs import Builder, Described, after
 from tests.inserting import activations, applied, kernels, plan_for, run
 
 WIDTH = 16
@@ -46,12 +45,7 @@ def model(b: Builder, output: str, *more: str, axes: int = 2) -> onnx.ModelProto
 
 
 def divided(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
-    graph = ir.from_proto(proto)
-    Canonicalize()(graph)
-    modified = DivideNorms()(graph).modified
-    result = ir.to_proto(graph)
-    onnx.checker.check_model(result, full_check=True)
-    return result, modified
+    return after(DivideNorms(), proto)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
