@@ -29,9 +29,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 WIKITEXT = ROOT.parent / "shared" / "data" / "wikitext2" / "valid.txt"
 TARGET = 1.3  # times plain inference, in time and in memory
 IMPORTS = (
-    "onnxruntime.quantization.calibrate", "spq_graph.passes.observe", "spq_graph.passes.segments",
+    "onnxruntime.quantization.calibrate",
+    "spq_graph.passes.observe",
+    "spq_graph.passes.segments",
     "spq_graph.runtime.calibrate",
-)  # fmt: skip
+)
 LABELS = {"plain": "plain inference", "ours": "spq-graph", "minmax": "onnxruntime MinMax"}
 
 
@@ -171,8 +173,11 @@ def worker(*arguments: object) -> dict[str, Any]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, __file__, "--worker", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -207,8 +212,9 @@ def show(report: dict[str, Any]) -> None:
         f"{setting['batch']} rows of {setting['window']} a batch, medians of {report['rounds']} rounds\n"
         f"{report['device']}, {report['cores']} cores, load {report['load']:.1f}; onnxruntime "
         f"{report['versions']['onnxruntime']}, Python {report['versions']['python']}; {report['date']}\n",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(table)
     ratios = [found["ours"][key] / base[key] for key in ("seconds", "peak_rss_bytes")]
     verdict = "met" if max(ratios) <= TARGET else "missed"

@@ -39,9 +39,15 @@ def write_folder(folder: Path) -> int:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=8192, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
-        num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=8192,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     return sum(p.numel() for p in model.parameters())
@@ -122,8 +128,17 @@ def main() -> None:
         met = "met" if over >= goal and share >= SHARE else "missed"
         print(f"length {length}: {best['name']} {over:.2f} (goal {goal}), {share:.2f} of everywhere ({SHARE}): {met}")
     if given.save:
-        print(keep("end-to-end", command="python benchmarks/end_to_end.py", threads=given.threads, rounds=given.rounds,
-                   processor=processor(), environment=environment(), rows=rows))  # fmt: skip
+        print(
+            keep(
+                "end-to-end",
+                command="python benchmarks/end_to_end.py",
+                threads=given.threads,
+                rounds=given.rounds,
+                processor=processor(),
+                environment=environment(),
+                rows=rows,
+            )
+        )
 
 
 if __name__ == "__main__":

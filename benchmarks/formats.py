@@ -31,9 +31,13 @@ from spq_graph.runtime.operators import library_info
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RATIOS = (50, 300, 5_000, 20_000)
 ROWS = (
-    "everywhere", "spike_aware_fp8_e4m3", "spike_aware_fp8_e5m2", "spike_aware_w8fp8a16", "spike_aware_w8a16",
+    "everywhere",
+    "spike_aware_fp8_e4m3",
+    "spike_aware_fp8_e5m2",
+    "spike_aware_w8fp8a16",
+    "spike_aware_w8a16",
     "spike_aware_fp16",
-)  # fmt: skip
+)
 
 
 def planted(work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -43,10 +47,15 @@ def planted(work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         (work / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
     for ratio in RATIOS:
         plant_bos_spikes(DATA / "stories260K", work / f"planted-{ratio}", layers=(1, 3), ratio=ratio)
-        yield f"stories260K, planted {ratio}", {
-            "source": str(work / f"planted-{ratio}"), "calibration": work / "calibration.json",
-            "text": work / "text.json", "window": 256,
-        }  # fmt: skip
+        yield (
+            f"stories260K, planted {ratio}",
+            {
+                "source": str(work / f"planted-{ratio}"),
+                "calibration": work / "calibration.json",
+                "text": work / "text.json",
+                "window": 256,
+            },
+        )
 
 
 def reference() -> tuple[str, dict[str, Any]]:
@@ -64,21 +73,23 @@ def measure(name: str, request: dict[str, Any], work: Path) -> dict[str, Any]:
     out = work / "out"
     steps = Steps(Console(quiet=True))
     auto = quantize(Request(out=out, recipe=Recipe(), force=True, **request), steps)
-    fp8 = quantize(
-        Request(out=out, recipe=Recipe(high_precision="fp8"), force=True, evaluate=False, **request), steps
-    )  # fmt: skip
+    fp8 = quantize(Request(out=out, recipe=Recipe(high_precision="fp8"), force=True, evaluate=False, **request), steps)
     rows = {rung.name: rung for rung in auto.report.ladder}
     base = rows["fp32"].perplexity
     return {
-        "model": name, "tokens": auto.report.text.tokens if auto.report.text else 0, "fp32": base,
-        "kept": {s.key: s.evidence.ratio for s in auto.plan.kept}, "auto": choices(auto), "fp8": choices(fp8),
+        "model": name,
+        "tokens": auto.report.text.tokens if auto.report.text else 0,
+        "fp32": base,
+        "kept": {s.key: s.evidence.ratio for s in auto.plan.kept},
+        "auto": choices(auto),
+        "fp8": choices(fp8),
         "formats": auto.plan.search.formats,
         "rows": {
             row: {"perplexity": rows[row].perplexity / base, "kl": rows[row].kl, "bytes": rows[row].bytes}
             for row in ROWS
             if row in rows
         },
-    }  # fmt: skip
+    }
 
 
 def show(found: list[dict[str, Any]], console: Console) -> None:

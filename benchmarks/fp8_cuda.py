@@ -110,9 +110,15 @@ def ours(form: Fp8Format | None) -> Write:
             numpy_helper.from_array(np.float32(a_scale), f"{name}.a_scale"),
         ]
         node = helper.make_node(
-            OP, ["X", *(tensor.name for tensor in tensors)], [f"{name}.Y"], domain=DOMAIN, K=weight.shape[0],
-            N=weight.shape[1], fast=1, a_type=form.element_type if form else TensorProto.FLOAT,
-        )  # fmt: skip
+            OP,
+            ["X", *(tensor.name for tensor in tensors)],
+            [f"{name}.Y"],
+            domain=DOMAIN,
+            K=weight.shape[0],
+            N=weight.shape[1],
+            fast=1,
+            a_type=form.element_type if form else TensorProto.FLOAT,
+        )
         return Product(node, tensors)
 
     return write
@@ -133,11 +139,12 @@ def session(write: Write, shape: tuple[int, int], copies: int) -> ort.InferenceS
     weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     products = [write(f"w{i}", np.roll(weight, i, axis=1)) for i in range(copies)]  # no two can be shared
     graph = helper.make_graph(
-        [product.node for product in products], "products",
+        [product.node for product in products],
+        "products",
         [helper.make_tensor_value_info("X", TensorProto.FLOAT16, ["M", shape[0]])],
         [helper.make_tensor_value_info(f"w{i}.Y", TensorProto.FLOAT16, ["M", shape[1]]) for i in range(copies)],
         [tensor for product in products for tensor in product.initializers],
-    )  # fmt: skip
+    )
     imports = [helper.make_opsetid(*pair) for pair in (("", OPSET), (DOMAIN, VERSION), ("com.microsoft", 1))]
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -175,11 +182,18 @@ def measure(shape: tuple[int, int], rows: tuple[int, ...], rounds: int, console:
         for name in running:
             middle = statistics.median(taken[name])
             ratio = statistics.median(a / b for a, b in zip(taken["fp16 MatMul"], taken[name], strict=True))
-            records.append({
-                "K": shape[0], "N": shape[1], "M": count, "kernel": name, "seconds": middle, "ratio": ratio,
-                "gigabytes_per_second": size * KERNELS[name][1] / middle / 1e9,
-                "teraflops": 2 * count * size / middle / 1e12,
-            })  # fmt: skip
+            records.append(
+                {
+                    "K": shape[0],
+                    "N": shape[1],
+                    "M": count,
+                    "kernel": name,
+                    "seconds": middle,
+                    "ratio": ratio,
+                    "gigabytes_per_second": size * KERNELS[name][1] / middle / 1e9,
+                    "teraflops": 2 * count * size / middle / 1e12,
+                }
+            )
     return records
 
 
@@ -187,9 +201,14 @@ def show(records: list[dict[str, Any]], console: Console) -> None:
     table = Table("K x N", "M", "kernel", "x fp16", "us", "GB/s", "TFLOP/s", box=None)
     for r in records:
         table.add_row(
-            f"{r['K']} x {r['N']}", str(r["M"]), r["kernel"], f"{r['ratio']:.2f}", f"{r['seconds'] * 1e6:.1f}",
-            f"{r['gigabytes_per_second']:.0f}", f"{r['teraflops']:.1f}",
-        )  # fmt: skip
+            f"{r['K']} x {r['N']}",
+            str(r["M"]),
+            r["kernel"],
+            f"{r['ratio']:.2f}",
+            f"{r['seconds'] * 1e6:.1f}",
+            f"{r['gigabytes_per_second']:.0f}",
+            f"{r['teraflops']:.1f}",
+        )
     console.print(table)
 
 
@@ -211,9 +230,14 @@ def main() -> None:
     if given.save:
         versions = {"onnxruntime": ort.__version__, "numpy": np.__version__}
         path = keep(
-            "fp8-cuda", device=cuda["device"], cuda=cuda, rounds=given.rounds, cold_bytes=COLD, versions=versions,
+            "fp8-cuda",
+            device=cuda["device"],
+            cuda=cuda,
+            rounds=given.rounds,
+            cold_bytes=COLD,
+            versions=versions,
             records=records,
-        )  # fmt: skip
+        )
         console.print(f"written to {path.name}")
 
 

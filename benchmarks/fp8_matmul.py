@@ -49,18 +49,18 @@ class Product:
 
 
 def fp32(name: str, weight: Array) -> Product:
-    return Product(
-        [helper.make_node("MatMul", ["X", name], [f"{name}.Y"])], [numpy_helper.from_array(weight, name)]
-    )  # fmt: skip
+    return Product([helper.make_node("MatMul", ["X", name], [f"{name}.Y"])], [numpy_helper.from_array(weight, name)])
 
 
 def qdq(name: str, weight: Array) -> Product:
     scales = weight_scales(weight, 8)
     tensors = {
-        f"{name}.codes": weight_codes(weight, scales, 8), f"{name}.scale": scales,
+        f"{name}.codes": weight_codes(weight, scales, 8),
+        f"{name}.scale": scales,
         f"{name}.zero": np.zeros_like(scales, dtype=np.int8),
-        f"{name}.a_scale": np.float32(8 / 255), f"{name}.a_zero": np.uint8(128),
-    }  # fmt: skip
+        f"{name}.a_scale": np.float32(8 / 255),
+        f"{name}.a_zero": np.uint8(128),
+    }
     a, w = ["X", f"{name}.a_scale", f"{name}.a_zero"], [f"{name}.codes", f"{name}.scale", f"{name}.zero"]
     return Product(
         [
@@ -78,15 +78,22 @@ def nbits(name: str, weight: Array) -> Product:
     return Product(
         [
             helper.make_node(
-                "MatMulNBits", ["X", f"{name}.codes", f"{name}.scale"], [f"{name}.Y"], domain="com.microsoft",
-                K=weight.shape[0], N=weight.shape[1], bits=8, block_size=blocked.block, accuracy_level=4,
+                "MatMulNBits",
+                ["X", f"{name}.codes", f"{name}.scale"],
+                [f"{name}.Y"],
+                domain="com.microsoft",
+                K=weight.shape[0],
+                N=weight.shape[1],
+                bits=8,
+                block_size=blocked.block,
+                accuracy_level=4,
             )
         ],
         [
             numpy_helper.from_array(blocked.codes, f"{name}.codes"),
             numpy_helper.from_array(blocked.scales.reshape(-1), f"{name}.scale"),
         ],
-    )  # fmt: skip
+    )
 
 
 def fp8(*, fast: int, a_type: int = TensorProto.FLOAT, a_scale: float = 1.0) -> Write:
@@ -97,15 +104,22 @@ def fp8(*, fast: int, a_type: int = TensorProto.FLOAT, a_scale: float = 1.0) -> 
         return Product(
             [
                 helper.make_node(
-                    OP, ["X", f"{name}.B", f"{name}.scale", f"{name}.a_scale"], [f"{name}.Y"], domain=DOMAIN,
-                    K=weight.shape[0], N=weight.shape[1], fast=fast, a_type=a_type,
+                    OP,
+                    ["X", f"{name}.B", f"{name}.scale", f"{name}.a_scale"],
+                    [f"{name}.Y"],
+                    domain=DOMAIN,
+                    K=weight.shape[0],
+                    N=weight.shape[1],
+                    fast=fast,
+                    a_type=a_type,
                 )
             ],
             [
-                codes, numpy_helper.from_array(scales, f"{name}.scale"),
+                codes,
+                numpy_helper.from_array(scales, f"{name}.scale"),
                 numpy_helper.from_array(np.float32(a_scale), f"{name}.a_scale"),
             ],
-        )  # fmt: skip
+        )
 
     return write
 
@@ -127,11 +141,12 @@ def session(write: Write, shape: tuple[int, int], copies: int) -> ort.InferenceS
     # Rolled, so that no two are the same and none can be shared.
     products = [write(f"w{i}", np.roll(weight, i, axis=1)) for i in range(copies)]
     graph = helper.make_graph(
-        [node for product in products for node in product.nodes], "products",
+        [node for product in products for node in product.nodes],
+        "products",
         [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["M", shape[0]])],
         [helper.make_tensor_value_info(f"w{i}.Y", TensorProto.FLOAT, ["M", shape[1]]) for i in range(copies)],
         [tensor for product in products for tensor in product.initializers],
-    )  # fmt: skip
+    )
     imports = [helper.make_opsetid(*pair) for pair in (("", OPSET), (DOMAIN, VERSION), ("com.microsoft", 1))]
     functions = [ir.to_proto(fp8_matmul_function(OPSET))]
     model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
@@ -176,10 +191,18 @@ def measure(shape: tuple[int, int], rows: tuple[int, ...], rounds: int, cold: in
         for name, (_, width) in KERNELS.items():
             ratio = statistics.median(a / b for a, b in zip(taken["fp32"], taken[name], strict=True))
             middle = statistics.median(taken[name])
-            records.append({
-                "K": shape[0], "N": shape[1], "M": count, "kernel": name, "ratio": ratio, "seconds": middle,
-                "gigabytes_per_second": size * width / middle / 1e9, "gigaflops": 2 * count * size / middle / 1e9,
-            })  # fmt: skip
+            records.append(
+                {
+                    "K": shape[0],
+                    "N": shape[1],
+                    "M": count,
+                    "kernel": name,
+                    "ratio": ratio,
+                    "seconds": middle,
+                    "gigabytes_per_second": size * width / middle / 1e9,
+                    "gigaflops": 2 * count * size / middle / 1e9,
+                }
+            )
     return records
 
 
@@ -189,9 +212,15 @@ def show(records: list[dict[str, Any]], console: Console) -> None:
         asked = TARGETS.get((r["M"], r["kernel"]))
         verdict = "" if asked is None else f">= {asked}: {'met' if r['ratio'] >= asked else 'MISSED'}"
         table.add_row(
-            f"{r['K']} x {r['N']}", str(r["M"]), r["kernel"], f"{r['ratio']:.2f}", f"{r['seconds'] * 1e3:.3f}",
-            f"{r['gigabytes_per_second']:.1f}", f"{r['gigaflops']:.0f}", verdict,
-        )  # fmt: skip
+            f"{r['K']} x {r['N']}",
+            str(r["M"]),
+            r["kernel"],
+            f"{r['ratio']:.2f}",
+            f"{r['seconds'] * 1e3:.3f}",
+            f"{r['gigabytes_per_second']:.1f}",
+            f"{r['gigaflops']:.0f}",
+            verdict,
+        )
     console.print(table)
 
 
@@ -210,9 +239,14 @@ def main() -> None:
     if given.save:
         versions = {"onnxruntime": ort.__version__, "numpy": np.__version__}
         path = keep(
-            "fp8-matmul", device=processor(), library=info, rounds=given.rounds, cold_bytes=cold, versions=versions,
+            "fp8-matmul",
+            device=processor(),
+            library=info,
+            rounds=given.rounds,
+            cold_bytes=cold,
+            versions=versions,
             records=records,
-        )  # fmt: skip
+        )
         console.print(f"written to {path.name}")
 
 

@@ -69,10 +69,21 @@ def quantized(shape: Shape, folder: Path, *options: str, tokens: int = TOKENS) -
     model = write(shape, folder / "model.onnx")
     ids = np.random.default_rng(0).integers(0, shape.vocabulary, (1, tokens))
     np.savez(folder / "ids.npz", input_ids=ids)
-    return sampled([
-        sys.executable, "-m", "spq_graph", "quantize", str(model), "-o", str(folder / "out"), "--no-eval",
-        "--calibration", str(folder / "ids.npz"), *options,
-    ])  # fmt: skip
+    return sampled(
+        [
+            sys.executable,
+            "-m",
+            "spq_graph",
+            "quantize",
+            str(model),
+            "-o",
+            str(folder / "out"),
+            "--no-eval",
+            "--calibration",
+            str(folder / "ids.npz"),
+            *options,
+        ]
+    )
 
 
 def main() -> None:
@@ -92,10 +103,17 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     facts = {
-        "shape": asdict(shape), "largest_tensor_bytes": shape.largest, "options": options, "tokens": TOKENS,
-        "source_bytes": report["source_bytes"], "bytes": report["bytes"], **asdict(ran),
-        "steps": report["seconds"], "search": search, "environment": report["environment"],
-    }  # fmt: skip
+        "shape": asdict(shape),
+        "largest_tensor_bytes": shape.largest,
+        "options": options,
+        "tokens": TOKENS,
+        "source_bytes": report["source_bytes"],
+        "bytes": report["bytes"],
+        **asdict(ran),
+        "steps": report["seconds"],
+        "search": search,
+        "environment": report["environment"],
+    }
     print(f"{report['source_bytes'] / 1e9:.1f} GB became {report['bytes'] / 1e9:.1f} GB in {ran.seconds:.0f} s")
     peak = ran.peak_anonymous_bytes
     print(f"anonymous memory: {peak / 1e9:.2f} GB at most, {peak / shape.largest:.1f} times the largest tensor")

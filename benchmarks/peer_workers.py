@@ -95,9 +95,13 @@ def modelopt(folder: Path, model: Path, out: Path) -> None:
     from modelopt.onnx.quantization import quantize
 
     quantize(
-        str(model), quantize_mode="int8", calibration_method="max", calibration_data_reader=Batches(folder),
-        calibration_eps=["cpu"], output_path=str(out / "model.onnx"),
-    )  # fmt: skip
+        str(model),
+        quantize_mode="int8",
+        calibration_method="max",
+        calibration_data_reader=Batches(folder),
+        calibration_eps=["cpu"],
+        output_path=str(out / "model.onnx"),
+    )
 
 
 def quark(folder: Path, model: Path, out: Path) -> None:
@@ -110,8 +114,12 @@ def quark(folder: Path, model: Path, out: Path) -> None:
 
 
 WORKERS: dict[str, Callable[[Path, Path, Path], None]] = {
-    "prepare": prepare, "bare": bare, "onnxruntime": onnxruntime, "modelopt": modelopt, "quark": quark,
-}  # fmt: skip
+    "prepare": prepare,
+    "bare": bare,
+    "onnxruntime": onnxruntime,
+    "modelopt": modelopt,
+    "quark": quark,
+}
 
 
 if __name__ == "__main__":

@@ -39,9 +39,12 @@ REQUIREMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 PACKAGES = ("amd-quark", "nvidia-modelopt", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch")
 LABELS = {
-    "bare": "bare inference, read and write", "ours": "spq-graph", "onnxruntime": "onnxruntime quantize_static",
-    "modelopt": "ModelOpt", "quark": "Quark",
-}  # fmt: skip
+    "bare": "bare inference, read and write",
+    "ours": "spq-graph",
+    "onnxruntime": "onnxruntime quantize_static",
+    "modelopt": "ModelOpt",
+    "quark": "Quark",
+}
 
 
 def interpreter(name: str, environments: Path) -> Path:
@@ -198,13 +201,19 @@ def goals(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
         wanted += [
             (f"of the time of {LABELS[fastest]}", "seconds", "cpu_seconds", found[fastest], GOAL_TIME),
             ("of its memory", "peak_rss_bytes", "peak_anonymous_bytes", found[fastest], GOAL_MEMORY),
-        ]  # fmt: skip
+        ]
     return [
-        {"what": what, "measure": key, "ratio": ours[key] / base[key], "other_measure": other,
-         "other_ratio": ours[other] / base[other] if base[other] else None, "goal": goal,
-         "met": ours[key] <= goal * base[key]}
+        {
+            "what": what,
+            "measure": key,
+            "ratio": ours[key] / base[key],
+            "other_measure": other,
+            "other_ratio": ours[other] / base[other] if base[other] else None,
+            "goal": goal,
+            "met": ours[key] <= goal * base[key],
+        }
         for what, key, other, base, goal in wanted
-    ]  # fmt: skip
+    ]
 
 
 def versions(found: dict[str, list[str]]) -> dict[str, dict[str, str]]:
@@ -226,8 +235,12 @@ def show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = (("wall s", "seconds", 1), ("CPU s", "cpu_seconds", 1), ("peak MB", "peak_rss_bytes", 1e6),
-               ("anonymous MB", "peak_anonymous_bytes", 1e6))  # fmt: skip
+    columns = (
+        ("wall s", "seconds", 1),
+        ("CPU s", "cpu_seconds", 1),
+        ("peak MB", "peak_rss_bytes", 1e6),
+        ("anonymous MB", "peak_anonymous_bytes", 1e6),
+    )
     table = Table("", *(h for label, *_ in columns for h in (label, "x ours")), "output MB", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -246,8 +259,9 @@ def show(report: dict[str, Any]) -> None:
         f"12 layers, 82 million parameters, {report['rows']} sequences of {LENGTH} random tokens; "
         f"medians of {report['rounds']} rounds\n{report['processor']}, {report['cores']} cores, load "
         f"{report['load']:.1f}\n",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(table)
     for name, reason in report["skipped"].items():
         console.print(f"{LABELS[name]}: {reason}", highlight=False, soft_wrap=True)
@@ -266,11 +280,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=128, help="sequences of 128 tokens to calibrate on")
-    parser.add_argument("--peers", nargs="*", choices=[*REQUIREMENTS], default=[*REQUIREMENTS],
-                        help="those to compare with; all of them, if not told")  # fmt: skip
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=[*REQUIREMENTS],
+        default=[*REQUIREMENTS],
+        help="those to compare with; all of them, if not told",
+    )
     parser.add_argument("--environments", type=Path, default=CACHE, help="where the peers are installed")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "spq-graph-end-to-end",
-                        help="where end_to_end.py keeps its model")  # fmt: skip
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "spq-graph-end-to-end",
+        help="where end_to_end.py keeps its model",
+    )
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="spq-graph-bench-") as folder:
@@ -285,10 +308,18 @@ def main() -> None:
 
     found = medians(taken)
     report = {
-        "processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "rounds": given.rounds,
-        "rows": given.rows, "environment": environment(), "versions": versions(commanded), "skipped": skipped,
-        "medians": found, "goals": goals(found), "taken": taken,
-    }  # fmt: skip
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "rounds": given.rounds,
+        "rows": given.rows,
+        "environment": environment(),
+        "versions": versions(commanded),
+        "skipped": skipped,
+        "medians": found,
+        "goals": goals(found),
+        "taken": taken,
+    }
     show(report)
     if given.save:
         print(keep(f"peers-{given.rows}x{LENGTH}", command=f"python benchmarks/peers.py --rows {given.rows}", **report))

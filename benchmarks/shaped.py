@@ -117,9 +117,13 @@ def model(shape: Shape, positions: int = 2048) -> ir.Model:
     logits = w.linear("lm_head", w.norm("model.norm", hidden), shape.hidden, shape.vocabulary)
     logits.name, logits.shape = "logits", ir.Shape(["batch_size", "sequence_length", shape.vocabulary])
     graph = ir.Graph(
-        [ids, places], [logits], nodes=w.tape.nodes, initializers=w.initializers, opset_imports={"": OPSET},
+        [ids, places],
+        [logits],
+        nodes=w.tape.nodes,
+        initializers=w.initializers,
+        opset_imports={"": OPSET},
         name="main_graph",
-    )  # fmt: skip
+    )
     return ir.Model(graph, ir_version=11)
 
 

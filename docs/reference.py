@@ -44,8 +44,12 @@ def fields_of(model: type[BaseModel], *, defaults: bool) -> list[str]:
     for name, field in model.model_fields.items():
         limits = [str(one) for one in field.metadata]
         bounds = {"Ge(ge=": "at least ", "Gt(gt=": "above ", "Le(le=": "at most ", "Lt(lt=": "below "}
-        told = [words + text.removeprefix(start).rstrip(")") for text in limits for start, words in bounds.items()
-                if text.startswith(start)]  # fmt: skip
+        told = [
+            words + text.removeprefix(start).rstrip(")")
+            for text in limits
+            for start, words in bounds.items()
+            if text.startswith(start)
+        ]
         kind = ", ".join([type_words(field.annotation), *told])
         default = "" if field.default is PydanticUndefined else f"`{field.default!r}`"
         if field.default is None or field.default == ():
@@ -68,21 +72,47 @@ def values_of(title: str, rows: list[tuple[str, str]]) -> list[str]:
 def recipe() -> str:
     """The page of the recipe."""
     text = [
-        "# Recipe", "", NOTE, "A TOML file for `--recipe`. Options of the command line are laid over it; unknown keys",
-        "are refused. Every plan holds the recipe that it was made from.", "", *fields_of(Recipe, defaults=True), "",
-        "## Override", "", *fields_of(Override, defaults=False), "",
-        "```toml", 'bits = 6', 'kl_budget = 0.01', 'overrides = [{pattern = "*.0.mlp.*", precision = "high"}]', "```",
-    ]  # fmt: skip
+        "# Recipe",
+        "",
+        NOTE,
+        "A TOML file for `--recipe`. Options of the command line are laid over it; unknown keys",
+        "are refused. Every plan holds the recipe that it was made from.",
+        "",
+        *fields_of(Recipe, defaults=True),
+        "",
+        "## Override",
+        "",
+        *fields_of(Override, defaults=False),
+        "",
+        "```toml",
+        "bits = 6",
+        "kl_budget = 0.01",
+        'overrides = [{pattern = "*.0.mlp.*", precision = "high"}]',
+        "```",
+    ]
     return "\n".join(text) + "\n"
 
 
 def plan() -> str:
     """The page of the plan."""
-    text = ["# Plan", "", NOTE, "`plan.json`: what was decided, with the reason and the evidence. Keys keep their",
-            "meaning; there may come more.", "", *fields_of(Plan, defaults=False)]  # fmt: skip
+    text = [
+        "# Plan",
+        "",
+        NOTE,
+        "`plan.json`: what was decided, with the reason and the evidence. Keys keep their",
+        "meaning; there may come more.",
+        "",
+        *fields_of(Plan, defaults=False),
+    ]
     for model in (SitePlan, Evidence, Search, ModelRef, CalibrationRef, UnmatchedNode):
-        text += ["", f"## {model.__name__}", "", (model.__doc__ or "").strip().splitlines()[0], "",
-                 *fields_of(model, defaults=False)]  # fmt: skip
+        text += [
+            "",
+            f"## {model.__name__}",
+            "",
+            (model.__doc__ or "").strip().splitlines()[0],
+            "",
+            *fields_of(model, defaults=False),
+        ]
     text += ["", "## Recipe", "", "See [its own page](recipe.md)."]
     text += values_of("Reason", [(one.value, REASONS[one]) for one in Reason])
     text += values_of("Precision", [(one.value, precision_words(one)) for one in Precision])

@@ -177,7 +177,4 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         _, back = op.TopK(order, op.Shape(order), axis=0, largest=0)
         return op.Gather(op.Concat(*pieces, axis=0), back, axis=0)
 
-    return {
-        torch.ops.spq_graph.rows_by_expert.default: by_expert,
-        torch.ops.spq_graph.rows_by_token.default: by_token,
-    }
+    return {torch.ops.spq_graph.rows_by_expert.default: by_expert, torch.ops.spq_graph.rows_by_token.default: by_token}

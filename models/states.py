@@ -37,8 +37,9 @@ def corpus(model: PreTrainedModel, bos: int, seed: int) -> tuple[Tensor, list[Te
 
     # An untrained model may write BOS again, whose state there is nearly that of the first one.
     text = torch.where(text == bos, random(*text.shape), text)
-    noisy = [torch.where(torch.rand(text.shape, generator=generator) < share, random(*text.shape), text)
-             for share in _NOISE]  # fmt: skip
+    noisy = [
+        torch.where(torch.rand(text.shape, generator=generator) < share, random(*text.shape), text) for share in _NOISE
+    ]
     words = vocabulary[torch.randperm(len(vocabulary), generator=generator)]
     words = words.repeat(-(-_OPENINGS // len(words)))[:_OPENINGS]
     prompts = torch.stack([torch.full_like(words, bos), words], dim=1)

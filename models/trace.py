@@ -1,4 +1,4 @@
-"""Tracing: a causal language model as one program, with or without its keys and values as inputs and outputs."""
+"""A causal language model as one program, with or without its keys and values as inputs and outputs."""
 
 from __future__ import annotations
 
@@ -70,11 +70,7 @@ def _without(model: PreTrainedModel) -> Traced:
 
     def logits_only(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Any:
         return forward(
-            model,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
+            model, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).logits
 
     model.__dict__["forward"] = logits_only

@@ -1,4 +1,4 @@
-"""Annotate: write a view of the plan into the file, for Netron and other readers. The plan stays the truth.
+"""Write a view of the plan into the file, for Netron and other readers. The plan stays the truth.
 
 Nodes and the model carry it as `metadata_props`, which every serialization of ONNX keeps; docs/annotations.md lists the
 keys.
@@ -35,12 +35,7 @@ class Annotate(ir.passes.InPlacePass):
 def _notes(site: SitePlan) -> dict[str, str]:
     """What a node says of its site. Control characters in a token are spelled out."""
     seen = site.evidence
-    notes = {
-        "site": site.key,
-        "role": site.role.value,
-        "precision": site.precision.value,
-        "reason": site.reason.value,
-    }
+    notes = {"site": site.key, "role": site.role.value, "precision": site.precision.value, "reason": site.reason.value}
     if seen.ratio is not None:
         notes["ratio"] = f"{seen.ratio:g}"
     if seen.token is not None:

@@ -63,9 +63,13 @@ def save_model(model: ir.Model, path: Path) -> int:
     data = path.name + DATA_SUFFIX
     _panels_first(model.graph)
     ir.save(
-        model, path, external_data=data, size_threshold_bytes=1024, max_workers=os.cpu_count(),
+        model,
+        path,
+        external_data=data,
+        size_threshold_bytes=1024,
+        max_workers=os.cpu_count(),
         max_in_flight_bytes=IN_FLIGHT_BYTES,
-    )  # fmt: skip
+    )
     beside = path.with_name(data)
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 

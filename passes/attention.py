@@ -13,8 +13,9 @@ from spq_graph.passes.values import is_standard, users_of, weight_of
 # Fused attention operators: inputs 0, 1, 2 are query, key, value; key and value are absent where packed into query.
 _FUSED = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention", "PagedAttention"})
 # What may stand between the scores q @ k and the softmax: scale, mask, soft cap, casts.
-_SCORE_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Min", "Concat",
-                        "Slice", "Reshape"})  # fmt: skip
+_SCORE_OPS = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Min", "Concat", "Slice", "Reshape"}
+)
 _AFTER_SOFTMAX = frozenset({"Cast", "Identity", "Where", "Dropout", "Slice", "IsNaN", "Reshape"})
 _OF_ACTIVATIONS = frozenset({"Einsum", "FusedMatMul", "MatMul"})
 _MOVES = frozenset({"Reshape", "Transpose", "Cast", "Identity", "Squeeze", "Unsqueeze", "Dropout", "Mul", "Slice"})

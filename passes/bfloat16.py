@@ -1,4 +1,4 @@
-"""bfloat16: compute in float32 what a graph computes in bfloat16, which ONNX Runtime's CPU provider cannot.
+"""Compute in float32 what a graph computes in bfloat16, which ONNX Runtime's CPU provider cannot.
 
 Every bfloat16 is a float32, so weights stay stored as they are and are widened exactly where they are used; sums and
 products are then rounded less than they were.

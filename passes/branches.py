@@ -15,8 +15,27 @@ from spq_graph.passes.values import weight_of
 TO_DOWN = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div", "Clip", "Squeeze", "Unsqueeze"})
 # What only moves data.
 MOVES = frozenset({"Cast", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Dropout"})
-_FROM_PROJECTION = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity", "Split", "Slice", "Gather", "Reshape",
-                              "Transpose", "Squeeze", "Unsqueeze", "Dropout", "Clip", "Min", "Max"})  # fmt: skip
+_FROM_PROJECTION = frozenset(
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Cast",
+        "Identity",
+        "Split",
+        "Slice",
+        "Gather",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Dropout",
+        "Clip",
+        "Min",
+        "Max",
+    }
+)
 _SAME_TOKENS = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Mul", "Div"})
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max"})
 _MOST_ADAPTERS = 4  # operators between an adapter's sum and what it adds to, other adapters' sums and a bias among them

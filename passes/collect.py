@@ -1,4 +1,4 @@
-"""Collect: every product with a constant weight, as a Site without a role yet, and why the others are none."""
+"""Every product with a constant weight, as a Site without a role yet, and why the others are none."""
 
 from __future__ import annotations
 
@@ -16,10 +16,21 @@ from spq_graph.sites import Role, Site, Unmatched, expert_of, layer_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 _OTHER_LINEAR = frozenset({"FusedMatMul", "Einsum", "Conv", "FusedGemm", "GemmFastGelu"})
-_QUANTIZED_LINEAR = frozenset({
-    "DynamicQuantizeMatMul", "GemmFloat8", "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight",
-    "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QGemm", "QLinearMatMul",
-})  # fmt: skip
+_QUANTIZED_LINEAR = frozenset(
+    {
+        "DynamicQuantizeMatMul",
+        "GemmFloat8",
+        "MatMulBlockQuantizedFp4Weight",
+        "MatMulBlockQuantizedFp8Weight",
+        "MatMulBnb4",
+        "MatMulFpQ4",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "QGemm",
+        "QLinearMatMul",
+    }
+)
 # Contrib operators that hold their projections themselves: inputs 0, 1 are the hidden states and the packed weight.
 _FUSED_LINEAR = frozenset({"Attention", "PackedAttention", "LongformerAttention", "QAttention", "DecoderAttention"})
 
@@ -100,10 +111,16 @@ def _site_or_reason(node: ir.Node) -> Site | str | None:
         return "an outer product with a vector: not a linear layer"
     key = module_path(node) or node.name or ""
     return Site(
-        key=key, node=node.name or "", role=Role.OTHER, layer=layer_of(key), input=activation.name or "",
-        weight=weight.initializer.name or "", shape=(rows, columns), expert=expert_of(key),
+        key=key,
+        node=node.name or "",
+        role=Role.OTHER,
+        layer=layer_of(key),
+        input=activation.name or "",
+        weight=weight.initializer.name or "",
+        shape=(rows, columns),
+        expert=expert_of(key),
         stored=_STORED.get(weight.dtype, "fp32"),
-    )  # fmt: skip
+    )
 
 
 def _no_constant(node: ir.Node) -> str | None:

@@ -1,4 +1,4 @@
-"""Compare: the precision that a product has in a file, and how a site differs from its plan."""
+"""The precision that a product has in a file, and how a site differs from its plan."""
 
 from __future__ import annotations
 

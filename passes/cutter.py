@@ -1,4 +1,4 @@
-"""Cutting: where a graph is cut into pieces, and which nodes and values each of them has."""
+"""Where a graph is cut into pieces, and which nodes and values each of them has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw: one decoder layer of a graph as boxes, for people.
+"""One decoder layer of a graph as boxes, for people.
 
 Sites and what was inserted are shown one by one, all other nodes together with those that depend on the same of them.
 """
@@ -24,13 +24,22 @@ _TITLES = (
     ("routing", {"TopK"}),
     ("attention", {"Attention", "GroupQueryAttention", "MultiHeadAttention"}),
     ("attention scores", {"Softmax"}),
-    ("normalization", {"ReduceMean", "RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalization",
-                       "SkipSimplifiedLayerNormalization", "SkipLayerNormalization"}),
+    (
+        "normalization",
+        {
+            "ReduceMean",
+            "RMSNormalization",
+            "SimplifiedLayerNormalization",
+            "LayerNormalization",
+            "SkipSimplifiedLayerNormalization",
+            "SkipLayerNormalization",
+        },
+    ),
     ("rotary embedding", {"Neg", "Cos", "RotaryEmbedding"}),
     ("attention output", {"MatMul"}),
     ("activation", {"Sigmoid", "Swish", "QuickGelu", "Gelu", "FastGelu", "Erf", "Tanh", "Relu"}),
     ("embedding", {"Gather"}),
-)  # fmt: skip
+)
 _PLAIN = {frozenset({"Mul"}): "gate × up", frozenset({"Mul", "Add"}): "weighted sum"}
 _NAMES = 12
 
@@ -162,9 +171,12 @@ def _boxes(part: _Layer, shown: dict[ir.Node, SitePlan], hidden: set[str]) -> li
     for node in part.nodes:
         above = [group_of[n] for n in _before(node) if n in group_of]
         behind[node] = frozenset().union(
-            *(behind[n] | ({id(group_of[n])} if group_of[n].kind != "other" else set())
-              for n in _before(node) if n in group_of)
-        )  # fmt: skip
+            *(
+                behind[n] | ({id(group_of[n])} if group_of[n].kind != "other" else set())
+                for n in _before(node)
+                if n in group_of
+            )
+        )
         group = _joins(node, above, behind, hidden) if node not in shown else None
         if group is None:
             group = _Group(_kind(node, shown, hidden))
@@ -236,8 +248,16 @@ def _described(group_of: dict[ir.Node, _Group], shown: dict[ir.Node, SitePlan], 
         stream = group.kind == "stream"
         kind, title, detail = _words(group, shown, hidden)
         names = [node.name or node.op_type for node in group.nodes]
-        boxes.append(Box(kind=kind, title=title, detail=detail, nodes=names[:_NAMES], count=len(names),
-                         reads=[] if stream else sorted(number[g] for g in above[id(group)])))  # fmt: skip
+        boxes.append(
+            Box(
+                kind=kind,
+                title=title,
+                detail=detail,
+                nodes=names[:_NAMES],
+                count=len(names),
+                reads=[] if stream else sorted(number[g] for g in above[id(group)]),
+            )
+        )
     return boxes
 
 

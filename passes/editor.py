@@ -115,9 +115,17 @@ class Editor:
         return node, Operand(weight, bool(attribute_of(node, "transB", 0)))
 
     def add(
-        self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], name: str, dtype: ir.DataType,
-        *, domain: str = "", like: ir.Value | None = None, **attributes: Any,
-    ) -> ir.Value:  # fmt: skip
+        self,
+        before: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        dtype: ir.DataType,
+        *,
+        domain: str = "",
+        like: ir.Value | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
         """Insert a node with one output in front of another."""
         node = ir.node(op_type, inputs, attributes, domain=domain, name=self.fresh(name))
         node.metadata_props[ADDED] = before.name or ""

@@ -1,4 +1,4 @@
-"""Einsum: write a linear layer that an exporter left as an Einsum as the MatMul that it is."""
+"""Write a linear layer that an exporter left as an Einsum as the MatMul that it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encode: a site's weight as it is stored, made by blocks of rows when it is written, never held whole in float32."""
+"""A site's weight as it is stored, made by blocks of rows when it is written, never held whole in float32."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def integer_codes(operand: Operand, scales: npt.NDArray[np.float32], bits: int, 
     """Symmetric codes, int8 [K, N]."""
     return ir.LazyTensor(
         lambda: ir.tensor(operand.encoded(lambda block: weight_codes(block, scales, bits), np.int8)),
-        dtype=ir.DataType.INT8, shape=ir.Shape(operand.shape), name=name,
-    )  # fmt: skip
+        dtype=ir.DataType.INT8,
+        shape=ir.Shape(operand.shape),
+        name=name,
+    )
 
 
 def fp8_scales(operand: Operand, granularity: Granularity = "per_channel") -> npt.NDArray[np.float32]:
@@ -76,5 +78,7 @@ def half_weight(operand: Operand, half: ir.DataType, key: str, name: str) -> ir.
         raise GraphError(f"a weight of {largest:.4g} does not fit float16", where=key, remedy="keep it in fp32")
     return ir.LazyTensor(
         lambda: ir.tensor(operand.encoded(lambda block: block.astype(half.numpy()), half.numpy()), dtype=half),
-        dtype=half, shape=ir.Shape(operand.shape), name=name,
-    )  # fmt: skip
+        dtype=half,
+        shape=ir.Shape(operand.shape),
+        name=name,
+    )

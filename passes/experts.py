@@ -192,8 +192,8 @@ def _down_of(product: ir.Node, stacked: Mapping[ir.Node, StackedProduct], depth:
 def with_roles(glu: StackedGlu, stacked: dict[ir.Node, StackedProduct]) -> None:
     """Note the roles of a GLU's products."""
     roles = {glu.down: Role.EXPERT_DOWN}
-    roles |= {glu.gate: Role.EXPERT_GATE_UP} if glu.gate is glu.up else {
-        glu.gate: Role.EXPERT_GATE, glu.up: Role.EXPERT_UP,
-    }  # fmt: skip
+    roles |= (
+        {glu.gate: Role.EXPERT_GATE_UP} if glu.gate is glu.up else {glu.gate: Role.EXPERT_GATE, glu.up: Role.EXPERT_UP}
+    )
     for node, role in roles.items():
         stacked[node] = replace(stacked[node], role=role)

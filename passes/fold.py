@@ -1,4 +1,4 @@
-"""Fold: weights that the graph cuts out of, or computes from, initializers become initializers of their own."""
+"""Weights that the graph cuts out of, or computes from, initializers become initializers of their own."""
 
 from __future__ import annotations
 
@@ -15,23 +15,63 @@ from spq_graph.passes.values import holds_codes, is_standard, weight_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 # What only moves data.
-_MOVES = frozenset({
-    "Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
-})  # fmt: skip
+_MOVES = frozenset(
+    {"Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
 # What weights are computed by: factors, norms (Salimans and Kingma, arXiv 1602.07868), rounding, terms of low rank.
-_COMPUTES = frozenset({
-    "Abs", "Add", "Clip", "Div", "MatMul", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal", "ReduceL2", "ReduceMax",
-    "ReduceMean", "ReduceSum", "ReduceSumSquare", "Round", "Sign", "Sqrt", "Sub", "Where",
-})  # fmt: skip
+_COMPUTES = frozenset(
+    {
+        "Abs",
+        "Add",
+        "Clip",
+        "Div",
+        "MatMul",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Reciprocal",
+        "ReduceL2",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Round",
+        "Sign",
+        "Sqrt",
+        "Sub",
+        "Where",
+    }
+)
 _OF_ALL = frozenset({"Add", "Concat", "Div", "MatMul", "Max", "Min", "Mul", "Sub", "Where"})
 # Operators whose result has as many axes as the one with most of their first so many operands.
 _KEEP_AXES = {
     **dict.fromkeys(("Add", "Div", "MatMul", "Mul", "Sub"), 2),
     **dict.fromkeys(
-        ("Cast", "Clip", "Dropout", "Elu", "Erf", "Gelu", "Identity", "LayerNormalization", "Neg", "Pow", "Relu",
-         "RMSNormalization", "Sigmoid", "Softmax", "Sqrt", "Swish", "Tanh", "Transpose"), 1,
+        (
+            "Cast",
+            "Clip",
+            "Dropout",
+            "Elu",
+            "Erf",
+            "Gelu",
+            "Identity",
+            "LayerNormalization",
+            "Neg",
+            "Pow",
+            "Relu",
+            "RMSNormalization",
+            "Sigmoid",
+            "Softmax",
+            "Sqrt",
+            "Swish",
+            "Tanh",
+            "Transpose",
+        ),
+        1,
     ),
-}  # fmt: skip
+}
 _LONGEST_CHAIN = 64  # so that time is linear, and no recursion too deep
 
 Array = npt.NDArray[Any]

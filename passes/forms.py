@@ -127,10 +127,15 @@ def _fp8_weight(
 ) -> ir.Value:
     scales = fp8_scales(operand, recipe.weights if recipe.profile.fp8_per_channel else "per_tensor")
     prefix = f"{site.node}.weight.{E4M3.name}"
-    codes = editor.constant(f"{prefix}.codes", ir.LazyTensor(
-        lambda: ir.tensor(fp8_codes(operand, scales).view(E4M3.dtype), dtype=FP8),
-        dtype=FP8, shape=ir.Shape(site.shape), name=f"{prefix}.codes",
-    ))  # fmt: skip
+    codes = editor.constant(
+        f"{prefix}.codes",
+        ir.LazyTensor(
+            lambda: ir.tensor(fp8_codes(operand, scales).view(E4M3.dtype), dtype=FP8),
+            dtype=FP8,
+            shape=ir.Shape(site.shape),
+            name=f"{prefix}.codes",
+        ),
+    )
     scale = editor.constant(f"{prefix}.scale", ir.tensor(scales))
     to = ir.DataType.FLOAT
     if emulate:
@@ -160,8 +165,10 @@ def insert_weight(
         attributes: dict[str, Any] = {"axis": 0, "block_size": block}
         codes: ir.TensorProtocol = ir.LazyTensor(
             lambda: ir.tensor(_rows_of_blocks(in_blocks(operand).codes, site.shape)),
-            dtype=ir.DataType.INT8, shape=ir.Shape(site.shape), name=f"{prefix}.codes",
-        )  # fmt: skip
+            dtype=ir.DataType.INT8,
+            shape=ir.Shape(site.shape),
+            name=f"{prefix}.codes",
+        )
     else:
         scales, attributes = integer_scales(operand, 8), {"axis": 1}
         codes = integer_codes(operand, scales, 8, f"{prefix}.codes")

@@ -1,4 +1,4 @@
-"""FP8: formats, scales, codes and their panel layout, and what the operator computes, in numpy and without a graph."""
+"""FP8 formats, scales, codes and their panel layout, and what the operator computes, in numpy and without a graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fuse: put ONNX's own Attention in the place of softmax(q k^T) v written out."""
+"""Put ONNX's own Attention in the place of softmax(q k^T) v written out."""
 
 from __future__ import annotations
 

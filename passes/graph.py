@@ -24,11 +24,29 @@ from spq_graph.passes.operator import DOMAIN, OP
 from spq_graph.passes.unfuse import Unfuse
 
 # What only shows in a graph that somebody has quantized already.
-QUANTIZED_OPS = frozenset({
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "ConvInteger",
-    "QLinearConv", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm",
-    "QMoE", "GatherBlockQuantized", "GemmFloat8", "MatMulBlockQuantizedFp8Weight", "MatMulBlockQuantizedFp4Weight", OP,
-})  # fmt: skip
+QUANTIZED_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "QLinearMatMul",
+        "ConvInteger",
+        "QLinearConv",
+        "MatMulNBits",
+        "MatMulBnb4",
+        "MatMulFpQ4",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "QGemm",
+        "QMoE",
+        "GatherBlockQuantized",
+        "GemmFloat8",
+        "MatMulBlockQuantizedFp8Weight",
+        "MatMulBlockQuantizedFp4Weight",
+        OP,
+    }
+)
 
 
 _INVALID = "the graph is invalid; export the model again"

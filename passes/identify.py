@@ -1,4 +1,4 @@
-"""Identify: every product with a constant weight becomes a Site with a role; the rest is listed with the reason."""
+"""Every product with a constant weight becomes a Site with a role; the rest is listed with the reason."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from spq_graph.sites import Role, Site, Unmatched
 
 _TO_OUTPUT = frozenset({"Cast", "Identity", "Mul", "Div", "Tanh", "Add", "Slice", "Reshape", "Gather", "Squeeze"})
 _RANKS = frozenset({"TopK", "ArgMax"})  # some take the best one, mask it out, and take the best one again
-_TO_TOPK = frozenset({"Softmax", "Sigmoid", "Add", "Sub", "Mul", "Div", "Cast", "Identity", "Reshape", "Where",
-                      "Unsqueeze", "Squeeze"})  # fmt: skip
+_TO_TOPK = frozenset(
+    {"Softmax", "Sigmoid", "Add", "Sub", "Mul", "Div", "Cast", "Identity", "Reshape", "Where", "Unsqueeze", "Squeeze"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,8 +146,10 @@ def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan
     prefix = f"{site.node}.weight.w8a16"
     codes = ir.LazyTensor(
         lambda: ir.tensor(in_blocks(operand).codes),
-        dtype=ir.DataType.UINT8, shape=ir.Shape([columns, blocks, block]), name=f"{prefix}.codes",
-    )  # fmt: skip
+        dtype=ir.DataType.UINT8,
+        shape=ir.Shape([columns, blocks, block]),
+        name=f"{prefix}.codes",
+    )
     inputs = [
         node.inputs[0],
         editor.constant(f"{prefix}.codes", codes),
@@ -172,8 +174,10 @@ def insert_fp8(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, 
     prefix = f"{site.node}.weight.{WEIGHTS.name}"
     panels = ir.LazyTensor(
         lambda: ir.tensor(pack_panels(fp8_codes(operand, scales)).view(WEIGHTS.dtype), dtype=PANELS_TYPE),
-        dtype=PANELS_TYPE, shape=ir.Shape(panel_shape(site.shape)), name=f"{prefix}.panels",
-    )  # fmt: skip
+        dtype=PANELS_TYPE,
+        shape=ir.Shape(panel_shape(site.shape)),
+        name=f"{prefix}.panels",
+    )
     name = f"{site.input}.{site.precision}.scale" if call.rounds else "spq_graph.no_scale"
     if name not in editor.shared:
         editor.shared[name] = editor.constant(name, ir.tensor(call.a_scale))

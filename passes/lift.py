@@ -1,4 +1,4 @@
-"""Lift: bring an older graph to a newer opset in place, so that names, metadata and weights stay as they are.
+"""Bring an older graph to a newer opset in place, so that names, metadata and weights stay as they are.
 
 onnx's own converter drops the metadata that names modules, and needs the whole model in one message. Between opsets 13
 and 23 few operators change other than by taking more types, so that they can be told one by one.
@@ -19,10 +19,19 @@ from spq_graph.passes.values import is_standard
 
 FROM_OPSET, NEWEST_OPSET = 13, 23
 FIRST_IR = {19: 9, 20: 9, 21: 10, 22: 10, 23: 11}  # of the ONNX file format, that knows an opset's types
-_AXES_BECAME_AN_INPUT = frozenset({
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-    "ReduceSumSquare",
-})  # fmt: skip
+_AXES_BECAME_AN_INPUT = frozenset(
+    {
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSumSquare",
+    }
+)
 
 
 class LiftOpset(ir.passes.InPlacePass):
@@ -120,6 +129,8 @@ CHANGES: dict[str, tuple[int, Callable[[Editor, ir.Node], None]]] = {
 }
 # Likewise, where nothing brings a node over: none of them is found in language models.
 REFUSED: dict[str, tuple[int, str]] = {
-    "BatchNormalization": (14, "in training mode "), "DFT": (20, ""), "GridSample": (20, ""),
+    "BatchNormalization": (14, "in training mode "),
+    "DFT": (20, ""),
+    "GridSample": (20, ""),
     "GroupNormalization": (21, ""),
-}  # fmt: skip
+}

@@ -1,4 +1,4 @@
-"""Mapped: read an ONNX file without reading its weights, also where they lie in the file itself.
+"""Read an ONNX file without reading its weights, also where they lie in the file itself.
 
 A protobuf parser copies whatever it parses. Here the file is walked field by field, large weights are left where they
 are, and what is parsed says of each in which bytes of the file it lies: the form that ONNX has for external data.

@@ -1,4 +1,4 @@
-"""Norms: write root-mean-square norms in the form that ONNX Runtime fuses into one operator."""
+"""Write root-mean-square norms in the form that ONNX Runtime fuses into one operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Observe: add in-graph reductions to a copy of the model, so that calibration never fetches an activation."""
+"""Add in-graph reductions to a copy of the model, so that calibration never fetches an activation."""
 
 from __future__ import annotations
 

@@ -115,9 +115,11 @@ def fp8_matmul_function(opset: int) -> ir.Function:
     result = op("Y", "CastLike", op("Y32", "Mul", op("Y_units", "MatMul", operand, weight), a_scale), a)
     graph = ir.Graph(inputs, [result], nodes=nodes, opset_imports={"": opset}, name=OP)
     attributes = [
-        ir.Attr("K", ir.AttributeType.INT, None), ir.Attr("N", ir.AttributeType.INT, None),
-        ir.AttrInt64("a_type", _AS_THEY_ARE), ir.AttrInt64("fast", 0),
-    ]  # fmt: skip
+        ir.Attr("K", ir.AttributeType.INT, None),
+        ir.Attr("N", ir.AttributeType.INT, None),
+        ir.AttrInt64("a_type", _AS_THEY_ARE),
+        ir.AttrInt64("fast", 0),
+    ]
     return ir.Function(DOMAIN, OP, graph=graph, attributes=attributes)
 
 

@@ -1,4 +1,4 @@
-"""Rules: what a target takes, checked in the graph itself, whatever the plan says."""
+"""What a target takes, checked in the graph itself, whatever the plan says."""
 
 from __future__ import annotations
 
@@ -153,6 +153,10 @@ def _of(model: ir.Model, *kinds: str) -> Iterator[ir.Node]:
 
 
 RULES: tuple[Rule, ...] = (
-    operators_are_known, opset_has_the_types, zero_points_are_legal, scales_are_legal, integers_have_one_form,
+    operators_are_known,
+    opset_has_the_types,
+    zero_points_are_legal,
+    scales_are_legal,
+    integers_have_one_form,
     products_have_kernels,
-)  # fmt: skip
+)

@@ -38,9 +38,14 @@ class ActivationQuantizer:
 
     @classmethod
     def fit(
-        cls, low: float, high: float, bits: int, scheme: Literal["asymmetric", "symmetric"] = "asymmetric",
-        *, signed: bool = False,
-    ) -> ActivationQuantizer:  # fmt: skip
+        cls,
+        low: float,
+        high: float,
+        bits: int,
+        scheme: Literal["asymmetric", "symmetric"] = "asymmetric",
+        *,
+        signed: bool = False,
+    ) -> ActivationQuantizer:
         """Cover [low, high] and zero.
 
         Asymmetric: 2^bits codes over [min(low, 0), max(high, 0)]. Symmetric: 2^bits - 1 codes around 128, since

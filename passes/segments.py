@@ -1,4 +1,4 @@
-"""Segments: cut a graph into consecutive pieces whose weights each fit a limit, so that one at a time can run.
+"""Cut a graph into consecutive pieces whose weights each fit a limit, so that one at a time can run.
 
 Where a piece ends, what later pieces need of it is handed over. Cuts fall where that is least, which in a decoder is
 between two layers. What costs next to nothing is never handed over but computed again where it is needed: whatever
@@ -95,14 +95,23 @@ def _weight(tensor: ir.TensorProtocol) -> Weight:
 
 
 def _serialized(
-    model: ir.Model, graph: ir.Graph, piece: Piece, inputs: list[ir.Value], initializers: list[ir.Value],
-    held: frozenset[str], handed: Mapping[str, Handed],
-) -> bytes:  # fmt: skip
+    model: ir.Model,
+    graph: ir.Graph,
+    piece: Piece,
+    inputs: list[ir.Value],
+    initializers: list[ir.Value],
+    held: frozenset[str],
+    handed: Mapping[str, Handed],
+) -> bytes:
     """The segment as a ModelProto; the `held` weights are references only, which the session is given arrays for."""
     view = ir.GraphView(
-        [*inputs, *piece.reads], piece.gives, nodes=piece.nodes, initializers=initializers,
-        opset_imports=graph.opset_imports, name=graph.name or "segment",
-    )  # fmt: skip
+        [*inputs, *piece.reads],
+        piece.gives,
+        nodes=piece.nodes,
+        initializers=initializers,
+        opset_imports=graph.opset_imports,
+        name=graph.name or "segment",
+    )
     copy = view.clone()
     for value in copy.inputs:
         if value.name is not None and value.name in handed:

@@ -1,4 +1,4 @@
-"""Unfuse: write out what ONNX Runtime's optimizer fused around weights, so that every pass meets one form of a product.
+"""Write out what ONNX Runtime's optimizer fused around weights, so that every pass meets one form of a product.
 
 What it fused comes back when the result is loaded: nothing of speed is lost.
 """
@@ -109,5 +109,8 @@ def _sum_of_two(graph: ir.Graph, node: ir.Node) -> bool:
 _Write = Callable[[ir.Graph, ir.Node], bool]
 _STANDARD: Mapping[str, _Write] = {"Sum": _sum_of_two}
 _CONTRIB: Mapping[str, _Write] = {
-    "FusedMatMul": _fused_matmul, "FusedGemm": _fused_gemm, "BiasGelu": _bias_inside, "FastGelu": _bias_inside,
-}  # fmt: skip
+    "FusedMatMul": _fused_matmul,
+    "FusedGemm": _fused_gemm,
+    "BiasGelu": _bias_inside,
+    "FastGelu": _bias_inside,
+}

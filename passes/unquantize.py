@@ -1,4 +1,4 @@
-"""Look through quantization: bring a quantized graph back into the shape that `identify` reads. For inspection only."""
+"""Bring a quantized graph back into the shape that `identify` reads. For inspection only."""
 
 from __future__ import annotations
 

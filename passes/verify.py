@@ -1,4 +1,4 @@
-"""Verify: the graph equals the plan, Q and DQ come in pairs, and nothing else changed."""
+"""The graph equals the plan, Q and DQ come in pairs, and nothing else changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wide products: a constant weight too large for one session becomes several, each with some of the columns.
+"""A constant weight too large for one session becomes several, each with some of the columns.
 
 Every column of a product is computed from the same row of activations, so the parts together are the whole product.
 """

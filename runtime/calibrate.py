@@ -1,4 +1,4 @@
-"""Calibrate: run sequences through an observing model and collect Ranges. No activation leaves the graph."""
+"""Run sequences through an observing model and collect Ranges. No activation leaves the graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding: a batch that grows by some tokens at a time, over the graph's cache where it has one."""
+"""A batch that grows by some tokens at a time, over the graph's cache where it has one."""
 
 from __future__ import annotations
 

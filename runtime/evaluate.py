@@ -1,4 +1,4 @@
-"""Evaluate: perplexity, KL and agreement of several models on one text; FP logits are computed once a batch."""
+"""Perplexity, KL and agreement of several models on one text; FP logits are computed once a batch."""
 
 from __future__ import annotations
 
@@ -162,9 +162,7 @@ def _prepare(
     return [_prepared(logits, ids, at, runner) for at in _parts(ids, mask, prefix, logits.shape[-1])]
 
 
-def _parts(
-    ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, vocabulary: int
-) -> Iterator[Places]:  # fmt: skip
+def _parts(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, vocabulary: int) -> Iterator[Places]:
     rows, columns = np.nonzero(_predicted(ids, mask, prefix))
     step = max(1, PART_BYTES // (4 * vocabulary))
     for start in range(0, len(rows), step):

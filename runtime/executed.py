@@ -1,4 +1,4 @@
-"""Executed: what really ran, as ONNX Runtime's profile tells it, and whether it is what was planned."""
+"""What really ran, as ONNX Runtime's profile tells it, and whether it is what was planned."""
 
 from __future__ import annotations
 

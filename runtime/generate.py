@@ -1,4 +1,4 @@
-"""Generate: sequences continued token by token until each has met its end."""
+"""Sequences continued token by token until each has met its end."""
 
 from __future__ import annotations
 
@@ -82,9 +82,13 @@ OnEnd = Callable[[int], None]
 
 
 def generate(
-    runner: Runner, prompts: Sequence[Sequence[int]], sampling: Sampling, limits: Limits, on_token: OnToken,
+    runner: Runner,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    limits: Limits,
+    on_token: OnToken,
     on_end: OnEnd = lambda _: None,
-) -> Generated:  # fmt: skip
+) -> Generated:
     """Continue prompts.
 
     They run as one batch, padded on the left; one after the other where the graph would take padding for text.
@@ -141,9 +145,14 @@ class _Batch:
     """
 
     def __init__(
-        self, runner: Runner, prompts: Sequence[Sequence[int]], places: range, limits: Limits, on_token: OnToken,
+        self,
+        runner: Runner,
+        prompts: Sequence[Sequence[int]],
+        places: range,
+        limits: Limits,
+        on_token: OnToken,
         on_end: OnEnd,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._state = Decoding(runner, len(prompts))
         self._places, self._limits, self._on_token, self._on_end = places, limits, on_token, on_end
         self._lengths = [len(prompt) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Health: what this machine and this ONNX Runtime are, and which kernel a small model really runs on them."""
+"""What this machine and this ONNX Runtime are, and which kernel a small model really runs on them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,20 @@ from spq_graph.runtime.session import CPU
 from spq_graph.targets import Profile
 
 _INSTRUCTIONS = (
-    "avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
-    "asimd", "asimddp", "i8mm", "bf16",
-)  # fmt: skip
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
 
 
 def machine() -> dict[str, Any]:
@@ -92,9 +103,7 @@ def kernels_of(
         return executed_by(session), result
 
 
-def _on_openvino(
-    path: Path, feeds: Mapping[str, npt.NDArray[np.float32]]
-) -> tuple[Executed, npt.NDArray[np.float32]]:  # fmt: skip
+def _on_openvino(path: Path, feeds: Mapping[str, npt.NDArray[np.float32]]) -> tuple[Executed, npt.NDArray[np.float32]]:
     try:
         session = OpenVinoSession(path, threads=1)
         [result] = session.run([port.name for port in session.get_outputs()], feeds)

@@ -1,4 +1,4 @@
-"""OpenVINO: the second runtime. Sessions with the face of ONNX Runtime's, and what its CPU plugin really ran."""
+"""OpenVINO as the second runtime: sessions with the face of ONNX Runtime's, and what its CPU plugin really ran."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ from spq_graph.runtime.session import Array, Runner
 DEVICE = "OpenVINO CPU"
 # By element type of OpenVINO, the name that ONNX Runtime has for it.
 _TYPES = {
-    "i64": "tensor(int64)", "i32": "tensor(int32)", "f32": "tensor(float)", "f16": "tensor(float16)",
-    "boolean": "tensor(bool)", "i8": "tensor(int8)", "u8": "tensor(uint8)",
-}  # fmt: skip
+    "i64": "tensor(int64)",
+    "i32": "tensor(int32)",
+    "f32": "tensor(float)",
+    "f16": "tensor(float16)",
+    "boolean": "tensor(bool)",
+    "i8": "tensor(int8)",
+    "u8": "tensor(uint8)",
+}
 _PRODUCTS = frozenset({"FullyConnected", "MatMul"})
 _INTEGERS = frozenset({"i8", "u8"})
 

@@ -1,4 +1,4 @@
-"""The operator library: where it is, what is in it, and how a session gets it.
+"""Where the operator library is, what is in it, and how a session gets it.
 
 A model with FP8 sites carries the operator as a function too, so everything runs without the library; with it, the
 kernels are taken.

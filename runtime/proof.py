@@ -1,4 +1,4 @@
-"""Proof: what ran on a target, where it is at hand, held against the plan."""
+"""What ran on a target, where it is at hand, held against the plan."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ def why_absent(profile: Profile) -> str | None:
 def _starts(provider: str) -> bool:
     """Whether a provider that was compiled in finds its device: where it does not, sessions fall back to the CPU."""
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [value], [
-        onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-    ])  # fmt: skip
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "probe",
+        [value],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
+    )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -1,4 +1,4 @@
-"""Sampling: the next token of each sequence from its logits."""
+"""The next token of each sequence from its logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segmented: run a decoder piece by piece, with the weights of one piece in memory at a time."""
+"""Run a decoder piece by piece, with the weights of one piece in memory at a time."""
 
 from __future__ import annotations
 

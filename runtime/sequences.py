@@ -1,4 +1,4 @@
-"""Token sequences: what calibration and evaluation run on, cut from text, JSON lists or arrays of ids.
+"""What calibration and evaluation run on, cut from text, JSON lists or arrays of ids.
 
 A row is what the tokenizer prepends (BOS where it does, or on request) and then text, `window` tokens in all, so it
 never exceeds the length the model was made for. Every token of the text is predicted exactly once: behind a prefix

@@ -1,4 +1,4 @@
-"""Sessions: run a decoder on token ids, whatever inputs its exporter gave it, and read back what really ran."""
+"""Run a decoder on token ids, whatever inputs its exporter gave it, and read back what really ran."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ Array = npt.NDArray[Any]
 CPU = "CPUExecutionProvider"
 
 _TYPES: dict[str, type[np.generic]] = {
-    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16,
-    "tensor(bool)": np.bool_, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
-}  # fmt: skip
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(bool)": np.bool_,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+}
 
 
 class Decoder:
@@ -197,9 +202,14 @@ class Runner(Decoder):
     """
 
     def __init__(
-        self, path: Path, *, outputs: Sequence[str] | None = None, threads: int = 0, profile: Path | None = None,
+        self,
+        path: Path,
+        *,
+        outputs: Sequence[str] | None = None,
+        threads: int = 0,
+        profile: Path | None = None,
         provider: str = CPU,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.session = self._open(path, threads, profile, provider)
         super().__init__(path, self.session.get_inputs(), self.session.get_outputs(), outputs)
 

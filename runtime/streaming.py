@@ -1,4 +1,4 @@
-"""Streaming: text as its tokens arrive, never half a character, and never a part of what it is to stop at."""
+"""Text as its tokens arrive, never half a character, and never a part of what it is to stop at."""
 
 from __future__ import annotations
 

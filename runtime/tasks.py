@@ -1,4 +1,4 @@
-"""Zero-shot tasks: which of several texts a model finds likelier, or whether it finishes a text as written.
+"""Which of several texts a model finds likelier, or whether it finishes a text as written.
 
 A task is a file with one JSON object a line, in one of three forms:
 

@@ -1,4 +1,4 @@
-"""Timing: prefill, decoding, loading and memory of several models, in turns, so that a slow moment slows all of them.
+"""Prefill, decoding, loading and memory of several models, in turns, so that a slow moment slows all of them.
 
 As a program (`python -m spq_graph.runtime.timing FILE TARGET THREADS`) it loads one model in a process of its own and
 prints what that took, since memory that was given back is not seen from within.

@@ -1,4 +1,4 @@
-"""Artifact: the OUT folder. Written beside and moved into place when complete, so there is never half of one."""
+"""The OUT folder. Written beside and moved into place when complete, so there is never half of one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from spq_graph.errors import OutputError, UsageError
 MODEL, PLAN, RANGES, REPORT, PAGE = "model.onnx", "plan.json", "ranges.json", "report.json", "report.html"
 # What a runtime needs beside the weights, as far as the source folder has it.
 COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Benching: how fast a model is beside the floating-point model and other ways to quantize it, as `bench` prints."""
+"""How fast a model is beside the floating-point model and other ways to quantize it, as `bench` prints."""
 
 from __future__ import annotations
 
@@ -47,9 +47,15 @@ class Entry:
 
 
 def bench(
-    path: str, steps: Steps, *, against: str | None = None, targets: tuple[str, ...] = (), rounds: int = 5,
-    threads: int = 1, lengths: tuple[int, ...] = LENGTHS,
-) -> Speed:  # fmt: skip
+    path: str,
+    steps: Steps,
+    *,
+    against: str | None = None,
+    targets: tuple[str, ...] = (),
+    rounds: int = 5,
+    threads: int = 1,
+    lengths: tuple[int, ...] = LENGTHS,
+) -> Speed:
     """Time a model, and what it is to be compared with, in turns.
 
     Args:
@@ -124,21 +130,28 @@ def _timed(entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, le
     for entry in entries:
         timed = seconds[entry.name]
         decode = timed.get(timing.DECODE)
-        rows.append(SpeedRow(
-            name=entry.name, target=entry.target, bytes=sum(f.stat().st_size for f in files_of(entry.path)),
-            load_seconds=round(loaded[entry.name].seconds, 4), resident_bytes=loaded[entry.name].resident_bytes,
-            prefill={
-                str(n): Prefill(
-                    seconds=statistics.median(timed[label := f"prefill {n}"]),
-                    times=times_faster(first[label], timed[label]),
-                )
-                for n in lengths
-            },
-            decode=None if decode is None else Decode(
-                tokens_per_second=1 / statistics.median(decode),
-                times=times_faster(first[timing.DECODE], decode) if timing.DECODE in first else None,
-            ),
-        ))  # fmt: skip
+        rows.append(
+            SpeedRow(
+                name=entry.name,
+                target=entry.target,
+                bytes=sum(f.stat().st_size for f in files_of(entry.path)),
+                load_seconds=round(loaded[entry.name].seconds, 4),
+                resident_bytes=loaded[entry.name].resident_bytes,
+                prefill={
+                    str(n): Prefill(
+                        seconds=statistics.median(timed[label := f"prefill {n}"]),
+                        times=times_faster(first[label], timed[label]),
+                    )
+                    for n in lengths
+                },
+                decode=None
+                if decode is None
+                else Decode(
+                    tokens_per_second=1 / statistics.median(decode),
+                    times=times_faster(first[timing.DECODE], decode) if timing.DECODE in first else None,
+                ),
+            )
+        )
     return Speed(threads=threads, rounds=rounds, past=past, processor=processor(), environment=environment(), rows=rows)
 
 

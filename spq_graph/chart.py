@@ -1,4 +1,4 @@
-"""Chart: the ladder, as a figure of matplotlib."""
+"""The ladder, as a figure of matplotlib."""
 
 from __future__ import annotations
 

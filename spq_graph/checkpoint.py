@@ -1,4 +1,4 @@
-"""Checkpoint: what a calibration has measured so far, kept beside its output so that the same command can go on."""
+"""What a calibration has measured so far, kept beside its output so that the same command can go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choices: what is known of every site while a plan comes about. Pure, as `decide` is."""
+"""What is known of every site while a plan comes about. Pure, as `decide` is."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def cap_of(choices: dict[str, Choice], recipe: Recipe) -> int:
 
 def assigned(
     choices: dict[str, Choice], kept: Collection[str], recipe: Recipe, high: Precision | None = None
-) -> dict[str, Precision]:  # fmt: skip
+) -> dict[str, Precision]:
     """Every site that is not as the graph has it, where these are kept; in `high` instead of their own, if given."""
 
     def becomes(choice: Choice) -> Precision:
@@ -162,9 +162,15 @@ def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan
     if choice.instead is not None and (choice.wants_high or reason is Reason.SPIKE):
         reason, note = Reason.UNSUPPORTED, f"{note}; {choice.instead}"
     measured = evidence_of(seen, token_text) if seen is not None else Evidence()
-    evidence = measured.model_copy(update={
-        "kl": choice.kl, "rank": choice.rank, "threshold": choice.threshold, "note": note, "formats": choice.formats,
-    })  # fmt: skip
+    evidence = measured.model_copy(
+        update={
+            "kl": choice.kl,
+            "rank": choice.rank,
+            "threshold": choice.threshold,
+            "note": note,
+            "formats": choice.formats,
+        }
+    )
     return SitePlan(
         key=site.key,
         node=site.node,

@@ -19,10 +19,13 @@ from spq_graph import options as o
 from spq_graph.terminal import errors, print_json, steps
 
 app = typer.Typer(
-    name="spq-graph", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="spq-graph",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Spike-aware quantization of GLU language models (LLaMA and its kind) for ONNX Runtime.",
-)  # fmt: skip
+)
 
 
 def _version(value: bool) -> None:
@@ -79,18 +82,38 @@ def quantize(
     from spq_graph.recipe import load_recipe
 
     given = load_recipe(
-        recipe, bits=bits[0] if bits else None, high_precision=high_precision, spike_ratio=spike_ratio, target=target,
-        keep=tuple(keep) if keep else None, quantize_lm_head=quantize_lm_head or None, seed=seed,
+        recipe,
+        bits=bits[0] if bits else None,
+        high_precision=high_precision,
+        spike_ratio=spike_ratio,
+        target=target,
+        keep=tuple(keep) if keep else None,
+        quantize_lm_head=quantize_lm_head or None,
+        seed=seed,
         calibration_tokens=calibration_tokens,
-    )  # fmt: skip
+    )
     widths = tuple(dict.fromkeys(bits or ((8, 6) if source == "reference" and recipe is None else (given.bits,))))
     for width in widths[1:]:
         load_recipe(None, bits=width)
     request = Request(
-        source, out, given, widths, tokenizer, calibration, calibration_tokens, text, force, not no_eval,
-        max_eval_tokens, bos, window, ranges, o.to_bytes(memory_limit), allow_no_glu,
+        source,
+        out,
+        given,
+        widths,
+        tokenizer,
+        calibration,
+        calibration_tokens,
+        text,
+        force,
+        not no_eval,
+        max_eval_tokens,
+        bos,
+        window,
+        ranges,
+        o.to_bytes(memory_limit),
+        allow_no_glu,
         shlex.join(["spq-graph", *sys.argv[1:]]),
-    )  # fmt: skip
+    )
     if dry_run:
         from spq_graph.dry_run import forecast
 
@@ -155,10 +178,20 @@ def calibrate(
     from spq_graph.stages import calibrate as run
 
     ranges = run(
-        model, out, steps(), calibration=calibration, tokens=calibration_tokens, tokenizer=tokenizer, shard=shard,
-        merge=tuple(merge or ()), seed=seed or 0, bos=bos, window=window, memory=o.to_bytes(memory_limit),
+        model,
+        out,
+        steps(),
+        calibration=calibration,
+        tokens=calibration_tokens,
+        tokenizer=tokenizer,
+        shard=shard,
+        merge=tuple(merge or ()),
+        seed=seed or 0,
+        bos=bos,
+        window=window,
+        memory=o.to_bytes(memory_limit),
         allow_no_glu=allow_no_glu,
-    )  # fmt: skip
+    )
     out = json_file(out)
     facts = {"ranges": str(out), "sequences": ranges.sequences, "tokens": ranges.tokens, "values": len(ranges.values)}
     if as_json:
@@ -193,13 +226,27 @@ def plan(
     from spq_graph.stages import plan as run
 
     given = load_recipe(
-        recipe, bits=bits, high_precision=high_precision, spike_ratio=spike_ratio, target=target,
-        keep=tuple(keep) if keep else None, quantize_lm_head=quantize_lm_head or None,
-    )  # fmt: skip
+        recipe,
+        bits=bits,
+        high_precision=high_precision,
+        spike_ratio=spike_ratio,
+        target=target,
+        keep=tuple(keep) if keep else None,
+        quantize_lm_head=quantize_lm_head or None,
+    )
     made = run(
-        model, ranges, out, given, steps(), calibration=calibration, tokenizer=tokenizer, bos=bos, window=window,
-        memory=o.to_bytes(memory_limit), allow_no_glu=allow_no_glu,
-    )  # fmt: skip
+        model,
+        ranges,
+        out,
+        given,
+        steps(),
+        calibration=calibration,
+        tokenizer=tokenizer,
+        bos=bos,
+        window=window,
+        memory=o.to_bytes(memory_limit),
+        allow_no_glu=allow_no_glu,
+    )
     if as_json:
         print_json(made.to_dict())
     else:
@@ -226,10 +273,16 @@ def apply(
     plan, executed = run(model, Plan.load(plan_file), out, steps(), target=named, force=force)
     fp8 = executed.fp8_run(site.node for site in plan.fp8_sites) if executed.absent is None else None
     if as_json:
-        print_json({
-            "out": str(out), "target": plan.recipe.target, "absent": executed.absent, "executed": executed.ops,
-            "providers": executed.providers, "fp8": fp8.model_dump(mode="json") if fp8 is not None else None,
-        })  # fmt: skip
+        print_json(
+            {
+                "out": str(out),
+                "target": plan.recipe.target,
+                "absent": executed.absent,
+                "executed": executed.ops,
+                "providers": executed.providers,
+                "fp8": fp8.model_dump(mode="json") if fp8 is not None else None,
+            }
+        )
     else:
         for line in applied(plan, executed.integer_kernels, fp8, executed.absent):
             typer.echo(line)

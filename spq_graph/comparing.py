@@ -1,4 +1,4 @@
-"""Comparing: what two plans or artifacts have different."""
+"""What two plans or artifacts have different."""
 
 from __future__ import annotations
 

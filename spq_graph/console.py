@@ -1,4 +1,4 @@
-"""Console: plans, reports and errors as rich renderables that fit 80 columns.
+"""Plans, reports and errors as rich renderables that fit 80 columns.
 
 Names come from models and tokens from tokenizers: they are set as `Text`, never as markup.
 """

@@ -1,4 +1,4 @@
-"""Decide: which sites keep high precision, and why. Pure: no graph, no file; what costs time is passed in."""
+"""Which sites keep high precision, and why. Pure: no graph, no file; what costs time is passed in."""
 
 from __future__ import annotations
 
@@ -142,9 +142,8 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
 
 
 def _settle_formats(
-    choices: dict[str, Choice], names: Sequence[str], recipe: Recipe, oracle: _Oracle, everywhere: float,
-    search: Search,
-) -> None:  # fmt: skip
+    choices: dict[str, Choice], names: Sequence[str], recipe: Recipe, oracle: _Oracle, everywhere: float, search: Search
+) -> None:
     """Measure what kept sites may become, where the recipe leaves that open, and give it to them."""
     kept = [c for key, c in choices.items() if key in names or c.wants_high]
     if not kept or recipe.high_precision not in ("auto", "fp8"):

@@ -1,4 +1,4 @@
-"""Display: text that cannot act, and tables for notebooks."""
+"""Text that cannot act, and tables for notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doctor: what is installed here, and what every precision really becomes, found out by running it."""
+"""What is installed here, and what every precision really becomes, found out by running it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,25 @@ from spq_graph.verdict import environment
 # The probe: one product, large enough for every kernel and small enough to be done at once.
 ROWS, DEPTH, COLUMNS = 4, 64, 64
 PRECISIONS = (
-    Precision.INT8, Precision.W8A16, Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.FP16,
-    Precision.BF16, Precision.FP32,
-)  # fmt: skip
+    Precision.INT8,
+    Precision.W8A16,
+    Precision.FP8_E4M3,
+    Precision.FP8_E5M2,
+    Precision.W8FP8A16,
+    Precision.FP16,
+    Precision.BF16,
+    Precision.FP32,
+)
 _WRITTEN = {
-    Form.QDQ: "Q/DQ on both operands", Form.MATMUL_INTEGER: "MatMulInteger", Form.NBITS: "MatMulNBits",
-    Form.OPERATOR: "spq::Fp8MatMul", Form.WEIGHT: "DequantizeLinear on the weight", Form.STORED: "MatMul",
-    Form.COMPUTED: "MatMul in it", Form.AS_IS: "MatMul",
-}  # fmt: skip
+    Form.QDQ: "Q/DQ on both operands",
+    Form.MATMUL_INTEGER: "MatMulInteger",
+    Form.NBITS: "MatMulNBits",
+    Form.OPERATOR: "spq::Fp8MatMul",
+    Form.WEIGHT: "DequantizeLinear on the weight",
+    Form.STORED: "MatMul",
+    Form.COMPUTED: "MatMul in it",
+    Form.AS_IS: "MatMul",
+}
 OPSET = 21
 NOT_HERE = "not executed here"
 SATURATES = (
@@ -109,27 +120,38 @@ def _probe(flat: bool) -> ir.Model:
     weight = np.linspace(1 if flat else -1, 1, DEPTH * COLUMNS, dtype=np.float32).reshape(DEPTH, COLUMNS)
     x = ir.Value(name="x", shape=ir.Shape(["rows", DEPTH]), type=ir.TensorType(ir.DataType.FLOAT))
     constant = ir.Value(
-        name="weight", const_value=ir.tensor(weight), type=ir.TensorType(ir.DataType.FLOAT),
+        name="weight",
+        const_value=ir.tensor(weight),
+        type=ir.TensorType(ir.DataType.FLOAT),
         shape=ir.Shape(weight.shape),
-    )  # fmt: skip
+    )
     node = ir.node("MatMul", [x, constant], name="product")
     node.outputs[0].name, node.outputs[0].type = "y", x.type
     node.outputs[0].shape = ir.Shape(["rows", COLUMNS])
-    graph = ir.Graph(
-        [x], node.outputs, nodes=[node], initializers=[constant], opset_imports={"": OPSET}, name="probe"
-    )  # fmt: skip
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[constant], opset_imports={"": OPSET}, name="probe")
     return ir.Model(graph, ir_version=10)
 
 
 def _plan(precision: Precision, profile: Profile) -> Plan:
     site = SitePlan(
-        key="product", node="product", role=Role.OTHER, layer=None, shape=(DEPTH, COLUMNS), input="x",
-        precision=precision, reason=Reason.OVERRIDE, range=(-1.0, 1.0),
-    )  # fmt: skip
+        key="product",
+        node="product",
+        role=Role.OTHER,
+        layer=None,
+        shape=(DEPTH, COLUMNS),
+        input="x",
+        precision=precision,
+        reason=Reason.OVERRIDE,
+        range=(-1.0, 1.0),
+    )
     return Plan(
-        model=ModelRef(digest="", origin="probe"), recipe=Recipe(target=profile.name), search=Search(rule="none"),
-        sites=[site], calibration=CalibrationRef(digest="", tokens=0, sequences=0), budget_met=True,
-    )  # fmt: skip
+        model=ModelRef(digest="", origin="probe"),
+        recipe=Recipe(target=profile.name),
+        search=Search(rule="none"),
+        sites=[site],
+        calibration=CalibrationRef(digest="", tokens=0, sequences=0),
+        budget_met=True,
+    )
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Drawing: one decoder layer as boxes and what each of them reads, before and after a plan, as the file has it."""
+"""One decoder layer as boxes and what each of them reads, before and after a plan, as the file has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dry run: plan, bytes and expected time, and nothing written."""
+"""Plan, bytes and expected time, and nothing written."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ def forecast(request: Request, steps: Steps) -> dict[str, Any]:
     """
     artifact.check_out(request.out, force=request.force)
     with opened(
-        request.source, steps, tokenizer=request.tokenizer, bos=request.bos, window=request.window,
-        memory=request.memory, allow_no_glu=request.allow_no_glu,
-    ) as bench:  # fmt: skip
+        request.source,
+        steps,
+        tokenizer=request.tokenizer,
+        bos=request.bos,
+        window=request.window,
+        memory=request.memory,
+        allow_no_glu=request.allow_no_glu,
+    ) as bench:
         import numpy as np
 
         counted = [s for s in bench.found.sites if not s.left_alone(request.recipe.quantize_lm_head)]

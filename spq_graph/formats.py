@@ -1,4 +1,4 @@
-"""Formats: the precision that kept sites get, by rule where nothing was measured and by measured error where it was."""
+"""The precision that kept sites get, by rule where nothing was measured and by measured error where it was."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def candidates(recipe: Recipe, stored: frozenset[str]) -> tuple[Precision, ...]:
     return tuple(p for tier in tiers for p in tier if p is not Precision.FP16 or "fp32" in stored)
 
 
-def pick(
-    measured: Mapping[Precision, float], as_is: float, everywhere: float, recipe: Recipe
-) -> Precision | None:  # fmt: skip
+def pick(measured: Mapping[Precision, float], as_is: float, everywhere: float, recipe: Recipe) -> Precision | None:
     """The cheapest format whose error the numbers allow, the most exact of those that cost the same.
 
     A format may cost what the budget leaves, or as much of what keeping wins back as the recipe's `recovery` gives

@@ -1,4 +1,4 @@
-"""genai_config.json: what onnxruntime-genai has to know to run our output as it is."""
+"""What onnxruntime-genai has to know to run our output as it is: genai_config.json."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 NAME = "genai_config.json"
 # Types that onnxruntime-genai runs as any decoder. Others it may treat in a way of its own (phi3: two graphs in turns),
 # which is not how they are exported here; "decoder" is its name for one of which nothing more is known.
-_PLAIN = frozenset({
-    "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "phi", "qwen2", "qwen3", "smollm3",
-})  # fmt: skip
+_PLAIN = frozenset(
+    {"gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "phi", "qwen2", "qwen3", "smollm3"}
+)
 _SEARCH: dict[str, tuple[type, ...]] = {
-    "do_sample": (bool,), "temperature": (int, float), "top_k": (int,), "top_p": (int, float),
-}  # fmt: skip
+    "do_sample": (bool,),
+    "temperature": (int, float),
+    "top_k": (int,),
+    "top_p": (int, float),
+}
 
 Shape = Sequence[int | str | None]
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")

@@ -1,4 +1,4 @@
-"""Generating: text that continues prompts, as `generate` prints it."""
+"""Text that continues prompts, as `generate` prints it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,17 @@ from spq_graph.workbench import Workbench
 
 
 def generate(
-    path: str, prompts: tuple[str, ...], steps: Steps, *, sampling: Sampling, limits: Limits,
-    stops: tuple[str, ...] = (), tokenizer: Path | None = None, bos: bool = False,
+    path: str,
+    prompts: tuple[str, ...],
+    steps: Steps,
+    *,
+    sampling: Sampling,
+    limits: Limits,
+    stops: tuple[str, ...] = (),
+    tokenizer: Path | None = None,
+    bos: bool = False,
     write: Callable[[str], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Continue prompts.
 
     Args:
@@ -108,9 +115,13 @@ def _stop_ids(bench: Workbench, tokenizer: TextTokenizer) -> frozenset[int]:
 
 
 def _facts(
-    path: str, prompts: tuple[str, ...], ids: list[list[int]], streams: list[TextStream], found: Generated,
+    path: str,
+    prompts: tuple[str, ...],
+    ids: list[list[int]],
+    streams: list[TextStream],
+    found: Generated,
     sampling: Sampling,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     speed = found.tokens_per_second
     return {
         "model": path,
@@ -121,13 +132,15 @@ def _facts(
         "finish": [row.finish for row in found.rows],
         "cache": found.cached,
         "sampling": {
-            "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
             "seed": sampling.seed,
         },
         "prefill_seconds": round(found.prefill_seconds, 4),
         "decode_seconds": round(found.decode_seconds, 4),
         "tokens_per_second": None if speed is None else round(speed, 2),
-    }  # fmt: skip
+    }
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Guard: errors for people, exit statuses, and interrupts that leave nothing behind."""
+"""Errors for people, exit statuses, and interrupts that leave nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML: plan, report and ranges as one page that needs no network, and JavaScript for nothing but convenience.
+"""Plan, report and ranges as one page that needs no network, and JavaScript for nothing but convenience.
 
 Names come from models and tokens from tokenizers, so both are hostile: the template escapes everything, and a content
 security policy forbids the page to load anything, or to run any script but the one that belongs to it.

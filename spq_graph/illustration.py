@@ -1,4 +1,4 @@
-"""Illustration: what the report shows beside the plan: one layer as the files have it, and the words of tokens."""
+"""What the report shows beside the plan: one layer as the files have it, and the words of tokens."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ def draw(bench: Workbench, built: Built, plan: Plan) -> LayerDrawing | None:
     after = load_graph(built.path)
     Canonicalize()(after)
     return LayerDrawing(
-        layer=layer,
-        before=draw_layer(bench.load(), plan.sites, layer),
-        after=draw_layer(after, plan.sites, layer),
+        layer=layer, before=draw_layer(bench.load(), plan.sites, layer), after=draw_layer(after, plan.sites, layer)
     )
 
 

@@ -1,4 +1,4 @@
-"""Inspection: what is in a file, ours or not."""
+"""What is in a file, ours or not."""
 
 from __future__ import annotations
 
@@ -77,8 +77,12 @@ def inspect_path(
     ranges, tokenizer, measured = None, None, None
     if measuring is not None:
         ranges, tokenizer, origin = _measure(path, found, measuring, steps or Steps())
-        measured = {"digest": ranges.data_digest, "tokens": ranges.tokens, "sequences": ranges.sequences,
-                    "origin": origin}  # fmt: skip
+        measured = {
+            "digest": ranges.data_digest,
+            "tokens": ranges.tokens,
+            "sequences": ranges.sequences,
+            "origin": origin,
+        }
         _put_evidence(sites, ranges, tokenizer)
     elif only is not None and recorded is not None and (path / artifact.RANGES).is_file():
         ranges = Ranges.load(path / artifact.RANGES)
@@ -129,12 +133,19 @@ def _sites_of(model: ir.Model, found: Identified, precisions: dict[str | None, s
     nodes = {node.name: node for node in model.graph}
     return [
         {
-            "key": s.key, "node": s.node, "role": s.role.value, "layer": s.layer, "expert": s.expert,
-            "shape": list(s.shape), "input": s.input,
-            "precision": precisions[s.node], "reason": _recorded(nodes[s.node], "reason"), "evidence": {},
+            "key": s.key,
+            "node": s.node,
+            "role": s.role.value,
+            "layer": s.layer,
+            "expert": s.expert,
+            "shape": list(s.shape),
+            "input": s.input,
+            "precision": precisions[s.node],
+            "reason": _recorded(nodes[s.node], "reason"),
+            "evidence": {},
         }
         for s in found.sites
-    ]  # fmt: skip
+    ]
 
 
 def _measure(
@@ -174,8 +185,12 @@ def _profile(profile: Profile, tokenizer: TextTokenizer | None) -> dict[str, Any
             {"first": s.first, "last": s.last, "max": s.peak.value, "typical": s.typical} for s in profile.stretches()
         ],
         "tokens": [
-            {"token": p.token, "text": tokenizer.token_text(p.token) if tokenizer is not None else None,
-             "max": p.value, "position": p.position}
+            {
+                "token": p.token,
+                "text": tokenizer.token_text(p.token) if tokenizer is not None else None,
+                "max": p.value,
+                "position": p.position,
+            }
             for p in profile.leaders
         ],
-    }  # fmt: skip
+    }

@@ -1,4 +1,4 @@
-"""Ladder: what quantizing everywhere costs, what keeping the spikes wins back, and the controls beside it."""
+"""What quantizing everywhere costs, what keeping the spikes wins back, and the controls beside it."""
 
 from __future__ import annotations
 
@@ -49,10 +49,15 @@ def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
 
     def quantized_but(kept: frozenset[str], **recipe: object) -> Plan:
         return plan.with_precisions(
-            lambda s: s.precision if s.key not in counted or s.range is None
-            else (common[0][0] if common else Precision(stored[s.key])) if s.key in kept else integer,
+            lambda s: (
+                s.precision
+                if s.key not in counted or s.range is None
+                else (common[0][0] if common else Precision(stored[s.key]))
+                if s.key in kept
+                else integer
+            ),
             **recipe,
-        )  # fmt: skip
+        )
 
     none: frozenset[str] = frozenset()
     rows = [
@@ -169,6 +174,13 @@ def _kept(row: Variant) -> list[str]:
 
 def _rung(name: str, bits: int | None, score: Score, size: int, executed: dict[str, int]) -> Rung:
     return Rung(
-        name=name, bits=bits, perplexity=score.perplexity, nll=score.nll, kl=score.kl, top1=score.top1, bytes=size,
-        kept=[], executed=executed,
-    )  # fmt: skip
+        name=name,
+        bits=bits,
+        perplexity=score.perplexity,
+        nll=score.nll,
+        kl=score.kl,
+        top1=score.top1,
+        bytes=size,
+        kept=[],
+        executed=executed,
+    )

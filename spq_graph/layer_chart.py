@@ -1,4 +1,4 @@
-"""Layer chart: a decoder layer's boxes and arrows, as a figure of matplotlib."""
+"""A decoder layer's boxes and arrows, as a figure of matplotlib."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ def layer_figure(boxes: Sequence[Box], palette: Palette = LIGHT) -> Figure:
     centres = _centres(boxes, rows, columns)
     depth = {index: row for row, members in enumerate(rows) for index in members}
     middle = _MARGIN + columns * _COLUMN / 2
-    far = [i for i, x in centres.items() if x == middle and any(i in b.reads and depth[k] - depth[i] > 1
-           for k, b in enumerate(boxes))]  # fmt: skip
+    far = [
+        i
+        for i, x in centres.items()
+        if x == middle and any(i in b.reads and depth[k] - depth[i] > 1 for k, b in enumerate(boxes))
+    ]
     # What goes past other rows from the middle gets a lane of its own along the right margin.
     edge = columns * _COLUMN + 2 * _MARGIN
     lanes = {index: edge + number * _LANE for number, index in enumerate(sorted(far, reverse=True))}
@@ -139,10 +142,16 @@ def _box(axes: Axes, box: Box, centre: tuple[float, float], size: tuple[float, f
     (x, y), (wide, high) = centre, size
     axes.add_patch(
         FancyBboxPatch(
-            (x - wide / 2, y - high / 2), wide, high, boxstyle="round,pad=0,rounding_size=6",
-            facecolor=fill, edgecolor=edge, linewidth=1.4, zorder=3,
+            (x - wide / 2, y - high / 2),
+            wide,
+            high,
+            boxstyle="round,pad=0,rounding_size=6",
+            facecolor=fill,
+            edgecolor=edge,
+            linewidth=1.4,
+            zorder=3,
         )
-    )  # fmt: skip
+    )
     weight = "normal" if box.kind in ("other", "stream", "quantizer") else "bold"
     lines = box.detail.splitlines()
     first = y - _LINE * len(lines) / 2

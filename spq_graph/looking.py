@@ -22,15 +22,17 @@ def inspect(
     unmatched: Annotated[bool, typer.Option("--unmatched", help="products that are no sites, and why")] = False,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="measure the file on this, without changing it: text, JSON list of strings, or .npz of "
-                     "input_ids", metavar="FILE"),
+        typer.Option(
+            help="measure the file on this, without changing it: text, JSON list of strings, or .npz of input_ids",
+            metavar="FILE",
+        ),
     ] = None,
     calibration_tokens: o.CalibrationTokens = None,
     tokenizer: o.Tokenizer = None,
     bos: o.Bos = False,
     window: o.Window = None,
     as_json: o.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Sites, roles, precision, reasons and evidence of a file, ours or not."""
     from spq_graph.errors import UsageError
     from spq_graph.inspection import Measuring, inspect_path

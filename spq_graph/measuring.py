@@ -1,4 +1,4 @@
-"""Measuring: perplexity, agreement and zero-shot accuracy of one model, as `eval` prints them."""
+"""Perplexity, agreement and zero-shot accuracy of one model, as `eval` prints them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,19 @@ from spq_graph.workbench import Workbench
 
 
 def evaluate(
-    path: str, steps: Steps, *, text: Path | None = None, against: str | None = None, tasks: tuple[Path, ...] = (),
-    limit: int | None = None, tokenizer: Path | None = None, max_tokens: int | None = None, bos: bool = False,
-    window: int | None = None, target: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    path: str,
+    steps: Steps,
+    *,
+    text: Path | None = None,
+    against: str | None = None,
+    tasks: tuple[Path, ...] = (),
+    limit: int | None = None,
+    tokenizer: Path | None = None,
+    max_tokens: int | None = None,
+    bos: bool = False,
+    window: int | None = None,
+    target: str | None = None,
+) -> dict[str, Any]:
     """Measure a model.
 
     Args:
@@ -73,9 +82,15 @@ def open_model(
 
 
 def _on_text(
-    bench: Workbench, stream: Stream, text: Path, against: str | None, max_tokens: int | None, steps: Steps,
-    tokenizer: Path | None, bos: bool,
-) -> dict[str, Any]:  # fmt: skip
+    bench: Workbench,
+    stream: Stream,
+    text: Path,
+    against: str | None,
+    max_tokens: int | None,
+    steps: Steps,
+    tokenizer: Path | None,
+    bos: bool,
+) -> dict[str, Any]:
     sequences = bench.sequences(text, max_tokens=max_tokens)
     with steps.step("evaluate", f"Evaluating on {sequences.tokens} tokens") as tick:
         if against is None:
@@ -92,9 +107,14 @@ def _on_task(bench: Workbench, path: Path, limit: int | None, steps: Steps) -> t
     task = load_task(path)
     with steps.step(task.name, f"Scoring {task.name}") as tick:
         result = score_task(
-            task, bench.tokenizer, bench.runner.logits, max_length=bench.sequence_length, limit=limit, bos=bench.bos,
+            task,
+            bench.tokenizer,
+            bench.runner.logits,
+            max_length=bench.sequence_length,
+            limit=limit,
+            bos=bench.bos,
             progress=tick,
-        )  # fmt: skip
+        )
     facts: dict[str, Any] = {"accuracy": result.accuracy, "n": result.n}
     if result.accuracy_normalized is not None:
         facts["accuracy_normalized"] = result.accuracy_normalized

@@ -1,4 +1,4 @@
-"""Metering: the KL that decisions are measured by, on models that are never written."""
+"""The KL that decisions are measured by, on models that are never written."""
 
 from __future__ import annotations
 
@@ -40,18 +40,29 @@ def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
     """A plan with every measured site as the graph has it, from which those to be measured are made."""
     sites = [
         SitePlan(
-            key=s.key, node=s.node, role=s.role, layer=s.layer, expert=s.expert, shape=s.shape, input=s.input,
-            precision=Precision(s.stored), reason=Reason.DEFAULT,
+            key=s.key,
+            node=s.node,
+            role=s.role,
+            layer=s.layer,
+            expert=s.expert,
+            shape=s.shape,
+            input=s.input,
+            precision=Precision(s.stored),
+            reason=Reason.DEFAULT,
             range=(ranges.values[s.input].low, ranges.values[s.input].high),
         )
         for s in bench.found.sites
         if s.input in ranges.values
-    ]  # fmt: skip
+    ]
     calibration = CalibrationRef(digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences)
     return Plan(
-        model=bench.ref, recipe=recipe, calibration=calibration, search=Search(rule="none"), sites=sites,
+        model=bench.ref,
+        recipe=recipe,
+        calibration=calibration,
+        search=Search(rule="none"),
+        sites=sites,
         budget_met=True,
-    )  # fmt: skip
+    )
 
 
 def spread(sequences: Sequences, tokens: int) -> Sequences:

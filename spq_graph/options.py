@@ -18,9 +18,12 @@ Tokenizer = Annotated[Path | None, typer.Option(help="folder with tokenizer.json
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="recipe in TOML", metavar="FILE")]
 Calibration = Annotated[
     Path | None,
-    typer.Option(help="calibration data: text, JSON list of strings, or .npz of input_ids; default: text sampled "
-                 "from the model itself", metavar="FILE"),
-]  # fmt: skip
+    typer.Option(
+        help="calibration data: text, JSON list of strings, or .npz of input_ids; default: text sampled "
+        "from the model itself",
+        metavar="FILE",
+    ),
+]
 CalibrationTokens = Annotated[int | None, typer.Option(min=1, help="tokens of calibration data (default 65536)")]
 Text = Annotated[Path | None, typer.Option(help="evaluation text, never the calibration data", metavar="FILE")]
 Bos = Annotated[bool, typer.Option("--bos", help="prepend BOS even where the tokenizer does not")]
@@ -28,9 +31,11 @@ Window = Annotated[int | None, typer.Option(min=2, help="tokens in a sequence (d
 Target = Annotated[str | None, typer.Option(help="cpu, cuda, tensorrt, openvino or portable")]
 HighPrecision = Annotated[
     str | None,
-    typer.Option(help="what kept sites become: auto (what measuring justifies), fp8 (of its two formats the better), "
-                 "fp8_e4m3, fp8_e5m2, w8fp8a16, w8a16, fp16, bf16, fp32"),
-]  # fmt: skip
+    typer.Option(
+        help="what kept sites become: auto (what measuring justifies), fp8 (of its two formats the better), "
+        "fp8_e4m3, fp8_e5m2, w8fp8a16, w8a16, fp16, bf16, fp32"
+    ),
+]
 Keep = Annotated[
     list[str] | None, typer.Option(help="keep these sites in high precision by hand (glob, repeatable)", metavar="GLOB")
 ]
@@ -42,9 +47,12 @@ Seed = Annotated[int | None, typer.Option(min=0, help="seed of what is sampled a
 AllowNoGlu = Annotated[bool, typer.Option("--allow-no-glu", help="go on where the graph holds no GLU")]
 MemoryLimit = Annotated[
     int | None,
-    typer.Option(min=1, help="MiB of weights in memory at a time; a larger model runs in pieces (default 64 to 256)",
-                 metavar="MIB"),
-]  # fmt: skip
+    typer.Option(
+        min=1,
+        help="MiB of weights in memory at a time; a larger model runs in pieces (default 64 to 256)",
+        metavar="MIB",
+    ),
+]
 MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most")]
 
 

@@ -1,4 +1,4 @@
-"""Pipeline: the whole way from a source to OUT. Its single steps are in `stages`."""
+"""The whole way from a source to OUT. Its single steps are in `stages`."""
 
 from __future__ import annotations
 
@@ -85,9 +85,16 @@ class Outcome:
 
 @contextmanager
 def opened(
-    source: str, steps: Steps, *, tokenizer: Path | None = None, bos: bool = False, window: int | None = None,
-    memory: int | None = None, allow_no_glu: bool = False, find_sites: bool = True,
-) -> Iterator[Workbench]:  # fmt: skip
+    source: str,
+    steps: Steps,
+    *,
+    tokenizer: Path | None = None,
+    bos: bool = False,
+    window: int | None = None,
+    memory: int | None = None,
+    allow_no_glu: bool = False,
+    find_sites: bool = True,
+) -> Iterator[Workbench]:
     """A workbench over a source, with a folder for intermediate files that vanishes at the end."""
     with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
         bench = Workbench(resolve(source, tokenizer), Path(work), steps, bos, window, memory)
@@ -110,12 +117,17 @@ def quantize(request: Request, steps: Steps) -> Outcome:
     _check_texts(request, resolve(request.source, request.tokenizer))
     with (
         opened(
-            request.source, steps, tokenizer=request.tokenizer, bos=request.bos, window=request.window,
-            memory=request.memory, allow_no_glu=request.allow_no_glu,
+            request.source,
+            steps,
+            tokenizer=request.tokenizer,
+            bos=request.bos,
+            window=request.window,
+            memory=request.memory,
+            allow_no_glu=request.allow_no_glu,
         ) as bench,
         artifact.staged(request.out) as staging,
         ThreadPoolExecutor(max_workers=1) as beside,  # draws for the page while the file is written and proved
-    ):  # fmt: skip
+    ):
         text = _text(request, bench)
         ranges, sequences = _measured(request, bench, text)
         plans = [make_plan(bench, request.recipe, bits, ranges, sequences) for bits in request.bits]
@@ -222,10 +234,16 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
                 bench, sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))
             )
         return decide(
-            bench.found.sites, ranges, recipe, bench.ref, unmatched=bench.found.unmatched,
-            origin=sequences.origin if sequences is not None else "", measure=measure, tokens=tokens,
+            bench.found.sites,
+            ranges,
+            recipe,
+            bench.ref,
+            unmatched=bench.found.unmatched,
+            origin=sequences.origin if sequences is not None else "",
+            measure=measure,
+            tokens=tokens,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
-        )  # fmt: skip
+        )
 
 
 def companions(source: Source) -> Path:
@@ -243,16 +261,25 @@ def add_companions(source: Source, staging: Path) -> None:
 def _target_run(bench: Workbench, plan: Plan, executed: Executed, built: Built) -> TargetRun:
     profile = plan.recipe.profile
     return TargetRun(
-        name=profile.name, device=profile.device, opset=built.opset, executed_here=executed.absent is None,
+        name=profile.name,
+        device=profile.device,
+        opset=built.opset,
+        executed_here=executed.absent is None,
         absent=executed.absent,
         measured_on="OpenVINO" if profile.runtime == "openvino" and not bench.emulates(plan) else "ONNX Runtime",
-    )  # fmt: skip
+    )
 
 
 def _report(
-    request: Request, bench: Workbench, plan: Plan, ladder: list[Rung], text: Sequences | None, executed: Executed,
-    built: Built, steps: Steps,
-) -> Report:  # fmt: skip
+    request: Request,
+    bench: Workbench,
+    plan: Plan,
+    ladder: list[Rung],
+    text: Sequences | None,
+    executed: Executed,
+    built: Built,
+    steps: Steps,
+) -> Report:
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     report = Report(

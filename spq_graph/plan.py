@@ -1,4 +1,4 @@
-"""Plan: what was decided, for every site, with the reason and the evidence. Same inputs, same bytes."""
+"""What was decided, for every site, with the reason and the evidence. Same inputs, same bytes."""
 
 from __future__ import annotations
 

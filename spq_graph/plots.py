@@ -1,4 +1,4 @@
-"""Plots: what the report draws, as figures of matplotlib for notebooks."""
+"""What the report draws, as figures of matplotlib for notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precision: the arithmetic that a site can have."""
+"""The arithmetic that a site can have."""
 
 from __future__ import annotations
 

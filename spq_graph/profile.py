@@ -1,4 +1,4 @@
-"""Profile: where in a sequence an activation is large, and on which tokens, in a form that merges associatively.
+"""Where in a sequence an activation is large, and on which tokens, in a form that merges associatively.
 
 Positions fall into fixed buckets, each of the first eight alone and then four an octave, so that sequences of any
 length make a few dozen numbers. What a bucket holds is a maximum with its place, and integer sums.

@@ -1,4 +1,4 @@
-"""Profile chart: where in the sequence an activation is large, as a figure of matplotlib."""
+"""Where in the sequence an activation is large, as a figure of matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress: timed steps with a bar on standard error, quiet where that is not a terminal."""
+"""Timed steps with a bar on standard error, quiet where that is not a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges: what calibration saw at every site input; shards merged in any order give the same bytes as one run."""
+"""What calibration saw at every site input; shards merged in any order give the same bytes as one run."""
 
 from __future__ import annotations
 
@@ -100,9 +100,13 @@ class Ranges:
                 arrays |= {f"{name}/{part}": array for part, array in seen.profile.arrays().items()}
             values[name] = seen.facts() | {"ratio_sum": seen.ratio_sum}
         head = {
-            "schema": SCHEMA, "model": self.model_digest, "data": self.data_digest,
-            "tokens": self.tokens, "sequences": self.sequences, "values": values,
-        }  # fmt: skip
+            "schema": SCHEMA,
+            "model": self.model_digest,
+            "data": self.data_digest,
+            "tokens": self.tokens,
+            "sequences": self.sequences,
+            "values": values,
+        }
         path.write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".safetensors").write_bytes(save(arrays))
 
@@ -138,10 +142,16 @@ class Ranges:
             for name, v in head["values"].items():
                 bins, counts = arrays[f"{name}/bins"].tolist(), arrays[f"{name}/counts"].tolist()
                 loaded.values[name] = ValueRange(
-                    v["min"], v["max"], Peak(v["token_max"], v["token"], v["position"]),
-                    dict(zip(bins, counts, strict=True)), v["ratio_sum"], v["sequences"], v["tokens"],
-                    arrays[f"{name}/channels"], _profile(arrays, name),
-                )  # fmt: skip
+                    v["min"],
+                    v["max"],
+                    Peak(v["token_max"], v["token"], v["position"]),
+                    dict(zip(bins, counts, strict=True)),
+                    v["ratio_sum"],
+                    v["sequences"],
+                    v["tokens"],
+                    arrays[f"{name}/channels"],
+                    _profile(arrays, name),
+                )
         except DataError:
             raise
         except Exception as cause:

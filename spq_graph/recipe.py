@@ -1,4 +1,4 @@
-"""Recipe: what the user wants. Validated, and unknown keys are refused."""
+"""What the user wants. Validated, and unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -27,9 +27,20 @@ class Override(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     pattern: str
     precision: Literal[
-        "int8", "int7", "int6", "int5", "int4", "fp32", "fp16", "bf16", "w8a16", "fp8_e4m3", "fp8_e5m2", "w8fp8a16",
+        "int8",
+        "int7",
+        "int6",
+        "int5",
+        "int4",
+        "fp32",
+        "fp16",
+        "bf16",
+        "w8a16",
+        "fp8_e4m3",
+        "fp8_e5m2",
+        "w8fp8a16",
         "high",
-    ]  # fmt: skip
+    ]
 
 
 class Recipe(BaseModel):

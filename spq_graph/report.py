@@ -1,4 +1,4 @@
-"""Report: what came of a plan. The ladder, sizes, what really ran, and where."""
+"""What came of a plan. The ladder, sizes, what really ran, and where."""
 
 from __future__ import annotations
 

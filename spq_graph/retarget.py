@@ -1,4 +1,4 @@
-"""Retarget: the same plan for another target. Pure, as `decide` is: no graph, no file."""
+"""The same plan for another target. Pure, as `decide` is: no graph, no file."""
 
 from __future__ import annotations
 

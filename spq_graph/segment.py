@@ -1,4 +1,4 @@
-"""Segment: a piece of a model that runs alone, so that only its weights need be in memory."""
+"""A piece of a model that runs alone, so that only its weights need be in memory."""
 
 from __future__ import annotations
 
@@ -76,7 +76,16 @@ def type_of(array: npt.NDArray[Any]) -> str:
 
 
 _TYPE_NAMES = {
-    "float32": "tensor(float)", "float64": "tensor(double)", "float16": "tensor(float16)", "int64": "tensor(int64)",
-    "int32": "tensor(int32)", "int16": "tensor(int16)", "int8": "tensor(int8)", "uint8": "tensor(uint8)",
-    "uint16": "tensor(uint16)", "uint32": "tensor(uint32)", "uint64": "tensor(uint64)", "bool": "tensor(bool)",
-}  # fmt: skip
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "int16": "tensor(int16)",
+    "int8": "tensor(int8)",
+    "uint8": "tensor(uint8)",
+    "uint16": "tensor(uint16)",
+    "uint32": "tensor(uint32)",
+    "uint64": "tensor(uint64)",
+    "bool": "tensor(bool)",
+}

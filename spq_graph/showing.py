@@ -1,4 +1,4 @@
-"""Showing: inspections and differences as tables that fit 80 columns. Names are set as text, never as markup."""
+"""Inspections and differences as tables that fit 80 columns. Names are set as text, never as markup."""
 
 from __future__ import annotations
 
@@ -77,9 +77,13 @@ def _sites(sites: list[dict[str, Any]]) -> Table:
     table = _table("site", "role", "K x N", "as", "reason", "ratio")
     for site in sites:
         table.add_row(
-            _name(site["key"]), site["role"], "x".join(map(str, site["shape"])), _precision(site["precision"]),
-            _reason(site["reason"]), wording.number(site["evidence"].get("ratio")),
-        )  # fmt: skip
+            _name(site["key"]),
+            site["role"],
+            "x".join(map(str, site["shape"])),
+            _precision(site["precision"]),
+            _reason(site["reason"]),
+            wording.number(site["evidence"].get("ratio")),
+        )
     return table
 
 
@@ -89,9 +93,14 @@ def _spikes(sites: list[dict[str, Any]]) -> Table:
         seen = Evidence.model_validate(site["evidence"])
         position = wording.NOTHING if seen.position is None else str(seen.position)
         table.add_row(
-            _name(site["key"]), wording.number(seen.ratio), wording.number(seen.max), wording.number(seen.median),
-            Text(_clipped(wording.token(seen))), position, wording.number(seen.kl),
-        )  # fmt: skip
+            _name(site["key"]),
+            wording.number(seen.ratio),
+            wording.number(seen.max),
+            wording.number(seen.median),
+            Text(_clipped(wording.token(seen))),
+            position,
+            wording.number(seen.kl),
+        )
     return table
 
 
@@ -158,9 +167,13 @@ def show_difference(found: dict[str, Any], console: Console) -> None:
             a, b = entry["a"], entry["b"]
             ratio = a.get("ratio") if a.get("ratio") is not None else b.get("ratio")
             table.add_row(
-                _name(entry["key"]), _precision(a["precision"]), _reason(a["reason"]), _precision(b["precision"]),
-                _reason(b["reason"]), wording.number(ratio),
-            )  # fmt: skip
+                _name(entry["key"]),
+                _precision(a["precision"]),
+                _reason(a["reason"]),
+                _precision(b["precision"]),
+                _reason(b["reason"]),
+                wording.number(ratio),
+            )
         console.print(table)
     for side in ("a", "b"):
         for key in found[f"only_{side}"]:

@@ -1,4 +1,4 @@
-"""Site: one MatMul or Gemm with a constant weight, and the role it plays in the model."""
+"""One MatMul or Gemm with a constant weight, and the role it plays in the model."""
 
 from __future__ import annotations
 

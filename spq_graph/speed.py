@@ -1,4 +1,4 @@
-"""Speed: what `bench` measured, as it prints it with `--json` and as a report keeps it."""
+"""What `bench` measured, as it prints it with `--json` and as a report keeps it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pydantic import BaseModel, ConfigDict
 
 _NAMES = {
-    "fp32": "FP32", "everywhere": "INT8 everywhere", "spike_aware": "spike-aware", "weight_only": "MatMulNBits, 8 bits",
+    "fp32": "FP32",
+    "everywhere": "INT8 everywhere",
+    "spike_aware": "spike-aware",
+    "weight_only": "MatMulNBits, 8 bits",
     "model": "this model",
-}  # fmt: skip
+}
 
 
 class _Strict(BaseModel):

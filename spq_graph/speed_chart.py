@@ -1,4 +1,4 @@
-"""Speed chart: one measurement of `bench`, as a figure of matplotlib."""
+"""One measurement of `bench`, as a figure of matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spike map: the sites by layer and role, and how hot each place is."""
+"""The sites by layer and role, and how hot each place is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ from spq_graph.sites import Role
 HEAT_STEPS = 10
 STEPS_A_DECADE = 3
 _FLOW = (
-    Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V, Role.ATTN_QKV, Role.ATTN_O, Role.ROUTER,
-    Role.GLU_GATE, Role.GLU_UP, Role.GLU_GATE_UP, Role.GLU_DOWN,
-    Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_GATE_UP, Role.EXPERT_DOWN, Role.OTHER, Role.LM_HEAD,
-)  # fmt: skip
+    Role.ATTN_Q,
+    Role.ATTN_K,
+    Role.ATTN_V,
+    Role.ATTN_QKV,
+    Role.ATTN_O,
+    Role.ROUTER,
+    Role.GLU_GATE,
+    Role.GLU_UP,
+    Role.GLU_GATE_UP,
+    Role.GLU_DOWN,
+    Role.EXPERT_GATE,
+    Role.EXPERT_UP,
+    Role.EXPERT_GATE_UP,
+    Role.EXPERT_DOWN,
+    Role.OTHER,
+    Role.LM_HEAD,
+)
 
 
 @dataclass(frozen=True, slots=True)

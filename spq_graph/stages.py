@@ -1,4 +1,4 @@
-"""Stages: the single steps of the pipeline, each from files to files."""
+"""The single steps of the pipeline, each from files to files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spq_graph.targets import Target
 
 def apply(
     model: Path, plan: Plan, out: Path, steps: Steps, *, target: Target | None = None, force: bool = False
-) -> tuple[Plan, Executed]:  # fmt: skip
+) -> tuple[Plan, Executed]:
     """Apply a plan to the ONNX file that it was made for, for its own target or another, and prove what runs.
 
     Returns:
@@ -48,9 +48,7 @@ def apply(
     return plan, executed
 
 
-def export(
-    source: str, out: Path, steps: Steps, *, opset: int = 21, cache: bool = True, force: bool = False
-) -> Path:  # fmt: skip
+def export(source: str, out: Path, steps: Steps, *, opset: int = 21, cache: bool = True, force: bool = False) -> Path:
     """Export a Hugging Face folder into OUT, with KV cache or without, and return the file.
 
     Raises:
@@ -69,10 +67,21 @@ def export(
 
 
 def calibrate(
-    model: str, out: Path, steps: Steps, *, calibration: Path | None = None, tokens: int | None = None,
-    tokenizer: Path | None = None, shard: str | None = None, merge: tuple[Path, ...] = (), seed: int = 0,
-    bos: bool = False, window: int | None = None, memory: int | None = None, allow_no_glu: bool = False,
-) -> Ranges:  # fmt: skip
+    model: str,
+    out: Path,
+    steps: Steps,
+    *,
+    calibration: Path | None = None,
+    tokens: int | None = None,
+    tokenizer: Path | None = None,
+    shard: str | None = None,
+    merge: tuple[Path, ...] = (),
+    seed: int = 0,
+    bos: bool = False,
+    window: int | None = None,
+    memory: int | None = None,
+    allow_no_glu: bool = False,
+) -> Ranges:
     """Measure ranges, or merge what was measured apart, and write them to `out`.
 
     An interrupted run leaves what it measured beside `out`, and the next one on the same data goes on from there.
@@ -110,10 +119,19 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def plan(
-    model: str, ranges: Path, out: Path, recipe: Recipe, steps: Steps, *, calibration: Path | None = None,
-    tokenizer: Path | None = None, bos: bool = False, window: int | None = None, memory: int | None = None,
+    model: str,
+    ranges: Path,
+    out: Path,
+    recipe: Recipe,
+    steps: Steps,
+    *,
+    calibration: Path | None = None,
+    tokenizer: Path | None = None,
+    bos: bool = False,
+    window: int | None = None,
+    memory: int | None = None,
     allow_no_glu: bool = False,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Decide from measured ranges, and write the plan to `out`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Streams: a model's file, opened so that its weights fit a memory limit: in one session, or segment by segment."""
+"""A model's file, opened so that its weights fit a memory limit: in one session, or segment by segment."""
 
 from __future__ import annotations
 

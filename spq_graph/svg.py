@@ -1,4 +1,4 @@
-"""SVG: drawings of matplotlib, with colours of their own or with those of the page around them."""
+"""Drawings of matplotlib, with colours of their own or with those of the page around them."""
 
 from __future__ import annotations
 

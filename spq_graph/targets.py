@@ -1,4 +1,4 @@
-"""Targets: what every precision becomes on a target, and what is legal there, as data.
+"""What every precision becomes on a target, and what is legal there, as data.
 
 Decisions, the inserting passes, `verify` and the proof of what ran read the same tables, so that what a target cannot
 do is refused or replaced with a reason and never written.
@@ -140,62 +140,85 @@ _OPERATOR = {p.value: Form.OPERATOR for p in _FP8}
 _NO_BF16 = "ONNX Runtime's CPU provider has no product in bfloat16"
 _ALL = frozenset({ONNX, CONTRIB, OURS})
 
-PROFILES: Mapping[str, Profile] = MappingProxyType({
-    "cpu": Profile(
-        name="cpu", device="ONNX Runtime's CPU provider", runtime="onnxruntime", provider="CPUExecutionProvider",
-        forms=_forms(Form.QDQ, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.STORED),
-        missing={Precision.BF16: _NO_BF16}, domains=_ALL, functions=True, divided_norms=True, fused_attention=True,
-        tiers={
-            "balanced": (_EIGHT_BITS, _HALF),
-            # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
-            # 0.59 to 0.67. At length 1 all of them wait for memory (0.26 to 0.33), so decoding has no order of its own.
-            "prefill": (_FP8, (Precision.W8A16,), _HALF),
-        },
-    ),
-    "cuda": Profile(
-        name="cuda", device="ONNX Runtime's CUDA provider", runtime="onnxruntime", provider="CUDAExecutionProvider",
-        forms=_forms(
-            Form.MATMUL_INTEGER, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.COMPUTED, bf16=Form.COMPUTED
+PROFILES: Mapping[str, Profile] = MappingProxyType(
+    {
+        "cpu": Profile(
+            name="cpu",
+            device="ONNX Runtime's CPU provider",
+            runtime="onnxruntime",
+            provider="CPUExecutionProvider",
+            forms=_forms(Form.QDQ, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.STORED),
+            missing={Precision.BF16: _NO_BF16},
+            domains=_ALL,
+            functions=True,
+            divided_norms=True,
+            fused_attention=True,
+            tiers={
+                "balanced": (_EIGHT_BITS, _HALF),
+                # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
+                # 0.59 to 0.67. At length 1 all of them wait for memory (0.26 to 0.33): no order of its own.
+                "prefill": (_FP8, (Precision.W8A16,), _HALF),
+            },
         ),
-        missing={}, signed=True, domains=_ALL, functions=True, divided_norms=True,
-        tiers={"balanced": (_EIGHT_BITS, _HALF)},
-    ),
-    "tensorrt": Profile(
-        name="tensorrt", device="TensorRT, strongly typed", runtime="onnxruntime",
-        provider="TensorrtExecutionProvider",
-        forms=_forms(Form.QDQ, fp8_e4m3=Form.QDQ, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
-        missing={
-            Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
-            Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
-            Precision.W8A16: "TensorRT has 8-bit integers on both sides of a product only, and MatMulNBits not at all",
-        },
-        signed=True, fp8_per_channel=False,
-        tiers={"balanced": ((Precision.FP8_E4M3,), _HALF)},
-    ),
-    "openvino": Profile(
-        name="openvino", device="OpenVINO's CPU plugin", runtime="openvino", provider=None,
-        forms=_forms(Form.QDQ, w8a16=Form.WEIGHT, w8fp8a16=Form.WEIGHT, fp16=Form.STORED),
-        missing={
-            **dict.fromkeys(
-                (Precision.FP8_E4M3, Precision.FP8_E5M2),
-                "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps weights in FP8, which it widens at load",
-            ),
-            Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
-        },
-        # Operators of com.microsoft may come with the source, as far as OpenVINO reads them; none is inserted.
-        domains=frozenset({ONNX, CONTRIB}),
-        # FP8 weights run at the speed and in the memory of float32 there; integer ones are decompressed in the kernel.
-        tiers={"balanced": ((Precision.W8A16,), _HALF)},
-    ),
-    "portable": Profile(
-        name="portable", device="any runtime that has the opset", runtime="onnxruntime",
-        provider="CPUExecutionProvider",
-        forms=_forms(Form.QDQ, **_OPERATOR, fp16=Form.STORED),
-        missing={
-            Precision.W8A16: "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only",
-            Precision.BF16: _NO_BF16,
-        },
-        domains=frozenset({ONNX, OURS}), functions=True,
-        tiers={"balanced": (_FP8, _HALF)},
-    ),
-})  # fmt: skip
+        "cuda": Profile(
+            name="cuda",
+            device="ONNX Runtime's CUDA provider",
+            runtime="onnxruntime",
+            provider="CUDAExecutionProvider",
+            forms=_forms(Form.MATMUL_INTEGER, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
+            missing={},
+            signed=True,
+            domains=_ALL,
+            functions=True,
+            divided_norms=True,
+            tiers={"balanced": (_EIGHT_BITS, _HALF)},
+        ),
+        "tensorrt": Profile(
+            name="tensorrt",
+            device="TensorRT, strongly typed",
+            runtime="onnxruntime",
+            provider="TensorrtExecutionProvider",
+            forms=_forms(Form.QDQ, fp8_e4m3=Form.QDQ, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
+            missing={
+                Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
+                Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
+                Precision.W8A16: "TensorRT has 8-bit integers on both sides of a product only, and no MatMulNBits",
+            },
+            signed=True,
+            fp8_per_channel=False,
+            tiers={"balanced": ((Precision.FP8_E4M3,), _HALF)},
+        ),
+        "openvino": Profile(
+            name="openvino",
+            device="OpenVINO's CPU plugin",
+            runtime="openvino",
+            provider=None,
+            forms=_forms(Form.QDQ, w8a16=Form.WEIGHT, w8fp8a16=Form.WEIGHT, fp16=Form.STORED),
+            missing={
+                **dict.fromkeys(
+                    (Precision.FP8_E4M3, Precision.FP8_E5M2),
+                    "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps FP8 weights, which it widens at load",
+                ),
+                Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
+            },
+            # Operators of com.microsoft may come with the source, as far as OpenVINO reads them; none is inserted.
+            domains=frozenset({ONNX, CONTRIB}),
+            # FP8 weights run at the speed and in the memory of float32 there; the kernel decompresses integer ones.
+            tiers={"balanced": ((Precision.W8A16,), _HALF)},
+        ),
+        "portable": Profile(
+            name="portable",
+            device="any runtime that has the opset",
+            runtime="onnxruntime",
+            provider="CPUExecutionProvider",
+            forms=_forms(Form.QDQ, **_OPERATOR, fp16=Form.STORED),
+            missing={
+                Precision.W8A16: "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only",
+                Precision.BF16: _NO_BF16,
+            },
+            domains=frozenset({ONNX, OURS}),
+            functions=True,
+            tiers={"balanced": (_FP8, _HALF)},
+        ),
+    }
+)

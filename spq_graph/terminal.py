@@ -1,4 +1,4 @@
-"""Terminal: where every verb's output goes. Results on standard output, progress and errors on standard error."""
+"""Where every verb's output goes. Results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 

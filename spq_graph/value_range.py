@@ -1,4 +1,4 @@
-"""Value ranges: what calibration saw of one activation value, in a form that merges associatively.
+"""What calibration saw of one activation value, in a form that merges associatively.
 
 Everything is an integer count, a minimum or a maximum. Token maxima are kept as a histogram over the leading bits of
 their float32 representation: 64 bins an octave, fixed for all time, relative error of a quantile at most 1/128.
@@ -105,10 +105,17 @@ class ValueRange:
     def facts(self) -> dict[str, Any]:
         """What is known in single numbers."""
         return {
-            "min": self.low, "max": self.high, "token_max": self.peak.value, "token": self.peak.token,
-            "position": self.peak.position, "median": self.median, "ratio": self.ratio,
-            "sequence_ratio": self.sequence_ratio, "sequences": self.sequences, "tokens": self.tokens,
-        }  # fmt: skip
+            "min": self.low,
+            "max": self.high,
+            "token_max": self.peak.value,
+            "token": self.peak.token,
+            "position": self.peak.position,
+            "median": self.median,
+            "ratio": self.ratio,
+            "sequence_ratio": self.sequence_ratio,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+        }
 
     @property
     def median(self) -> float:

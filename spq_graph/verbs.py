@@ -31,9 +31,18 @@ def evaluate(
     from spq_graph.measuring import evaluate as run
 
     found = run(
-        path, steps(), text=text, against=against, tasks=tuple(tasks or ()), limit=limit, tokenizer=tokenizer,
-        max_tokens=max_eval_tokens, bos=bos, window=window, target=target,
-    )  # fmt: skip
+        path,
+        steps(),
+        text=text,
+        against=against,
+        tasks=tuple(tasks or ()),
+        limit=limit,
+        tokenizer=tokenizer,
+        max_tokens=max_eval_tokens,
+        bos=bos,
+        window=window,
+        target=target,
+    )
     if as_json:
         print_json(found)
         return
@@ -66,9 +75,14 @@ def bench(
         check_report(Path(path))
 
     found = run(
-        path, steps(), against=against, targets=tuple(target or ()), rounds=rounds, threads=threads,
+        path,
+        steps(),
+        against=against,
+        targets=tuple(target or ()),
+        rounds=rounds,
+        threads=threads,
         lengths=tuple(length or LENGTHS),
-    )  # fmt: skip
+    )
     if report:
         add_to_report(Path(path), found)
     if as_json:
@@ -103,10 +117,16 @@ def generate(
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
     found = run(
-        path, tuple(prompt), steps(), sampling=Sampling(temperature, top_k, top_p, seed or 0),
-        limits=Limits(max_new_tokens), stops=tuple(stop or ()), tokenizer=tokenizer, bos=bos,
+        path,
+        tuple(prompt),
+        steps(),
+        sampling=Sampling(temperature, top_k, top_p, seed or 0),
+        limits=Limits(max_new_tokens),
+        stops=tuple(stop or ()),
+        tokenizer=tokenizer,
+        bos=bos,
         write=None if as_json else write_text,
-    )  # fmt: skip
+    )
     if as_json:
         print_json(found)
     else:

@@ -1,4 +1,4 @@
-"""Verdict: ready or not, what speaks against it, and on which machine it was measured."""
+"""Ready or not, what speaks against it, and on which machine it was measured."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from spq_graph.report import Report, Verdict
 # Spike-aware is called ready within this much of the floating-point perplexity.
 READY_WITHIN = 0.01
 _PACKAGES = (
-    "onnxruntime", "onnxruntime-gpu", "openvino", "onnx", "onnx-ir", "onnxscript", "numpy", "torch", "transformers",
-)  # fmt: skip
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "numpy",
+    "torch",
+    "transformers",
+)
 
 
 def judge(plan: Plan, report: Report) -> Verdict:

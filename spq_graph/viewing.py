@@ -1,4 +1,4 @@
-"""Viewing: open a file in Netron, where that is installed."""
+"""Open a file in Netron, where that is installed."""
 
 from __future__ import annotations
 

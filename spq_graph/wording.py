@@ -1,4 +1,4 @@
-"""Wording: how plans and reports are put into words and numbers, the same in the terminal and in HTML."""
+"""How plans and reports are put into words and numbers, the same in the terminal and in HTML."""
 
 from __future__ import annotations
 

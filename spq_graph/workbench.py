@@ -1,4 +1,4 @@
-"""Workbench: one source model on disk, its sites, and what can be done with them: calibrate, build, measure."""
+"""One source model on disk, its sites, and what can be done with them: calibrate, build, measure."""
 
 from __future__ import annotations
 
@@ -175,9 +175,13 @@ class Workbench:
     def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
         """Read text or ids as this model's sequences."""
         found = load_sequences(
-            path, self.tokenizer, window=self.sequence_length, bos=self.bos,
-            vocab_size=self.source.vocab_size or self.decoder.vocabulary, max_tokens=max_tokens,
-        )  # fmt: skip
+            path,
+            self.tokenizer,
+            window=self.sequence_length,
+            bos=self.bos,
+            vocab_size=self.source.vocab_size or self.decoder.vocabulary,
+            max_tokens=max_tokens,
+        )
         return replace(found, origin=path.name)  # where the file lies is not part of what was decided
 
     def sampled(self, tokens: int | None, seed: int) -> Sequences:
@@ -217,9 +221,15 @@ class Workbench:
         observe(graph)
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
             return calibrate(
-                self.segments(graph), [(p.value, p.outputs) for p in observe.probes], FINITE_CHECK, sequences,
-                self.digest, self._name_not_finite, tick, checkpoint,
-            )  # fmt: skip
+                self.segments(graph),
+                [(p.value, p.outputs) for p in observe.probes],
+                FINITE_CHECK,
+                sequences,
+                self.digest,
+                self._name_not_finite,
+                tick,
+                checkpoint,
+            )
 
     def segments(self, graph: ir.Model) -> Segmented:
         """A graph made of the source's, in pieces that fit the memory limit; the graph is edited for it."""

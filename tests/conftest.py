@@ -48,10 +48,17 @@ def shared_data() -> Path:
 def write_tokenizer(folder: Path) -> None:
     """Writes a word-level tokenizer of 64 words that prepends BOS."""
     special = [
-        {"id": index, "content": word, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": True}
+        {
+            "id": index,
+            "content": word,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for index, word in enumerate(WORDS[:3])
-    ]  # fmt: skip
+    ]
     bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     tokenizer = {
         "version": "1.0",

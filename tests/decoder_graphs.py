@@ -46,11 +46,7 @@ _PLAIN = Decoder()
 
 
 def decoder(
-    shape: Decoder = _PLAIN,
-    *,
-    opset: int = 21,
-    naming: Naming = "dynamo",
-    dtype: type[np.generic] = np.float32,
+    shape: Decoder = _PLAIN, *, opset: int = 21, naming: Naming = "dynamo", dtype: type[np.generic] = np.float32
 ) -> ModelProto:
     """A decoder over input_ids, attention_mask and position_ids, int64 [batch, sequence], that returns logits."""
     b = Builder(opset, naming, dtype)
@@ -99,9 +95,7 @@ def _rms_norm(b: Builder, value: str, width: int) -> str:
 def _causal_mask(b: Builder) -> str:
     """0 where a token may look, a large negative number elsewhere: [batch, 1, sequence, sequence]."""
     past = b.op(
-        "LessOrEqual",
-        _axes(b, "Unsqueeze", "position_ids", [1, 2]),
-        _axes(b, "Unsqueeze", "position_ids", [1, 3]),
+        "LessOrEqual", _axes(b, "Unsqueeze", "position_ids", [1, 2]), _axes(b, "Unsqueeze", "position_ids", [1, 3])
     )
     present = b.op("Cast", _axes(b, "Unsqueeze", "attention_mask", [1, 2]), to=TensorProto.BOOL)
     return str(b.op("Where", b.op("And", past, present), b.number(0.0), b.number(-1e4)))
@@ -158,9 +152,19 @@ def _fused(b: Builder, q: str, k: str, v: str, shape: Decoder) -> str:
         length = b.op("Gather", b.op("Shape", "attention_mask"), b.const(1, np.int64))
         total = b.op("Cast", length, to=TensorProto.INT32)
         outputs = b.op(
-            "GroupQueryAttention", q, k, v, "", "", last, total, domain=CONTRIB, outputs=3,
-            num_heads=shape.heads, kv_num_heads=shape.kv_heads,
-        )  # fmt: skip
+            "GroupQueryAttention",
+            q,
+            k,
+            v,
+            "",
+            "",
+            last,
+            total,
+            domain=CONTRIB,
+            outputs=3,
+            num_heads=shape.heads,
+            kv_num_heads=shape.kv_heads,
+        )
         return str(outputs[0])
     if shape.attention == "MultiHeadAttention":
         return str(b.op("MultiHeadAttention", q, k, v, domain=CONTRIB, num_heads=shape.heads, unidirectional=1))

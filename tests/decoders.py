@@ -49,10 +49,20 @@ class Weaver:
 
 
 def write_decoder(
-    path: Path, *, layers: int = 3, width: int = 32, hidden: int = 48, spikes: Mapping[int, float] | None = None,
-    seed: int = 0, glu: bool = True, external: bool = False, broken_layer: int | None = None,
-    fixed: tuple[int, int] | None = None, positions: bool = False, cache: bool = False,
-) -> Path:  # fmt: skip
+    path: Path,
+    *,
+    layers: int = 3,
+    width: int = 32,
+    hidden: int = 48,
+    spikes: Mapping[int, float] | None = None,
+    seed: int = 0,
+    glu: bool = True,
+    external: bool = False,
+    broken_layer: int | None = None,
+    fixed: tuple[int, int] | None = None,
+    positions: bool = False,
+    cache: bool = False,
+) -> Path:
     """Write a decoder with causal attention and SwiGLU.
 
     Args:
@@ -138,9 +148,8 @@ def _cached(w: Weaver, value: str, name: str) -> str:
 
 
 def _save(
-    w: Weaver, path: Path, external: bool, fixed: tuple[int, int] | None, more: list[str],
-    caches: list[tuple[int, int]],
-) -> Path:  # fmt: skip
+    w: Weaver, path: Path, external: bool, fixed: tuple[int, int] | None, more: list[str], caches: list[tuple[int, int]]
+) -> Path:
     batch, length = fixed or ("batch_size", "sequence_length")
     total = "total_length" if caches else length
     shapes = {"input_ids": length, "attention_mask": total} | dict.fromkeys(more, length)

@@ -20,9 +20,7 @@ Described = Mapping[str, tuple[int, Sequence[int | str]]]  # element type and sh
 LinearForm = Literal["matmul", "gemm", "gemm_transposed", "transpose", "cast", "identity", "half"]
 Packing = Literal["separate", "split", "slice", "gather"]
 Naming = Literal["anonymous", "torchscript", "dynamo"]
-LINEAR_FORMS: tuple[LinearForm, ...] = (
-    "matmul", "gemm", "gemm_transposed", "transpose", "cast", "identity", "half",
-)  # fmt: skip
+LINEAR_FORMS: tuple[LinearForm, ...] = ("matmul", "gemm", "gemm_transposed", "transpose", "cast", "identity", "half")
 PACKINGS: tuple[Packing, ...] = ("separate", "split", "slice", "gather")
 
 

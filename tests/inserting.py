@@ -57,17 +57,27 @@ def plan_for(model: Path, feeds: Mapping[str, Array], choose: Choose | Precision
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner if name not in _outputs(proto))
     values = {**feeds, **dict(zip(inner, run(proto, feeds, inner) if inner else [], strict=True))}
     return Plan(
-        model=ModelRef(digest="", origin=""), recipe=Recipe(**recipe), search=Search(rule="none"), budget_met=True,
+        model=ModelRef(digest="", origin=""),
+        recipe=Recipe(**recipe),
+        search=Search(rule="none"),
+        budget_met=True,
         calibration=CalibrationRef(digest="", tokens=0, sequences=0),
         sites=[
             SitePlan(
-                key=s.key, node=s.node, role=s.role, layer=s.layer, expert=s.expert, shape=s.shape, input=s.input,
-                precision=choose if isinstance(choose, Precision) else choose(s), reason=Reason.DEFAULT,
+                key=s.key,
+                node=s.node,
+                role=s.role,
+                layer=s.layer,
+                expert=s.expert,
+                shape=s.shape,
+                input=s.input,
+                precision=choose if isinstance(choose, Precision) else choose(s),
+                reason=Reason.DEFAULT,
                 range=(float(values[s.input].min()), float(values[s.input].max())),
             )
             for s in sites
         ],
-    )  # fmt: skip
+    )
 
 
 def _outputs(proto: onnx.ModelProto) -> set[str]:

@@ -23,9 +23,15 @@ EACH = pytest.mark.parametrize("precision", FP8)
 
 
 def product(
-    folder: Path, rows: int, columns: int, *, opset: int = 21, dtype: Any = np.float32, form: LinearForm = "matmul",
+    folder: Path,
+    rows: int,
+    columns: int,
+    *,
+    opset: int = 21,
+    dtype: Any = np.float32,
+    form: LinearForm = "matmul",
     weight: Array | None = None,
-) -> tuple[Path, Array]:  # fmt: skip
+) -> tuple[Path, Array]:
     """A file with one projection and no bias, and its weight [K, N]."""
     b = Builder(opset, dtype=dtype, seed=rows)
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

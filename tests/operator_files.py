@@ -58,9 +58,14 @@ class Product:
     def expected(self, x: Array) -> Array:
         """What the operator computes from x, by the reference: sums in float64, rounded once."""
         return fp8_matmul_reference(
-            x, pack_panels(self.codes), np.asarray(self.b_scale), ONE if self.a_scale is None else self.a_scale,
-            (self.codes.shape[0], self.codes.shape[1]), activations=self.activations, weights=self.weights,
-        )  # fmt: skip
+            x,
+            pack_panels(self.codes),
+            np.asarray(self.b_scale),
+            ONE if self.a_scale is None else self.a_scale,
+            (self.codes.shape[0], self.codes.shape[1]),
+            activations=self.activations,
+            weights=self.weights,
+        )
 
     def bound(self, x: Array) -> Array:
         """How far any order of float32 sums may be off, float64 [..., N]; for finite operands.
@@ -91,9 +96,12 @@ class Product:
         """The file: A is its input and Y its output."""
         rows, columns = self.codes.shape
         attributes = {
-            "K": rows, "N": columns, "a_type": self.activations.element_type if self.activations else 1,
-            "fast": int(self.fast), **self.attributes,
-        }  # fmt: skip
+            "K": rows,
+            "N": columns,
+            "a_type": self.activations.element_type if self.activations else 1,
+            "fast": int(self.fast),
+            **self.attributes,
+        }
         panels = pack_panels(self.codes)
         held = {
             "B": helper.make_tensor("B", self.weights.element_type, panels.shape, panels.tobytes(), raw=True),
@@ -106,18 +114,25 @@ class Product:
         node = helper.make_node("Fp8MatMul", ["A", *held], ["Y"], name="product", domain="spq", **given)
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
         graph = helper.make_graph(
-            [node], "graph", [helper.make_tensor_value_info("A", kind, [*self.leading, rows])],
-            [helper.make_tensor_value_info("Y", kind, None)], list(held.values()),
-        )  # fmt: skip
+            [node],
+            "graph",
+            [helper.make_tensor_value_info("A", kind, [*self.leading, rows])],
+            [helper.make_tensor_value_info("Y", kind, None)],
+            list(held.values()),
+        )
         functions = [ir.to_proto(fp8_matmul_function(self.opset))] if self.function else []
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("spq", self.version)]
         return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
 
 
 def session(
-    model: onnx.ModelProto | Path, *, library: bool = True, threads: int = 1, profile: Path | None = None,
+    model: onnx.ModelProto | Path,
+    *,
+    library: bool = True,
+    threads: int = 1,
+    profile: Path | None = None,
     level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-) -> ort.InferenceSession:  # fmt: skip
+) -> ort.InferenceSession:
     """A session on the CPU, with the operator library or without it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level, options.graph_optimization_level = threads, 4, level

@@ -122,10 +122,15 @@ def spike_table(model: LlamaForCausalLM, rows: np.ndarray) -> list[dict[str, flo
     for handle in handles:
         handle.remove()
     return [
-        {"layer": i, "max": round(m.max().item(), 2), "median": round(m.median().item(), 3),
-         "ratio": round((m.max() / m.median()).item(), 1), "position": int(m.argmax() % rows.shape[1])}
+        {
+            "layer": i,
+            "max": round(m.max().item(), 2),
+            "median": round(m.median().item(), 3),
+            "ratio": round((m.max() / m.median()).item(), 1),
+            "position": int(m.argmax() % rows.shape[1]),
+        }
         for i, m in enumerate(maxima)
-    ]  # fmt: skip
+    ]
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -175,10 +180,19 @@ def train(args: argparse.Namespace) -> None:
     valid = windows(tokenizer, valid_text)
     print("windows:", [len(s) for s in sources], "valid:", len(valid), flush=True)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=160, intermediate_size=432, num_hidden_layers=8, num_attention_heads=5,
-        num_key_value_heads=5, max_position_embeddings=WINDOW, tie_word_embeddings=False, initializer_range=0.02,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, attn_implementation="sdpa",
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=160,
+        intermediate_size=432,
+        num_hidden_layers=8,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=False,
+        initializer_range=0.02,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation="sdpa",
+    )
     model = initialized(config, args.embedding_std)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True

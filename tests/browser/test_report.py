@@ -132,10 +132,12 @@ def test_everything_is_reached_by_keyboard(opened: Open) -> None:
     reached = set()
     for _ in range(120):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate(
-            "(e => e.closest('nav,.map,.profiles,.layers,.cards,#filter,.sites thead,#again ~ *')?.className || "
-            "e.closest('nav,#filter')?.id || e.tagName)(document.activeElement)"
-        ))  # fmt: skip
+        reached.add(
+            page.evaluate(
+                "(e => e.closest('nav,.map,.profiles,.layers,.cards,#filter,.sites thead,#again ~ *')?.className || "
+                "e.closest('nav,#filter')?.id || e.tagName)(document.activeElement)"
+            )
+        )
     assert {"map", "profiles", "layers", "cards", "filter"} <= reached
     assert page.locator(".map a[tabindex='0']").count() == 1  # one stop for the whole map
 

@@ -51,9 +51,14 @@ def test_notes_are_read_back_from_the_saved_file(case: Case, tmp_path: Path, aga
     for site in plan.sites:
         seen = site.evidence
         assert notes[site.node] == {
-            "site": site.key, "role": site.role.value, "precision": site.precision.value, "reason": site.reason.value,
-            "ratio": f"{seen.ratio:g}", "token": f"#{seen.token}", "position": str(seen.position),
-        }  # fmt: skip
+            "site": site.key,
+            "role": site.role.value,
+            "precision": site.precision.value,
+            "reason": site.reason.value,
+            "ratio": f"{seen.ratio:g}",
+            "token": f"#{seen.token}",
+            "position": str(seen.position),
+        }
     inserted = {node.name: notes[node.name]["added"] for node in model.graph.node if "added" in notes[node.name]}
     assert set(inserted.values()) <= {site.node for site in plan.sites}
     quantizers = [node.name for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]

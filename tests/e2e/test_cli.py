@@ -18,8 +18,14 @@ from tests.e2e.command import Case, done, spq
 
 SPIKED = "layers.1.mlp.down_proj"
 FILES = {
-    "model.onnx", "model.onnx.data", "plan.json", "ranges.json", "ranges.safetensors", "report.json", "report.html",
-}  # fmt: skip
+    "model.onnx",
+    "model.onnx.data",
+    "plan.json",
+    "ranges.json",
+    "ranges.safetensors",
+    "report.json",
+    "report.html",
+}
 
 
 def test_quantize_leaves_what_the_contract_says(case: Case) -> None:
@@ -123,9 +129,16 @@ def test_inspect(case: Case) -> None:
 
 def test_diff(case: Case, tmp_path: Path) -> None:
     done(
-        "plan", case.model, case.out / "ranges.json", "-o", tmp_path / "plan.json",
-        "--spike-ratio", 100, "--keep", "layers.0.mlp.up_proj",
-    )  # fmt: skip
+        "plan",
+        case.model,
+        case.out / "ranges.json",
+        "-o",
+        tmp_path / "plan.json",
+        "--spike-ratio",
+        100,
+        "--keep",
+        "layers.0.mlp.up_proj",
+    )
     found = done("diff", case.out, tmp_path / "plan.json", "--json").json
     changed = {entry["key"]: (entry["a"]["precision"], entry["b"]["precision"]) for entry in found["changed"]}
     assert changed["layers.0.mlp.up_proj"] == ("int8", "fp32")
@@ -188,9 +201,16 @@ def test_help_and_version() -> None:
 
 def test_quantized_lm_head(case: Case, tmp_path: Path) -> None:
     done(
-        "quantize", case.model, "-o", tmp_path / "out", "--calibration", case.calibration, "--quantize-lm-head",
-        "--spike-ratio", 100,
-    )  # fmt: skip
+        "quantize",
+        case.model,
+        "-o",
+        tmp_path / "out",
+        "--calibration",
+        case.calibration,
+        "--quantize-lm-head",
+        "--spike-ratio",
+        100,
+    )
     head = next(s for s in Plan.load(tmp_path / "out" / "plan.json").sites if s.key == "lm_head")
     assert (head.precision.value, head.shape) == ("int8", (32, VOCABULARY))
 

@@ -140,9 +140,17 @@ def test_same_bytes_twice_and_silent(
 def test_gemma2(tmp_path: Path) -> None:
     """GeGLU, tied head, soft caps and sliding windows: all that LLaMA does not have."""
     config = transformers.Gemma2Config(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=128, sliding_window=4, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        sliding_window=4,
+        initializer_range=0.2,
+    )
     folder = tmp_path / "gemma2"
     with quiet():
         transformers.Gemma2ForCausalLM(config).save_pretrained(folder)
@@ -153,10 +161,17 @@ def test_gemma2(tmp_path: Path) -> None:
 def test_mixtral(tmp_path: Path) -> None:
     """Experts of their own, also where a step of one token leaves some of them without any."""
     config = transformers.MixtralConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, num_local_experts=3, num_experts_per_tok=2,
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        num_local_experts=3,
+        num_experts_per_tok=2,
         initializer_range=0.2,
-    )  # fmt: skip
+    )
     folder = tmp_path / "mixtral"
     with quiet():
         transformers.MixtralForCausalLM(config).save_pretrained(folder)

@@ -24,9 +24,18 @@ KEPT = "layers.1.mlp.down_proj"
 def quantized(case: Case, out: Path, *options: object) -> Result:
     """The decoder with one down projection kept by hand."""
     return done(
-        "quantize", case.model, "-o", out, "--calibration", case.calibration, "--keep", KEPT, "--spike-ratio", 1e6,
+        "quantize",
+        case.model,
+        "-o",
+        out,
+        "--calibration",
+        case.calibration,
+        "--keep",
+        KEPT,
+        "--spike-ratio",
+        1e6,
         *options,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +140,17 @@ def test_the_ladder_has_a_row_for_every_format(case: Case, tmp_path: Path) -> No
 @pytest.mark.parametrize("choice", ["auto", "fp8"])
 def test_what_was_measured_stands_in_the_plan(case: Case, tmp_path: Path, choice: str) -> None:
     plan = done(
-        "quantize", case.model, "-o", tmp_path / "out", "--calibration", case.calibration, "--no-eval",
-        "--high-precision", choice, "--json",
-    ).json["plan"]  # fmt: skip
+        "quantize",
+        case.model,
+        "-o",
+        tmp_path / "out",
+        "--calibration",
+        case.calibration,
+        "--no-eval",
+        "--high-precision",
+        choice,
+        "--json",
+    ).json["plan"]
     kept = [site for site in plan["sites"] if site["reason"] == "spike"]
     assert KEPT in {site["key"] for site in kept}
     if choice == "auto":

@@ -21,9 +21,19 @@ from tests.e2e.command import contents, done, spq
 
 PROMPT = "w1 w5 w9"
 FACTS = {
-    "model", "prompts", "prompt_tokens", "texts", "tokens", "finish", "cache", "sampling", "prefill_seconds",
-    "decode_seconds", "tokens_per_second", "load_seconds",
-}  # fmt: skip
+    "model",
+    "prompts",
+    "prompt_tokens",
+    "texts",
+    "tokens",
+    "finish",
+    "cache",
+    "sampling",
+    "prefill_seconds",
+    "decode_seconds",
+    "tokens_per_second",
+    "load_seconds",
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +57,16 @@ def outs(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     folder = tmp_path_factory.mktemp("outs")
     for name in ("cached", "plain"):
         done(
-            "quantize", inputs / f"{name}.onnx", "-o", folder / name, "--calibration", inputs / "calibration.npz",
-            "--tokenizer", inputs / "tokenizer", "--no-eval",
-        )  # fmt: skip
+            "quantize",
+            inputs / f"{name}.onnx",
+            "-o",
+            folder / name,
+            "--calibration",
+            inputs / "calibration.npz",
+            "--tokenizer",
+            inputs / "tokenizer",
+            "--no-eval",
+        )
     return {name: folder / name for name in ("cached", "plain")}
 
 
@@ -204,9 +221,15 @@ def test_text_of_its_own_to_calibrate_on(inputs: Path, tmp_path: Path) -> None:
     """Sampled over the cache, it is the text of the decoder without one."""
     for name in ("cached", "plain"):
         done(
-            "calibrate", inputs / f"{name}.onnx", "-o", tmp_path / f"{name}.json", "--calibration-tokens", 200,
-            "--window", 20,
-        )  # fmt: skip
+            "calibrate",
+            inputs / f"{name}.onnx",
+            "-o",
+            tmp_path / f"{name}.json",
+            "--calibration-tokens",
+            200,
+            "--window",
+            20,
+        )
     digests = {json.loads((tmp_path / f"{name}.json").read_text())["data"] for name in ("cached", "plain")}
     assert len(digests) == 1
 

@@ -34,9 +34,18 @@ def test_interrupt(tmp_path: Path, number: signal.Signals, status: int, earlier:
         (outputs / "out" / "plan.json").write_text("{}")
     before = contents(inputs, outputs)
     command = [
-        sys.executable, "-m", "spq_graph", "quantize", str(model), "-o", str(outputs / "out"), "--force",
-        "--calibration", str(inputs / "calibration.npz"), "--no-eval",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "spq_graph",
+        "quantize",
+        str(model),
+        "-o",
+        str(outputs / "out"),
+        "--force",
+        "--calibration",
+        str(inputs / "calibration.npz"),
+        "--no-eval",
+    ]
     # Without the last of them, importing ONNX Runtime leaves a file of its own among the temporary ones.
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
     # Jobs that a shell started in the background ignore SIGINT, and so would their children.

@@ -106,8 +106,22 @@ def test_a_file_is_measured_on_the_spot_without_changing_it(case: Case, ours: bo
 
 def test_diff_of_artifacts_tells_what_came_of_it(case: Case, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    done("quantize", case.model, "-o", other, "--calibration", case.calibration, "--text", case.text, "--bits", 8,
-         "--keep", "*.0.mlp.down_proj", "--high-precision", "fp32")  # fmt: skip
+    done(
+        "quantize",
+        case.model,
+        "-o",
+        other,
+        "--calibration",
+        case.calibration,
+        "--text",
+        case.text,
+        "--bits",
+        8,
+        "--keep",
+        "*.0.mlp.down_proj",
+        "--high-precision",
+        "fp32",
+    )
     found = done("diff", case.out, other, "--json").json
     assert found["same_model"] is True
     changed = {entry["key"]: entry for entry in found["changed"]}

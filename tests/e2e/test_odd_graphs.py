@@ -47,11 +47,13 @@ def branches(model: onnx.ModelProto) -> None:
     index, head = named(model, HEAD)
     inner = [
         helper.make_graph(
-            [helper.make_node("MatMul", list(head.input), [f"{name}.out"], name=f"{name}.MatMul")], name, [],
+            [helper.make_node("MatMul", list(head.input), [f"{name}.out"], name=f"{name}.MatMul")],
+            name,
+            [],
             [helper.make_tensor_value_info(f"{name}.out", TensorProto.FLOAT, ["b", "s", VOCABULARY])],
         )
         for name in ("then", "else")
-    ]  # fmt: skip
+    ]
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "condition"))
     model.graph.node.insert(
         index, helper.make_node("If", ["condition"], ["logits"], name="if", then_branch=inner[0], else_branch=inner[1])

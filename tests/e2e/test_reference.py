@@ -46,9 +46,20 @@ def ladder(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: 
     for name, part in (("calibration", stories[:60]), ("text", stories[60:120])):
         (folder / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
     made = done(
-        "quantize", folder / "model", "-o", folder / "out", "--calibration", folder / "calibration.json",
-        "--text", folder / "text.json", "--window", 256, "--max-eval-tokens", 3000, "--json",
-    ).json  # fmt: skip
+        "quantize",
+        folder / "model",
+        "-o",
+        folder / "out",
+        "--calibration",
+        folder / "calibration.json",
+        "--text",
+        folder / "text.json",
+        "--window",
+        256,
+        "--max-eval-tokens",
+        3000,
+        "--json",
+    ).json
     return Ladder(request.param, made["plan"], made["report"]["ladder"])
 
 

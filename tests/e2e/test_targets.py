@@ -85,9 +85,21 @@ def test_a_plan_by_hand_for_what_its_target_cannot_run_is_refused(case: Case, tm
 def test_quantize_for_an_absent_target_measures_its_numbers_and_says_so(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = done(
-        "quantize", case.model, "-o", out, "--calibration", case.calibration, "--text", case.text, "--max-eval-tokens",
-        200, "--target", "tensorrt", "--high-precision", "fp8_e4m3",
-    )  # fmt: skip
+        "quantize",
+        case.model,
+        "-o",
+        out,
+        "--calibration",
+        case.calibration,
+        "--text",
+        case.text,
+        "--max-eval-tokens",
+        200,
+        "--target",
+        "tensorrt",
+        "--high-precision",
+        "fp8_e4m3",
+    )
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["executed"] == report["providers"] == {}
     assert report["target"]["executed_here"] is False
@@ -105,9 +117,22 @@ def test_quantize_for_an_absent_target_measures_its_numbers_and_says_so(case: Ca
 def test_openvino_runs_every_planned_site_and_says_the_same(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done(
-        "quantize", case.model, "-o", out, "--calibration", case.calibration, "--text", case.text, "--max-eval-tokens",
-        200, "--target", "openvino", "--quantize-lm-head", "--spike-ratio", 1e6,
-    )  # fmt: skip
+        "quantize",
+        case.model,
+        "-o",
+        out,
+        "--calibration",
+        case.calibration,
+        "--text",
+        case.text,
+        "--max-eval-tokens",
+        200,
+        "--target",
+        "openvino",
+        "--quantize-lm-head",
+        "--spike-ratio",
+        1e6,
+    )
     report, plan = json.loads((out / "report.json").read_text(encoding="utf-8")), Plan.load(out / "plan.json")
     assert report["executed"]["FullyConnected_int8"] == len(plan.integer_sites)
     assert {s.role for s in plan.integer_sites} >= {Role.LM_HEAD, Role.GLU_UP, Role.ATTN_O}

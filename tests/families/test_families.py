@@ -18,8 +18,7 @@ Examined = Callable[[str], Examination]
 def each(families: tuple[Family, ...]) -> pytest.MarkDecorator:
     """One test for each family; those that are not light are marked."""
     return pytest.mark.parametrize(
-        "family",
-        [pytest.param(f, marks=() if f.name in LIGHT else pytest.mark.families, id=f.name) for f in families],
+        "family", [pytest.param(f, marks=() if f.name in LIGHT else pytest.mark.families, id=f.name) for f in families]
     )
 
 
@@ -63,8 +62,11 @@ def test_same_logits_as_torch(family: Family, examined: Examined) -> None:
 def test_quantized(family: Family, examined: Examined) -> None:
     """Every site that is not left alone by its role runs in integers, and the model still says much the same."""
     result = examined(family.name)
-    assert result.planned == result.row.sites == sum(role not in ("router", "lm_head") for role, *_ in
-                                                     family.roles.values())  # fmt: skip
+    assert (
+        result.planned
+        == result.row.sites
+        == sum(role not in ("router", "lm_head") for role, *_ in family.roles.values())
+    )
     assert result.expected is not None
     assert result.quantized is not None
     assert np.linalg.norm(result.quantized - result.expected) <= 0.2 * np.linalg.norm(result.expected)

@@ -76,10 +76,14 @@ def typical(target: str) -> Callable[[Site], Precision]:
 
     def choose(site: Site) -> Precision:
         wanted = {
-            Role.GLU_DOWN: Precision.FP8_E4M3, Role.GLU_UP: Precision.W8FP8A16, Role.ATTN_O: Precision.W8A16,
-            Role.ATTN_Q: Precision.BF16, Role.ATTN_K: Precision.FP16, Role.LM_HEAD: Precision.FP32,
+            Role.GLU_DOWN: Precision.FP8_E4M3,
+            Role.GLU_UP: Precision.W8FP8A16,
+            Role.ATTN_O: Precision.W8A16,
+            Role.ATTN_Q: Precision.BF16,
+            Role.ATTN_K: Precision.FP16,
+            Role.LM_HEAD: Precision.FP32,
             Role.GLU_GATE: Precision.INT6,
-        }  # fmt: skip
+        }
         return profile.settle(wanted.get(site.role, Precision.INT8))[0]
 
     return choose

@@ -20,16 +20,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from spq_graph.passes.fp8 import (
-    E4M3,
-    E5M2,
-    WEIGHTS,
-    Fp8Format,
-    decode,
-    fp8_matmul_reference,
-    pack_panels,
-    rounded,
-)
+from spq_graph.passes.fp8 import E4M3, E5M2, WEIGHTS, Fp8Format, decode, fp8_matmul_reference, pack_panels, rounded
 from spq_graph.runtime.operators import library_info, register
 
 Array = npt.NDArray[Any]
@@ -98,10 +89,15 @@ class Product:
         else:
             inputs.append(helper.make_tensor_value_info("B", b_type, panels.shape))
         node = helper.make_node(
-            "Fp8MatMul", ["X", "B", "b_scale", "a_scale"], ["Y"], domain="spq", K=self.codes.shape[0],
-            N=self.codes.shape[1], fast=self.kind.fast,
+            "Fp8MatMul",
+            ["X", "B", "b_scale", "a_scale"],
+            ["Y"],
+            domain="spq",
+            K=self.codes.shape[0],
+            N=self.codes.shape[1],
+            fast=self.kind.fast,
             a_type=self.kind.form.element_type if self.kind.form else TensorProto.FLOAT,
-        )  # fmt: skip
+        )
         graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("Y", a_type, None)], tensors)
         imports = [helper.make_opsetid("", 21), helper.make_opsetid("spq", 1)]
         options = ort.SessionOptions()
@@ -112,9 +108,14 @@ class Product:
 
     def expected(self, x: Array) -> Array:
         return fp8_matmul_reference(
-            x, pack_panels(self.codes), self.b_scale, np.float32(self.a_scale),
-            (self.codes.shape[0], self.codes.shape[1]), activations=self.kind.form, weights=self.weights,
-        )  # fmt: skip
+            x,
+            pack_panels(self.codes),
+            self.b_scale,
+            np.float32(self.a_scale),
+            (self.codes.shape[0], self.codes.shape[1]),
+            activations=self.kind.form,
+            weights=self.weights,
+        )
 
     def tolerance(self, x: Array, expected: Array) -> Array:
         """How far a result may be from the reference, which is exact but for one rounding at the end.

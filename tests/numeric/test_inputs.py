@@ -23,9 +23,14 @@ FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
 
 def write(
-    path: Path, *, lengths: bool = False, window: int = -1, ring: bool = False, described: bool = True,
+    path: Path,
+    *,
+    lengths: bool = False,
+    window: int = -1,
+    ring: bool = False,
+    described: bool = True,
     width: int | str = "kv_cache_dim",
-) -> Runner:  # fmt: skip
+) -> Runner:
     """Write a decoder of one layer with packed q, k and v.
 
     Args:
@@ -49,10 +54,23 @@ def write(
     tables = [b.const(np.cos(angles)), b.const(np.sin(angles))]
     packed = b.linear(hidden, WIDTH, 2 * WIDTH)
     mixed = b.op(
-        "GroupQueryAttention", packed, "", "", "past_key_values.0.key", "past_key_values.0.value", last, total, *tables,
-        domain=CONTRIB, outputs=["mixed", "present.0.key", "present.0.value"], num_heads=HEADS, kv_num_heads=2,
-        do_rotary=1, local_window_size=window, **({"sliding_window_cache": 1} if ring else {}),
-    )[0]  # fmt: skip
+        "GroupQueryAttention",
+        packed,
+        "",
+        "",
+        "past_key_values.0.key",
+        "past_key_values.0.value",
+        last,
+        total,
+        *tables,
+        domain=CONTRIB,
+        outputs=["mixed", "present.0.key", "present.0.value"],
+        num_heads=HEADS,
+        kv_num_heads=2,
+        do_rotary=1,
+        local_window_size=window,
+        **({"sliding_window_cache": 1} if ring else {}),
+    )[0]
     hidden = b.op("Add", hidden, b.linear(mixed, WIDTH, WIDTH))
     b.op("MatMul", hidden, b.const(b.random(WIDTH, VOCABULARY)), outputs=["logits"])
     more = {"seqlens_k": (INT32, ["batch"]), "total_sequence_length": (INT32, [])} if lengths else {}

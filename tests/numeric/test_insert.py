@@ -281,7 +281,7 @@ class TestWholeGraphs:
             (Decoder(kv_heads=1), 21, np.float16),
         ],
         ids=lambda value: "" if isinstance(value, Decoder) else str(value),
-    )  # fmt: skip
+    )
     @pytest.mark.parametrize("bits", [8, 6])
     def test_every_planned_site_runs_in_integers(
         self, tmp_path: Path, shape: Decoder, opset: int, dtype: type[np.generic], bits: int
@@ -296,9 +296,12 @@ class TestWholeGraphs:
     def test_mixed_precisions(self, tmp_path: Path) -> None:
         path = self.saved(tmp_path, decoder(Decoder(glu=Glu(width=32, inner=64))))
         chosen = {
-            Role.GLU_DOWN: Precision.W8A16, Role.GLU_GATE: Precision.INT6, Role.GLU_UP: Precision.INT8,
-            Role.ATTN_O: Precision.FP16, Role.LM_HEAD: Precision.FP32,
-        }  # fmt: skip
+            Role.GLU_DOWN: Precision.W8A16,
+            Role.GLU_GATE: Precision.INT6,
+            Role.GLU_UP: Precision.INT8,
+            Role.ATTN_O: Precision.FP16,
+            Role.LM_HEAD: Precision.FP32,
+        }
         feeds = token_feeds()
         plan = plan_for(path, feeds, lambda s: chosen.get(s.role, Precision.INT8))
         made = applied(path, plan)

@@ -1,4 +1,4 @@
-"""Observe: the reductions say what numpy says, at every opset and precision, with and without known shapes."""
+"""The reductions say what numpy says, at every opset and precision, with and without known shapes."""
 
 from __future__ import annotations
 
@@ -45,9 +45,11 @@ def test_reductions(tmp_path: Path, opset: int, dtype: type[np.generic], describ
         x = known[probe.value].astype(np.float32)
         low, high, channel_low, channel_high = run(path, token_feeds(), probe.outputs)
         for found, expected in (
-            (low, x.min(axis=-1)), (high, x.max(axis=-1)), (channel_low, x.min(axis=-2)),
+            (low, x.min(axis=-1)),
+            (high, x.max(axis=-1)),
+            (channel_low, x.min(axis=-2)),
             (channel_high, x.max(axis=-2)),
-        ):  # fmt: skip
+        ):
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected, rtol=2e-3 if dtype is np.float16 else 1e-5)
     assert np.isfinite(run(path, token_feeds(), [FINITE_CHECK])[0])

@@ -68,9 +68,12 @@ class TestProducts:
         product = Product(
             random_codes(rows, columns, weights, seed),
             scales(columns, seed) * np.float32(1e-2) if draw(st.booleans()) else np.float32(2e-5),
-            draw(st.sampled_from([None, E4M3, E5M2])), np.float32(draw(st.sampled_from([1e-3, 0.02, 1.0]))),
-            weights=weights, fast=draw(st.booleans()), dtype=draw(st.sampled_from([np.float32, np.float16])),
-        )  # fmt: skip
+            draw(st.sampled_from([None, E4M3, E5M2])),
+            np.float32(draw(st.sampled_from([1e-3, 0.02, 1.0]))),
+            weights=weights,
+            fast=draw(st.booleans()),
+            dtype=draw(st.sampled_from([np.float32, np.float16])),
+        )
         x = normal(tokens, rows, seed=seed, dtype=product.dtype)
         with instruction_set(isa):
             product.check(x, computed(product, x))

@@ -87,15 +87,20 @@ class TestInsteadOfTheFunction:
         model = small().model()
         axes = model.graph.input[0].type.tensor_type.shape.dim
         del axes[:]
-        axes.extend(onnx.TensorShapeProto.Dimension(dim_value=size) if size else onnx.TensorShapeProto.Dimension()
-                    for size in (0, 0, K))  # fmt: skip
+        axes.extend(
+            onnx.TensorShapeProto.Dimension(dim_value=size) if size else onnx.TensorShapeProto.Dimension()
+            for size in (0, 0, K)
+        )
         held = {"both": np.array([0, 1]), "rest": np.array([5, -1])}
         model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in held.items())
-        model.graph.node.extend([
-            helper.make_node("Shape", ["Y"], ["shape"]), helper.make_node("Gather", ["shape", "both"], ["leading"]),
-            helper.make_node("Concat", ["leading", "rest"], ["goal"], axis=0),
-            helper.make_node("Reshape", ["Y", "goal"], ["Z"]),
-        ])  # fmt: skip
+        model.graph.node.extend(
+            [
+                helper.make_node("Shape", ["Y"], ["shape"]),
+                helper.make_node("Gather", ["shape", "both"], ["leading"]),
+                helper.make_node("Concat", ["leading", "rest"], ["goal"], axis=0),
+                helper.make_node("Reshape", ["Y", "goal"], ["Z"]),
+            ]
+        )
         del model.graph.output[:]
         model.graph.output.append(helper.make_tensor_value_info("Z", TensorProto.FLOAT, None))
         x = tokens(6).reshape(2, 3, K)
@@ -141,11 +146,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "shape of a_scale": ({"activations": E4M3, "tensors": tensor("a_scale", 2)}, r"a single number; it is \[2\]"),
     **{
         f"a_scale {value}": (
-            {"activations": E5M2, "a_scale": np.float32(value)}, rf"a_scale is {value}; it must be positive and finite"
+            {"activations": E5M2, "a_scale": np.float32(value)},
+            rf"a_scale is {value}; it must be positive and finite",
         )
         for value in ("0", "-1e-30", "nan", "inf")
     },
-}  # fmt: skip
+}
 
 
 class TestWrongInput:
@@ -155,10 +161,16 @@ class TestWrongInput:
         with pytest.raises(Exception, match=f"spq::Fp8MatMul: .*{message}"):
             computed(small(**changes, function=False), tokens())
 
-    @pytest.mark.parametrize("changes", [
-        {"dtype": np.float64}, {"tensors": tensor("B", 2, 4, 64, kind=TensorProto.UINT8)},
-        {"tensors": tensor("b_scale", 35, kind=TensorProto.DOUBLE)}, {"tensors": tensor("a_scale", kind=11)},
-    ], ids=["A float64", "B uint8", "b_scale float64", "a_scale float64"])  # fmt: skip
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"dtype": np.float64},
+            {"tensors": tensor("B", 2, 4, 64, kind=TensorProto.UINT8)},
+            {"tensors": tensor("b_scale", 35, kind=TensorProto.DOUBLE)},
+            {"tensors": tensor("a_scale", kind=11)},
+        ],
+        ids=["A float64", "B uint8", "b_scale float64", "a_scale float64"],
+    )
     def test_another_type_is_refused_by_onnx_runtime(self, changes: dict[str, Any]) -> None:
         with pytest.raises(Exception, match=r"Type Error: Type .* of operator \(Fp8MatMul\) in node \(product\)"):
             opened(small(**changes, function=False).model())

@@ -98,9 +98,14 @@ def test_logits(model: Path, target: Target, down: Precision, execute: Callable[
 
 @pytest.mark.parametrize(
     ("target", "down"),
-    [("cuda", Precision.BF16), ("cuda", Precision.FP16), ("tensorrt", Precision.FP8_E4M3), ("tensorrt", Precision.INT6),
-     ("openvino", Precision.W8FP8A16)],
-)  # fmt: skip
+    [
+        ("cuda", Precision.BF16),
+        ("cuda", Precision.FP16),
+        ("tensorrt", Precision.FP8_E4M3),
+        ("tensorrt", Precision.INT6),
+        ("openvino", Precision.W8FP8A16),
+    ],
+)
 def test_what_stands_in_on_the_cpu_has_the_same_numbers(model: Path, target: Target, down: Precision) -> None:
     plan = planned(model, target, down)
     path = model.with_name("emulated.onnx")

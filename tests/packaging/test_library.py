@@ -96,8 +96,10 @@ def test_without_a_compiler_the_package_installs(archives: tuple[Path, Path], mo
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     done = subprocess.run(
         [*pip, "--no-index", "--target", str(target), str(archives[0])],
-        env={**os.environ, "CC": nothing, "CXX": nothing, "CUDACXX": nothing}, capture_output=True, text=True,
-    )  # fmt: skip
+        env={**os.environ, "CC": nothing, "CXX": nothing, "CUDACXX": nothing},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     _, path, info, given, y = asked(target, model)
     assert (path, info, given) == (None, None, False)

@@ -85,68 +85,155 @@ _LIGHT = ("llama", "gemma2", "phi3", "qwen3")
 
 SOURCES: tuple[Source, ...] = (
     *(
-        Source(f"export-{opset}", f"{_EXPORT}, opset {opset}", "here", {"do": "export", "opset": opset},
-               naming="modules", families=_LIGHT if opset in (18, 24) else ("llama",))
+        Source(
+            f"export-{opset}",
+            f"{_EXPORT}, opset {opset}",
+            "here",
+            {"do": "export", "opset": opset},
+            naming="modules",
+            families=_LIGHT if opset in (18, 24) else ("llama",),
+        )
         for opset in range(18, 25)
     ),
     *(
-        Source(f"export-{opset}-plain", f"{_EXPORT}, opset {opset}, no cache", "here",
-               {"do": "export", "opset": opset, "cache": False}, naming="modules", cached=False,
-               families=("llama", "gemma2"))
+        Source(
+            f"export-{opset}-plain",
+            f"{_EXPORT}, opset {opset}, no cache",
+            "here",
+            {"do": "export", "opset": opset, "cache": False},
+            naming="modules",
+            cached=False,
+            families=("llama", "gemma2"),
+        )
         for opset in (18, 24)
     ),
-    Source("export-4.57", f"{_EXPORT}, transformers 4.57", "optimum", {"do": "export"}, folders="optimum",
-           naming="modules", families=_LIGHT),
-    Source("optimum", "optimum-onnx", "optimum", {"do": "optimum", "task": "text-generation-with-past"},
-           folders="optimum", naming="modules"),
-    Source("optimum-plain", "optimum-onnx, no cache", "optimum", {"do": "optimum", "task": "text-generation"},
-           folders="optimum", naming="modules", cached=False),
-    Source("genai-fp32", "onnxruntime-genai builder, fp32 for CPU", "genai",
-           {"do": "genai", "precision": "fp32", "provider": "cpu"}, naming="builder", outcomes=_NO_BUILDER),
-    Source("genai-fp16", "onnxruntime-genai builder, fp16 for CUDA", "genai",
-           {"do": "genai", "precision": "fp16", "provider": "cuda"}, naming="builder", half=True,
-           outcomes=_NO_BUILDER | {"qwen3": "found"}, notes={"qwen3": _CUDA_ONLY}),
-    Source("genai-int4", "onnxruntime-genai builder, int4", "genai",
-           {"do": "genai", "precision": "int4", "provider": "cpu"}, naming="builder",
-           outcomes=_NO_BUILDER | dict.fromkeys(_BUILT, "refused")),
+    Source(
+        "export-4.57",
+        f"{_EXPORT}, transformers 4.57",
+        "optimum",
+        {"do": "export"},
+        folders="optimum",
+        naming="modules",
+        families=_LIGHT,
+    ),
+    Source(
+        "optimum",
+        "optimum-onnx",
+        "optimum",
+        {"do": "optimum", "task": "text-generation-with-past"},
+        folders="optimum",
+        naming="modules",
+    ),
+    Source(
+        "optimum-plain",
+        "optimum-onnx, no cache",
+        "optimum",
+        {"do": "optimum", "task": "text-generation"},
+        folders="optimum",
+        naming="modules",
+        cached=False,
+    ),
+    Source(
+        "genai-fp32",
+        "onnxruntime-genai builder, fp32 for CPU",
+        "genai",
+        {"do": "genai", "precision": "fp32", "provider": "cpu"},
+        naming="builder",
+        outcomes=_NO_BUILDER,
+    ),
+    Source(
+        "genai-fp16",
+        "onnxruntime-genai builder, fp16 for CUDA",
+        "genai",
+        {"do": "genai", "precision": "fp16", "provider": "cuda"},
+        naming="builder",
+        half=True,
+        outcomes=_NO_BUILDER | {"qwen3": "found"},
+        notes={"qwen3": _CUDA_ONLY},
+    ),
+    Source(
+        "genai-int4",
+        "onnxruntime-genai builder, int4",
+        "genai",
+        {"do": "genai", "precision": "int4", "provider": "cpu"},
+        naming="builder",
+        outcomes=_NO_BUILDER | dict.fromkeys(_BUILT, "refused"),
+    ),
     *(
-        Source(f"ort-{level}-export", f"ONNX Runtime's optimizer ({level}), of {_EXPORT}", "here",
-               {"do": "runtime", "level": level}, of="export-18",
-               families=_LIGHT)
+        Source(
+            f"ort-{level}-export",
+            f"ONNX Runtime's optimizer ({level}), of {_EXPORT}",
+            "here",
+            {"do": "runtime", "level": level},
+            of="export-18",
+            families=_LIGHT,
+        )
         for level in ("basic", "extended", "layout", "all")
     ),
     *(
-        Source(f"ort-{level}-optimum", f"ONNX Runtime's optimizer ({level}), of optimum", "here",
-               {"do": "runtime", "level": level}, of="optimum", folders="optimum", naming="modules")
+        Source(
+            f"ort-{level}-optimum",
+            f"ONNX Runtime's optimizer ({level}), of optimum",
+            "here",
+            {"do": "runtime", "level": level},
+            of="optimum",
+            folders="optimum",
+            naming="modules",
+        )
         for level in ("basic", "all")
     ),
     *(
-        Source(f"ort-all-genai-{kind}", f"ONNX Runtime's optimizer (all), of the builder's {kind}", "here",
-               {"do": "runtime", "level": "all"}, of=f"genai-{kind}", naming="builder", half=kind == "fp16",
-               outcomes=_NO_BUILDER | more, notes=notes)
-        for kind, more, notes in (
-            ("fp32", {}, {}), ("fp16", {"qwen3": "found"}, {"qwen3": _CUDA_ONLY}),
+        Source(
+            f"ort-all-genai-{kind}",
+            f"ONNX Runtime's optimizer (all), of the builder's {kind}",
+            "here",
+            {"do": "runtime", "level": "all"},
+            of=f"genai-{kind}",
+            naming="builder",
+            half=kind == "fp16",
+            outcomes=_NO_BUILDER | more,
+            notes=notes,
         )
+        for kind, more, notes in (("fp32", {}, {}), ("fp16", {"qwen3": "found"}, {"qwen3": _CUDA_ONLY}))
     ),
-    Source("fused-optimum", "onnxruntime.transformers.optimizer, of optimum", "here",
-           {"do": "transformers_optimizer", "heads": HEADS, "width": WIDTH}, of="optimum", folders="optimum",
-           outcomes={"gemma2": "found"}, notes={"gemma2": _ONE_ROW}),
+    Source(
+        "fused-optimum",
+        "onnxruntime.transformers.optimizer, of optimum",
+        "here",
+        {"do": "transformers_optimizer", "heads": HEADS, "width": WIDTH},
+        of="optimum",
+        folders="optimum",
+        outcomes={"gemma2": "found"},
+        notes={"gemma2": _ONE_ROW},
+    ),
     *(
-        Source(f"{tool}-{of}", f"onnx{tool}, of {title}", "slim", {"do": tool}, of=of, folders=folders,
-               # onnxsim joins products with their biases under names of its own.
-               naming="none" if (tool, of) == ("sim", "optimum") else naming,
-               outcomes=outcomes, notes=notes, families=_LIGHT if of == "export-18" else NAMES)
+        Source(
+            f"{tool}-{of}",
+            f"onnx{tool}, of {title}",
+            "slim",
+            {"do": tool},
+            of=of,
+            folders=folders,
+            # onnxsim joins products with their biases under names of its own.
+            naming="none" if (tool, of) == ("sim", "optimum") else naming,
+            outcomes=outcomes,
+            notes=notes,
+            families=_LIGHT if of == "export-18" else NAMES,
+        )
         for tool in ("slim", "sim")
         for of, title, folders, naming, outcomes, notes in (
             ("export-18", _EXPORT, "here", "none", {}, {}),
             ("optimum", "optimum", "optimum", "modules", {}, {}),
             (
-                "genai-fp32", "the builder's fp32", "here", "builder",
+                "genai-fp32",
+                "the builder's fp32",
+                "here",
+                "builder",
                 _NO_BUILDER | (dict.fromkeys(_BUILT, "broken") if tool == "sim" else {}),
                 dict.fromkeys(_BUILT, _BROKEN) if tool == "sim" else {},
             ),
         )
     ),
-)  # fmt: skip
+)
 BY_NAME = {source.name: source for source in SOURCES}
 CELLS = tuple((source.name, family) for source in SOURCES for family in source.families)

@@ -83,11 +83,15 @@ def _folder_jobs(found: Produced, environment: str, tokenizer: Path) -> list[dic
 
     return [
         {
-            "do": "folder", "out": str(found.folder(f"folders-{environment}", name)), "model": FAMILIES[name].model,
-            "config": config(name), "settings": settings_of(name), "tokenizer": str(tokenizer),
+            "do": "folder",
+            "out": str(found.folder(f"folders-{environment}", name)),
+            "model": FAMILIES[name].model,
+            "config": config(name),
+            "settings": settings_of(name),
+            "tokenizer": str(tokenizer),
         }
         for name in NAMES
-    ]  # fmt: skip
+    ]
 
 
 def _jobs(found: Produced, source: Source) -> list[dict[str, Any]]:
@@ -149,9 +153,7 @@ def examine(produced: Produced, source: str, family: str, work: Path) -> Examina
     np.savez(work / "ids.npz", input_ids=ids)
     try:
         with opened(str(path), Steps(Console(quiet=True)), allow_no_glu=True, window=32) as bench:
-            plan = make_plan(
-                bench, Recipe(max_kept=0.0), 8, bench.calibrate(bench.sequences(work / "ids.npz")), None
-            )  # fmt: skip
+            plan = make_plan(bench, Recipe(max_kept=0.0), 8, bench.calibrate(bench.sequences(work / "ids.npz")), None)
             built = bench.build(plan, work / "quantized.onnx")
             result.kernels = bench.prove(built, plan).integer_kernels
             result.floating = bench.runner.logits(told["ids"], np.ones_like(told["ids"]))

@@ -53,9 +53,16 @@ def sample_site(layer: int, role: Role, *, hostile: bool = False) -> SitePlan:
 def sample_plan(layers: int = 8, *, hostile: bool = False) -> Plan:
     sites = [sample_site(n, role, hostile=hostile and n == 1) for n in range(layers) for role in _MODULES]
     head = SitePlan(
-        key="lm_head", node="node_lm_head", role=Role.LM_HEAD, layer=None, shape=(160, 2048), input="hidden",
-        precision=Precision.FP32, reason=Reason.DEFAULT, evidence=Evidence(ratio=2.2, max=14.0, median=6.4),
-    )  # fmt: skip
+        key="lm_head",
+        node="node_lm_head",
+        role=Role.LM_HEAD,
+        layer=None,
+        shape=(160, 2048),
+        input="hidden",
+        precision=Precision.FP32,
+        reason=Reason.DEFAULT,
+        evidence=Evidence(ratio=2.2, max=14.0, median=6.4),
+    )
     name = HOSTILE if hostile else "node_MatMul_scores"
     return Plan(
         model=ModelRef(digest="sha256:" + "3f" * 32, origin=HOSTILE if hostile else "reference"),
@@ -92,9 +99,17 @@ def sample_rung(name: str, bits: int | None, change: float, *, seed: int | None 
     executed = {"MatMul": 17 + 56 - kernels, "Add": 16, "Mul": 40, kernel: kernels}
     perplexity = 20.04 * (1 + change)
     return Rung(
-        name=name, bits=bits, perplexity=perplexity, nll=3.0, kl=abs(change) * 0.8, top1=max(0.0, 1 - abs(change)),
-        bytes=7_640_000 - 90_000 * kernels, kept=keys, executed={k: n for k, n in executed.items() if n}, seed=seed,
-    )  # fmt: skip
+        name=name,
+        bits=bits,
+        perplexity=perplexity,
+        nll=3.0,
+        kl=abs(change) * 0.8,
+        top1=max(0.0, 1 - abs(change)),
+        bytes=7_640_000 - 90_000 * kernels,
+        kept=keys,
+        executed={k: n for k, n in executed.items() if n},
+        seed=seed,
+    )
 
 
 def sample_ladder() -> list[Rung]:

@@ -34,9 +34,13 @@ def sample_drawing(*, hostile: bool = False) -> LayerDrawing:
     norm = Box(kind="other", title="normalization", detail=f"Pow, {name}", nodes=[name], count=14, reads=[0])
     product = Box(kind="site", title=name, detail="MatMul 160 × 160\nfp32", nodes=["node_q"], count=1, reads=[1])
     inserted = Box(
-        kind="quantizer", title="QuantizeLinear → DequantizeLinear", detail="uint8, scale 0.1, zero point 128",
-        nodes=["q", "dq"], count=2, reads=[1],
-    )  # fmt: skip
+        kind="quantizer",
+        title="QuantizeLinear → DequantizeLinear",
+        detail="uint8, scale 0.1, zero point 128",
+        nodes=["q", "dq"],
+        count=2,
+        reads=[1],
+    )
     behind = product.model_copy(update={"detail": "MatMul 160 × 160\nint8 weight → DQ", "reads": [2]})
     last = Box(kind="other", title="residual", detail="Add", nodes=["node_end"], count=1, reads=[0, 2])
     return LayerDrawing(

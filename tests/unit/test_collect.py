@@ -29,20 +29,30 @@ class TestNoSite:
         ("write", "reason"),
         [
             (lambda b: b.op("MatMul", b.const(b.random(2, 2)), "x"), "the constant is the first operand"),
-            (lambda b: b.op("Reshape", b.op("MatMul", "x", b.const(b.random(1, 4, 4))), b.const([-1, 4], np.int64)),
-             "the constant operand has rank 3"),
+            (
+                lambda b: b.op("Reshape", b.op("MatMul", "x", b.const(b.random(1, 4, 4))), b.const([-1, 4], np.int64)),
+                "the constant operand has rank 3",
+            ),
             (lambda b: b.op("Gemm", "x", b.const(b.random(4, 4)), alpha=0.5), "Gemm with unusual alpha"),
-            (lambda b: b.op("Gemm", b.op("Transpose", "x"), b.const(b.random(4, 4)), transA=1),
-             "Gemm with unusual transA"),
-            (lambda b: b.op("Cast", b.op("MatMul", b.op("Cast", "x", to=6), b.const(np.eye(4), np.int32)), to=1),
-             "the constant operand holds INT32"),
-            (lambda b: b.op("MatMul", b.op("ReduceMax", "x", b.const([1], np.int64)), b.const(b.random(1, 4))),
-             "an outer product with a vector"),
-            (lambda b: b.op("Add", "x", b.op("MatMul", b.const(b.random(2, 3)), b.const(b.random(3, 4)))),
-             "both operands are constants"),
+            (
+                lambda b: b.op("Gemm", b.op("Transpose", "x"), b.const(b.random(4, 4)), transA=1),
+                "Gemm with unusual transA",
+            ),
+            (
+                lambda b: b.op("Cast", b.op("MatMul", b.op("Cast", "x", to=6), b.const(np.eye(4), np.int32)), to=1),
+                "the constant operand holds INT32",
+            ),
+            (
+                lambda b: b.op("MatMul", b.op("ReduceMax", "x", b.const([1], np.int64)), b.const(b.random(1, 4))),
+                "an outer product with a vector",
+            ),
+            (
+                lambda b: b.op("Add", "x", b.op("MatMul", b.const(b.random(2, 3)), b.const(b.random(3, 4)))),
+                "both operands are constants",
+            ),
             (lambda b: b.op("Einsum", "x", b.const(b.random(4, 4)), equation="ij,jk->ki"), "Einsum is not handled"),
         ],
-    )  # fmt: skip
+    )
     def test_reason(self, write: Write, reason: str) -> None:
         b = Builder()
         b.op("Identity", write(b), outputs=["y"])
@@ -55,9 +65,12 @@ class TestNoSite:
         inner = Builder()
         inner.op("MatMul", "x", inner.const(inner.random(4, 4)), outputs=["t"], name="hidden")
         then = inner.model({}, {"t": (FLOAT, [2, 4])}).graph
-        other = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["e"])], "e", [], [
-            onnx.helper.make_tensor_value_info("e", FLOAT, [2, 4])
-        ])  # fmt: skip
+        other = onnx.helper.make_graph(
+            [onnx.helper.make_node("Neg", ["x"], ["e"])],
+            "e",
+            [],
+            [onnx.helper.make_tensor_value_info("e", FLOAT, [2, 4])],
+        )
         b = Builder()
         b.op("If", "c", then_branch=then, else_branch=other, outputs=["y"], name="choice")
         found = found_in(b.model({"x": (FLOAT, [2, 4]), "c": (onnx.TensorProto.BOOL, [])}, {"y": (FLOAT, [2, 4])}))

@@ -96,15 +96,27 @@ def test_errors_say_what_where_and_how_to_go_on() -> None:
     print_error(UsageError("unknown key [red]", where="a/" * 40 + "recipe.toml", remedy="remove it"), console)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == [
-        "error: unknown key [red]", "   in: " + "a/" * 40 + "recipe.toml", "  try: remove it",
-    ]  # fmt: skip
+        "error: unknown key [red]",
+        "   in: " + "a/" * 40 + "recipe.toml",
+        "  try: remove it",
+    ]
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (0.0, "0"), (412.5, "412"), (36.0, "36.0"), (1.6, "1.60"), (0.00448, "0.00448"), (0.00032, "3.2e-04"),
-     (12345.6, "12,346"), (-2.0, "-2.00"), (float("inf"), "inf")],
-)  # fmt: skip
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (412.5, "412"),
+        (36.0, "36.0"),
+        (1.6, "1.60"),
+        (0.00448, "0.00448"),
+        (0.00032, "3.2e-04"),
+        (12345.6, "12,346"),
+        (-2.0, "-2.00"),
+        (float("inf"), "inf"),
+    ],
+)
 def test_numbers(value: float | None, text: str) -> None:
     assert wording.number(value) == text
 
@@ -119,21 +131,30 @@ def test_changes(share: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "seed", "text"),
-    [("fp32", None, "FP32"), ("everywhere", None, "quantized everywhere"),
-     ("control_random", 1, "control: random, seed 1"),
-     ("weight_only", None, "weight-only 8 bit"), ("spike_aware_fp8_e4m3", None, "spike-aware (fp8_e4m3)"),
-     ("something_new", None, "something new")],
-)  # fmt: skip
+    [
+        ("fp32", None, "FP32"),
+        ("everywhere", None, "quantized everywhere"),
+        ("control_random", 1, "control: random, seed 1"),
+        ("weight_only", None, "weight-only 8 bit"),
+        ("spike_aware_fp8_e4m3", None, "spike-aware (fp8_e4m3)"),
+        ("something_new", None, "something new"),
+    ],
+)
 def test_rung_names(name: str, seed: int | None, text: str) -> None:
     assert wording.rung_name(sample_rung(name, 8, 0.0, seed=seed)) == text
 
 
 @pytest.mark.parametrize(
     ("evidence", "text"),
-    [(Evidence(), "–"), (Evidence(token=7), "#7"), (Evidence(token=7, token_text="<s>"), "<s>"),
-     (Evidence(token=7, token_text=" a"), "' a'"), (Evidence(token=7, token_text=""), "''"),
-     (Evidence(token=7, token_text="\n\ud800"), "'\\n\\ud800'")],
-)  # fmt: skip
+    [
+        (Evidence(), "–"),
+        (Evidence(token=7), "#7"),
+        (Evidence(token=7, token_text="<s>"), "<s>"),
+        (Evidence(token=7, token_text=" a"), "' a'"),
+        (Evidence(token=7, token_text=""), "''"),
+        (Evidence(token=7, token_text="\n\ud800"), "'\\n\\ud800'"),
+    ],
+)
 def test_tokens(evidence: Evidence, text: str) -> None:
     assert wording.token(evidence) == text
 

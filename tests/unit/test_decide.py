@@ -257,8 +257,10 @@ def test_by_hand() -> None:
     # What is measured as kept has the precision that kept sites get.
     assert measure.asked[0] == {
         **{key: Precision.INT8 for key in TEN if key not in ("s2", "s5")},
-        "s1": Precision.W8A16, "s4": Precision.INT6, "s5": Precision.FP16,
-    }  # fmt: skip
+        "s1": Precision.W8A16,
+        "s4": Precision.INT6,
+        "s5": Precision.FP16,
+    }
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,14 @@ def test_a_layer_before_and_after(tmp_path: Path) -> None:
     before, after = drawn(source, plan, 1), drawn(artifact, plan, 1)
     assert not [box for box in before if box.kind == "quantizer"]
     assert [box.title for box in before if box.kind in ("site", "kept")] == [
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    ]  # fmt: skip
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
     assert before[0].kind == "stream"
     assert (before[1].title, before[1].reads) == ("normalization", [0])
     assert (before[-1].title, len(before[-1].reads)) == ("residual", 2)

@@ -183,8 +183,9 @@ def test_fused_and_plain_layers_are_numbered_together() -> None:
     found = found_in(b)
     assert [block.layer for block in found.blocks] == [0, 1, 2, 3]
     assert [(site.role, site.layer) for site in found.sites if site.role is Role.ROUTER] == [
-        (Role.ROUTER, 1), (Role.ROUTER, 2)
-    ]  # fmt: skip
+        (Role.ROUTER, 1),
+        (Role.ROUTER, 2),
+    ]
     assert sorted(u.reason.split(" holds")[0] for u in found.unmatched) == ["MoE of layer 1", "MoE of layer 2"]
 
 

@@ -232,15 +232,21 @@ def test_inside_nested_functions(tmp_path: Path) -> None:
     """A GLU as a model-local function that calls one for its activation, and cuts its weight itself."""
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("blocks", 1)]
     silu = helper.make_function(
-        "blocks", "Silu", ["x"], ["y"],
-        [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])], opsets,
-    )  # fmt: skip
+        "blocks",
+        "Silu",
+        ["x"],
+        ["y"],
+        [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])],
+        opsets,
+    )
     nodes = [
         helper.make_node("Split", ["w"], ["a", "b"], axis=1, num_outputs=2),
-        helper.make_node("MatMul", ["x", "a"], ["g"]), helper.make_node("MatMul", ["x", "b"], ["u"]),
-        helper.make_node("Silu", ["g"], ["s"], domain="blocks"), helper.make_node("Mul", ["s", "u"], ["p"]),
+        helper.make_node("MatMul", ["x", "a"], ["g"]),
+        helper.make_node("MatMul", ["x", "b"], ["u"]),
+        helper.make_node("Silu", ["g"], ["s"], domain="blocks"),
+        helper.make_node("Mul", ["s", "u"], ["p"]),
         helper.make_node("MatMul", ["p", "d"], ["y"]),
-    ]  # fmt: skip
+    ]
     glu = helper.make_function("blocks", "Glu", ["x", "w", "d"], ["y"], nodes, opsets)
     b = Builder()
     value = "x"

@@ -15,8 +15,12 @@ from spq_graph.recipe import Override, Precision, Recipe
 from tests.unit.test_decide import MODEL, make, run
 
 E4M3, E5M2, W8FP8, W8A16, FP16 = (
-    Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.W8A16, Precision.FP16,
-)  # fmt: skip
+    Precision.FP8_E4M3,
+    Precision.FP8_E5M2,
+    Precision.W8FP8A16,
+    Precision.W8A16,
+    Precision.FP16,
+)
 BUDGET = Recipe().kl_budget
 
 
@@ -76,8 +80,13 @@ def test_auto_measures_all_formats_and_says_so() -> None:
     plan, _ = run(costs, Recipe(max_kept=0.7), formats={E4M3: 0.0004, E5M2: 0.0009, W8FP8: 0.0003, W8A16: 0.0002})
     assert precisions(plan) == {"a": W8A16, "b": W8A16, "c": Precision.INT8}
     assert plan.search.formats == {
-        "fp8_e4m3": 0.0009, "fp8_e5m2": 0.0019, "w8fp8a16": 0.0007, "w8a16": 0.0005, "fp16": 0.0001, "as_is": 0.0001,
-    }  # fmt: skip
+        "fp8_e4m3": 0.0009,
+        "fp8_e5m2": 0.0019,
+        "w8fp8a16": 0.0007,
+        "w8a16": 0.0005,
+        "fp16": 0.0001,
+        "as_is": 0.0001,
+    }
     assert plan.search.kl == 0.0005
     assert plan.budget_met
 

@@ -120,8 +120,12 @@ def fused(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 
 MASKS: tuple[tuple[int | str, ...] | None, ...] = (
-    None, (BATCH, 1, LENGTH, KEYS), (1, 1, LENGTH, KEYS), (BATCH, 4, LENGTH, KEYS), (1, 4, LENGTH, KEYS),
-)  # fmt: skip
+    None,
+    (BATCH, 1, LENGTH, KEYS),
+    (1, 1, LENGTH, KEYS),
+    (BATCH, 4, LENGTH, KEYS),
+    (1, 4, LENGTH, KEYS),
+)
 TAKEN = [
     *(Written(heads=4, shared=shared) for shared in (1, 2, 4)),
     *(Written(mask=mask) for mask in MASKS),

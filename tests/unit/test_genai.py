@@ -9,9 +9,15 @@ import pytest
 from spq_graph import genai
 
 CONFIG: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64,
-    "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
 
 
 def inputs(layers: int = 2, shape: tuple[Any, ...] = ("batch_size", 2, "past_sequence_length", 8)) -> dict[str, Any]:

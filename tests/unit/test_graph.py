@@ -11,14 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from spq_graph.errors import GraphError, SourceError
-from spq_graph.passes.graph import (
-    Canonicalize,
-    digest_of,
-    files_of,
-    load_graph,
-    name_nodes,
-    strip_exporter_noise,
-)
+from spq_graph.passes.graph import Canonicalize, digest_of, files_of, load_graph, name_nodes, strip_exporter_noise
 from spq_graph.passes.identify import identify
 from spq_graph.passes.quantized import refuse_quantized
 from spq_graph.passes.values import weight_of
@@ -206,9 +199,17 @@ class TestBrokenGraphs:
 
 class TestCanonicalize:
     def test_names_are_unique_and_the_first_keeps_its_own(self) -> None:
-        nodes = [ir.Node("", op, [], name=name) for op, name in (
-            ("MatMul", None), ("Add", "a"), ("Add", "a"), ("MatMul", "MatMul_0"), ("Neg", ""), ("Add", "a_1"),
-        )]  # fmt: skip
+        nodes = [
+            ir.Node("", op, [], name=name)
+            for op, name in (
+                ("MatMul", None),
+                ("Add", "a"),
+                ("Add", "a"),
+                ("MatMul", "MatMul_0"),
+                ("Neg", ""),
+                ("Add", "a_1"),
+            )
+        ]
         assert name_nodes(nodes)
         assert [node.name for node in nodes] == ["MatMul_0_1", "a", "a_2", "MatMul_0", "Neg_4", "a_1"]
         assert not name_nodes(nodes)
@@ -247,19 +248,27 @@ class TestCanonicalize:
 
     def test_functions_are_inlined(self) -> None:
         silu = helper.make_function(
-            "local", "Silu", ["g"], ["out"],
+            "local",
+            "Silu",
+            ["g"],
+            ["out"],
             [helper.make_node("Sigmoid", ["g"], ["s"]), helper.make_node("Mul", ["g", "s"], ["out"])],
             [helper.make_opsetid("", 21)],
-        )  # fmt: skip
+        )
         block = helper.make_function(
-            "local", "Mlp", ["x", "wg", "wu", "wd"], ["y"],
+            "local",
+            "Mlp",
+            ["x", "wg", "wu", "wd"],
+            ["y"],
             [
-                helper.make_node("MatMul", ["x", "wg"], ["g"]), helper.make_node("MatMul", ["x", "wu"], ["u"]),
-                helper.make_node("Silu", ["g"], ["a"], domain="local"), helper.make_node("Mul", ["a", "u"], ["h"]),
+                helper.make_node("MatMul", ["x", "wg"], ["g"]),
+                helper.make_node("MatMul", ["x", "wu"], ["u"]),
+                helper.make_node("Silu", ["g"], ["a"], domain="local"),
+                helper.make_node("Mul", ["a", "u"], ["h"]),
                 helper.make_node("MatMul", ["h", "wd"], ["y"]),
             ],
             [helper.make_opsetid("", 21), helper.make_opsetid("local", 1)],
-        )  # fmt: skip
+        )
         weights = [numpy_helper.from_array(np.ones((4, 4), np.float32), name) for name in ("a", "b", "c")]
         calls = [
             helper.make_node("Mlp", ["x", "a", "b", "c"], ["m"], domain="local"),

@@ -87,11 +87,22 @@ def test_the_verdict_comes_with_its_numbers(page: Page) -> None:
 
 def test_everything_is_told(page: Page) -> None:
     for piece in (
-        "control: random, seed 3", "weight-only 6 bit", "+0.56 %",  # ladder
-        "16 evaluations on 4,096 tokens", "budget 0.005 met", "quantizing it alone costs 9 times the budget",
-        "node_MatMul_scores", "no constant weight", "MatMulIntegerToFloat 54", "CPUExecutionProvider (412 nodes)",
-        "--bits 8 --bits 6", "sha256:" + "3f" * 32, "kl_budget 0.005", "AVX512-VNNI", "evaluate 2 min 05 s",
-    ):  # fmt: skip
+        "control: random, seed 3",
+        "weight-only 6 bit",
+        "+0.56 %",  # ladder
+        "16 evaluations on 4,096 tokens",
+        "budget 0.005 met",
+        "quantizing it alone costs 9 times the budget",
+        "node_MatMul_scores",
+        "no constant weight",
+        "MatMulIntegerToFloat 54",
+        "CPUExecutionProvider (412 nodes)",
+        "--bits 8 --bits 6",
+        "sha256:" + "3f" * 32,
+        "kl_budget 0.005",
+        "AVX512-VNNI",
+        "evaluate 2 min 05 s",
+    ):
         assert piece in page.text, piece
 
 

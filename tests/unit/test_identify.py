@@ -1,4 +1,4 @@
-"""Identify: sites, roles, layers and keys, in every form that exporters give them; near misses with the reason."""
+"""Sites, roles, layers and keys, in every form that exporters give them; near misses with the reason."""
 
 from __future__ import annotations
 
@@ -73,9 +73,12 @@ class TestNames:
     def test_module_paths(self) -> None:
         found = found_in(glu_model(Glu(), Glu(packing="split"), naming="dynamo"))
         assert [site.key for site in found.sites] == [
-            "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj",
-            "model.layers.1.mlp.gate_up_proj", "model.layers.1.mlp.down_proj",
-        ]  # fmt: skip
+            "model.layers.0.mlp.gate_proj",
+            "model.layers.0.mlp.up_proj",
+            "model.layers.0.mlp.down_proj",
+            "model.layers.1.mlp.gate_up_proj",
+            "model.layers.1.mlp.down_proj",
+        ]
         assert found.blocks[1].gate == found.blocks[1].up == "model.layers.1.mlp.gate_up_proj"
 
     def test_node_names(self) -> None:
@@ -111,9 +114,16 @@ class TestNames:
 
 
 ATTENTION: list[tuple[AttentionForm, int, int]] = [
-    ("plain", 13, 2), ("plain", 21, 1), ("qk_norm", 21, 1), ("packed", 21, 2), ("packed", 18, 1),
-    ("GroupQueryAttention", 21, 1), ("MultiHeadAttention", 21, 2), ("Attention", 23, 1), ("Attention", 24, 2),
-]  # fmt: skip
+    ("plain", 13, 2),
+    ("plain", 21, 1),
+    ("qk_norm", 21, 1),
+    ("packed", 21, 2),
+    ("packed", 18, 1),
+    ("GroupQueryAttention", 21, 1),
+    ("MultiHeadAttention", 21, 2),
+    ("Attention", 23, 1),
+    ("Attention", 24, 2),
+]
 
 
 class TestDecoders:
@@ -143,9 +153,16 @@ class TestDecoders:
     def test_experts(self, naming: Naming) -> None:
         found = found_in(decoder(Decoder(experts=3), naming=naming))
         assert Counter(roles(found)) == {
-            "attn_q": 2, "attn_k": 2, "attn_v": 2, "attn_o": 2, "router": 2, "lm_head": 1,
-            "expert_gate": 6, "expert_up": 6, "expert_down": 6,
-        }  # fmt: skip
+            "attn_q": 2,
+            "attn_k": 2,
+            "attn_v": 2,
+            "attn_o": 2,
+            "router": 2,
+            "lm_head": 1,
+            "expert_gate": 6,
+            "expert_up": 6,
+            "expert_down": 6,
+        }
         assert [s.expert for s in found.sites if s.role is Role.EXPERT_DOWN] == [0, 1, 2] * 2
 
     def test_experts_without_names(self) -> None:
@@ -209,7 +226,7 @@ class TestNearMisses:
             (lambda b, g, u: b.op("Mul", _doubled(b, g), u), "but Add ('Add_3'), Elu ('Elu_2') is not a known gate"),
             (lambda b, g, u: b.op("Mul", g, u), "looks like a GLU, but neither branch has an activation"),
         ],
-    )  # fmt: skip
+    )
     def test_unknown_activation(self, write: Callable[[Builder, str, str], str], reason: str) -> None:
         found = mlp(write)
         assert found.blocks == []

@@ -20,8 +20,12 @@ from tests.decoder_graphs import Decoder, decoder, token_feeds
 from tests.graphs import Glu
 from tests.inserting import applied, plan_for
 
-CHOSEN = {Role.GLU_DOWN: Precision.FP8_E5M2, Role.ATTN_O: Precision.W8FP8A16, Role.GLU_UP: Precision.FP8_E4M3,
-          Role.LM_HEAD: Precision.FP32}  # fmt: skip
+CHOSEN = {
+    Role.GLU_DOWN: Precision.FP8_E5M2,
+    Role.ATTN_O: Precision.W8FP8A16,
+    Role.GLU_UP: Precision.FP8_E4M3,
+    Role.LM_HEAD: Precision.FP32,
+}
 
 
 def choose(site: Site) -> Precision:

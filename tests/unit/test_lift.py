@@ -181,10 +181,12 @@ class TestRefused:
     def test_what_changed_since(self, op_type: str) -> None:
         """On the way to 23; none of them is in the way to 19."""
         inputs = {"DFT": 1, "GridSample": 2, "GroupNormalization": 3}[op_type]
-        graph = ir.from_proto(helper.make_model(
-            helper.make_graph([helper.make_node(op_type, list("xyz")[:inputs], ["o"], name="odd")], "g", [], []),
-            opset_imports=[helper.make_opsetid("", 18)],
-        ))  # fmt: skip
+        graph = ir.from_proto(
+            helper.make_model(
+                helper.make_graph([helper.make_node(op_type, list("xyz")[:inputs], ["o"], name="odd")], "g", [], []),
+                opset_imports=[helper.make_opsetid("", 18)],
+            )
+        )
         obstacle = obstacle_to(graph, NEWEST_OPSET)
         assert obstacle is not None
         assert (obstacle.what, obstacle.where) == (f"{op_type} cannot be lifted", "odd")

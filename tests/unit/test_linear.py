@@ -54,15 +54,26 @@ def everything(path: Path) -> None:
 def planned(sites: list[Site]) -> Plan:
     chosen = [
         SitePlan(
-            key=s.key, node=s.node, role=s.role, layer=s.layer, shape=s.shape, input=s.input, reason=Reason.DEFAULT,
-            precision=Precision.FP32 if s.role is Role.LM_HEAD else PRECISIONS[i % len(PRECISIONS)], range=(-1.0, 1.0),
+            key=s.key,
+            node=s.node,
+            role=s.role,
+            layer=s.layer,
+            shape=s.shape,
+            input=s.input,
+            reason=Reason.DEFAULT,
+            precision=Precision.FP32 if s.role is Role.LM_HEAD else PRECISIONS[i % len(PRECISIONS)],
+            range=(-1.0, 1.0),
         )
         for i, s in enumerate(sites)
-    ]  # fmt: skip
+    ]
     return Plan(
-        model=ModelRef(digest="sha256:none", origin="none"), recipe=Recipe(), search=Search(rule="none"), sites=chosen,
-        calibration=CalibrationRef(digest="none", tokens=1, sequences=1), budget_met=True,
-    )  # fmt: skip
+        model=ModelRef(digest="sha256:none", origin="none"),
+        recipe=Recipe(),
+        search=Search(rule="none"),
+        sites=chosen,
+        calibration=CalibrationRef(digest="none", tokens=1, sequences=1),
+        budget_met=True,
+    )
 
 
 def layers(path: Path, size: int) -> None:
@@ -106,9 +117,10 @@ def read(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "work"), [(layers, everything), (one_name, read), (chain, read), (fan, read)],
+    ("write", "work"),
+    [(layers, everything), (one_name, read), (chain, read), (fan, read)],
     ids=lambda thing: thing.__name__,
-)  # fmt: skip
+)
 def test_calls(tmp_path: Path, write: Callable[[Path, int], None], work: Callable[[Path], None]) -> None:
     counts = []
     for size in (1, 1, 2, 4):  # the first run pays for what is made once

@@ -60,9 +60,12 @@ def test_a_weight_of_the_wrong_size_is_named(tmp_path: Path) -> None:
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[200, 200], raw_data=bytes(4 * 200 * 199))
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [value("x", TensorProto.FLOAT, ["n", 200])],
-        [value("y", TensorProto.FLOAT, ["n", 200])], [tensor],
-    )  # fmt: skip
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [value("x", TensorProto.FLOAT, ["n", 200])],
+        [value("y", TensorProto.FLOAT, ["n", 200])],
+        [tensor],
+    )
     (tmp_path / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(Exception, match="'w' holds 159200 bytes where its shape wants 160000"):
         load_graph(tmp_path / "model.onnx")

@@ -23,9 +23,18 @@ FEEDS = {"x": activations(WIDTH, WIDTH)}  # square, so that a mean along either 
 
 
 def norm(
-    b: Builder, x: str, *, exponent: float = 2.0, averaged: str = "", swapped: bool = False,
-    epsilon_first: bool = False, epsilon: Any = EPSILON, axis: int = -1, keepdims: int = 1, shared: str = "",
-) -> str:  # fmt: skip
+    b: Builder,
+    x: str,
+    *,
+    exponent: float = 2.0,
+    averaged: str = "",
+    swapped: bool = False,
+    epsilon_first: bool = False,
+    epsilon: Any = EPSILON,
+    axis: int = -1,
+    keepdims: int = 1,
+    shared: str = "",
+) -> str:
     """An RMSNorm and its weight. `averaged` is another value than x to take the mean of, `shared` a step read twice."""
     square = b.op("Pow", averaged or x, b.const(exponent, np.float32))
     mean = b.op("ReduceMean", square, b.const([axis], np.int64), keepdims=keepdims)
@@ -71,9 +80,16 @@ def test_the_product_becomes_a_quotient(tmp_path: Path, swapped: bool) -> None:
 
 
 ODD: tuple[dict[str, Any], ...] = (
-    {"exponent": 3.0}, {"averaged": True}, {"axis": 0}, {"keepdims": 0}, {"epsilon_first": True},
-    {"epsilon": [[[EPSILON]]]}, {"shared": "mean"}, {"shared": "root"}, {"shared": "factor"},
-)  # fmt: skip
+    {"exponent": 3.0},
+    {"averaged": True},
+    {"axis": 0},
+    {"keepdims": 0},
+    {"epsilon_first": True},
+    {"epsilon": [[[EPSILON]]]},
+    {"shared": "mean"},
+    {"shared": "root"},
+    {"shared": "factor"},
+)
 
 
 @pytest.mark.parametrize("kind", ODD, ids=str)

@@ -77,10 +77,13 @@ def test_without_pandas_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatc
 def test_plots_are_figures(tmp_path: Path) -> None:
     plan, report = sample_plan(), whole_report()
     figures = [
-        plots.plot_ladder(report), plots.plot_ladder(report, 6), plots.plot_spikes(plan),
-        plots.plot_profile(sample_ranges(plan), plan, KEY), plots.plot_layer(report),
+        plots.plot_ladder(report),
+        plots.plot_ladder(report, 6),
+        plots.plot_spikes(plan),
+        plots.plot_profile(sample_ranges(plan), plan, KEY),
+        plots.plot_layer(report),
         plots.plot_layer(report, "before"),
-    ]  # fmt: skip
+    ]
     for number, figure in enumerate(figures):
         assert isinstance(figure, Figure)
         figure.savefig(tmp_path / f"{number}.png")

@@ -1,4 +1,4 @@
-"""Plans: deterministic JSON that says what the contract promises, and a loader that refuses anything else."""
+"""Deterministic JSON that says what the contract promises, and a loader that refuses anything else."""
 
 from __future__ import annotations
 

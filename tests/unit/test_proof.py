@@ -1,4 +1,4 @@
-"""Proof: what ran on another provider or as another kernel is named; a provider without its device is absent."""
+"""What ran on another provider or as another kernel is named; a provider without its device is absent."""
 
 from __future__ import annotations
 

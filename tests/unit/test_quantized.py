@@ -57,9 +57,16 @@ def int4(model: onnx.ModelProto, name: str) -> None:
     packed = codes[..., ::2] | (codes[..., 1::2] << 4)
     inputs = [node.input[0], const(model, f"{name}.q", packed), const(model, f"{name}.s", scales.astype(np.float32))]
     made = helper.make_node(
-        "MatMulNBits", inputs, list(node.output), name=name, domain="com.microsoft", K=rows, N=columns, bits=4,
+        "MatMulNBits",
+        inputs,
+        list(node.output),
+        name=name,
+        domain="com.microsoft",
+        K=rows,
+        N=columns,
+        bits=4,
         block_size=32,
-    )  # fmt: skip
+    )
     put(model, name, made)
 
 
@@ -74,12 +81,13 @@ def qdq(model: onnx.ModelProto, name: str) -> None:
         const(model, f"{name}.z", np.array(np.uint8(128))),
     )
     put(
-        model, name,
+        model,
+        name,
         helper.make_node("QuantizeLinear", [node.input[0], wide, zero], [f"{name}.aq"], name=f"{name}.Q"),
         helper.make_node("DequantizeLinear", [f"{name}.aq", wide, zero], [f"{name}.ad"], name=f"{name}.DQ"),
         helper.make_node("DequantizeLinear", [codes, scales], [f"{name}.wd"], name=f"{name}.WDQ"),
         helper.make_node("MatMul", [f"{name}.ad", f"{name}.wd"], list(node.output), name=name),
-    )  # fmt: skip
+    )
 
 
 def embedding(model: onnx.ModelProto, name: str = "embed_tokens") -> None:
@@ -92,10 +100,11 @@ def embedding(model: onnx.ModelProto, name: str = "embed_tokens") -> None:
         const(model, "table.s", np.array(scale)),
     )
     put(
-        model, name,
+        model,
+        name,
         helper.make_node("DequantizeLinear", [codes, scales], ["table"], name="table.DQ"),
         helper.make_node("Gather", ["table", ids], ["embed_tokens.out"], name=name),
-    )  # fmt: skip
+    )
 
 
 def edited(path: Path, *edits: tuple[Callable[[onnx.ModelProto, str], None], str]) -> Path:
@@ -129,8 +138,9 @@ def test_quantized_around(tmp_path: Path, edit: Callable[[onnx.ModelProto, str],
     how = "MatMulNBits, 4 bits" if edit is int4 else "DequantizeLinear"
     where = "" if role is Role.LM_HEAD else f" of layer {whole.by_key[name].layer}"
     assert (entry.node, entry.reason) == (
-        name, f"{role}{where}: its weight is quantized already ({how}); it stays as it is"
-    )  # fmt: skip
+        name,
+        f"{role}{where}: its weight is quantized already ({how}); it stays as it is",
+    )
     assert {str(precision_of(node)) for node in model.graph if node.name in {s.node for s in found.sites}} == {"fp32"}
 
 

@@ -1,4 +1,4 @@
-"""Ranges: what they say of token maxima, and that shards merge to the same bytes in any order."""
+"""What they say of token maxima, and that shards merge to the same bytes in any order."""
 
 from __future__ import annotations
 
@@ -74,10 +74,7 @@ def test_save_and_load_keep_every_byte(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100)
-@given(
-    maxima=st.lists(st.floats(2.0**-120, 2.0**120, width=32), min_size=1, max_size=60),
-    share=st.floats(0, 1),
-)
+@given(maxima=st.lists(st.floats(2.0**-120, 2.0**120, width=32), min_size=1, max_size=60), share=st.floats(0, 1))
 def test_quantile_is_within_one_in_128(maxima: list[float], share: float) -> None:
     values = np.array(maxima, dtype=np.float32).reshape(1, -1, 1)
     shape = values.shape[:2]
@@ -234,8 +231,11 @@ def test_a_profile_tells_where_and_on_which_token() -> None:
     assert (at[32].peak.value, at[32].peak.token, at[32].peak.position, at[32].tokens) == (40.0, 7, 35, 16)
     assert at[1].typical == pytest.approx(1.0, rel=0.01)
     assert [(p.token, p.value, p.position) for p in profile.leaders[:4]] == [
-        (1, 700.0, 0), (7, 40.0, 35), (109, 16.0, 9), (101, 1.0, 1),
-    ]  # fmt: skip
+        (1, 700.0, 0),
+        (7, 40.0, 35),
+        (109, 16.0, 9),
+        (101, 1.0, 1),
+    ]
     assert len({p.token for p in profile.leaders}) == 8
 
 

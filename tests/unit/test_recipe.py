@@ -1,4 +1,4 @@
-"""Recipes: what is accepted, and that anything else is refused by name."""
+"""What is accepted, and that anything else is refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules: every one of a target's rules, broken on purpose in a graph that keeps it, is named."""
+"""Every one of a target's rules, broken on purpose in a graph that keeps it, is named."""
 
 from __future__ import annotations
 

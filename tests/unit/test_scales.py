@@ -10,20 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spq_graph.errors import ActivationError, GraphError
-from spq_graph.passes.scales import (
-    ActivationQuantizer,
-    block_size_for,
-    blocked_weight,
-    weight_codes,
-    weight_scales,
-)
+from spq_graph.passes.scales import ActivationQuantizer, block_size_for, blocked_weight, weight_codes, weight_scales
 
 BITS = st.integers(4, 8)
 SCHEMES: st.SearchStrategy[Literal["asymmetric", "symmetric"]] = st.sampled_from(["asymmetric", "symmetric"])
 FINITE = st.floats(-(2.0**120), 2.0**120, width=32)
 ENDS = st.tuples(FINITE, FINITE).map(sorted)
-ANY_ENDS = st.tuples(st.floats(width=32, allow_nan=False, allow_infinity=False),
-                     st.floats(width=32, allow_nan=False, allow_infinity=False)).map(sorted)  # fmt: skip
+ANY_ENDS = st.tuples(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+).map(sorted)
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
@@ -129,8 +125,11 @@ def test_blocks(weight: Array) -> None:
 def test_weight_that_is_not_finite(value: float) -> None:
     weight = np.ones((4, 3), np.float32)
     weight[2, 1] = value
-    for attempt in (lambda: weight_scales(weight, 8), lambda: weight_scales(weight, 8, "per_tensor"),
-                    lambda: blocked_weight(weight)):  # fmt: skip
+    for attempt in (
+        lambda: weight_scales(weight, 8),
+        lambda: weight_scales(weight, 8, "per_tensor"),
+        lambda: blocked_weight(weight),
+    ):
         with pytest.raises(GraphError, match="NaN or infinity"):
             attempt()
 

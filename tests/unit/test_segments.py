@@ -49,10 +49,15 @@ def run(model: Segmented, feeds: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("limit", [1 << 20, 2400, 900, 1])
 @pytest.mark.parametrize(
     "shape",
-    [Decoder(layers=3), Decoder(tied=True, capped=True), Decoder(kv_heads=1), Decoder(experts=3),
-     Decoder(glu=Glu(packing="split"))],
+    [
+        Decoder(layers=3),
+        Decoder(tied=True, capped=True),
+        Decoder(kv_heads=1),
+        Decoder(experts=3),
+        Decoder(glu=Glu(packing="split")),
+    ],
     ids=["plain", "tied", "grouped", "experts", "packed"],
-)  # fmt: skip
+)
 def test_pieces_together_are_the_whole(shape: Decoder, limit: int) -> None:
     whole = decoder(shape)
     feeds = token_feeds()
@@ -120,9 +125,12 @@ def test_weights_in_the_models_own_files_are_left_there(tmp_path: Path) -> None:
 
 @settings(max_examples=25)
 @given(
-    seed=st.integers(0, 10_000), layers=st.integers(1, 4), kv_heads=st.sampled_from([1, 2]), tied=st.booleans(),
+    seed=st.integers(0, 10_000),
+    layers=st.integers(1, 4),
+    kv_heads=st.sampled_from([1, 2]),
+    tied=st.booleans(),
     limit=st.integers(1, 20_000),
-)  # fmt: skip
+)
 def test_any_limit_gives_the_same_logits(seed: int, layers: int, kv_heads: int, tied: bool, limit: int) -> None:
     shape = Decoder(layers=layers, kv_heads=kv_heads, tied=tied)
     feeds = token_feeds(seed=seed)

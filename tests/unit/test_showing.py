@@ -25,27 +25,34 @@ def inspection(name: str) -> dict[str, Any]:
     plan["unmatched"][0]["node"] += name
     profile = {
         "positions": [
-            {"first": 0, "last": 0, "max": 9.0, "typical": 1.0}, {"first": 1, "last": 1, "max": 0.0, "typical": 0.0},
+            {"first": 0, "last": 0, "max": 9.0, "typical": 1.0},
+            {"first": 1, "last": 1, "max": 0.0, "typical": 0.0},
         ],
         "tokens": [{"token": 1, "text": name, "max": 9.0, "position": 0}],
-    }  # fmt: skip
+    }
     return {
-        "path": name, "glu_blocks": 2, "sites": plan["sites"], "unmatched": plan["unmatched"],
+        "path": name,
+        "glu_blocks": 2,
+        "sites": plan["sites"],
+        "unmatched": plan["unmatched"],
         "graph": {"opset": 21, "producer": name, "plan": None, "version": None, "operators": {}},
         "measured": {"digest": "", "tokens": 9, "sequences": 1, "origin": name},
         "profiles": {site["key"]: profile for site in plan["sites"]},
-    }  # fmt: skip
+    }
 
 
 def difference(name: str) -> dict[str, Any]:
     side = {"precision": "int8", "reason": "budget", "ratio": 3.0}
     return {
-        "same_model": False, "only_a": [name], "only_b": [],
+        "same_model": False,
+        "only_a": [name],
+        "only_b": [],
         "changed": [{"key": name, "a": side, "b": {"precision": "fp32", "reason": None, "ratio": None}}],
-        "recipe": {"keep": {"a": [name], "b": []}}, "operators": {name: {"a": 1, "b": 0}},
+        "recipe": {"keep": {"a": [name], "b": []}},
+        "operators": {name: {"a": 1, "b": 0}},
         "bytes": {"bytes": {"a": 1_000_000, "b": 2_000_000}},
         "ladder": [{"name": name, "bits": 8, "seed": None, "a": 2.0, "b": 3.0}],
-    }  # fmt: skip
+    }
 
 
 def printed(show: Callable[[Console], None], *, terminal: bool = False) -> str:
@@ -88,6 +95,12 @@ def test_colour_is_for_terminals() -> None:
 
 def test_what_changed_is_told() -> None:
     text = " ".join(printed(lambda console: show_difference(difference("site"), console)).split())
-    for piece in ("different models", "size 1.00 MB -> 2.00 MB", "recipe keep: ['site'] -> []", "+50.0 %",
-                  "site int8 budget fp32 – 3.00", "site: only in A"):  # fmt: skip
+    for piece in (
+        "different models",
+        "size 1.00 MB -> 2.00 MB",
+        "recipe keep: ['site'] -> []",
+        "+50.0 %",
+        "site int8 budget fp32 – 3.00",
+        "site: only in A",
+    ):
         assert piece in text, piece

@@ -1,4 +1,4 @@
-"""Targets: what each can run, what stands in for what it cannot, and that nothing changes without a reason."""
+"""What each can run, what stands in for what it cannot, and that nothing changes without a reason."""
 
 from __future__ import annotations
 
@@ -37,8 +37,12 @@ def test_what_stands_in_is_legal(target: Target) -> None:
 def test_what_each_target_executes() -> None:
     integer = {target: profile.forms[Precision.INT8] for target, profile in PROFILES.items()}
     assert integer == {
-        "cpu": Form.QDQ, "cuda": Form.MATMUL_INTEGER, "tensorrt": Form.QDQ, "openvino": Form.QDQ, "portable": Form.QDQ,
-    }  # fmt: skip
+        "cpu": Form.QDQ,
+        "cuda": Form.MATMUL_INTEGER,
+        "tensorrt": Form.QDQ,
+        "openvino": Form.QDQ,
+        "portable": Form.QDQ,
+    }
     assert {t for t, p in PROFILES.items() if p.signed} == {"cuda", "tensorrt"}
     assert {t for t, p in PROFILES.items() if p.functions} == {"cpu", "cuda", "portable"}
     assert not PROFILES["tensorrt"].fp8_per_channel
@@ -101,29 +105,48 @@ def test_an_unknown_target_is_named() -> None:
 
 def site(key: str, precision: Precision, reason: Reason = Reason.SPIKE, high: float = 4.0) -> SitePlan:
     return SitePlan(
-        key=key, node=f"node_{key}", role=Role.GLU_DOWN, layer=0, shape=(8, 8), input=f"in_{key}", precision=precision,
-        reason=reason, range=(-1.0, high), evidence=Evidence(note="costs KL 0.1"),
-    )  # fmt: skip
+        key=key,
+        node=f"node_{key}",
+        role=Role.GLU_DOWN,
+        layer=0,
+        shape=(8, 8),
+        input=f"in_{key}",
+        precision=precision,
+        reason=reason,
+        range=(-1.0, high),
+        evidence=Evidence(note="costs KL 0.1"),
+    )
 
 
 def plan(*sites: SitePlan, **recipe: object) -> Plan:
     return Plan(
-        model=ModelRef(digest="", origin=""), recipe=Recipe.model_validate(recipe), search=Search(rule="none"),
-        calibration=CalibrationRef(digest="", tokens=0, sequences=0), sites=list(sites), budget_met=True,
-    )  # fmt: skip
+        model=ModelRef(digest="", origin=""),
+        recipe=Recipe.model_validate(recipe),
+        search=Search(rule="none"),
+        calibration=CalibrationRef(digest="", tokens=0, sequences=0),
+        sites=list(sites),
+        budget_met=True,
+    )
 
 
 def test_a_plan_for_another_target_says_what_it_could_not_keep() -> None:
     made = plan(
-        site("e4m3", Precision.FP8_E4M3), site("e5m2", Precision.FP8_E5M2), site("int", Precision.INT8, Reason.DEFAULT),
-        site("w8", Precision.W8A16, high=1e5), site("head", Precision.FP32, Reason.DEFAULT), high_precision="fp8_e5m2",
+        site("e4m3", Precision.FP8_E4M3),
+        site("e5m2", Precision.FP8_E5M2),
+        site("int", Precision.INT8, Reason.DEFAULT),
+        site("w8", Precision.W8A16, high=1e5),
+        site("head", Precision.FP32, Reason.DEFAULT),
+        high_precision="fp8_e5m2",
         overrides=[Override(pattern="w8", precision="w8a16")],
-    )  # fmt: skip
+    )
     found = {s.key: s for s in retarget(made, "tensorrt").sites}
     assert {key: s.precision for key, s in found.items()} == {
-        "e4m3": Precision.FP8_E4M3, "e5m2": Precision.FP16, "int": Precision.INT8, "w8": Precision.BF16,
+        "e4m3": Precision.FP8_E4M3,
+        "e5m2": Precision.FP16,
+        "int": Precision.INT8,
+        "w8": Precision.BF16,
         "head": Precision.FP32,
-    }  # fmt: skip
+    }
     assert {key for key, s in found.items() if s.reason is Reason.UNSUPPORTED} == {"e5m2", "w8"}
     note = found["e5m2"].evidence.note or ""
     assert note == "spike: costs KL 0.1; fp8_e5m2 was planned: TensorRT has FP8 in E4M3 only; fp16 instead"

@@ -78,11 +78,7 @@ def activated(b: Builder) -> None:
     b.op("FusedGemm", "x", weight, bias, domain=CONTRIB, transB=1, activation="Relu", outputs=["y"], name="/head/Gemm")
 
 
-FUSED = {
-    scaled: ["MatMul", "Mul"],
-    turned: ["Transpose", "MatMul"],
-    activated: ["Gemm", "Relu"],
-}
+FUSED = {scaled: ["MatMul", "Mul"], turned: ["Transpose", "MatMul"], activated: ["Gemm", "Relu"]}
 
 
 @pytest.mark.parametrize("write", FUSED, ids=lambda write: write.__name__)

@@ -1,4 +1,4 @@
-"""Verify: what a plan wrote passes, and every way to tamper with it is named."""
+"""What a plan wrote passes, and every way to tamper with it is named."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ from tests.decoder_graphs import Decoder, decoder, token_feeds
 from tests.graphs import Glu
 from tests.inserting import plan_for
 
-CHOSEN = {Role.GLU_DOWN: Precision.W8A16, Role.GLU_GATE: Precision.INT6, Role.ATTN_O: Precision.FP16,
-          Role.LM_HEAD: Precision.FP32, Role.GLU_UP: Precision.FP8_E5M2, Role.ATTN_V: Precision.W8FP8A16}  # fmt: skip
+CHOSEN = {
+    Role.GLU_DOWN: Precision.W8A16,
+    Role.GLU_GATE: Precision.INT6,
+    Role.ATTN_O: Precision.FP16,
+    Role.LM_HEAD: Precision.FP32,
+    Role.GLU_UP: Precision.FP8_E5M2,
+    Role.ATTN_V: Precision.W8FP8A16,
+}
 
 
 def choose(site: Site) -> Precision:
