@@ -95,9 +95,9 @@ def _rows(a: Report | None, b: Report | None) -> list[dict[str, Any]]:
     """Perplexities of the rungs that both have, if they were measured on the same text."""
     if a is None or b is None or a.text is None or b.text is None or a.text.digest != b.text.digest:
         return []
-    known = {(r.name, r.bits, r.seed): r for r in b.ladder}
-    pairs = [(r, known[r.name, r.bits, r.seed]) for r in a.ladder if (r.name, r.bits, r.seed) in known]
+    pairs = [(one, b.rung(one.id, one.bits)) for one in a.ladder]
     return [
-        {"name": one.name, "bits": one.bits, "seed": one.seed, "a": one.perplexity, "b": other.perplexity}
+        {"name": one.id.name, "bits": one.bits, "seed": one.id.seed, "a": one.perplexity, "b": other.perplexity}
         for one, other in pairs
+        if other is not None
     ]
