@@ -24,7 +24,7 @@ class _Side:
     bytes: int | None = None
 
 
-def differences(path_a: Path, path_b: Path) -> dict[str, Any]:
+def differences(path_a: str | Path, path_b: str | Path) -> dict[str, Any]:
     """What differs between two plans, OUT folders or .onnx files, in any combination.
 
     Returns:
@@ -36,7 +36,7 @@ def differences(path_a: Path, path_b: Path) -> dict[str, Any]:
         UsageError: a plan or report cannot be read.
         SourceError: a model cannot be read.
     """
-    a, b = _side(path_a), _side(path_b)
+    a, b = _side(Path(path_a)), _side(Path(path_b))
     changed = [
         {"key": key, "a": _decision(a.sites[key]), "b": _decision(b.sites[key])}
         for key in a.sites

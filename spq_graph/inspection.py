@@ -12,7 +12,7 @@ import onnx_ir as ir
 from spq_graph import artifact
 from spq_graph.choices import evidence_of
 from spq_graph.errors import UsageError
-from spq_graph.measuring import open_model
+from spq_graph.opening import Opening
 from spq_graph.passes.annotate import PREFIX
 from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, load_graph
 from spq_graph.passes.identify import Identified, identify
@@ -46,7 +46,7 @@ class Measuring:
 
 
 def inspect_path(
-    path: Path, only: str | None = None, *, measuring: Measuring | None = None, steps: Steps | None = None
+    path: str | Path, only: str | None = None, *, measuring: Measuring | None = None, steps: Steps | None = None
 ) -> dict[str, Any]:
     """What an ONNX file or OUT folder holds, as `inspect --json` prints it.
 
@@ -62,6 +62,7 @@ def inspect_path(
         SourceError: the file cannot be read.
         UsageError: `only` fits no site.
     """
+    path = Path(path)
     file = artifact.model_file(path)
     model = load_graph(file)
     facts = _facts(model)
@@ -152,7 +153,8 @@ def _measure(
     path: Path, found: Identified, measuring: Measuring, steps: Steps
 ) -> tuple[Ranges, TextTokenizer | None, str]:
     """Ranges of every site's input, with the file as it is: quantized where it is quantized."""
-    with open_model(str(path), measuring.tokenizer, steps, measuring.bos, measuring.window) as bench:
+    opening = Opening(path, measuring.tokenizer, measuring.bos, measuring.window)
+    with opening.open(steps, find_sites=False) as bench:
         bench.found = found
         limit = measuring.tokens or Recipe().calibration_tokens
         sequences = bench.sequences(measuring.calibration, max_tokens=limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -76,6 +77,10 @@ class Speed(_Strict):
     processor: str
     environment: dict[str, str]
     rows: list[SpeedRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `bench --json` prints."""
+        return self.model_dump(mode="json")
 
     @property
     def conditions(self) -> str:
