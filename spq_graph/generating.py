@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from spq_graph.companions import companions
 from spq_graph.errors import DataError, UsageError
 from spq_graph.opening import Openable, Opening
 from spq_graph.progress import Steps
 from spq_graph.results import Generation
-from spq_graph.runtime.generate import Limits
+from spq_graph.runtime.generate import Generated, Limits, OnEnd, OnToken
 from spq_graph.runtime.generate import generate as run
 from spq_graph.runtime.sampling import Sampling
 from spq_graph.runtime.streaming import InOrder, TextStream
 from spq_graph.runtime.tokenizer import TextTokenizer, read_json
 from spq_graph.workbench import Workbench
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A text to continue, its ids, and what comes of it."""
+
+    text: str
+    ids: list[int]
+    stream: TextStream
 
 
 def generate(
@@ -44,33 +53,45 @@ def generate(
         SpqError: what is wrong, where, and what to do.
     """
     opening, sampling = Opening.of(model), sampling or Sampling()
-    given = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     with opening.open(steps, find_sites=False) as bench:
         text = _tokenizer(bench, opening.name)
-        ids = [_encode(bench, text, prompt) for prompt in given]
+        given = [
+            _Prompt(prompt, own := _encode(bench, text, prompt), TextStream(text, own, stops))
+            for prompt in ((prompts,) if isinstance(prompts, str) else prompts)
+        ]
         limits = Limits(max_new_tokens, _stop_ids(bench, text), bench.source.max_length)
         start = time.perf_counter()
         runner = bench.runner
         loaded = time.perf_counter() - start
+        ids = [prompt.ids for prompt in given]
         _check_vocabulary(ids, runner.vocabulary, opening.name)
-        streams = [TextStream(text, prompt, stops) for prompt in ids]
-        shown = InOrder(write or (lambda _: None), given)
+        found = run(runner, ids, sampling, limits, *_told(given, write or (lambda _: None)))
+    return _result(opening.name, given, found, sampling, loaded)
 
-        def on_token(row: int, token: int) -> bool:
-            shown.add(row, streams[row].push(token))
-            return streams[row].stopped
 
-        def on_end(row: int) -> None:
-            shown.add(row, streams[row].finish())
-            shown.end(row)
+def _told(prompts: list[_Prompt], write: Callable[[str], None]) -> tuple[OnToken, OnEnd]:
+    """What hands text on as it arrives: to be called with each token, and at each end."""
+    shown = InOrder(write, [prompt.text for prompt in prompts])
 
-        found = run(runner, ids, sampling, limits, on_token, on_end)
+    def on_token(row: int, token: int) -> bool:
+        stream = prompts[row].stream
+        shown.add(row, stream.push(token))
+        return stream.stopped
+
+    def on_end(row: int) -> None:
+        shown.add(row, prompts[row].stream.finish())
+        shown.end(row)
+
+    return on_token, on_end
+
+
+def _result(name: str, prompts: list[_Prompt], found: Generated, sampling: Sampling, loaded: float) -> Generation:
     speed = found.tokens_per_second
     return Generation(
-        model=opening.name,
-        prompts=list(given),
-        prompt_tokens=[len(prompt) for prompt in ids],
-        texts=[stream.text for stream in streams],
+        model=name,
+        prompts=[prompt.text for prompt in prompts],
+        prompt_tokens=[len(prompt.ids) for prompt in prompts],
+        texts=[prompt.stream.text for prompt in prompts],
         tokens=[row.tokens for row in found.rows],
         finish=[str(row.finish) for row in found.rows],
         cache=found.cached,
