@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from spq_graph import options as o
 from spq_graph.terminal import answer, print_json, steps
+
+if TYPE_CHECKING:
+    from spq_graph.data import Data
+    from spq_graph.opening import Opening
+    from spq_graph.recipe import Recipe
 
 
 def quantize(
@@ -44,7 +50,6 @@ def quantize(
     from spq_graph.data import Data
     from spq_graph.opening import Opening
     from spq_graph.recipe import load_recipe
-    from spq_graph.shown_results import facts_in_words, show_outcome
 
     # The embedded model shows what few bits cost, where nothing else was asked for.
     shown = bits or ([8, 6] if source == "reference" and recipe is None else [])
@@ -61,22 +66,53 @@ def quantize(
     )
     opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     data = Data(calibration, calibration_tokens, ranges, text, max_eval_tokens)
+    asked = _Asked(opening, out, given, data, shown[1:], force)
     if dry_run:
-        from spq_graph.dry_run import forecast
+        _forecast(asked, as_json=as_json)
+    else:
+        _quantize(asked, ladder=not no_eval, as_json=as_json)
 
-        found = forecast(opening, out, given, data=data, ladder_bits=shown[1:], force=force, steps=steps()).to_dict()
-        answer(found, facts_in_words(found), as_json=as_json)
-        return
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What `quantize` was asked for, dry or not."""
+
+    opening: Opening
+    out: Path
+    recipe: Recipe
+    data: Data
+    ladder_bits: list[int]
+    force: bool
+
+
+def _forecast(asked: _Asked, *, as_json: bool) -> None:
+    from spq_graph.dry_run import forecast
+    from spq_graph.shown_results import facts_in_words
+
+    found = forecast(
+        asked.opening,
+        asked.out,
+        asked.recipe,
+        data=asked.data,
+        ladder_bits=asked.ladder_bits,
+        force=asked.force,
+        steps=steps(),
+    ).to_dict()
+    answer(found, facts_in_words(found), as_json=as_json)
+
+
+def _quantize(asked: _Asked, *, ladder: bool, as_json: bool) -> None:
     from spq_graph.pipeline import quantize as run
+    from spq_graph.shown_results import show_outcome
 
     made = run(
-        opening,
-        out,
-        given,
-        data=data,
-        ladder=not no_eval,
-        ladder_bits=shown[1:],
-        force=force,
+        asked.opening,
+        asked.out,
+        asked.recipe,
+        data=asked.data,
+        ladder=ladder,
+        ladder_bits=asked.ladder_bits,
+        force=asked.force,
         command=shlex.join(["spq-graph", *sys.argv[1:]]),
         steps=steps(),
     )
