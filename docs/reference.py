@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from dataclasses import fields
 from enum import EnumMeta
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from spq_graph.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
 from spq_graph.recipe import Override, Precision, Recipe
-from spq_graph.sites import Role
+from spq_graph.sites import Role, Site
 from spq_graph.wording import REASONS, precision_words
 
 HERE = Path(__file__).parent
@@ -37,11 +40,21 @@ def type_words(kind: Any) -> str:
     return names.get(kind, str(kind))
 
 
+def keys_of(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """A model's fields as JSON has them: those of a site stand among those of its entry."""
+    for name, field in model.model_fields.items():
+        if field.annotation is Site:
+            hints = get_type_hints(Site, include_extras=True)
+            yield from ((inner.name, FieldInfo.from_annotation(hints[inner.name])) for inner in fields(Site))
+        else:
+            yield name, field
+
+
 def fields_of(model: type[BaseModel], *, defaults: bool) -> list[str]:
     """A table of a model's fields."""
     head = "| field | type | default | |" if defaults else "| key | type | |"
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    for name, field in model.model_fields.items():
+    for name, field in keys_of(model):
         limits = [str(one) for one in field.metadata]
         bounds = {"Ge(ge=": "at least ", "Gt(gt=": "above ", "Le(le=": "at most ", "Lt(lt=": "below "}
         told = [

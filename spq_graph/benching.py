@@ -19,6 +19,7 @@ from spq_graph.ladder import variants, weight_only
 from spq_graph.measuring import open_model
 from spq_graph.passes.graph import digest_of, files_of
 from spq_graph.plan import Plan
+from spq_graph.precision import Precision
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.report import Report
@@ -102,7 +103,7 @@ def _others(
     if plan is None or digest_of(reference.model) != plan.model.digest:
         steps.console.print("only the two models are timed: the plan is not one of the floating-point model given")
         return
-    stored = {site.key: "fp32" for site in plan.sites}
+    stored = dict.fromkeys((site.key for site in plan.sites), Precision.FP32)
     rows = {row.name: row.plan for row in variants(plan, stored)} | {"weight_only": weight_only(plan).plan}
     with steps.step("build", "Building what it is compared with"):
         for name in ("everywhere", "weight_only"):

@@ -20,7 +20,7 @@ from spq_graph.report import FP8_KERNEL
 from spq_graph.runtime import health
 from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.proof import why_absent
-from spq_graph.sites import Role
+from spq_graph.sites import Role, Site
 from spq_graph.targets import PROFILES, Form, Profile
 from spq_graph.verdict import environment
 
@@ -134,12 +134,7 @@ def _probe(flat: bool) -> ir.Model:
 
 def _plan(precision: Precision, profile: Profile) -> Plan:
     site = SitePlan(
-        key="product",
-        node="product",
-        role=Role.OTHER,
-        layer=None,
-        shape=(DEPTH, COLUMNS),
-        input="x",
+        site=Site(key="product", node="product", role=Role.OTHER, layer=None, shape=(DEPTH, COLUMNS), input="x"),
         precision=precision,
         reason=Reason.OVERRIDE,
         range=(-1.0, 1.0),

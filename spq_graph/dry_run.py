@@ -9,6 +9,7 @@ from typing import Any
 from spq_graph import artifact
 from spq_graph.passes.graph import files_of
 from spq_graph.pipeline import Request, opened
+from spq_graph.precision import Precision
 from spq_graph.progress import Steps
 from spq_graph.wording import duration, megabytes
 
@@ -37,7 +38,7 @@ def forecast(request: Request, steps: Steps) -> dict[str, Any]:
         counted = [s for s in bench.found.sites if not s.left_alone(request.recipe.quantize_lm_head)]
         cap = math.floor(request.recipe.max_kept * len(counted))
         weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
-        size = 4 if all(s.stored == "fp32" for s in counted) else 2
+        size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in counted) else 2
         source = sum(file.stat().st_size for file in files_of(bench.model))
         everywhere = source - sum(weights) * (size - 1)
         runner = bench.reference

@@ -38,7 +38,7 @@ class Variant:
     built: Built | None = None
 
 
-def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
+def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
     """The rows that belong to one plan; `stored` is the format of each weight in the graph, by site key."""
     bits = plan.recipe.bits
     integer = Precision.integer(bits)
@@ -52,7 +52,7 @@ def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
             lambda s: (
                 s.precision
                 if s.key not in counted or s.range is None
-                else (common[0][0] if common else Precision(stored[s.key]))
+                else (common[0][0] if common else stored[s.key])
                 if s.key in kept
                 else integer
             ),

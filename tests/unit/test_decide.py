@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ Keys = frozenset[str]
 
 
 def site(key: str, role: Role = Role.GLU_DOWN) -> Site:
-    return Site(key, f"node_{key}", role, 0, f"in_{key}", f"weight_{key}", (8, 4))
+    return Site(key=key, node=f"node_{key}", role=role, layer=0, shape=(8, 4), input=f"in_{key}")
 
 
 def seen(ratio: float) -> ValueRange:
@@ -236,7 +235,7 @@ def test_the_head_is_a_site_like_any_other_on_request() -> None:
 
 def test_a_site_without_a_range_stays_as_it_is() -> None:
     sites, ranges = make({"a": 9.0})
-    plan = decide([*sites, replace(site("b"), stored="fp16")], ranges, Recipe(spike_ratio=5), MODEL)
+    plan = decide([*sites, site("b")], ranges, Recipe(spike_ratio=5), MODEL, stored={"b": Precision.FP16})
     assert plan.sites[1].precision is Precision.FP16
     assert plan.sites[1].reason is Reason.UNSUPPORTED
     assert plan.sites[1].range is None

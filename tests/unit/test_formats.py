@@ -30,22 +30,22 @@ def precisions(plan: Plan) -> dict[str, Precision]:
 
 @pytest.mark.parametrize(("ratio", "expected"), [(None, E4M3), (37.0, E4M3), (5000.0, E4M3), (20_000.0, E5M2)])
 def test_without_measuring_the_ratio_settles_the_fp8_format(ratio: float | None, expected: Precision) -> None:
-    assert by_rule(Recipe(high_precision="fp8"), "fp32", ratio) is expected
+    assert by_rule(Recipe(high_precision="fp8"), Precision.FP32, ratio) is expected
 
 
-@pytest.mark.parametrize("stored", ["fp32", "fp16"])
-def test_without_measuring_auto_leaves_what_the_graph_has(stored: str) -> None:
-    assert by_rule(Recipe(), stored, 500.0) == stored
+@pytest.mark.parametrize("stored", [Precision.FP32, FP16])
+def test_without_measuring_auto_leaves_what_the_graph_has(stored: Precision) -> None:
+    assert by_rule(Recipe(), stored, 500.0) is stored
 
 
 def test_a_named_format_is_what_it_says() -> None:
-    assert by_rule(Recipe(high_precision="w8fp8a16"), "fp32", 9e9) is W8FP8
+    assert by_rule(Recipe(high_precision="w8fp8a16"), Precision.FP32, 9e9) is W8FP8
 
 
 def test_portable_does_not_try_what_it_cannot_run() -> None:
-    assert W8A16 not in candidates(Recipe(target="portable"), frozenset({"fp32"}))
-    assert set(candidates(Recipe(), frozenset({"fp32"}))) == {E4M3, E5M2, W8FP8, W8A16, FP16}
-    assert FP16 not in candidates(Recipe(), frozenset({"fp16"}))  # that is what the graph has
+    assert W8A16 not in candidates(Recipe(target="portable"), frozenset({Precision.FP32}))
+    assert set(candidates(Recipe(), frozenset({Precision.FP32}))) == {E4M3, E5M2, W8FP8, W8A16, FP16}
+    assert FP16 not in candidates(Recipe(), frozenset({FP16}))  # that is what the graph has
 
 
 def test_the_most_exact_of_those_that_cost_the_same_is_picked() -> None:

@@ -54,12 +54,7 @@ def everything(path: Path) -> None:
 def planned(sites: list[Site]) -> Plan:
     chosen = [
         SitePlan(
-            key=s.key,
-            node=s.node,
-            role=s.role,
-            layer=s.layer,
-            shape=s.shape,
-            input=s.input,
+            site=s,
             reason=Reason.DEFAULT,
             precision=Precision.FP32 if s.role is Role.LM_HEAD else PRECISIONS[i % len(PRECISIONS)],
             range=(-1.0, 1.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,25 @@ def test_who_counts() -> None:
     assert head in asked.kept
 
 
+def test_an_entry_is_about_a_site_and_lies_flat_in_json() -> None:
+    """In JSON a site's fields stand first, beside the decision, and the schema says so."""
+    plan = sample_plan()
+    entry = plan.sites[0]
+    told = asdict(entry.site)
+    assert {name: getattr(entry, name) for name in told} == told
+    keys = [*told, "precision", "reason", "range", "evidence"]
+    assert list(plan.to_dict()["sites"][0]) == keys
+    for mode in ("validation", "serialization"):
+        described = Plan.model_json_schema(mode=mode)["$defs"]["SitePlan"]["properties"]
+        assert list(described) == keys
+        assert all("description" in field for field in described.values())
+    assert Plan.model_validate(plan.to_dict()).sites[0].site == entry.site
+
+
+def entry(**edit: Any) -> dict[str, Any]:
+    return {**sample_plan().to_dict()["sites"][0], **edit}
+
+
 def edited(edit: dict[str, Any]) -> str:
     return json.dumps(sample_plan().to_dict() | edit)
 
@@ -66,6 +86,10 @@ def edited(edit: dict[str, Any]) -> str:
         (edited({"schema": "spq-graph/plan/2"}), "schema"),
         (edited({"extra": 1}), "extra"),
         (edited({"sites": [{"key": "a"}]}), r"sites\.0\.node"),
+        (edited({"sites": [entry(role="cook")]}), r"sites\.0\.role: .*'glu_down'"),
+        (edited({"sites": [entry(range=[1])]}), r"sites\.0\.range\.1"),
+        (edited({"sites": [entry(size=1)]}), r"sites\.0\.size: Extra"),
+        (edited({"sites": [entry(site={"key": "a"})]}), r"sites\.0\.site: Unexpected"),
         (edited({"budget_met": "perhaps"}), "budget_met"),
     ],
 )

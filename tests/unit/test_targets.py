@@ -105,12 +105,7 @@ def test_an_unknown_target_is_named() -> None:
 
 def site(key: str, precision: Precision, reason: Reason = Reason.SPIKE, high: float = 4.0) -> SitePlan:
     return SitePlan(
-        key=key,
-        node=f"node_{key}",
-        role=Role.GLU_DOWN,
-        layer=0,
-        shape=(8, 8),
-        input=f"in_{key}",
+        site=Site(key=key, node=f"node_{key}", role=Role.GLU_DOWN, layer=0, shape=(8, 8), input=f"in_{key}"),
         precision=precision,
         reason=reason,
         range=(-1.0, high),
@@ -169,7 +164,12 @@ def test_a_kept_site_says_why_it_is_not_what_was_asked_for() -> None:
     from tests.unit.test_decide import seen
 
     choice = Choice(
-        Site("k", "n", Role.GLU_DOWN, 0, "x", "w", (8, 8)), seen(1e5), Precision.FP16, Reason.SPIKE, Precision.FP16
+        Site(key="k", node="n", role=Role.GLU_DOWN, layer=0, shape=(8, 8), input="x"),
+        Precision.FP32,
+        seen(1e5),
+        Precision.FP16,
+        Reason.SPIKE,
+        Precision.FP16,
     )
     choice.set_high(Precision.FP16, recipe)
     choice.precision, choice.note = choice.high, "costs KL 1"
