@@ -35,7 +35,7 @@ ROWS = (
     "spike_aware_fp8_e4m3",
     "spike_aware_fp8_e5m2",
     "spike_aware_w8fp8a16",
-    "spike_aware_w8a16",
+    "spike_aware_w8a8_block",
     "spike_aware_fp16",
 )
 

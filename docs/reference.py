@@ -14,9 +14,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from spq_graph.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
-from spq_graph.recipe import Override, Precision, Recipe
+from spq_graph.recipe import OneOf, Override, Precision, Recipe
 from spq_graph.sites import Role, Site
-from spq_graph.wording import REASONS, precision_words
+from spq_graph.wording import REASONS
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by python docs/reference.py from the schema: do not edit. -->\n"
@@ -63,7 +63,8 @@ def fields_of(model: type[BaseModel], *, defaults: bool) -> list[str]:
             for start, words in bounds.items()
             if text.startswith(start)
         ]
-        kind = ", ".join([type_words(field.annotation), *told])
+        words = next((type_words(Literal[limit.words]) for limit in field.metadata if isinstance(limit, OneOf)), None)
+        kind = ", ".join([words or type_words(field.annotation), *told])
         default = "" if field.default is PydanticUndefined else f"`{field.default!r}`"
         if field.default is None or field.default == ():
             default = "–"
@@ -128,7 +129,7 @@ def plan() -> str:
         ]
     text += ["", "## Recipe", "", "See [its own page](recipe.md)."]
     text += values_of("Reason", [(one.value, REASONS[one]) for one in Reason])
-    text += values_of("Precision", [(one.value, precision_words(one)) for one in Precision])
+    text += values_of("Precision", [(one.value, one.row.words) for one in Precision])
     text += values_of("Role", [(one.value, "") for one in Role])
     return "\n".join(text) + "\n"
 

@@ -15,9 +15,13 @@ from spq_graph.passes.fp8 import E4M3, activation_scale
 from spq_graph.passes.scales import ActivationQuantizer, block_size_for
 from spq_graph.plan import SitePlan
 from spq_graph.recipe import Precision, Recipe
+from spq_graph.targets import Form
 
 FP8 = ir.DataType(E4M3.element_type)
 BLOCKED_OPSET = 21  # the first whose DequantizeLinear takes blocks
+# On a CPU, MatMulNBits rounds activations to int8 by block at level 4, the only one with a fast kernel: one scale for
+# each block of one token, so that a spike costs its own block only. At level 1 they stay in float32.
+ACCURACY_LEVELS = {Form.NBITS: 4, Form.NBITS_FLOAT: 1}
 HALVES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 
 

@@ -15,6 +15,7 @@ from spq_graph.errors import GraphError, SpqError
 from spq_graph.passes.editor import Editor, Operand, drop_unused
 from spq_graph.passes.encode import fp8_codes, fp8_scales, half_weight, in_blocks, integer_codes, integer_scales
 from spq_graph.passes.forms import (
+    ACCURACY_LEVELS,
     dequantized,
     insert_computed,
     insert_fp8_pair,
@@ -31,9 +32,6 @@ from spq_graph.plan import Plan, SitePlan
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.targets import Form
 
-# accuracy_level 4 of MatMulNBits quantizes activations to int8 in blocks: the only level with a fast CPU kernel. One
-# scale for each block of one token, so a spike costs its own block only.
-ACCURACY_LEVEL = 4
 # The floating-point precision that a product has if it is left alone; doubles count as single.
 AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
 
@@ -83,8 +81,8 @@ class InsertPrecisions(ir.passes.InPlacePass):
             insert_integer(editor, node, operand, site, recipe, emulate=self.emulate)
         elif form is Form.MATMUL_INTEGER:
             insert_matmul_integer(editor, node, operand, site, recipe)
-        elif form is Form.NBITS:
-            insert_w8a16(editor, node, operand, site)
+        elif form in ACCURACY_LEVELS:
+            insert_nbits(editor, node, operand, site, ACCURACY_LEVELS[form])
         elif form is Form.OPERATOR:
             insert_fp8(editor, node, operand, site, recipe)
         elif form is Form.WEIGHT:
@@ -136,14 +134,14 @@ def insert_integer(
     editor.shield(node)
 
 
-def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan) -> None:
-    """Replace a product by com.microsoft.MatMulNBits: weights in 8 bits by block, activations as they are."""
+def insert_nbits(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, level: int) -> None:
+    """Replace a product by com.microsoft.MatMulNBits: weights in 8 bits by block, activations as the level has them."""
     node = editor.as_matmul(node)
     editor.widen(node, operand.dtype)
     rows, columns = site.shape
     block = block_size_for(rows)
     blocks = -(-rows // block)
-    prefix = f"{site.node}.weight.w8a16"
+    prefix = f"{site.node}.weight.{site.precision}"
     codes = ir.LazyTensor(
         lambda: ir.tensor(in_blocks(operand).codes),
         dtype=ir.DataType.UINT8,
@@ -155,7 +153,7 @@ def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan
         editor.constant(f"{prefix}.codes", codes),
         editor.constant(f"{prefix}.scale", ir.tensor(in_blocks(operand).scales.reshape(-1))),
     ]
-    attributes = {"K": rows, "N": columns, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
+    attributes = {"K": rows, "N": columns, "bits": 8, "block_size": block, "accuracy_level": level}
     editor.substitute(node, "MatMulNBits", inputs, "com.microsoft", attributes)
     editor.model.graph.opset_imports.setdefault("com.microsoft", 1)
 

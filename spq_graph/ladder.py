@@ -21,8 +21,6 @@ from spq_graph.streams import execute
 from spq_graph.workbench import Built, Workbench, discard
 
 RANDOM_SEEDS = (0, 1, 2)
-# What the kept sites are tried in beside each other, on the same text.
-FORMATS = (Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.W8A16, Precision.FP16)
 # Models whose sessions live side by side: each batch of FP logits is then computed once for all of them.
 SESSION_BYTES = 2 << 30
 
@@ -90,15 +88,14 @@ def _other_formats(plan: Plan) -> list[Variant]:
         tried = plan.with_precisions(lambda s: profile.settle(high, s.largest)[0] if s.key in keys else s.precision)
         return Variant(f"spike_aware_{high}", plan.recipe.bits, tried)
 
-    return [kept_in(high) for high in FORMATS if plan.recipe.allows(high)]
+    return [kept_in(high) for high in plan.recipe.profile.compared]
 
 
 def weight_only(plan: Plan) -> Variant:
-    """The honest rival: every weight in 8 bits by block, activations as they are."""
+    """The honest rival: every weight in 8 bits by block, and no scale of activations that was settled beforehand."""
     counted = {s.key for s in plan.counted}
-    # A target without such a product is held against the CPU's.
-    target = plan.recipe.target if plan.recipe.allows(Precision.W8A16) else "cpu"
-    rival = plan.with_precisions(lambda s: Precision.W8A16 if s.key in counted else s.precision, target=target)
+    target, by_block = plan.recipe.profile.weight_only
+    rival = plan.with_precisions(lambda s: by_block if s.key in counted else s.precision, target=target)
     return Variant("weight_only", 8, rival)
 
 

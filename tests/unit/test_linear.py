@@ -25,7 +25,7 @@ from spq_graph.recipe import Precision, Recipe
 from spq_graph.sites import Role, Site
 from tests.decoder_graphs import Decoder, decoder
 
-PRECISIONS = (Precision.INT8, Precision.W8A16, Precision.FP8_E4M3, Precision.INT6, Precision.FP16)
+PRECISIONS = (Precision.INT8, Precision.W8A8_BLOCK, Precision.FP8_E4M3, Precision.INT6_IN_8, Precision.FP16)
 
 
 def calls(work: Callable[[], object]) -> int:

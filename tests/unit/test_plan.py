@@ -49,7 +49,7 @@ def test_who_counts() -> None:
     assert len(plan.counted) == len(plan.sites) - 1
     assert all(s.role is not Role.LM_HEAD for s in plan.counted)
     assert len(plan.integer_sites) == len(plan.sites) - 3
-    head = plan.sites[-1].model_copy(update={"reason": Reason.OVERRIDE, "precision": Precision.W8A16})
+    head = plan.sites[-1].model_copy(update={"reason": Reason.OVERRIDE, "precision": Precision.W8A8_BLOCK})
     asked = plan.model_copy(update={"sites": [*plan.sites[:-1], head]})
     assert head in asked.counted
     assert head in asked.kept
@@ -68,6 +68,16 @@ def test_an_entry_is_about_a_site_and_lies_flat_in_json() -> None:
         assert list(described) == keys
         assert all("description" in field for field in described.values())
     assert Plan.model_validate(plan.to_dict()).sites[0].site == entry.site
+
+
+def test_grids_are_read_by_their_names_of_the_first_edition() -> None:
+    data = sample_plan().to_dict()
+    data["sites"][0]["precision"], data["sites"][1]["precision"] = "int6", "w8a16"
+    data["recipe"]["overrides"] = [{"pattern": "*", "precision": "int4"}]
+    plan = Plan.model_validate_json(json.dumps(data))
+    assert [site.precision for site in plan.sites[:2]] == [Precision.INT6_IN_8, Precision.W8A16]
+    assert plan.recipe.overrides[0].precision == "int4_in_8"
+    assert '"int6_in_8"' in plan.to_json()
 
 
 def entry(**edit: Any) -> dict[str, Any]:
