@@ -21,7 +21,7 @@ from spq_graph.pipeline import make_plan, opened
 from spq_graph.progress import Steps
 from spq_graph.recipe import Recipe
 from spq_graph.runtime.session import Runner
-from tests.families.catalogue import VOCABULARY, Family
+from tests.families.family import VOCABULARY, Family
 
 Array = npt.NDArray[np.float32]
 
