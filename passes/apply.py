@@ -15,8 +15,9 @@ from spq_graph.passes.insert import InsertPrecisions
 from spq_graph.passes.lift import LiftOpset
 from spq_graph.passes.norms import DivideNorms
 from spq_graph.passes.operator import PANELS_TYPE
+from spq_graph.passes.outline import outline
 from spq_graph.passes.rules import VerifyTarget, refuse_foreign
-from spq_graph.passes.verify import VerifyPlan, outline
+from spq_graph.passes.verify import VerifyPlan
 from spq_graph.plan import Plan
 from spq_graph.retarget import refuse_unsupported
 

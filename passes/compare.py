@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from spq_graph.passes.editor import ADDED
-from spq_graph.passes.forms import block_of, quantizer_of
+from spq_graph.passes.editor import ADDED, Operand
+from spq_graph.passes.encode import Encoded, unlike
+from spq_graph.passes.forms import block_of, quantizer_of, storage_of
 from spq_graph.passes.fp8 import E4M3, activation_scale, panel_shape
 from spq_graph.passes.operator import PANELS_TYPE, Fp8Call, is_fp8_matmul, precision_of_call
+from spq_graph.passes.scales import ActivationQuantizer
 from spq_graph.passes.values import Weight, scalar_of, weight_of
 from spq_graph.plan import SitePlan
 from spq_graph.recipe import Precision, Recipe
@@ -37,10 +40,11 @@ def precision_of(node: ir.Node) -> Precision:
     return _STORED.get(held.tensor.dtype, Precision.FP32) if held is not None else Precision.FP32
 
 
-def differs(node: ir.Node | None, site: SitePlan, recipe: Recipe) -> str | None:
-    """How a site's product differs from its plan, in words; None where it does not."""
-    if node is None:
-        return f"its node {site.node} is gone"
+def differs(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | None:
+    """How a site's product differs from its plan, in words; None where it does not.
+
+    What stands around the product, and what its weight holds, is for `misplaced` and `differing_weight`.
+    """
     found = precision_of(node)
     wanted = Precision.INT8 if site.precision.bits is not None else site.precision
     # What is to be computed in fp32 may be stored in half: its weights are widened exactly.
@@ -50,6 +54,47 @@ def differs(node: ir.Node | None, site: SitePlan, recipe: Recipe) -> str | None:
     if wanted.needs_range and site.range is None:
         return "the plan holds no range"
     return None if as_good else _differs_in_form(node, site, recipe)
+
+
+def differing_weight(node: ir.Node, site: SitePlan, operand: Operand, recipe: Recipe, opset: int) -> str | None:
+    """How what a site's weight is stored as differs from the source's weight and the recipe, in words.
+
+    Args:
+        node: the product.
+        site: its plan.
+        operand: the source's weight.
+        recipe: of the plan.
+        opset: of the graph.
+    """
+    form = recipe.profile.forms[site.precision]
+    holder = _producer(node.inputs[1]) if len(node.inputs) > 1 else None
+    codes, *beside = node.inputs[1:] if holder is None else holder.inputs
+    held = codes.const_value if codes is not None else None
+    storage = storage_of(site, operand, recipe, opset)
+    if held is None or held.dtype is not storage.dtype or tuple(held.shape.numpy()) != storage.shape:
+        return f"its weight is not held as {storage.dtype.name.lower()} {list(storage.shape)}"
+    if (text := unlike(storage, held)) is not None:
+        return text
+    storage = held.storage if isinstance(held, Encoded) else storage
+    if storage.scales is None:
+        return None
+    if form is Form.MATMUL_INTEGER:
+        beside = _scales_of_sums(node)
+        wanted = quantizer_of(site, recipe).scale * storage.scales
+    else:
+        wanted = storage.scales
+    scales = beside[0].const_value if beside and beside[0] is not None else None
+    if scales is None or not np.array_equal(scales.numpy(), wanted):
+        return "its weight has other scales than the source's weight and the recipe ask for"
+    zeros = beside[1].const_value if form is Form.QDQ and len(beside) > 1 and beside[1] is not None else None
+    return "its weight has a zero point that is not 0" if zeros is not None and zeros.numpy().any() else None
+
+
+def _scales_of_sums(node: ir.Node) -> list[ir.Value | None]:
+    """What the integer sums of a product are multiplied by, behind the Cast that makes numbers of them."""
+    users = [use.node for use in node.outputs[0].uses()]
+    readers = [use.node for user in users for use in user.outputs[0].uses()]
+    return [readers[0].inputs[1]] if len(readers) == 1 and len(readers[0].inputs) == 2 else []
 
 
 def _differs_in_form(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | None:
@@ -80,11 +125,16 @@ def _differing_codes(node: ir.Node, site: SitePlan, recipe: Recipe, form: Form) 
         return "its activation is dequantized but never quantized"
     if [scalar_of(v) for v in quantize.inputs[1:]] != [float(wanted.scale), float(wanted.zero_point)]:
         return "its activation has another quantizer than its range asks for"
-    clip = _producer(quantize.inputs[0])
-    if wanted.bits < 8 and (clip is None or clip.op_type != "Clip" or scalar_of(clip.inputs[2]) != float(wanted.high)):
+    if wanted.bits < 8 and not _clips(_producer(quantize.inputs[0]), wanted):
         return f"no Clip keeps its activation within {wanted.bits} bits"
     codes = weight_of(node.inputs[1]) if form is Form.MATMUL_INTEGER else _dequantized_weight(node)
     return None if _is(codes, ir.DataType.INT8, site.shape) else "its weight is not held as int8 [K, N]"
+
+
+def _clips(node: ir.Node | None, wanted: ActivationQuantizer) -> bool:
+    """Whether a node clips to what a quantizer has codes for."""
+    limits = [scalar_of(v) for v in node.inputs[1:]] if node is not None and node.op_type == "Clip" else []
+    return limits == [float(wanted.low), float(wanted.high)]
 
 
 def _differing_pair(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | None:

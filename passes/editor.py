@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,17 +56,6 @@ class Operand:
         found = absmax_of(block for _, block in self.blocks())
         self.weight.release()
         return found
-
-    def encoded(
-        self, encode: Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]], dtype: npt.DTypeLike
-    ) -> npt.NDArray[Any]:
-        """What an elementwise encoder makes of the weight, [K, N] of its element type."""
-        codes = np.empty(self.shape, dtype=dtype)
-        for rows, block in self.blocks():
-            codes[rows] = encode(block)
-            del block  # of a float32 weight a view of the file, which cannot be let go of while there is one
-        self.weight.release()
-        return codes
 
 
 @dataclass(slots=True)

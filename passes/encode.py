@@ -1,73 +1,343 @@
-"""A site's weight as it is stored, made by blocks of rows when it is written, never held whole in float32."""
+"""A site's weight as it is stored: made by blocks when it is written, and held against the source block by block.
+
+A weight is never held whole in float32. While its blocks are at hand, what was made of them is decoded and compared:
+nothing is written that does not stand for the weight within half a step, and the weight is not read again for that.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spq_graph.errors import GraphError
+from spq_graph.errors import CheckError, GraphError
 from spq_graph.passes.editor import Operand
-from spq_graph.passes.fp8 import WEIGHTS, fp8_weight_codes
-from spq_graph.passes.scales import BlockedWeight, block_size_for, blocked_weight, scales_to, top_code, weight_codes
+from spq_graph.passes.fp8 import WEIGHTS, fp8_near, fp8_weight_codes, pack_panels, panel_shape, unpack_panels
+from spq_graph.passes.scales import (
+    block_size_for,
+    blocked_codes,
+    blocked_scales,
+    near,
+    scales_to,
+    top_code,
+    weight_codes,
+)
 
 Granularity = Literal["per_channel", "per_tensor"]
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[Any]
+FP8 = ir.DataType(WEIGHTS.element_type)
 
 
-def integer_scales(operand: Operand, bits: int, granularity: Granularity = "per_channel") -> npt.NDArray[np.float32]:
-    """Symmetric scales, float32 [N] or [].
+@dataclass(frozen=True)
+class Storage(ABC):
+    """How a form stores the weight [K, N] of an operand.
 
-    Raises:
-        GraphError: the weight holds NaN or infinity.
+    Attributes:
+        operand: the source's weight.
     """
-    return scales_to(operand.absmax(), top_code(bits), granularity)
+
+    operand: Operand
+
+    @property
+    @abstractmethod
+    def dtype(self) -> ir.DataType:
+        """Element type of what is stored."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what is stored."""
+        return self.operand.shape
+
+    @property
+    def scales(self) -> Floats | None:
+        """The scales beside it, in the shape in which the graph has them; None where there are none.
+
+        Raises:
+            GraphError: the weight holds NaN or infinity.
+        """
+        return None
+
+    @abstractmethod
+    def encode(self, block: Floats, rows: slice) -> Codes:
+        """The codes of some rows of the weight, in the shape of the block, [rows, N]."""
+
+    @abstractmethod
+    def near(self, block: Floats, codes: Codes, rows: slice) -> bool:
+        """Whether codes of some rows stand for them within half a step; what they stand for is computed afresh."""
+
+    def pack(self, codes: Codes) -> Codes:
+        """Codes [K, N] as they are stored."""
+        return codes
+
+    def unpack(self, stored: Codes) -> Codes:
+        """The codes [K, N] in what is stored: the inverse of `pack`."""
+        return stored
+
+    def tensor(self, name: str, key: str) -> Encoded:
+        """What is stored, as a constant of the graph for the site of that key."""
+        return Encoded(self, name, key)
 
 
-def integer_codes(operand: Operand, scales: npt.NDArray[np.float32], bits: int, name: str) -> ir.LazyTensor:
-    """Symmetric codes, int8 [K, N]."""
-    return ir.LazyTensor(
-        lambda: ir.tensor(operand.encoded(lambda block: weight_codes(block, scales, bits), np.int8)),
-        dtype=ir.DataType.INT8,
-        shape=ir.Shape(operand.shape),
-        name=name,
-    )
+class Encoded(ir.LazyTensor):
+    """What a `Storage` makes of a weight; made when it is read, and held against the weight then.
 
-
-def fp8_scales(operand: Operand, granularity: Granularity = "per_channel") -> npt.NDArray[np.float32]:
-    """Scales of FP8 codes, float32 [N] or [].
-
-    Raises:
-        GraphError: the weight holds NaN or infinity.
+    Reading it raises CheckError where what was made does not stand for the weight.
     """
-    return scales_to(operand.absmax(), WEIGHTS.largest, granularity)
+
+    __slots__ = ("key", "storage")
+
+    def __init__(self, storage: Storage, name: str, key: str) -> None:
+        super().__init__(self._made, dtype=storage.dtype, shape=ir.Shape(storage.shape), name=name)
+        self.storage = storage
+        self.key = key
+
+    def _made(self) -> ir.TensorProtocol:
+        storage, operand = self.storage, self.storage.operand
+        codes = np.empty(operand.shape, dtype=storage.dtype.numpy())
+        for rows, block in operand.blocks():
+            codes[rows] = storage.encode(block, rows)
+            held = storage.near(block, codes[rows], rows)
+            del block  # of a float32 weight a view of the file, which cannot be let go of while there is one
+            if not held:
+                raise CheckError(
+                    f"what was made of a weight does not stand for it (rows {rows.start} to {rows.stop - 1})",
+                    where=f"{self.key} ({self.name})",
+                    remedy="please report this",
+                )
+        operand.weight.release()
+        return ir.tensor(storage.pack(codes), dtype=storage.dtype)
 
 
-def fp8_codes(operand: Operand, scales: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """FP8 codes, uint8 [K, N]."""
-    return operand.encoded(lambda block: fp8_weight_codes(block, scales), np.uint8)
+def unlike(storage: Storage, stored: ir.TensorProtocol) -> str | None:
+    """How what is stored differs from the weight that it is to stand for, in words; None where it does not.
 
-
-def in_blocks(operand: Operand) -> BlockedWeight:
-    """8 bits with a scale for each block of K, as com.microsoft.MatMulNBits wants it.
-
-    Raises:
-        GraphError: the weight holds NaN or infinity.
+    What `Encoded` holds of the same weight is compared when it is made; anything else is read and decoded here.
     """
-    rows, columns = operand.shape
-    size = block_size_for(rows)
-    shape = (columns, -(-rows // size))
-    codes = np.empty((*shape, size), dtype=np.uint8)
-    scales = np.empty(shape, dtype=np.float32)
-    for part, block in operand.blocks():
-        made = blocked_weight(block, size)
-        place = slice(part.start // size, part.start // size + made.codes.shape[1])
-        codes[:, place], scales[:, place] = made.codes, made.scales
-    return BlockedWeight(codes, scales, size)
+    if isinstance(stored, Encoded) and stored.storage == storage:
+        return None
+    codes = storage.unpack(np.asarray(stored.numpy()))
+    for rows, block in storage.operand.blocks():
+        held = storage.near(block, codes[rows], rows)
+        del block
+        if not held:
+            return f"rows {rows.start} to {rows.stop - 1} of its weight are not the source's within half a step"
+    storage.operand.weight.release()
+    return None
 
 
-def half_weight(operand: Operand, half: ir.DataType, key: str, name: str) -> ir.LazyTensor:
+@dataclass(frozen=True)
+class Integers(Storage):
+    """Symmetric codes, int8 [K, N], with scales [N] or [].
+
+    Attributes:
+        bits: of the codes.
+        granularity: of the scales.
+    """
+
+    bits: int
+    granularity: Granularity = "per_channel"
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Int8."""
+        return ir.DataType.INT8
+
+    @cached_property
+    def scales(self) -> Floats:
+        """Float32 [N] or []."""
+        return scales_to(self.operand.absmax(), top_code(self.bits), self.granularity)
+
+    def encode(self, block: Floats, rows: slice) -> Codes:
+        """Rounded to the nearest code."""
+        return weight_codes(block, self.scales, self.bits)
+
+    def near(self, block: Floats, codes: Codes, rows: slice) -> bool:
+        """By the definition of a code: its product with the scale."""
+        return near(block, codes, self.scales)
+
+
+@dataclass(frozen=True)
+class Fp8Codes(Storage):
+    """E4M3 codes [K, N], with scales [N] or []."""
+
+    granularity: Granularity = "per_channel"
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """FLOAT8E4M3FN."""
+        return FP8
+
+    @cached_property
+    def scales(self) -> Floats:
+        """Float32 [N] or []."""
+        return scales_to(self.operand.absmax(), WEIGHTS.largest, self.granularity)
+
+    def encode(self, block: Floats, rows: slice) -> Codes:
+        """Rounded to the nearest number of the format, in its own type."""
+        return fp8_weight_codes(block, self.scales).view(WEIGHTS.dtype)
+
+    def near(self, block: Floats, codes: Codes, rows: slice) -> bool:
+        """By the spacing of the format's numbers where the weight lies."""
+        return fp8_near(block, codes.view(np.uint8), self.scales)
+
+
+@dataclass(frozen=True)
+class Fp8Panels(Fp8Codes):
+    """E4M3 codes as the operator reads them, in panels [ceil(N / 32), ceil(K / 2), 64]."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the panels."""
+        rows, columns = self.operand.shape
+        return panel_shape((rows, columns))
+
+    def pack(self, codes: Codes) -> Codes:
+        """Padding is code 0."""
+        return pack_panels(codes.view(np.uint8)).view(WEIGHTS.dtype)
+
+    def unpack(self, stored: Codes) -> Codes:
+        """Without the padding."""
+        rows, columns = self.operand.shape
+        return unpack_panels(stored.view(np.uint8), (rows, columns)).view(WEIGHTS.dtype)
+
+
+@dataclass(frozen=True)
+class Blocks(Storage):
+    """8 bits with a scale for each block of K, as com.microsoft.MatMulNBits wants it: uint8 [N, blocks, block]."""
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Uint8."""
+        return ir.DataType.UINT8
+
+    @property
+    def block(self) -> int:
+        """Rows of K that share a scale."""
+        return block_size_for(self.operand.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, blocks, block]."""
+        rows, columns = self.operand.shape
+        return columns, -(-rows // self.block), self.block
+
+    @cached_property
+    def by_block(self) -> Floats:
+        """Scales, float32 [N, blocks].
+
+        Raises:
+            GraphError: the weight holds NaN or infinity.
+        """
+        scales = np.empty(self.shape[:2], dtype=np.float32)
+        for rows, block in self.operand.blocks():
+            scales[:, self._place(rows)] = blocked_scales(block, self.block)
+            del block
+        self.operand.weight.release()
+        return scales
+
+    @property
+    def scales(self) -> Floats:
+        """Float32 [N * blocks]."""
+        return self.by_block.reshape(-1)
+
+    def _place(self, rows: slice) -> slice:
+        return slice(rows.start // self.block, -(-rows.stop // self.block))
+
+    def encode(self, block: Floats, rows: slice) -> Codes:
+        """Symmetric around 128."""
+        return blocked_codes(block, self.by_block[:, self._place(rows)], self.block)
+
+    def near(self, block: Floats, codes: Codes, rows: slice) -> bool:
+        """By the definition of a code: its distance from 128 times the scale of its block."""
+        scales = np.repeat(self.by_block[:, self._place(rows)].T, self.block, axis=0)[: len(block)]
+        return near(block, codes, scales, zero=128)
+
+    def pack(self, codes: Codes) -> Codes:
+        """Rows that only fill the last block hold 128, which is zero."""
+        columns, blocks, size = self.shape
+        padded = np.full((columns, blocks * size), 128, dtype=np.uint8)
+        padded[:, : len(codes)] = codes.T
+        return padded.reshape(columns, blocks, size)
+
+    def unpack(self, stored: Codes) -> Codes:
+        """Without what fills the last block."""
+        columns, blocks, size = self.shape
+        return stored.reshape(columns, blocks * size)[:, : self.operand.shape[0]].T
+
+
+@dataclass(frozen=True)
+class SignedBlocks(Blocks):
+    """The same for DequantizeLinear with blocks: int8 [K, N] around 0, with scales [blocks, N]."""
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Int8."""
+        return ir.DataType.INT8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[K, N]."""
+        return self.operand.shape
+
+    @cached_property
+    def by_block(self) -> Floats:
+        """Scales, float32 [N, blocks]."""
+        return Blocks(self.operand).by_block
+
+    @property
+    def scales(self) -> Floats:
+        """Float32 [blocks, N]."""
+        return np.ascontiguousarray(self.by_block.T)
+
+    def encode(self, block: Floats, rows: slice) -> Codes:
+        """Symmetric around 0."""
+        return (super().encode(block, rows).astype(np.int16) - 128).astype(np.int8)
+
+    def near(self, block: Floats, codes: Codes, rows: slice) -> bool:
+        """By the definition of a code: its product with the scale of its block."""
+        scales = np.repeat(self.by_block[:, self._place(rows)].T, self.block, axis=0)[: len(block)]
+        return near(block, codes, scales)
+
+    def pack(self, codes: Codes) -> Codes:
+        """As they are."""
+        return codes
+
+    def unpack(self, stored: Codes) -> Codes:
+        """As they are."""
+        return stored
+
+
+@dataclass(frozen=True)
+class Halves(Storage):
+    """The weight in float16 or bfloat16, [K, N].
+
+    Attributes:
+        half: which of the two.
+    """
+
+    half: ir.DataType
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The half precision."""
+        return self.half
+
+    def encode(self, block: Floats, rows: slice) -> Codes:
+        """Rounded to nearest even."""
+        return block.astype(self.half.numpy())
+
+    def near(self, block: Floats, codes: Codes, rows: slice) -> bool:
+        """Bit for bit: there is one nearest number."""
+        return bool(np.array_equal(codes.view(np.uint16), block.astype(self.half.numpy()).view(np.uint16)))
+
+
+def half_weight(operand: Operand, half: ir.DataType, key: str) -> Halves:
     """A weight [K, N] in half precision; `key` is its site's, for the error.
 
     Raises:
@@ -76,9 +346,4 @@ def half_weight(operand: Operand, half: ir.DataType, key: str, name: str) -> ir.
     largest = float(operand.absmax().max())
     if half is ir.DataType.FLOAT16 and largest > float(np.finfo(np.float16).max):
         raise GraphError(f"a weight of {largest:.4g} does not fit float16", where=key, remedy="keep it in fp32")
-    return ir.LazyTensor(
-        lambda: ir.tensor(operand.encoded(lambda block: block.astype(half.numpy()), half.numpy()), dtype=half),
-        dtype=half,
-        shape=ir.Shape(operand.shape),
-        name=name,
-    )
+    return Halves(operand, half)

@@ -10,14 +10,17 @@ import onnx_ir as ir
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.editor import ADDED, Editor, Operand, describe_like
-from spq_graph.passes.encode import fp8_codes, fp8_scales, half_weight, in_blocks, integer_codes, integer_scales
+from spq_graph.passes.encode import Blocks, Fp8Codes, Fp8Panels, Halves, Integers, SignedBlocks, Storage, half_weight
 from spq_graph.passes.fp8 import E4M3, activation_scale
 from spq_graph.passes.scales import ActivationQuantizer, block_size_for
 from spq_graph.plan import SitePlan
 from spq_graph.recipe import Precision, Recipe
+from spq_graph.targets import Form
 
 FP8 = ir.DataType(E4M3.element_type)
 BLOCKED_OPSET = 21  # the first whose DequantizeLinear takes blocks
+# The floating-point precision that a product has if it is left alone.
+AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
 HALVES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 
 
@@ -73,14 +76,12 @@ def insert_matmul_integer(editor: Editor, node: ir.Node, operand: Operand, site:
         GraphError: the plan holds no range for the activation.
     """
     quantizer = quantizer_of(site, recipe)
-    bits = weight_bits(quantizer.bits, recipe)
     node = editor.as_matmul(node)
     editor.widen(node, operand.dtype)
     codes = quantized(editor, node, f"{site.input}.{site.precision}", quantizer)
-    scales = integer_scales(operand, bits, recipe.weights)
     prefix = f"{site.node}.weight.{site.precision}"
-    inputs = [codes, editor.constant(f"{prefix}.codes", integer_codes(operand, scales, bits, f"{prefix}.codes"))]
-    editor.substitute(node, "MatMulInteger", inputs, "", {})
+    weight, scales = stored(editor, f"{prefix}.codes", operand, site, recipe)
+    editor.substitute(node, "MatMulInteger", [codes, weight], "", {})
     node = editor.nodes[site.node]
     sums = node.outputs[0]
     cast = ir.node("Cast", [sums], {"to": int(ir.DataType.FLOAT)}, name=editor.fresh(f"{site.node}.sums"))
@@ -125,17 +126,8 @@ def insert_fp8_pair(
 def _fp8_weight(
     editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, recipe: Recipe, emulate: bool
 ) -> ir.Value:
-    scales = fp8_scales(operand, recipe.weights if recipe.profile.fp8_per_channel else "per_tensor")
     prefix = f"{site.node}.weight.{E4M3.name}"
-    codes = editor.constant(
-        f"{prefix}.codes",
-        ir.LazyTensor(
-            lambda: ir.tensor(fp8_codes(operand, scales).view(E4M3.dtype), dtype=FP8),
-            dtype=FP8,
-            shape=ir.Shape(site.shape),
-            name=f"{prefix}.codes",
-        ),
-    )
+    codes, scales = stored(editor, f"{prefix}.codes", operand, site, recipe)
     scale = editor.constant(f"{prefix}.scale", ir.tensor(scales))
     to = ir.DataType.FLOAT
     if emulate:
@@ -160,19 +152,9 @@ def insert_weight(
         return
     block = block_of(site, editor.model.graph.opset_imports[""])
     prefix = f"{site.node}.weight.{site.precision}"
-    if block:
-        scales = np.ascontiguousarray(in_blocks(operand).scales.T)
-        attributes: dict[str, Any] = {"axis": 0, "block_size": block}
-        codes: ir.TensorProtocol = ir.LazyTensor(
-            lambda: ir.tensor(_rows_of_blocks(in_blocks(operand).codes, site.shape)),
-            dtype=ir.DataType.INT8,
-            shape=ir.Shape(site.shape),
-            name=f"{prefix}.codes",
-        )
-    else:
-        scales, attributes = integer_scales(operand, 8), {"axis": 1}
-        codes = integer_codes(operand, scales, 8, f"{prefix}.codes")
-    inputs = [editor.constant(f"{prefix}.codes", codes), editor.constant(f"{prefix}.scale", ir.tensor(scales))]
+    attributes: dict[str, Any] = {"axis": 0, "block_size": block} if block else {"axis": 1}
+    codes, scales = stored(editor, f"{prefix}.codes", operand, site, recipe)
+    inputs = [codes, editor.constant(f"{prefix}.scale", ir.tensor(scales))]
     name = f"{prefix}.DequantizeLinear"
     node.replace_input_with(1, editor.add(node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **attributes))
 
@@ -183,9 +165,44 @@ def block_of(site: SitePlan, opset: int) -> int | None:
     return block if opset >= BLOCKED_OPSET and site.shape[0] % block == 0 else None
 
 
-def _rows_of_blocks(codes: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.int8]:
-    """Codes [N, blocks, block] around 128 as int8 [K, N]."""
-    return np.ascontiguousarray((codes.astype(np.int16) - 128).astype(np.int8).reshape(shape[1], shape[0]).T)
+def is_as_it_was(site: SitePlan, operand: Operand) -> bool:
+    """Whether a site has the precision that the graph computes in, which is then left as it is; doubles are single."""
+    return site.precision is AS_IS.get(operand.dtype, Precision.FP32)
+
+
+def half_of(site: SitePlan, operand: Operand) -> ir.DataType:
+    """The half precision that a site in floating point has its weight stored in, where it is not left as it is."""
+    return operand.dtype if site.precision is Precision.FP32 else HALVES[site.precision]
+
+
+def storage_of(site: SitePlan, operand: Operand, recipe: Recipe, opset: int) -> Storage:
+    """How a site's weight is stored in the form that its target executes; asked by who writes and by who checks."""
+    form, fp8 = recipe.profile.forms[site.precision], site.precision.is_fp8
+    if form is Form.OPERATOR:
+        return Fp8Panels(operand, recipe.weights)
+    if fp8:
+        return Fp8Codes(operand, recipe.weights if recipe.profile.fp8_per_channel else "per_tensor")
+    if form is Form.NBITS:
+        return Blocks(operand)
+    if form is Form.WEIGHT:
+        return SignedBlocks(operand) if block_of(site, opset) else Integers(operand, 8)
+    if site.precision.bits is not None:
+        return Integers(operand, weight_bits(site.precision.bits, recipe), recipe.weights)
+    return Halves(operand, half_of(site, operand))
+
+
+def stored(
+    editor: Editor, name: str, operand: Operand, site: SitePlan, recipe: Recipe
+) -> tuple[ir.Value, npt.NDArray[np.float32]]:
+    """The weight of a site as a new constant of the graph, and the scales that belong to it.
+
+    Raises:
+        GraphError: the weight is not finite.
+    """
+    storage = storage_of(site, operand, recipe, editor.model.graph.opset_imports[""])
+    scales = storage.scales
+    assert scales is not None  # halves have none, and are stored by who inserts them
+    return editor.constant(name, storage.tensor(name, site.key)), scales
 
 
 def insert_computed(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, *, emulate: bool = False) -> None:
@@ -210,7 +227,7 @@ def insert_computed(editor: Editor, node: ir.Node, operand: Operand, site: SiteP
         editor.shared[name] = _widened(editor, node, rounded, name) if emulate else rounded
     node.replace_input_with(0, editor.shared[name])
     prefix = f"{site.node}.weight.{site.precision}"
-    weight = editor.constant(prefix, half_weight(operand, half, site.key, prefix))
+    weight = editor.constant(prefix, half_weight(operand, half, site.key).tensor(prefix, site.key))
     node.replace_input_with(1, _widened(editor, node, weight, prefix) if emulate else weight)
     if emulate:
         editor.narrow(editor.narrow(node, ir.DataType.FLOAT, half), half, ir.DataType.FLOAT)

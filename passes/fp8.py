@@ -30,16 +30,20 @@ class Fp8Format:
         dtype: its numpy type.
         largest: its largest finite number.
         element_type: its number in ONNX's TensorProto.DataType.
+        epsilon: the spacing of its numbers between 1 and 2.
+        smallest: its smallest positive number, a subnormal.
     """
 
     name: str
     dtype: npt.DTypeLike
     largest: float
     element_type: int
+    epsilon: float
+    smallest: float
 
 
-E4M3 = Fp8Format("fp8_e4m3", ml_dtypes.float8_e4m3fn, 448.0, 17)
-E5M2 = Fp8Format("fp8_e5m2", ml_dtypes.float8_e5m2, 57344.0, 19)
+E4M3 = Fp8Format("fp8_e4m3", ml_dtypes.float8_e4m3fn, 448.0, 17, 2.0**-3, 2.0**-9)
+E5M2 = Fp8Format("fp8_e5m2", ml_dtypes.float8_e5m2, 57344.0, 19, 2.0**-2, 2.0**-16)
 
 # What activations are rounded to. Weights are E4M3 in all cases: activations need the range, weights the precision, and
 # tensor cores multiply E5M2 by E4M3 but not by E5M2.
@@ -91,6 +95,23 @@ def fp8_weight_codes(
         raise GraphError("the weight holds NaN or infinity", remedy="the checkpoint is damaged: no FP8 code fits it")
     codes: npt.NDArray[np.uint8] = np.clip(ratio, -form.largest, form.largest).astype(form.dtype).view(np.uint8)
     return codes
+
+
+def fp8_near(
+    weight: npt.NDArray[np.float32],
+    codes: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.float32],
+    form: Fp8Format = WEIGHTS,
+) -> bool:
+    """Whether every code stands for its weight [K, N] within half of the spacing that the format has there."""
+    ratio = np.clip(weight / scales, -form.largest, form.largest)
+    found = decode(codes, form)
+    size = np.maximum(np.abs(ratio), np.abs(found))
+    # The exponent alone is a power of two; the spacing is that, less the bits of the mantissa, and never below the
+    # smallest subnormal.
+    power = (size.view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
+    step = np.maximum(power * np.float32(form.epsilon), np.float32(form.smallest))
+    return bool((np.abs(found - ratio) <= step * np.float32(0.5 + 1e-4)).all())
 
 
 def decode(codes: npt.NDArray[np.uint8], form: Fp8Format = WEIGHTS) -> npt.NDArray[np.float32]:

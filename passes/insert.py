@@ -13,19 +13,22 @@ import onnx_ir as ir
 
 from spq_graph.errors import GraphError, SpqError
 from spq_graph.passes.editor import Editor, Operand, drop_unused
-from spq_graph.passes.encode import fp8_codes, fp8_scales, half_weight, in_blocks, integer_codes, integer_scales
+from spq_graph.passes.encode import half_weight
 from spq_graph.passes.forms import (
+    AS_IS,
     dequantized,
+    half_of,
     insert_computed,
     insert_fp8_pair,
     insert_matmul_integer,
     insert_weight,
+    is_as_it_was,
     quantized,
     quantizer_of,
-    weight_bits,
+    stored,
 )
-from spq_graph.passes.fp8 import WEIGHTS, pack_panels, panel_shape
-from spq_graph.passes.operator import DOMAIN, OP, PANELS_TYPE, Fp8Call, add_function
+from spq_graph.passes.fp8 import WEIGHTS
+from spq_graph.passes.operator import DOMAIN, OP, Fp8Call, add_function
 from spq_graph.passes.scales import block_size_for
 from spq_graph.plan import Plan, SitePlan
 from spq_graph.recipe import Precision, Recipe
@@ -34,8 +37,6 @@ from spq_graph.targets import Form
 # accuracy_level 4 of MatMulNBits quantizes activations to int8 in blocks: the only level with a fast CPU kernel. One
 # scale for each block of one token, so a spike costs its own block only.
 ACCURACY_LEVEL = 4
-# The floating-point precision that a product has if it is left alone; doubles count as single.
-AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
 
 
 class InsertPrecisions(ir.passes.InPlacePass):
@@ -74,7 +75,7 @@ class InsertPrecisions(ir.passes.InPlacePass):
 
     def _insert(self, editor: Editor, node: ir.Node, operand: Operand, site: SitePlan) -> None:
         recipe = self.plan.recipe
-        if site.precision is AS_IS.get(operand.dtype, Precision.FP32):
+        if is_as_it_was(site, operand):
             return
         form = recipe.profile.forms[site.precision]
         if form is Form.QDQ and site.precision.is_fp8:
@@ -84,7 +85,7 @@ class InsertPrecisions(ir.passes.InPlacePass):
         elif form is Form.MATMUL_INTEGER:
             insert_matmul_integer(editor, node, operand, site, recipe)
         elif form is Form.NBITS:
-            insert_w8a16(editor, node, operand, site)
+            insert_w8a16(editor, node, operand, site, recipe)
         elif form is Form.OPERATOR:
             insert_fp8(editor, node, operand, site, recipe)
         elif form is Form.WEIGHT:
@@ -118,15 +119,14 @@ def insert_integer(
         GraphError: the plan holds no range for the activation.
     """
     quantizer = quantizer_of(site, recipe, emulate=emulate)
-    bits = weight_bits(quantizer.bits, recipe)
     node = editor.as_matmul(node)
     editor.widen(node, operand.dtype)
     prefix = f"{site.input}.{site.precision}"
     node.replace_input_with(0, dequantized(editor, node, prefix, quantized(editor, node, prefix, quantizer)))
-    scales = integer_scales(operand, bits, recipe.weights)
     prefix = f"{site.node}.weight.{site.precision}"
+    codes, scales = stored(editor, f"{prefix}.codes", operand, site, recipe)
     inputs = [
-        editor.constant(f"{prefix}.codes", integer_codes(operand, scales, bits, f"{prefix}.codes")),
+        codes,
         editor.constant(f"{prefix}.scale", ir.tensor(scales)),
         editor.constant(f"{prefix}.zero_point", ir.tensor(np.zeros(scales.shape, dtype=np.int8))),
     ]
@@ -136,25 +136,15 @@ def insert_integer(
     editor.shield(node)
 
 
-def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan) -> None:
+def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, recipe: Recipe) -> None:
     """Replace a product by com.microsoft.MatMulNBits: weights in 8 bits by block, activations as they are."""
     node = editor.as_matmul(node)
     editor.widen(node, operand.dtype)
     rows, columns = site.shape
     block = block_size_for(rows)
-    blocks = -(-rows // block)
     prefix = f"{site.node}.weight.w8a16"
-    codes = ir.LazyTensor(
-        lambda: ir.tensor(in_blocks(operand).codes),
-        dtype=ir.DataType.UINT8,
-        shape=ir.Shape([columns, blocks, block]),
-        name=f"{prefix}.codes",
-    )
-    inputs = [
-        node.inputs[0],
-        editor.constant(f"{prefix}.codes", codes),
-        editor.constant(f"{prefix}.scale", ir.tensor(in_blocks(operand).scales.reshape(-1))),
-    ]
+    codes, scales = stored(editor, f"{prefix}.codes", operand, site, recipe)
+    inputs = [node.inputs[0], codes, editor.constant(f"{prefix}.scale", ir.tensor(scales))]
     attributes = {"K": rows, "N": columns, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
     editor.substitute(node, "MatMulNBits", inputs, "com.microsoft", attributes)
     editor.model.graph.opset_imports.setdefault("com.microsoft", 1)
@@ -170,23 +160,12 @@ def insert_fp8(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, 
     node = editor.as_matmul(node)
     if operand.dtype is not ir.DataType.FLOAT16:  # which the operator reads and writes itself
         editor.widen(node, operand.dtype)
-    scales = fp8_scales(operand, recipe.weights)
     prefix = f"{site.node}.weight.{WEIGHTS.name}"
-    panels = ir.LazyTensor(
-        lambda: ir.tensor(pack_panels(fp8_codes(operand, scales)).view(WEIGHTS.dtype), dtype=PANELS_TYPE),
-        dtype=PANELS_TYPE,
-        shape=ir.Shape(panel_shape(site.shape)),
-        name=f"{prefix}.panels",
-    )
+    panels, scales = stored(editor, f"{prefix}.panels", operand, site, recipe)
     name = f"{site.input}.{site.precision}.scale" if call.rounds else "spq_graph.no_scale"
     if name not in editor.shared:
         editor.shared[name] = editor.constant(name, ir.tensor(call.a_scale))
-    inputs = [
-        node.inputs[0],
-        editor.constant(f"{prefix}.panels", panels),
-        editor.constant(f"{prefix}.scale", ir.tensor(scales)),
-        editor.shared[name],
-    ]
+    inputs = [node.inputs[0], panels, editor.constant(f"{prefix}.scale", ir.tensor(scales)), editor.shared[name]]
     editor.substitute(node, OP, inputs, DOMAIN, call.attributes)
     add_function(editor.model)
 
@@ -201,12 +180,11 @@ def insert_float(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan
         GraphError: a weight does not fit float16.
     """
     node = editor.as_matmul(node)
-    stored = ir.DataType.FLOAT16
+    half = half_of(site, operand)
     if site.precision is Precision.FP32:
-        stored = operand.dtype
-        editor.widen(node, stored)
-    prefix = f"{site.node}.weight.{AS_IS[stored]}"
-    half = half_weight(operand, stored, site.key, prefix)
+        editor.widen(node, half)
+    prefix = f"{site.node}.weight.{AS_IS[half]}"
+    weight = half_weight(operand, half, site.key).tensor(prefix, site.key)
     to = operand.dtype if site.precision is not Precision.FP32 else ir.DataType.FLOAT
-    cast = editor.add(node, "Cast", [editor.constant(prefix, half)], f"{prefix}.Cast", to, to=int(to))
+    cast = editor.add(node, "Cast", [editor.constant(prefix, weight)], f"{prefix}.Cast", to, to=int(to))
     node.replace_input_with(1, cast)

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +124,32 @@ def weight_codes(weight: npt.NDArray[np.float32], scales: npt.NDArray[np.float32
     return ratio.astype(np.int8)
 
 
+# A code is the nearest to a weight, but for what float32 rounds of their quotient.
+_STEP = 0.5 + 1e-4
+
+
+def near(
+    weight: npt.NDArray[np.float32], codes: npt.NDArray[np.integer[Any]], scales: npt.NDArray[np.float32], zero: int = 0
+) -> bool:
+    """Whether every code stands for its weight within half a step: |weight - (code - zero) * scale| <= scale / 2.
+
+    Args:
+        weight: [K, N], or rows of one.
+        codes: in its shape.
+        scales: that broadcast to it.
+        zero: the code of zero.
+    """
+    found = codes.astype(np.float32)
+    if zero:
+        found -= zero
+    found *= scales
+    found -= weight
+    np.abs(found, out=found)
+    # The largest of each column first: where scales do not vary along rows, a comparison of N numbers is left.
+    worst = found.max(axis=0) if scales.ndim < 2 else found
+    return bool((worst <= scales * np.float32(_STEP)).all())
+
+
 @dataclass(frozen=True, slots=True)
 class BlockedWeight:
     """A weight [K, N] as com.microsoft.MatMulNBits wants it, 8 bits, symmetric around 128.
@@ -144,18 +170,42 @@ def block_size_for(rows: int) -> int:
     return next((block for block in (128, 64, 32) if rows % block == 0), 32)
 
 
+def blocked_scales(weight: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:
+    """Symmetric scales of blocks along K of a weight [K, N], or of rows of one, float32 [N, blocks].
+
+    Raises:
+        GraphError: the weight holds NaN or infinity.
+    """
+    return _positive(np.abs(_in_blocks(weight, block)).max(axis=1) / np.float32(127)).T
+
+
+def blocked_codes(
+    weight: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], block: int
+) -> npt.NDArray[np.uint8]:
+    """Codes of a weight [K, N] by the scales of its blocks [N, blocks], around 128, uint8 [K, N]."""
+    ratio = _in_blocks(weight, block) / scales.T[:, None, :]
+    np.clip(np.rint(ratio, out=ratio), -127, 127, out=ratio)
+    ratio += 128
+    return ratio.astype(np.uint8).reshape(-1, weight.shape[1])[: len(weight)]
+
+
+def _in_blocks(weight: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:
+    """[blocks, block, N]; rows of zeros fill the last block."""
+    rows, columns = weight.shape
+    missing = -rows % block
+    whole = np.pad(weight, ((0, missing), (0, 0))) if missing else weight
+    return whole.reshape(-1, block, columns)
+
+
 def blocked_weight(weight: npt.NDArray[np.float32], block: int | None = None) -> BlockedWeight:
-    """Quantize a weight [K, N], or rows of one, in blocks along K; by default of the size that fits K.
+    """Quantize a weight [K, N] in blocks along K; by default of the size that fits K.
 
     Raises:
         GraphError: the weight holds NaN or infinity.
     """
     rows, columns = weight.shape
     block = block or block_size_for(rows)
-    blocks = -(-rows // block)
-    padded = np.zeros((columns, blocks * block), dtype=np.float32)
-    padded[:, :rows] = weight.T
-    split = padded.reshape(columns, blocks, block)
-    scales = _positive(np.abs(split).max(axis=2) / np.float32(127))
-    codes = np.clip(np.rint(split / scales[..., None]), -127, 127) + 128
-    return BlockedWeight(codes.astype(np.uint8), scales, block)
+    scales = blocked_scales(weight, block)
+    codes = np.full((columns, scales.shape[1] * block), 128, dtype=np.uint8)
+    codes[:, :rows] = blocked_codes(weight, scales, block).T
+    return BlockedWeight(codes.reshape(columns, -1, block), scales, block)

@@ -2,83 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
 from spq_graph.errors import CheckError
-from spq_graph.passes.compare import differs, precision_of
-from spq_graph.passes.editor import ADDED
+from spq_graph.passes.compare import differing_weight, differs
+from spq_graph.passes.editor import ADDED, Operand
+from spq_graph.passes.forms import is_as_it_was
 from spq_graph.passes.operator import DOMAIN, OP, fp8_matmul_function, is_fp8_matmul
+from spq_graph.passes.outline import Line, Outline, changed
+from spq_graph.passes.surroundings import Belonging, misplaced, surroundings
 from spq_graph.passes.values import weight_of
-from spq_graph.plan import Plan
+from spq_graph.plan import Plan, SitePlan
 from spq_graph.recipe import Precision
 from spq_graph.targets import Form
 
-__all__ = ["Line", "VerifyPlan", "outline", "precision_of"]
-
-_MAY_GO = frozenset({"Transpose", "Cast", "Identity"})  # a constant's, with the operand that it led to
-
-
-class Line(NamedTuple):
-    """What must not change of a node: its name, its operator and what it reads."""
-
-    name: str
-    op_type: str
-    reads: tuple[str, ...]
-
-
-def outline(model: ir.Model) -> list[Line]:
-    """Every node that no pass of ours added, in order."""
-    return [
-        Line(node.name or "", node.op_type, tuple((v.name or "") if v is not None else "" for v in node.inputs))
-        for node in model.graph
-        if ADDED not in node.metadata_props
-    ]
+_TOLD = 5
 
 
 class VerifyPlan(ir.passes.InPlacePass):
-    """Check a model against its plan; changes nothing.
+    """Check a model against its plan and its source; changes nothing.
+
+    Every site is in the form that the plan asks for, of the weight that the source has there and with the scales that
+    follow from it; every other node, constant, input and output is what it was; and nothing stands in between.
 
     Args:
         plan: what should be there.
         before: `outline` of the model before the plan was applied.
 
-    Calling it raises CheckError, naming the sites where graph and plan differ.
+    Calling it raises CheckError, naming what differs.
     """
 
-    def __init__(self, plan: Plan, before: list[Line]) -> None:
+    def __init__(self, plan: Plan, before: Outline) -> None:
         super().__init__()
         self.plan = plan
         self.before = before
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes, recipe = {node.name: node for node in model.graph}, self.plan.recipe
-        wrong = [
-            f"{site.key}: {text}" for site in self.plan.sites if (text := differs(nodes.get(site.node), site, recipe))
-        ]
-        names = {site.node for site in self.plan.sites}
-        wrong += _unpaired(model.graph, recipe.profile.forms[Precision.INT8])
-        wrong += _changed(self.before, outline(model), names)
-        wrong += _strangers(model.graph, names)
-        wrong += _differing_function(model, any(map(is_fp8_matmul, model.graph)))
+        belonging = Belonging()
+        wrong = list(self._differing_sites(model, belonging))
+        names = {site.node for site in self._written}
+        wrong += _unpaired(model.graph, self.plan.recipe.profile.forms[Precision.INT8])
+        wrong += changed(self.before, model, names, belonging.constants)
+        wrong += _strangers(model.graph, names, belonging.nodes)
+        wrong += _differing_functions(model, self.before, any(map(is_fp8_matmul, model.graph)))
         if wrong:
+            more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
             raise CheckError(
-                f"the graph is not what the plan says: {'; '.join(wrong[:5])}", remedy="please report this"
+                f"the graph is not what the plan says: {'; '.join(wrong[:_TOLD])}{more}", remedy="please report this"
             )
         return ir.passes.PassResult(model, modified=False)
 
+    @property
+    def _written(self) -> list[SitePlan]:
+        """Sites that are not as the graph has them already."""
+        weights = self.before.weights
+        return [s for s in self.plan.sites if s.node not in weights or not is_as_it_was(s, weights[s.node])]
 
-def _differing_function(model: ir.Model, calls: bool) -> list[str]:
-    """Whether the operator's function is there, and as we write it, exactly where something calls it."""
+    def _differing_sites(self, model: ir.Model, belonging: Belonging) -> Iterator[str]:
+        """What is wrong at the sites, and as a side effect what belongs to them."""
+        nodes = {node.name: node for node in model.graph}
+        lines = {line.name: line for line in self.before.lines}
+        for site in self.plan.sites:
+            node, line = nodes.get(site.node), lines.get(site.node)
+            if node is None:
+                yield f"{site.key}: its node {site.node} is gone"
+                continue
+            operand = self.before.weights.get(site.node)
+            if line is None or operand is None:
+                yield f"{site.key}: the source has no such site"
+                continue
+            text = differs(node, site, self.plan.recipe)
+            if not is_as_it_was(site, operand):
+                opset = model.graph.opset_imports.get("", 1)
+                text = self._differing(node, site, line, operand, belonging, opset)
+            if text is not None:
+                yield f"{site.key}: {text}"
+
+    def _differing(
+        self, node: ir.Node, site: SitePlan, line: Line, operand: Operand, belonging: Belonging, opset: int
+    ) -> str | None:
+        """What is wrong at a site that was written, told from the coarse to the fine."""
+        around, recipe = surroundings(node, site, line), self.plan.recipe
+        for part in (node, *around.activation, *around.weight, *around.result):
+            belonging.add(part)
+        return (
+            differs(node, site, recipe)
+            or misplaced(around, site, operand, recipe, line, opset)
+            or differing_weight(node, site, operand, recipe, opset)
+        )
+
+
+def _differing_functions(model: ir.Model, before: Outline, calls: bool) -> Iterator[str]:
+    """Whether the operator's function is there, and as we write it, exactly where something calls it; others stay."""
     wanted = fp8_matmul_function(model.graph.opset_imports.get("", 1))
     found = model.functions.get(wanted.identifier())
     if (found is not None) is not calls:
-        return [f"function {DOMAIN}::{OP} is {'missing' if calls else 'there, but nothing calls it'}"]
-    if found is None or ir.to_proto(found) == ir.to_proto(wanted):
-        return []
-    return [f"function {DOMAIN}::{OP} is not ours"]
+        yield f"function {DOMAIN}::{OP} is {'missing' if calls else 'there, but nothing calls it'}"
+    elif found is not None and ir.to_proto(found) != ir.to_proto(wanted):
+        yield f"function {DOMAIN}::{OP} is not ours"
+    for name in {**before.functions, **model.functions}:
+        if name != wanted.identifier() and before.functions.get(name) is not model.functions.get(name):
+            yield f"function {name[0]}::{name[1]} is not the source's"
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:
@@ -102,21 +128,11 @@ def _unpaired(graph: Iterable[ir.Node], integer: Form) -> list[str]:
     return wrong
 
 
-def _changed(before: list[Line], after: list[Line], sites: set[str]) -> list[str]:
-    """Nodes outside of the sites that came, went, moved, or read something else."""
-    kept = {line.name for line in after}
-    old = [line for line in before if line.name not in sites and (line.name in kept or line.op_type not in _MAY_GO)]
-    new = [line for line in after if line.name not in sites]
-    if old == new:
-        return []
-    names = sorted({line.name for line in set(old) ^ set(new)}) or ["their order"]
-    return [f"nodes outside of the plan changed: {', '.join(names[:3])}"]
-
-
-def _strangers(graph: Iterable[ir.Node], sites: set[str]) -> list[str]:
-    """Nodes that pass for inserted ones, but for no site of the plan."""
+def _strangers(graph: Iterable[ir.Node], sites: set[str], belonging: set[ir.Node]) -> list[str]:
+    """Nodes that pass for inserted ones, but for no site of the plan, or for one whose form does not have them."""
+    marked = ((node, node.metadata_props[ADDED]) for node in graph if ADDED in node.metadata_props)
     return [
-        f"{node.name} was inserted for {node.metadata_props[ADDED]!r}, which is no site"
-        for node in graph
-        if node.metadata_props.get(ADDED, next(iter(sites), "")) not in sites
+        f"{node.name} was inserted for {site!r}, which " + ("does not have it" if site in sites else "is no site")
+        for node, site in marked
+        if node not in belonging
     ][:3]

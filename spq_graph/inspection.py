@@ -14,10 +14,10 @@ from spq_graph.choices import evidence_of
 from spq_graph.errors import UsageError
 from spq_graph.measuring import open_model
 from spq_graph.passes.annotate import PREFIX
+from spq_graph.passes.compare import precision_of
 from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, load_graph
 from spq_graph.passes.identify import Identified, identify
 from spq_graph.passes.unquantize import LookThroughQuantization
-from spq_graph.passes.verify import precision_of
 from spq_graph.plan import Plan
 from spq_graph.profile import Profile
 from spq_graph.progress import Steps

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from spq_graph.passes.fuse import ATTENTION_OPSET, FuseAttention
-from spq_graph.passes.verify import outline
+from spq_graph.passes.outline import outline
 from spq_graph.recipe import Precision
 from spq_graph.targets import PROFILES
 from tests.graphs import Array, Builder, after

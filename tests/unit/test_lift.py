@@ -16,7 +16,7 @@ from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.lift import CHANGES, FROM_OPSET, NEWEST_OPSET, REFUSED, LiftOpset, obstacle_to
 from spq_graph.passes.operator import OLDEST_OPSET
-from spq_graph.passes.verify import outline
+from spq_graph.passes.outline import outline
 from spq_graph.recipe import Precision
 from spq_graph.sites import Role
 from tests.decoder_graphs import Decoder, decoder, token_feeds

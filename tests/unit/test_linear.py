@@ -18,8 +18,9 @@ from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.insert import InsertPrecisions
 from spq_graph.passes.lift import LiftOpset
 from spq_graph.passes.observe import Observe
+from spq_graph.passes.outline import outline
 from spq_graph.passes.quantized import identify_floating
-from spq_graph.passes.verify import VerifyPlan, outline
+from spq_graph.passes.verify import VerifyPlan
 from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.sites import Role, Site

@@ -12,10 +12,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from spq_graph.errors import GraphError
+from spq_graph.passes.compare import precision_of
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.identify import Identified
 from spq_graph.passes.quantized import identify_floating, refuse_quantized
-from spq_graph.passes.verify import precision_of
 from spq_graph.sites import Role
 from tests.decoders import write_decoder
 

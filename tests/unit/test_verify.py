@@ -12,10 +12,12 @@ import pytest
 
 from spq_graph.errors import CheckError
 from spq_graph.passes.annotate import Annotate
+from spq_graph.passes.compare import precision_of
 from spq_graph.passes.editor import ADDED
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.insert import InsertPrecisions
-from spq_graph.passes.verify import Line, VerifyPlan, outline, precision_of
+from spq_graph.passes.outline import Outline, outline
+from spq_graph.passes.verify import VerifyPlan
 from spq_graph.plan import Plan
 from spq_graph.recipe import Precision
 from spq_graph.sites import Role, Site
@@ -38,7 +40,7 @@ def choose(site: Site) -> Precision:
 
 
 @pytest.fixture
-def done(tmp_path: Path) -> tuple[ir.Model, Plan, list[Line]]:
+def done(tmp_path: Path) -> tuple[ir.Model, Plan, Outline]:
     """A decoder with every kind of precision inserted, its plan, and its outline before."""
     path = tmp_path / "model.onnx"
     onnx.save(decoder(Decoder(glu=Glu(width=32, inner=32))), path)
@@ -59,14 +61,14 @@ def site_node(model: ir.Model, plan: Plan, role: Role) -> ir.Node:
     return next(node for node in model.graph if node.name == name)
 
 
-def test_what_was_inserted_passes(done: tuple[ir.Model, Plan, list[Line]]) -> None:
+def test_what_was_inserted_passes(done: tuple[ir.Model, Plan, Outline]) -> None:
     model, plan, before = done
     VerifyPlan(plan, before)(model)
     Annotate(plan)(model)
     VerifyPlan(plan, before)(model)
 
 
-def test_precisions_in_the_file(done: tuple[ir.Model, Plan, list[Line]]) -> None:
+def test_precisions_in_the_file(done: tuple[ir.Model, Plan, Outline]) -> None:
     model, plan, _ = done
     found = {role: precision_of(site_node(model, plan, role)) for role in CHOSEN}
     assert found == {**CHOSEN, Role.GLU_GATE: Precision.INT8}
@@ -177,7 +179,7 @@ TAMPERED: dict[str, tuple[Callable[[ir.Model, Plan], None], str]] = {
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_tampering_is_named(done: tuple[ir.Model, Plan, list[Line]], name: str) -> None:
+def test_tampering_is_named(done: tuple[ir.Model, Plan, Outline], name: str) -> None:
     model, plan, before = done
     tamper, message = TAMPERED[name]
     tamper(model, plan)

@@ -14,7 +14,8 @@ from spq_graph.errors import CheckError
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.insert import InsertPrecisions
 from spq_graph.passes.operator import DOMAIN, OP, add_function, fp8_matmul_function
-from spq_graph.passes.verify import Line, VerifyPlan, outline
+from spq_graph.passes.outline import Outline, outline
+from spq_graph.passes.verify import VerifyPlan
 from spq_graph.plan import Plan
 from spq_graph.recipe import Precision
 from spq_graph.sites import Role, Site
@@ -22,7 +23,7 @@ from tests.decoder_graphs import Decoder, decoder, token_feeds
 from tests.inserting import plan_for
 
 CHOSEN = {Role.GLU_DOWN: Precision.FP8_E4M3, Role.ATTN_O: Precision.W8FP8A16, Role.ATTN_Q: Precision.INT8}
-Made = tuple[ir.Model, Plan, list[Line]]
+Made = tuple[ir.Model, Plan, Outline]
 WEIGHT = "its weight is not held as FP8 panels"
 SCALE = "its activation has another scale than its range asks for"
 
