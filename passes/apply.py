@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from spq_graph.errors import SpqError
 from spq_graph.passes.annotate import Annotate
 from spq_graph.passes.bfloat16 import WidenBfloat16
 from spq_graph.passes.fuse import FuseAttention
@@ -60,19 +61,38 @@ def apply_plan(source: Path, plan: Plan, *, emulate: bool = False) -> ir.Model:
 
 
 def save_model(model: ir.Model, path: Path) -> int:
-    """Write a model with its weights beside it, few tensors in memory at a time, and return the bytes of both files."""
+    """Write a model with its weights beside it, few tensors in memory at a time, and return the bytes of both files.
+
+    Raises:
+        CheckError: what was made of a weight does not stand for it.
+        OSError: the disk is full, or the folder cannot be written.
+    """
     data = path.name + DATA_SUFFIX
     _panels_first(model.graph)
-    ir.save(
-        model,
-        path,
-        external_data=data,
-        size_threshold_bytes=1024,
-        max_workers=os.cpu_count(),
-        max_in_flight_bytes=IN_FLIGHT_BYTES,
-    )
+    try:
+        ir.save(
+            model,
+            path,
+            external_data=data,
+            size_threshold_bytes=1024,
+            max_workers=os.cpu_count(),
+            max_in_flight_bytes=IN_FLIGHT_BYTES,
+        )
+    except Exception as error:  # the writer wraps whatever a weight raised in errors of its own
+        first = _first_of(error)
+        if first is error:
+            raise
+        raise first from None
     beside = path.with_name(data)
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """What began a chain of errors, where that is one of ours or the system's; otherwise the error itself."""
+    first = error
+    while (before := first.__cause__ or first.__context__) is not None:
+        first = before
+    return first if isinstance(first, SpqError | OSError) else error
 
 
 def _panels_first(graph: ir.Graph) -> None:

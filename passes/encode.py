@@ -97,6 +97,9 @@ class Encoded(ir.LazyTensor):
         self.storage = storage
         self.key = key
 
+    def __repr__(self) -> str:
+        return f"{self._repr_base()}({type(self.storage).__name__} of {self.key!r})"
+
     def _made(self) -> ir.TensorProtocol:
         storage, operand = self.storage, self.storage.operand
         codes = np.empty(operand.shape, dtype=storage.dtype.numpy())
