@@ -6,18 +6,75 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spq_graph.decide import decide
 from spq_graph.errors import UsageError
-from spq_graph.plan import Reason
+from spq_graph.plan import ModelRef, Plan, Reason
+from spq_graph.ranges import Ranges
 from spq_graph.recipe import Override, Precision, Recipe
-from spq_graph.sites import Role, Unmatched
-from tests.unit.deciding import MODEL, TEN, kept, make, run, site
+from spq_graph.sites import Role, Site, Unmatched
+from spq_graph.value_range import ValueRange
 
+MODEL = ModelRef(digest="sha256:0", origin="test")
 Keys = frozenset[str]
+
+
+def site(key: str, role: Role = Role.GLU_DOWN) -> Site:
+    return Site(key, f"node_{key}", role, 0, f"in_{key}", f"weight_{key}", (8, 4))
+
+
+def seen(ratio: float) -> ValueRange:
+    """A range of 100 tokens at 1 and one at `ratio`."""
+    maxima = np.ones((1, 101), dtype=np.float32)
+    maxima[0, 0] = ratio
+    ids, mask = np.full((1, 101), 7), np.ones((1, 101), dtype=np.int64)
+    return ValueRange.observe(-maxima / 2, maxima, np.full(8, ratio, np.float32), ids, mask)
+
+
+def make(ratios: Mapping[str, float], *more: Site) -> tuple[list[Site], Ranges]:
+    sites = [*(site(key) for key in ratios), *more]
+    values = {f"in_{key}": seen(ratio) for key, ratio in ratios.items()}
+    values |= {s.input: seen(50.0) for s in more}
+    return sites, Ranges("sha256:0", values, tokens=101, sequences=1)
+
+
+class Additive:
+    """KL is the sum of what each site costs, by site in integers and by format else; it remembers what it was asked."""
+
+    def __init__(self, costs: Mapping[str, float], formats: Mapping[Precision, float] | None = None) -> None:
+        self.costs, self.formats = costs, formats or {}
+        self.asked: list[dict[str, Precision]] = []
+
+    def __call__(self, precisions: Mapping[str, Precision]) -> float:
+        assert Precision.FP32 not in precisions.values()  # what the graph has is not said
+        self.asked.append(dict(precisions))
+        return math.fsum(self.cost(key, precision) for key, precision in precisions.items())
+
+    def cost(self, key: str, precision: Precision) -> float:
+        return self.costs.get(key, 0.0) if precision.bits is not None else self.formats.get(precision, 0.0)
+
+
+def run(
+    costs: Mapping[str, float],
+    recipe: Recipe,
+    *more: Site,
+    ratios: Mapping[str, float] | None = None,
+    formats: Mapping[Precision, float] | None = None,
+) -> tuple[Plan, Additive]:
+    sites, ranges = make(ratios or dict.fromkeys(costs, 40.0), *more)
+    measure = Additive(costs, formats)
+    return decide(sites, ranges, recipe, MODEL, measure=measure, tokens=64), measure
+
+
+def kept(plan: Plan) -> set[str]:
+    return {s.key for s in plan.kept}
+
+
+TEN = {f"s{n}": 0.0001 for n in range(10)}
 
 
 def test_the_costliest_are_kept_and_no_more_than_needed() -> None:

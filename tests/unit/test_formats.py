@@ -12,7 +12,7 @@ from spq_graph.errors import GraphError
 from spq_graph.formats import by_rule, candidates, pick
 from spq_graph.plan import Plan
 from spq_graph.recipe import Override, Precision, Recipe
-from tests.unit.deciding import MODEL, make, run
+from tests.unit.test_decide import MODEL, make, run
 
 E4M3, E5M2, W8FP8, W8A16, FP16 = (
     Precision.FP8_E4M3,

@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 from tests.decoder_graphs import Decoder, decoder
 from tests.graphs import Builder
-from tests.unit.finding import found_in
+from tests.unit.test_identify import found_in
 
 FLOAT = TensorProto.FLOAT
 

@@ -166,7 +166,7 @@ def test_a_plan_written_by_hand_for_what_a_target_cannot_run_is_refused() -> Non
 
 def test_a_kept_site_says_why_it_is_not_what_was_asked_for() -> None:
     recipe = Recipe(target="cuda", high_precision="fp16")
-    from tests.unit.deciding import seen
+    from tests.unit.test_decide import seen
 
     choice = Choice(
         Site("k", "n", Role.GLU_DOWN, 0, "x", "w", (8, 8)), seen(1e5), Precision.FP16, Reason.SPIKE, Precision.FP16
