@@ -25,19 +25,14 @@ from spq_graph.models.plant import plant_bos_spikes
 from spq_graph.pipeline import Outcome, Request, quantize
 from spq_graph.progress import Steps
 from spq_graph.recipe import Recipe
+from spq_graph.rows import EVERYWHERE, FP32, RowId, RowKind
 from spq_graph.runtime.health import processor
 from spq_graph.runtime.operators import library_info
+from spq_graph.variants import FORMATS
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RATIOS = (50, 300, 5_000, 20_000)
-ROWS = (
-    "everywhere",
-    "spike_aware_fp8_e4m3",
-    "spike_aware_fp8_e5m2",
-    "spike_aware_w8fp8a16",
-    "spike_aware_w8a16",
-    "spike_aware_fp16",
-)
+ROWS = (EVERYWHERE, *(RowId(RowKind.SPIKE_AWARE, kept_in=high) for high in FORMATS))
 
 
 def planted(work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -74,8 +69,8 @@ def measure(name: str, request: dict[str, Any], work: Path) -> dict[str, Any]:
     steps = Steps(Console(quiet=True))
     auto = quantize(Request(out=out, recipe=Recipe(), force=True, **request), steps)
     fp8 = quantize(Request(out=out, recipe=Recipe(high_precision="fp8"), force=True, evaluate=False, **request), steps)
-    rows = {rung.name: rung for rung in auto.report.ladder}
-    base = rows["fp32"].perplexity
+    rows = {rung.id: rung for rung in auto.report.ladder}
+    base = rows[FP32].perplexity
     return {
         "model": name,
         "tokens": auto.report.text.tokens if auto.report.text else 0,
@@ -85,7 +80,7 @@ def measure(name: str, request: dict[str, Any], work: Path) -> dict[str, Any]:
         "fp8": choices(fp8),
         "formats": auto.plan.search.formats,
         "rows": {
-            row: {"perplexity": rows[row].perplexity / base, "kl": rows[row].kl, "bytes": rows[row].bytes}
+            row.name: {"perplexity": rows[row].perplexity / base, "kl": rows[row].kl, "bytes": rows[row].bytes}
             for row in ROWS
             if row in rows
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import ml_dtypes
@@ -30,20 +31,16 @@ class Fp8Format:
         dtype: its numpy type.
         largest: its largest finite number.
         element_type: its number in ONNX's TensorProto.DataType.
-        epsilon: the spacing of its numbers between 1 and 2.
-        smallest: its smallest positive number, a subnormal.
     """
 
     name: str
     dtype: npt.DTypeLike
     largest: float
     element_type: int
-    epsilon: float
-    smallest: float
 
 
-E4M3 = Fp8Format("fp8_e4m3", ml_dtypes.float8_e4m3fn, 448.0, 17, 2.0**-3, 2.0**-9)
-E5M2 = Fp8Format("fp8_e5m2", ml_dtypes.float8_e5m2, 57344.0, 19, 2.0**-2, 2.0**-16)
+E4M3 = Fp8Format("fp8_e4m3", ml_dtypes.float8_e4m3fn, 448.0, 17)
+E5M2 = Fp8Format("fp8_e5m2", ml_dtypes.float8_e5m2, 57344.0, 19)
 
 # What activations are rounded to. Weights are E4M3 in all cases: activations need the range, weights the precision, and
 # tensor cores multiply E5M2 by E4M3 but not by E5M2.
@@ -103,15 +100,24 @@ def fp8_near(
     scales: npt.NDArray[np.float32],
     form: Fp8Format = WEIGHTS,
 ) -> bool:
-    """Whether every code stands for its weight [K, N] within half of the spacing that the format has there."""
-    ratio = np.clip(weight / scales, -form.largest, form.largest)
-    found = decode(codes, form)
-    size = np.maximum(np.abs(ratio), np.abs(found))
-    # The exponent alone is a power of two; the spacing is that, less the bits of the mantissa, and never below the
-    # smallest subnormal.
-    power = (size.view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
-    step = np.maximum(power * np.float32(form.epsilon), np.float32(form.smallest))
-    return bool((np.abs(found - ratio) <= step * np.float32(0.5 + 1e-4)).all())
+    """Whether every code stands for its weight [K, N] within half a step: between the midpoints to its neighbours."""
+    ratio = weight / scales
+    np.clip(ratio, -form.largest, form.largest, out=ratio)
+    low, high = _bounds(form)
+    return bool((low[codes] <= ratio).all() and (ratio <= high[codes]).all())
+
+
+@cache
+def _bounds(form: Fp8Format) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The smallest and the largest number that each of the 256 codes is the nearest to; none for those of NaN."""
+    values = decode(np.arange(256, dtype=np.uint8), form)
+    numbers = np.unique(values[np.abs(values) <= form.largest]).astype(np.float64)
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    place = np.searchsorted(numbers, values)
+    low = np.append(np.append(-np.inf, middles), np.inf)[place]
+    high = np.append(np.append(middles, np.inf), -np.inf)[place]
+    finite = np.abs(values) <= form.largest
+    return np.where(finite, low, np.inf).astype(np.float32), np.where(finite, high, -np.inf).astype(np.float32)
 
 
 def decode(codes: npt.NDArray[np.uint8], form: Fp8Format = WEIGHTS) -> npt.NDArray[np.float32]:

@@ -15,7 +15,6 @@ from rich.text import Text
 from spq_graph import artifact
 from spq_graph.errors import UsageError
 from spq_graph.html import render, shown_profiles
-from spq_graph.ladder import variants, weight_only
 from spq_graph.measuring import open_model
 from spq_graph.passes.graph import digest_of, files_of
 from spq_graph.plan import Plan
@@ -23,14 +22,16 @@ from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.report import Report
 from spq_graph.retarget import retarget
+from spq_graph.rows import EVERYWHERE, FP32, MODEL, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.runtime import timing
 from spq_graph.runtime.health import processor
 from spq_graph.runtime.proof import runner_on, why_absent
 from spq_graph.runtime.session import Runner
 from spq_graph.speed import Decode, Prefill, Speed, SpeedRow
 from spq_graph.targets import PROFILES, target_named
+from spq_graph.variants import variants, weight_only
 from spq_graph.verdict import environment
-from spq_graph.wording import megabytes
+from spq_graph.wording import megabytes, timed_name
 from spq_graph.workbench import Workbench
 
 LENGTHS = (128, 512)
@@ -41,7 +42,7 @@ PAST = 128
 class Entry:
     """One model to be timed."""
 
-    name: str
+    id: RowId
     path: Path
     target: str
 
@@ -78,7 +79,7 @@ def bench(
         target_named(target)
     with open_model(path, None, steps, False, None) as found:
         plan = _plan_beside(path)
-        own = Entry("spike_aware" if plan is not None else "model", found.model, plan.recipe.target if plan else "cpu")
+        own = Entry(SPIKE_AWARE if plan is not None else MODEL, found.model, plan.recipe.target if plan else "cpu")
         longest = found.runner.fixed_shape[1]
         fitting = [n for n in lengths if longest in (None, n) and n <= (found.source.max_length or n)]
         if not fitting:
@@ -86,7 +87,7 @@ def bench(
         if against is None:
             return _timed([own], steps, rounds, threads, fitting)
         with open_model(against, None, steps, False, None) as reference:
-            entries = [Entry("fp32", reference.model, "cpu"), *_others(reference, plan, own, targets, steps), own]
+            entries = [Entry(FP32, reference.model, "cpu"), *_others(reference, plan, own, targets, steps), own]
             return _timed(entries, steps, rounds, threads, fitting)
 
 
@@ -103,40 +104,41 @@ def _others(
         steps.console.print("only the two models are timed: the plan is not one of the floating-point model given")
         return
     stored = {site.key: "fp32" for site in plan.sites}
-    rows = {row.name: row.plan for row in variants(plan, stored)} | {"weight_only": weight_only(plan).plan}
+    rows = {row.id: row.plan for row in (*variants(plan, stored), weight_only(plan))}
     with steps.step("build", "Building what it is compared with"):
-        for name in ("everywhere", "weight_only"):
-            yield Entry(name, reference.build(rows[name]).path, rows[name].recipe.target)
+        for row in (EVERYWHERE, WEIGHT_ONLY):
+            yield Entry(row, reference.build(rows[row]).path, rows[row].recipe.target)
         for target in targets or PROFILES:
             profile = PROFILES[target]
             if profile.name not in (own.target, "portable") and why_absent(profile) is None:
-                yield Entry(f"spike_aware_{target}", reference.build(retarget(plan, profile.name)).path, target)
+                compiled = RowId(RowKind.SPIKE_AWARE, target=profile.name)
+                yield Entry(compiled, reference.build(retarget(plan, profile.name)).path, target)
 
 
 def _timed(entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, lengths: Sequence[int]) -> Speed:
     with steps.step("load", "Loading each in a process of its own") as tick:
         loaded = {}
         for number, entry in enumerate(entries, 1):
-            loaded[entry.name] = timing.load_apart(entry.path, entry.target, threads)
+            loaded[entry.id.name] = timing.load_apart(entry.path, entry.target, threads)
             tick(number, len(entries))
     runners: dict[str, Runner] = {
-        entry.name: runner_on(PROFILES[entry.target], entry.path, threads=threads) for entry in entries
+        entry.id.name: runner_on(PROFILES[entry.target], entry.path, threads=threads) for entry in entries
     }
     with steps.step("time", f"Timing {len(entries)} models in turns") as tick:
         past = min(PAST, *lengths)
         seconds = timing.in_turns(runners, lengths, past, rounds, tick)
-    first = seconds[entries[0].name]
+    first = seconds[entries[0].id.name]
     rows = []
     for entry in entries:
-        timed = seconds[entry.name]
+        timed = seconds[entry.id.name]
         decode = timed.get(timing.DECODE)
         rows.append(
             SpeedRow(
-                name=entry.name,
+                id=entry.id,
                 target=entry.target,
                 bytes=sum(f.stat().st_size for f in files_of(entry.path)),
-                load_seconds=round(loaded[entry.name].seconds, 4),
-                resident_bytes=loaded[entry.name].resident_bytes,
+                load_seconds=round(loaded[entry.id.name].seconds, 4),
+                resident_bytes=loaded[entry.id.name].resident_bytes,
                 prefill={
                     str(n): Prefill(
                         seconds=statistics.median(timed[label := f"prefill {n}"]),
@@ -202,6 +204,6 @@ def show(speed: Speed, console: Console) -> None:
         times = f"  {row.decode.times:.2f}x" if row.decode and row.decode.times else ""
         cells.append(f"{row.decode.tokens_per_second:.1f} tokens/s{times}" if row.decode else "no KV cache")
         cells += [f"{row.load_seconds:.2f} s", *(f"{megabytes(n)} MB" for n in (row.resident_bytes, row.bytes))]
-        table.add_row(Text(row.label), *cells)
+        table.add_row(Text(timed_name(row)), *cells)
     console.print(table)
     console.print(speed.conditions, style="dim", highlight=False)

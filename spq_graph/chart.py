@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from math import ceil, floor, isfinite, log10
 from typing import TYPE_CHECKING
 
 from spq_graph import wording
 from spq_graph.report import Report, Rung
+from spq_graph.rows import RowKind
 from spq_graph.svg import LIGHT, Palette, drawing_style
 
 if TYPE_CHECKING:
@@ -53,18 +55,15 @@ def ladder_figure(rungs: Sequence[tuple[Rung, float]], every: Sequence[float], p
 
 def _draw_rung(axes: Axes, place: int, row: Sequence[tuple[Rung, float]], palette: Palette) -> None:
     rung = row[0][0]
-    colour = palette.muted
-    if rung.name == "spike_aware":
-        colour = palette.good
-    elif rung.name.startswith("everywhere"):
-        colour = palette.bad
+    ours = wording.stress(rung.id) == "ours"
+    colour = palette.good if ours else palette.bad if rung.id.kind is RowKind.EVERYWHERE else palette.muted
     values = [100 * share for _, share in row if isfinite(share)]
-    name = wording.rung_name(rung if len(row) == 1 else rung.model_copy(update={"seed": None}))
+    name = wording.rung_name(rung)
     if len(row) > 1:
-        name += f", {len(row)} seeds"
+        name = f"{wording.row_name(replace(rung.id, seed=None))}, {len(row)} seeds"
     shares = sorted(share for _, share in row)
     told = " … ".join(dict.fromkeys(wording.percent(share) for share in (shares[0], shares[-1])))
-    draw_row(axes, place, name, told, values, colour, palette, bold=rung.name == "spike_aware")
+    draw_row(axes, place, name, told, values, colour, palette, bold=ours)
 
 
 def draw_row(
@@ -82,7 +81,7 @@ def draw_row(
 
 
 def _row_key(item: tuple[Rung, float]) -> object:
-    return item[0].name if item[0].seed is not None else id(item[0])
+    return replace(item[0].id, seed=None) if item[0].id.seed is not None else id(item[0])
 
 
 def _scale(axes: Axes, values: Sequence[float], palette: Palette) -> None:

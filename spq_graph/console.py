@@ -18,9 +18,10 @@ from spq_graph import wording
 from spq_graph.errors import SpqError
 from spq_graph.plan import Plan, Reason, SitePlan
 from spq_graph.report import OperatorRun, Report
+from spq_graph.rows import FP32
 
 _REASON_STYLES = {Reason.SPIKE: "bold red", Reason.OVERRIDE: "magenta", Reason.UNSUPPORTED: "yellow"}
-_RUNG_STYLES = {"spike_aware": "bold green"}
+_RUNG_STYLES = {"ours": "bold green", "aside": "dim", "": ""}
 _KEPT_IN_SUMMARY = 8
 
 
@@ -35,18 +36,17 @@ def ladder_table(report: Report, plan: Plan | None = None) -> Table:
     for before, rung in zip([None, *report.ladder], report.ladder, strict=False):
         if before and before.bits != rung.bits:
             table.add_section()
-        style = _RUNG_STYLES.get(rung.name, "dim" if "control" in rung.name else "")
         table.add_row(
             Text(wording.rung_name(rung)),
             str(rung.bits or wording.NOTHING),
             wording.number(rung.perplexity, 4),
-            wording.NOTHING if rung.name == "fp32" else wording.percent(wording.over_fp32(report, rung)),
+            wording.NOTHING if rung.id == FP32 else wording.percent(wording.over_fp32(report, rung)),
             wording.number(rung.kl),
             f"{rung.top1:.1%}",
             wording.megabytes(rung.bytes),
             wording.kept_share(plan, rung) if plan else str(len(rung.kept)),
             str(wording.integer_kernels(rung.executed)),
-            style=style,
+            style=_RUNG_STYLES[wording.stress(rung.id)],
         )
     return table
 

@@ -10,10 +10,8 @@ from spq_graph import artifact
 from spq_graph.passes.graph import files_of
 from spq_graph.pipeline import Request, opened
 from spq_graph.progress import Steps
+from spq_graph.variants import ROWS_ONCE, rows_of
 from spq_graph.wording import duration, megabytes
-
-# Rows of the ladder: four of each bit width, four controls, and FP32 and weight-only once.
-_ROWS_PER_WIDTH, _ROWS_ONCE = 8, 2
 
 
 def forecast(request: Request, steps: Steps) -> dict[str, Any]:
@@ -51,7 +49,7 @@ def forecast(request: Request, steps: Steps) -> dict[str, Any]:
     evaluations = 0 if request.recipe.spike_ratio else len(counted) // 2 * len(request.bits)
     tokens = request.recipe.calibration_tokens + evaluations * request.recipe.sensitivity_tokens
     text = request.max_eval_tokens or 0
-    rows = _ROWS_PER_WIDTH * len(request.bits) + _ROWS_ONCE
+    rows = len(rows_of(request.recipe)) * len(request.bits) + len(ROWS_ONCE)
     return {
         "source": request.source,
         "glu_blocks": len(bench.found.blocks),

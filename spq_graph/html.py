@@ -28,6 +28,7 @@ from spq_graph.profile_chart import profile_figure
 from spq_graph.ranges import Ranges
 from spq_graph.recipe import Recipe
 from spq_graph.report import Report, Rung
+from spq_graph.rows import EVERYWHERE, FP32, SPIKE_AWARE
 from spq_graph.speed_chart import speed_figure
 from spq_graph.spike_map import HEAT_STEPS, STEPS_A_DECADE, heat, spike_map
 from spq_graph.svg import PAGE, for_page
@@ -58,6 +59,7 @@ def render(plan: Plan, report: Report, profiles: Sequence[ShownProfile] = ()) ->
             words=wording,
             tiles=_tiles(plan, report),
             ladder=_ladder(report),
+            fp32=FP32,
             charts=list(_charts(report)),
             speeds=list(_speeds(report)),
             spikes=spike_map(plan),
@@ -161,7 +163,7 @@ def _drawings(report: Report) -> Iterator[tuple[str, Markup, list[Box]]]:
 def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     """The figures to see first: (what, value, remark)."""
     bits, tiles = plan.recipe.bits, []
-    aware, everywhere = (wording.find_rung(report, name, bits) for name in ("spike_aware", "everywhere"))
+    aware, everywhere = report.rung(SPIKE_AWARE, bits), report.rung(EVERYWHERE, bits)
     if aware:
         remark = f"everywhere {wording.percent(wording.over_fp32(report, everywhere))}" if everywhere else "vs FP32"
         tiles.append(("perplexity over FP32", wording.percent(wording.over_fp32(report, aware)), remark))

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from spq_graph import artifact
 from spq_graph.choices import evidence_of
 from spq_graph.errors import UsageError
+from spq_graph.findings import GraphFacts, InspectedSite, Inspection, SeenProfile, SeenStretch, SeenToken, known
 from spq_graph.measuring import open_model
 from spq_graph.passes.annotate import PREFIX
 from spq_graph.passes.compare import precision_of
 from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, load_graph
 from spq_graph.passes.identify import Identified, identify
 from spq_graph.passes.unquantize import LookThroughQuantization
-from spq_graph.plan import Plan
+from spq_graph.plan import CalibrationRef, Plan
 from spq_graph.profile import Profile
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.recipe import Recipe, matches
 from spq_graph.runtime.tokenizer import TextTokenizer
+from spq_graph.sites import Unmatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class Measuring:
 
 def inspect_path(
     path: Path, only: str | None = None, *, measuring: Measuring | None = None, steps: Steps | None = None
-) -> dict[str, Any]:
-    """What an ONNX file or OUT folder holds, as `inspect --json` prints it.
+) -> Inspection:
+    """What an ONNX file or OUT folder holds.
 
     Nothing is changed. Sites of OUT come from its plan; those of a bare file have no evidence unless they are measured.
 
@@ -72,51 +74,48 @@ def inspect_path(
     found = identify(model)
     plan_file = file.with_name(artifact.PLAN)
     recorded = Plan.load(plan_file) if path.is_dir() and plan_file.is_file() else None
-    sites = recorded.to_dict()["sites"] if recorded is not None else _sites_of(model, found, precisions)
-    sites = _chosen(sites, only, path)
+    planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else None
+    sites = _chosen(planned if planned is not None else _sites_of(model, found, precisions), only, path)
     ranges, tokenizer, measured = None, None, None
     if measuring is not None:
         ranges, tokenizer, origin = _measure(path, found, measuring, steps or Steps())
-        measured = {
-            "digest": ranges.data_digest,
-            "tokens": ranges.tokens,
-            "sequences": ranges.sequences,
-            "origin": origin,
-        }
-        _put_evidence(sites, ranges, tokenizer)
+        measured = CalibrationRef(
+            digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences, origin=origin
+        )
+        sites = [_with_evidence(site, ranges, tokenizer) for site in sites]
     elif only is not None and recorded is not None and (path / artifact.RANGES).is_file():
         ranges = Ranges.load(path / artifact.RANGES)
         tokenizer = TextTokenizer.load(path) if (path / "tokenizer.json").is_file() else None
     unmatched = recorded.unmatched if recorded is not None else found.unmatched
-    return {
-        "path": str(path),
-        "glu_blocks": len(found.blocks),
-        "sites": sites,
-        "unmatched": [{"node": u.node, "reason": u.reason} for u in unmatched],
-        "graph": facts,
-        "measured": measured,
-        "profiles": _profiles(sites, ranges, tokenizer) if only is not None else {},
-    }
+    return Inspection(
+        path=str(path),
+        glu_blocks=len(found.blocks),
+        sites=sites,
+        unmatched=[Unmatched(one.node, one.reason) for one in unmatched],
+        graph=facts,
+        measured=measured,
+        profiles=_profiles(sites, ranges, tokenizer) if only is not None else {},
+    )
 
 
-def _chosen(sites: list[dict[str, Any]], only: str | None, path: Path) -> list[dict[str, Any]]:
+def _chosen(sites: list[InspectedSite], only: str | None, path: Path) -> list[InspectedSite]:
     if only is None:
         return sites
-    chosen = [site for site in sites if matches(only, site["key"], site["node"])]
+    chosen = [site for site in sites if matches(only, site.key, site.node)]
     if not chosen:
         raise UsageError(f"'{only}' fits no site", where=str(path), remedy="leave out --site to list all of them")
     return chosen
 
 
-def _facts(model: ir.Model) -> dict[str, Any]:
+def _facts(model: ir.Model) -> GraphFacts:
     """What the file says of itself, before anything is brought into our form."""
-    return {
-        "opset": model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx")),
-        "producer": f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
-        "plan": model.metadata_props.get(f"{PREFIX}plan"),
-        "version": model.metadata_props.get(f"{PREFIX}version"),
-        "operators": dict(sorted(Counter(node.op_type for node in model.graph).items())),
-    }
+    return GraphFacts(
+        opset=model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx")),
+        producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
+        plan=model.metadata_props.get(f"{PREFIX}plan"),
+        version=model.metadata_props.get(f"{PREFIX}version"),
+        operators=dict(sorted(Counter(node.op_type for node in model.graph).items())),
+    )
 
 
 def _precision(node: ir.Node) -> str:
@@ -129,23 +128,9 @@ def _recorded(node: ir.Node, what: str) -> str | None:
     return node.metadata_props.get(f"{PREFIX}{what}")
 
 
-def _sites_of(model: ir.Model, found: Identified, precisions: dict[str | None, str]) -> list[dict[str, Any]]:
+def _sites_of(model: ir.Model, found: Identified, precisions: Mapping[str | None, str]) -> list[InspectedSite]:
     nodes = {node.name: node for node in model.graph}
-    return [
-        {
-            "key": s.key,
-            "node": s.node,
-            "role": s.role.value,
-            "layer": s.layer,
-            "expert": s.expert,
-            "shape": list(s.shape),
-            "input": s.input,
-            "precision": precisions[s.node],
-            "reason": _recorded(nodes[s.node], "reason"),
-            "evidence": {},
-        }
-        for s in found.sites
-    ]
+    return [InspectedSite(s, precisions[s.node], _recorded(nodes[s.node], "reason")) for s in found.sites]
 
 
 def _measure(
@@ -159,38 +144,29 @@ def _measure(
         return bench.calibrate(sequences), bench.tokenizer, sequences.origin
 
 
-def _put_evidence(sites: list[dict[str, Any]], ranges: Ranges, tokenizer: TextTokenizer | None) -> None:
+def _with_evidence(site: InspectedSite, ranges: Ranges, tokenizer: TextTokenizer | None) -> InspectedSite:
     """Add what was measured; where a plan is recorded its evidence stays what the decision was made on."""
-    text = tokenizer.token_text if tokenizer is not None else None
-    for site in sites:
-        seen = ranges.values.get(site["input"])
-        if seen is None:
-            continue
-        site["measured"] = evidence_of(seen, text).model_dump(mode="json", exclude_none=True)
-        site["evidence"] = site["evidence"] or site["measured"]
+    seen = ranges.values.get(site.site.input)
+    if seen is None:
+        return site
+    measured = evidence_of(seen, tokenizer.token_text if tokenizer is not None else None)
+    return replace(site, measured=measured, evidence=site.evidence if known(site.evidence) else measured)
 
 
 def _profiles(
-    sites: list[dict[str, Any]], ranges: Ranges | None, tokenizer: TextTokenizer | None
-) -> dict[str, dict[str, Any]]:
+    sites: Sequence[InspectedSite], ranges: Ranges | None, tokenizer: TextTokenizer | None
+) -> dict[str, SeenProfile]:
     """Where in the sequence each site's input is large, and on which tokens, as far as that is known."""
     values = ranges.values if ranges is not None else {}
-    seen = {site["key"]: values[site["input"]].profile for site in sites if site["input"] in values}
+    seen = {site.key: values[site.site.input].profile for site in sites if site.site.input in values}
     return {key: _profile(profile, tokenizer) for key, profile in seen.items() if profile is not None}
 
 
-def _profile(profile: Profile, tokenizer: TextTokenizer | None) -> dict[str, Any]:
-    return {
-        "positions": [
-            {"first": s.first, "last": s.last, "max": s.peak.value, "typical": s.typical} for s in profile.stretches()
-        ],
-        "tokens": [
-            {
-                "token": p.token,
-                "text": tokenizer.token_text(p.token) if tokenizer is not None else None,
-                "max": p.value,
-                "position": p.position,
-            }
-            for p in profile.leaders
-        ],
-    }
+def _profile(profile: Profile, tokenizer: TextTokenizer | None) -> SeenProfile:
+    def text(token: int) -> str | None:
+        return tokenizer.token_text(token) if tokenizer is not None else None
+
+    return SeenProfile(
+        positions=[SeenStretch(s.first, s.last, s.peak.value, s.typical) for s in profile.stretches()],
+        tokens=[SeenToken(p.token, text(p.token), p.value, p.position) for p in profile.leaders],
+    )

@@ -1,115 +1,38 @@
-"""What quantizing everywhere costs, what keeping the spikes wins back, and the controls beside it."""
+"""What quantizing everywhere costs, what keeping the spikes wins back, and the controls beside it, as measured."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.graph import files_of
-from spq_graph.plan import Plan, Reason, SitePlan
+from spq_graph.plan import Plan
 from spq_graph.progress import Steps
-from spq_graph.recipe import Precision
 from spq_graph.report import Rung
+from spq_graph.rows import FP32, RowId, RowKind
 from spq_graph.runtime.evaluate import Score, evaluate
 from spq_graph.runtime.sequences import Sequences
 from spq_graph.streams import execute
+from spq_graph.variants import Place, Variant
 from spq_graph.workbench import Built, Workbench, discard
 
-RANDOM_SEEDS = (0, 1, 2)
-# What the kept sites are tried in beside each other, on the same text.
-FORMATS = (Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.W8A16, Precision.FP16)
 # Models whose sessions live side by side: each batch of FP logits is then computed once for all of them.
 SESSION_BYTES = 2 << 30
 
 
-@dataclass(slots=True)
-class Variant:
-    """One row to be measured."""
-
-    name: str
-    bits: int
-    plan: Plan
-    seed: int | None = None
-    built: Built | None = None
-
-
-def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
-    """The rows that belong to one plan; `stored` is the format of each weight in the graph, by site key."""
-    bits = plan.recipe.bits
-    integer = Precision.integer(bits)
-    counted = {s.key for s in plan.counted}
-
-    # The controls keep other sites in the format that most of the plan's kept ones have.
-    common = Counter(s.precision for s in plan.kept).most_common(1)
-
-    def quantized_but(kept: frozenset[str], **recipe: object) -> Plan:
-        return plan.with_precisions(
-            lambda s: (
-                s.precision
-                if s.key not in counted or s.range is None
-                else (common[0][0] if common else Precision(stored[s.key]))
-                if s.key in kept
-                else integer
-            ),
-            **recipe,
-        )
-
-    none: frozenset[str] = frozenset()
-    rows = [
-        Variant("everywhere", bits, quantized_but(none)),
-        Variant("everywhere_symmetric", bits, quantized_but(none, activations="symmetric")),
-        Variant("everywhere_per_tensor_weights", bits, quantized_but(none, weights="per_tensor")),
-        Variant("spike_aware", bits, plan),
-        *_other_formats(plan),
-    ]
-    others = sorted((s for s in plan.counted if s not in plan.kept), key=_ratio)
-    count = min(len(plan.kept), len(others))
-    if count:
-        lowest = frozenset(s.key for s in others[:count])
-        rows.append(Variant("control_lowest", bits, quantized_but(lowest)))
-        for seed in RANDOM_SEEDS:
-            picked = np.random.default_rng(plan.recipe.seed + seed).choice(len(others), size=count, replace=False)
-            keys = frozenset(others[i].key for i in picked)
-            rows.append(Variant("control_random", bits, quantized_but(keys), seed=plan.recipe.seed + seed))
-    return rows
-
-
-def _other_formats(plan: Plan) -> list[Variant]:
-    """The plan with its kept sites in every format that the target has."""
-    keys = {s.key for s in plan.kept if s.range is not None and s.reason is not Reason.TOO_FEW_TOKENS}
-    if not keys:
-        return []
-
-    def kept_in(high: Precision) -> Variant:
-        profile = plan.recipe.profile
-        tried = plan.with_precisions(lambda s: profile.settle(high, s.largest)[0] if s.key in keys else s.precision)
-        return Variant(f"spike_aware_{high}", plan.recipe.bits, tried)
-
-    return [kept_in(high) for high in FORMATS if plan.recipe.allows(high)]
-
-
-def weight_only(plan: Plan) -> Variant:
-    """The honest rival: every weight in 8 bits by block, activations as they are."""
-    counted = {s.key for s in plan.counted}
-    # A target without such a product is held against the CPU's.
-    target = plan.recipe.target if plan.recipe.allows(Precision.W8A16) else "cpu"
-    rival = plan.with_precisions(lambda s: Precision.W8A16 if s.key in counted else s.precision, target=target)
-    return Variant("weight_only", 8, rival)
-
-
-def _ratio(site: SitePlan) -> tuple[float, str]:
-    return (site.evidence.ratio if site.evidence.ratio is not None else math.inf, site.key)
-
-
-def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, steps: Steps) -> list[Rung]:
+def measure_ladder(
+    bench: Workbench, rows: Sequence[Variant], text: Sequences, steps: Steps, ready: Mapping[Place, Built]
+) -> list[Rung]:
     """Build, prove and measure every row on the same tokens; FP32 comes first.
 
     Rows that decide the same are measured once. A row in a format that the graph cannot have is left out, and said so.
+
+    Args:
+        bench: the source.
+        rows: what to measure beside it.
+        text: what it is measured on.
+        steps: times and shows what is done.
+        ready: files of rows that are built already, which are left where they are.
 
     Raises:
         CheckError: a row's integer sites did not run as integer kernels.
@@ -117,7 +40,7 @@ def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, s
     alike: dict[object, list[Variant]] = {}
     for row in rows:
         alike.setdefault(_decisions(row.plan), []).append(row)
-    distinct = [next((row for row in same if row.built is not None), same[0]) for same in alike.values()]
+    distinct = [next((row for row in same if row.place in ready), same[0]) for same in alike.values()]
     source = sum(file.stat().st_size for file in files_of(bench.model))
     side_by_side = max(1, SESSION_BYTES // source)
     groups = [distinct[start : start + side_by_side] for start in range(0, len(distinct), side_by_side)]
@@ -129,22 +52,22 @@ def measure_ladder(bench: Workbench, rows: Sequence[Variant], text: Sequences, s
             def in_all(done: int, total: int, number: int = number) -> None:
                 tick(number * total + done, len(groups) * total)
 
-            built = [(row, file) for row in group if (file := _built(bench, row, steps)) is not None]
+            files = [(row, ready.get(row.place) or _built(bench, row, steps)) for row in group]
+            built = [(row, file) for row, file in files if file is not None]
             streams = [bench.stream_for(row.plan, file) for row, file in built]
             reference, scores = evaluate(bench.reference, streams, text, in_all)
             if not ladder:
                 executed = execute(bench.reference, text.ids[:1, :8]).ops
-                ladder.append(_rung("fp32", None, reference, source, executed))
+                ladder.append(_rung(FP32, None, reference, source, executed))
             for (row, file), score, stream in zip(built, scores, streams, strict=True):
                 executed = {} if bench.emulates(row.plan) else bench.prove(file, row.plan, stream).ops
-                measured[_decisions(row.plan)] = _rung(row.name, row.bits, score, file.bytes, executed)
-                if row.built is None:
+                measured[_decisions(row.plan)] = _rung(row.id, row.bits, score, file.bytes, executed)
+                if row.place not in ready:
                     discard(file)
     for row in rows:
         rung = measured.get(_decisions(row.plan))
         if rung is not None:
-            named = {"name": row.name, "bits": row.bits, "seed": row.seed, "kept": _kept(row)}
-            ladder.append(rung.model_copy(update=named))
+            ladder.append(rung.model_copy(update={"id": row.id, "bits": row.bits, "kept": _kept(row)}))
     return ladder
 
 
@@ -156,25 +79,23 @@ def _decisions(plan: Plan) -> object:
 
 
 def _built(bench: Workbench, row: Variant, steps: Steps) -> Built | None:
-    if row.built is not None:
-        return row.built
     try:
         return bench.build(row.plan, emulate=bench.emulates(row.plan))
     except GraphError as cause:
-        if not row.name.startswith("spike_aware_"):
+        if row.id.kept_in is None:
             raise
-        steps.console.print(f"no row {row.name}: {cause.what}", markup=False, highlight=False)
+        steps.console.print(f"no row {row.id.name}: {cause.what}", markup=False, highlight=False)
         return None
 
 
 def _kept(row: Variant) -> list[str]:
     # Of weight-only nothing is kept: it is another way to quantize everything.
-    return [] if row.name == "weight_only" else [s.key for s in row.plan.counted if s.precision.bits is None]
+    return [] if row.id.kind is RowKind.WEIGHT_ONLY else [s.key for s in row.plan.counted if s.precision.bits is None]
 
 
-def _rung(name: str, bits: int | None, score: Score, size: int, executed: dict[str, int]) -> Rung:
+def _rung(row: RowId, bits: int | None, score: Score, size: int, executed: dict[str, int]) -> Rung:
     return Rung(
-        name=name,
+        id=row,
         bits=bits,
         perplexity=score.perplexity,
         nll=score.nll,

@@ -43,7 +43,7 @@ def inspect(
     measuring = Measuring(calibration, calibration_tokens, tokenizer, bos, window) if calibration else None
     found = inspect_path(path, chosen or site, measuring=measuring, steps=steps())
     if as_json:
-        print_json(found)
+        print_json(found.to_dict())
     else:
         show_inspection(found, Console(), why=why, unmatched=unmatched)
 
@@ -59,7 +59,7 @@ def diff(
 
     found = differences(a, b)
     if as_json:
-        print_json(found)
+        print_json(found.to_dict())
     else:
         show_difference(found, Console())
 

@@ -17,7 +17,7 @@ from spq_graph.decide import decide
 from spq_graph.errors import SourceError, UsageError
 from spq_graph.html import render, shown_profiles
 from spq_graph.illustration import draw, token_texts
-from spq_graph.ladder import Variant, measure_ladder, variants, weight_only
+from spq_graph.ladder import measure_ladder
 from spq_graph.metering import meter
 from spq_graph.models.source import REFERENCE, Source, resolve
 from spq_graph.passes.graph import ends_of, files_of
@@ -26,8 +26,10 @@ from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.recipe import Recipe
 from spq_graph.report import Report, Rung, TargetRun, TextRef, Verdict
+from spq_graph.rows import SPIKE_AWARE
 from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.sequences import Sequences
+from spq_graph.variants import variants, weight_only
 from spq_graph.verdict import environment, judge
 from spq_graph.wording import headline
 from spq_graph.workbench import Built, Workbench
@@ -140,9 +142,9 @@ def quantize(request: Request, steps: Steps) -> Outcome:
         ladder: list[Rung] = []
         if text is not None:
             rows = [row for p in plans for row in variants(p, bench.stored)] + [weight_only(plan)]
-            if not bench.emulates(plan):
-                _reuse(rows, built, plan)
-            ladder = measure_ladder(bench, rows, text, steps)
+            # The artifact itself is the spike-aware row: what is measured is what is delivered.
+            ready = {} if bench.emulates(plan) else {(SPIKE_AWARE, plan.recipe.bits): built}
+            ladder = measure_ladder(bench, rows, text, steps, ready)
         report = _report(request, bench, plan, ladder, text, executed, built, steps)
         report.layer, report.tokens = layer.result(), tokens
         plan.save(staging / artifact.PLAN)
@@ -151,13 +153,6 @@ def quantize(request: Request, steps: Steps) -> Outcome:
         (staging / artifact.PAGE).write_text(render(plan, report, profiles.result()), encoding="utf-8")
         add_companions(bench.source, staging)
     return Outcome(plan, report, request.out)
-
-
-def _reuse(rows: list[Variant], built: Built, plan: Plan) -> None:
-    """The artifact itself is the row called spike_aware: what is measured is what is delivered."""
-    for row in rows:
-        if row.name == "spike_aware" and row.plan is plan:
-            row.built = built
 
 
 def _check_texts(request: Request, source: Source) -> None:

@@ -6,11 +6,20 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from spq_graph.display import html_table, to_frame
 from spq_graph.drawing import LayerDrawing
 from spq_graph.errors import UsageError
+from spq_graph.rows import RowId, with_id
 from spq_graph.speed import Speed
 
 if TYPE_CHECKING:
@@ -34,18 +43,16 @@ class Rung(_Strict):
     """One row of the ladder; all rows are measured on the same tokens.
 
     Attributes:
-        name: fp32, everywhere, everywhere_symmetric, everywhere_per_tensor_weights, spike_aware, spike_aware_ and the
-            format that its kept sites have instead, control_lowest, control_random, weight_only.
+        id: which row it is; JSON has its `name` and its `seed`.
         bits: bits of weights and activations at integer sites; None for fp32.
         nll: mean negative log likelihood, nats a token; perplexity is its exponential.
         kl: KL(FP32 || this), nats a token; top1: share of tokens with the same best guess as FP32.
         bytes: size of the weights in the file.
         kept: keys of the sites kept in high precision.
         executed: how often each operator type runs, from the optimized graph.
-        seed: of control_random.
     """
 
-    name: str
+    id: RowId = Field(exclude=True)
     bits: int | None
     perplexity: float
     nll: float
@@ -54,7 +61,15 @@ class Rung(_Strict):
     bytes: int
     kept: list[str]
     executed: dict[str, int]
-    seed: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, given: Any) -> Any:
+        return with_id(given)
+
+    @model_serializer(mode="wrap")
+    def _write_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"name": self.id.name, **write(self), "seed": self.id.seed}
 
 
 class TextRef(_Strict):
@@ -147,6 +162,10 @@ class Report(_Strict):
     environment: dict[str, str]
     command: str
 
+    def rung(self, row: RowId, bits: int | None = None) -> Rung | None:
+        """The row of the ladder at so many bits, if it was measured; None for those that have no bits."""
+        return next((rung for rung in self.ladder if rung.id == row and rung.bits == bits), None)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return self.model_dump(mode="json")
@@ -163,7 +182,9 @@ class Report(_Strict):
     def _repr_html_(self) -> str:
         ready = "Ready" if self.verdict.ready else "Not ready"
         columns = ("rung", "bits", "seed", "perplexity", "KL", "top-1", "MB", "kept")
-        rows = [(r.name, r.bits, r.seed, r.perplexity, r.kl, r.top1, r.bytes / 1e6, len(r.kept)) for r in self.ladder]
+        rows = [
+            (r.id.name, r.bits, r.id.seed, r.perplexity, r.kl, r.top1, r.bytes / 1e6, len(r.kept)) for r in self.ladder
+        ]
         return html_table(f"{ready}: {self.verdict.summary}", columns, rows)
 
     def save(self, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spq_graph import wording
+from spq_graph.findings import ComparedRung, Difference, InspectedSite, Inspection, SeenProfile, SeenStretch, known
 from spq_graph.plan import Evidence, Reason
 from spq_graph.recipe import Precision
 
@@ -20,7 +21,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _SPIKES = 12
 
 
-def show_inspection(found: dict[str, Any], console: Console, *, why: bool = False, unmatched: bool = False) -> None:
+def show_inspection(found: Inspection, console: Console, *, why: bool = False, unmatched: bool = False) -> None:
     """Print an inspection.
 
     Args:
@@ -33,31 +34,29 @@ def show_inspection(found: dict[str, Any], console: Console, *, why: bool = Fals
     if unmatched:
         _show_unmatched(found, console)
     elif why:
-        for site in found["sites"]:
-            console.print(Padding(_why(site, found["profiles"].get(site["key"])), (1, 0, 0, 0)))
+        for site in found.sites:
+            console.print(Padding(_why(site, found.profiles.get(site.key)), (1, 0, 0, 0)))
     else:
-        console.print(_sites(found["sites"]))
-        if any(site["evidence"].get("ratio") is not None for site in found["sites"]):
-            console.print(_spikes(found["sites"]))
-        if found["unmatched"]:
-            console.print(f"{len(found['unmatched'])} products are no sites: --unmatched says why")
+        console.print(_sites(found.sites))
+        if any(site.evidence.ratio is not None for site in found.sites):
+            console.print(_spikes(found.sites))
+        if found.unmatched:
+            console.print(f"{len(found.unmatched)} products are no sites: --unmatched says why")
 
 
-def _summary(found: dict[str, Any]) -> Text:
-    graph, sites = found["graph"], found["sites"]
-    kinds = Counter(site["precision"] for site in sites)
-    text = Text(wording.printable(found["path"]), "bold", overflow="fold")
+def _summary(found: Inspection) -> Text:
+    graph, sites = found.graph, found.sites
+    kinds = Counter(site.precision for site in sites)
+    text = Text(wording.printable(found.path), "bold", overflow="fold")
     counts = ", ".join(f"{count} {name}" for name, count in kinds.most_common())
-    text.append(f": {_count(found['glu_blocks'], 'GLU block')}, {_count(len(sites), 'site')}", "not bold")
+    text.append(f": {_count(found.glu_blocks, 'GLU block')}, {_count(len(sites), 'site')}", "not bold")
     text.append(f" ({counts})" if counts else "", "not bold")
-    told = [f"opset {graph['opset']}", wording.printable(graph["producer"]), f"plan {graph['plan']}"[:31] + "…"]
-    wanted = [True, bool(graph["producer"]), bool(graph["plan"])]
+    told = [f"opset {graph.opset}", wording.printable(graph.producer), f"plan {graph.plan}"[:31] + "…"]
+    wanted = [True, bool(graph.producer), bool(graph.plan)]
     text.append("\n" + ", ".join(part for part, shown in zip(told, wanted, strict=True) if shown), "not bold dim")
-    if found["measured"] is not None:
-        measured = found["measured"]
-        text.append(
-            f"\nmeasured on {measured['tokens']:,} tokens of {wording.printable(measured['origin'])}", "not bold"
-        )
+    if found.measured is not None:
+        origin = wording.printable(found.measured.origin)
+        text.append(f"\nmeasured on {found.measured.tokens:,} tokens of {origin}", "not bold")
     return text
 
 
@@ -65,35 +64,35 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def _show_unmatched(found: dict[str, Any], console: Console) -> None:
-    for entry in found["unmatched"]:
-        line = Text.assemble((wording.printable(entry["node"]), "bold"), ": ", wording.printable(entry["reason"]))
+def _show_unmatched(found: Inspection, console: Console) -> None:
+    for entry in found.unmatched:
+        line = Text.assemble((wording.printable(entry.node), "bold"), ": ", wording.printable(entry.reason))
         console.print(line, highlight=False, soft_wrap=True)
-    if not found["unmatched"]:
+    if not found.unmatched:
         console.print("nothing was left unmatched")
 
 
-def _sites(sites: list[dict[str, Any]]) -> Table:
+def _sites(sites: Sequence[InspectedSite]) -> Table:
     table = _table("site", "role", "K x N", "as", "reason", "ratio")
     for site in sites:
         table.add_row(
-            _name(site["key"]),
-            site["role"],
-            "x".join(map(str, site["shape"])),
-            _precision(site["precision"]),
-            _reason(site["reason"]),
-            wording.number(site["evidence"].get("ratio")),
+            _name(site.key),
+            site.role.value,
+            "x".join(map(str, site.shape)),
+            _precision(site.precision),
+            _reason(site.reason),
+            wording.number(site.evidence.ratio),
         )
     return table
 
 
-def _spikes(sites: list[dict[str, Any]]) -> Table:
+def _spikes(sites: Sequence[InspectedSite]) -> Table:
     table = _table("spikes", "ratio", "max", "median", "token", "pos", "KL")
-    for site in sorted(sites, key=lambda s: -(s["evidence"].get("ratio") or 0.0))[:_SPIKES]:
-        seen = Evidence.model_validate(site["evidence"])
+    for site in sorted(sites, key=lambda s: -(s.evidence.ratio or 0.0))[:_SPIKES]:
+        seen = site.evidence
         position = wording.NOTHING if seen.position is None else str(seen.position)
         table.add_row(
-            _name(site["key"]),
+            _name(site.key),
             wording.number(seen.ratio),
             wording.number(seen.max),
             wording.number(seen.median),
@@ -104,91 +103,82 @@ def _spikes(sites: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _why(site: dict[str, Any], profile: dict[str, Any] | None) -> Table:
+def _why(site: InspectedSite, profile: SeenProfile | None) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    seen = Evidence.model_validate(site["evidence"])
-    table.add_row("site", Text(wording.printable(site["key"]), "bold"))
-    if site["node"] != site["key"]:
-        table.add_row("node", Text(wording.printable(site["node"])))
-    table.add_row("role", f"{site['role']}, {site['shape'][0]} x {site['shape'][1]}")
-    table.add_row("precision", _precision(site["precision"]))
-    words = wording.reason_words(Reason(site["reason"]), seen.note) if site["reason"] else "no plan is recorded"
-    told = Text.assemble(_reason(site["reason"]), ": ", words) if site["reason"] else Text(words)
+    table.add_row("site", Text(wording.printable(site.key), "bold"))
+    if site.node != site.key:
+        table.add_row("node", Text(wording.printable(site.node)))
+    table.add_row("role", f"{site.role.value}, {site.shape[0]} x {site.shape[1]}")
+    table.add_row("precision", _precision(site.precision))
+    words = wording.reason_words(Reason(site.reason), site.evidence.note) if site.reason else "no plan is recorded"
+    told = Text.assemble(_reason(site.reason), ": ", words) if site.reason else Text(words)
     table.add_row("reason", told)
-    _add_evidence(table, "evidence", site["evidence"])
-    if site.get("measured", site["evidence"]) != site["evidence"]:
-        _add_evidence(table, "measured now", site["measured"])
+    _add_evidence(table, "evidence", site.evidence)
+    if site.measured is not None and site.measured != site.evidence:
+        _add_evidence(table, "measured now", site.measured)
     if profile is not None:
-        table.add_row("by position", _bars(profile["positions"]))
-        for peak in profile["tokens"]:
-            word = _clipped(wording.token_words(peak["token"], peak["text"]), 30)
-            table.add_row("", Text(f"{wording.number(peak['max'])} on {word} at {peak['position']}"))
+        table.add_row("by position", _bars(profile.positions))
+        for peak in profile.tokens:
+            word = _clipped(wording.token_words(peak.token, peak.text), 30)
+            table.add_row("", Text(f"{wording.number(peak.max)} on {word} at {peak.position}"))
     return table
 
 
-def _add_evidence(table: Table, title: str, evidence: dict[str, Any]) -> None:
-    token = wording.token_words(evidence.get("token"), evidence.get("token_text"))
-    shown = {name: str(value) for name, value in evidence.items() if name not in ("note", "token_text")}
+def _add_evidence(table: Table, title: str, evidence: Evidence) -> None:
+    token = wording.token(evidence)
+    shown = {name: str(value) for name, value in known(evidence).items() if name not in ("note", "token_text")}
     for number, (name, value) in enumerate(shown.items()):
         text = token if name == "token" else wording.printable(value)
         table.add_row("" if number else title, Text(f"{name}: {text}"))
 
 
-def _bars(positions: list[dict[str, Any]]) -> Text:
+def _bars(positions: Sequence[SeenStretch]) -> Text:
     """Largest token maxima along the sequence, as bars on a logarithmic scale."""
     from math import log
 
-    values = [log(max(entry["max"], 1e-30)) for entry in positions]
+    values = [log(max(entry.max, 1e-30)) for entry in positions]
     low, high = min(values), max(values)
     steps = [round((value - low) / (high - low or 1.0) * (len(_BARS) - 1)) for value in values]
     text = Text("0 ", "dim").append("".join(_BARS[step] for step in steps), "red")
-    return text.append(f" {positions[-1]['last']}", "dim")
+    return text.append(f" {positions[-1].last}", "dim")
 
 
-def show_difference(found: dict[str, Any], console: Console) -> None:
+def show_difference(found: Difference, console: Console) -> None:
     """Print what `differences` found."""
-    if found["same_model"] is False:
+    if found.same_model is False:
         console.print("note: the plans are for different models")
-    for pair in found["bytes"].values():
-        console.print(f"size {wording.megabytes(pair['a'])} MB -> {wording.megabytes(pair['b'])} MB", highlight=False)
-    for title in ("recipe", "operators"):
-        for key, pair in found[title].items():
-            line = Text.assemble(
-                (f"{title} ", "dim"), f"{wording.printable(key)}: {_shown(pair['a'])} -> {_shown(pair['b'])}"
-            )
-            console.print(line, highlight=False, soft_wrap=True)
-    if found["ladder"]:
-        console.print(_ladder(found["ladder"]))
-    if found["changed"]:
+    if found.bytes is not None:
+        size = f"size {wording.megabytes(found.bytes.a)} MB -> {wording.megabytes(found.bytes.b)} MB"
+        console.print(size, highlight=False)
+    for title, pairs in (("recipe", found.recipe), ("operators", found.operators)):
+        for key, pair in pairs.items():
+            told = f"{wording.printable(key)}: {_shown(pair.a)} -> {_shown(pair.b)}"
+            console.print(Text.assemble((f"{title} ", "dim"), told), highlight=False, soft_wrap=True)
+    if found.ladder:
+        console.print(_ladder(found.ladder))
+    if found.changed:
         table = _table("site", "A", "", "B", "", "ratio")
-        for entry in found["changed"]:
-            a, b = entry["a"], entry["b"]
-            ratio = a.get("ratio") if a.get("ratio") is not None else b.get("ratio")
-            table.add_row(
-                _name(entry["key"]),
-                _precision(a["precision"]),
-                _reason(a["reason"]),
-                _precision(b["precision"]),
-                _reason(b["reason"]),
-                wording.number(ratio),
-            )
+        for key, decided in found.changed.items():
+            a, b = decided.a, decided.b
+            sides = (_precision(a.precision), _reason(a.reason), _precision(b.precision), _reason(b.reason))
+            table.add_row(_name(key), *sides, wording.number(a.ratio if a.ratio is not None else b.ratio))
         console.print(table)
-    for side in ("a", "b"):
-        for key in found[f"only_{side}"]:
-            console.print(_name(key).append(f": only in {side.upper()}"), highlight=False, soft_wrap=True)
-    if not (found["changed"] or found["only_a"] or found["only_b"]):
+    for side, keys in (("A", found.only_a), ("B", found.only_b)):
+        for key in keys:
+            console.print(_name(key).append(f": only in {side}"), highlight=False, soft_wrap=True)
+    if not (found.changed or found.only_a or found.only_b):
         console.print("the plans decide the same")
 
 
-def _ladder(rows: list[dict[str, Any]]) -> Table:
+def _ladder(rungs: Sequence[ComparedRung]) -> Table:
     table = _table("perplexity", "bits", "A", "B", "change")
-    for row in rows:
-        change = wording.percent(row["b"] / row["a"] - 1) if row["a"] else wording.NOTHING
-        name = Text(wording.printable(row["name"]).replace("_", " "))
-        bits = str(row["bits"] or wording.NOTHING)
-        table.add_row(name, bits, wording.number(row["a"], 4), wording.number(row["b"], 4), change)
+    for rung in rungs:
+        a, b = rung.perplexity.a, rung.perplexity.b
+        change = wording.percent(b / a - 1) if a else wording.NOTHING
+        name, bits = Text(wording.plain_name(rung.id)), str(rung.bits or wording.NOTHING)
+        table.add_row(name, bits, wording.number(a, 4), wording.number(b, 4), change)
     return table
 
 

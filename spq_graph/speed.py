@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-_NAMES = {
-    "fp32": "FP32",
-    "everywhere": "INT8 everywhere",
-    "spike_aware": "spike-aware",
-    "weight_only": "MatMulNBits, 8 bits",
-    "model": "this model",
-}
+from spq_graph.rows import RowId, with_id
 
 
 class _Strict(BaseModel):
@@ -37,7 +32,7 @@ class SpeedRow(_Strict):
     """One model: medians over the rounds.
 
     Attributes:
-        name: fp32, everywhere, weight_only, spike_aware, spike_aware_ and another target, or model.
+        id: which row it is; JSON has its `name`.
         target: what it runs on.
         bytes: of its files.
         load_seconds, resident_bytes: what loading it in a process of its own took.
@@ -45,7 +40,7 @@ class SpeedRow(_Strict):
         decode: None without a KV cache.
     """
 
-    name: str
+    id: RowId = Field(exclude=True)
     target: str
     bytes: int
     load_seconds: float
@@ -53,12 +48,14 @@ class SpeedRow(_Strict):
     prefill: dict[str, Prefill]
     decode: Decode | None
 
-    @property
-    def label(self) -> str:
-        """Its name for people."""
-        plain = self.name.removesuffix(f"_{self.target}")
-        name = _NAMES.get(plain, plain.replace("_", " "))
-        return name if self.target == "cpu" else f"{name} ({self.target})"
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, given: Any) -> Any:
+        return with_id(given)
+
+    @model_serializer(mode="wrap")
+    def _write_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"name": self.id.name, **write(self)}
 
 
 class Speed(_Strict):

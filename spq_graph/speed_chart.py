@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from spq_graph import wording
 from spq_graph.chart import ROW, WIDTH, draw_row
+from spq_graph.rows import RowKind
 from spq_graph.speed import SpeedRow
 from spq_graph.svg import LIGHT, Palette, drawing_style
 
@@ -29,7 +31,8 @@ def speed_figure(rows: Sequence[tuple[SpeedRow, float, str]], palette: Palette =
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, 1.03 * max(times for _, times, _ in rows))
         for place, (row, times, told) in enumerate(rows):
-            ours = row.name.startswith("spike_aware")
+            ours = row.id.kind is RowKind.SPIKE_AWARE
             colour = palette.good if ours else palette.muted
-            draw_row(axes, place, row.label, f"{told}, {times:.2f}×", [times], colour, palette, bold=ours)
+            name = wording.timed_name(row)
+            draw_row(axes, place, name, f"{told}, {times:.2f}×", [times], colour, palette, bold=ours)
     return figure

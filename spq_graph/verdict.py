@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from spq_graph import __version__
 from spq_graph.plan import Plan, Reason
 from spq_graph.report import Report, Verdict
+from spq_graph.rows import FP32, SPIKE_AWARE
 
 # Spike-aware is called ready within this much of the floating-point perplexity.
 READY_WITHIN = 0.01
@@ -27,10 +28,9 @@ _PACKAGES = (
 def judge(plan: Plan, report: Report) -> Verdict:
     """Ready or not, and what speaks against it."""
     warnings = []
-    bits = plan.recipe.bits
-    rows = {r.name: r for r in report.ladder if r.bits in (None, bits)}
-    if rows:
-        loss = rows["spike_aware"].perplexity / rows["fp32"].perplexity - 1
+    aware, fp32 = report.rung(SPIKE_AWARE, plan.recipe.bits), report.rung(FP32)
+    if aware is not None and fp32 is not None:
+        loss = aware.perplexity / fp32.perplexity - 1
         ready = loss <= READY_WITHIN
         if not ready:
             warnings.append(f"perplexity is {loss:.2%} above FP32, more than {READY_WITHIN:.0%}")

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import floor, isfinite, log10
+from typing import Literal
 
 from spq_graph import display
 from spq_graph.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.recipe import Precision
 from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun, Report, Rung
+from spq_graph.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme
+from spq_graph.speed import SpeedRow
 
 NOTHING = "–"
 printable = display.printable
 OWN_KERNELS = INTEGER_KERNELS | {FP8_KERNEL}
 
-_RUNGS = {
-    "fp32": "FP32",
-    "everywhere": "quantized everywhere",
-    "everywhere_symmetric": "quantized everywhere (symmetric)",
-    "everywhere_per_tensor_weights": "quantized everywhere (per-tensor weights)",
-    "spike_aware": "spike-aware",
-    "control_lowest": "control: lowest ratio",
-    "control_random": "control: random",
+_KINDS = {
+    RowKind.FP32: "FP32",
+    RowKind.EVERYWHERE: "quantized everywhere",
+    RowKind.SPIKE_AWARE: "spike-aware",
+    RowKind.CONTROL_LOWEST: "control: lowest ratio",
+    RowKind.CONTROL_RANDOM: "control: random",
+    RowKind.WEIGHT_ONLY: "weight-only",
+    RowKind.MODEL: "this model",
 }
+_SCHEMES = {Scheme.SYMMETRIC: "symmetric", Scheme.PER_TENSOR_WEIGHTS: "per-tensor weights"}
+# Where speed is told, of which all rows are at 8 bits.
+_TIMED = _KINDS | {RowKind.EVERYWHERE: "INT8 everywhere", RowKind.WEIGHT_ONLY: "MatMulNBits, 8 bits"}
 
 REASONS = {
     Reason.SPIKE: "its spikes cost more than it saves",
@@ -46,12 +53,36 @@ _PRECISIONS = {
 
 def rung_name(rung: Rung) -> str:
     """A rung's name for people, such as "control: random, seed 1"."""
-    if rung.name == "weight_only":
-        return f"weight-only {rung.bits or 8} bit"
-    if rung.name.startswith("spike_aware_"):
-        return f"spike-aware ({printable(rung.name.removeprefix('spike_aware_'))})"
-    name = _RUNGS.get(rung.name) or printable(rung.name).replace("_", " ")
-    return name if rung.seed is None else f"{name}, seed {rung.seed}"
+    return row_name(rung.id, f" {rung.bits or 8} bit" if rung.id.kind is RowKind.WEIGHT_ONLY else "")
+
+
+def row_name(row: RowId, beside: str = "") -> str:
+    """A row's name for people, with what stands beside its kind."""
+    name = f"{_KINDS[row.kind]}{beside}" if row.kind in _KINDS else plain_name(row)
+    other = _SCHEMES[row.scheme] if row.scheme is not None else row.kept_in or row.target
+    name = f"{name} ({other})" if other is not None else name
+    name = f"{name} with {printable(row.with_remedy)}" if row.with_remedy else name
+    name = f"{name} without {printable(row.without_remedy)}" if row.without_remedy else name
+    return name if row.seed is None else f"{name}, seed {row.seed}"
+
+
+def plain_name(row: RowId) -> str:
+    """A row's name as JSON has it, with blanks."""
+    return printable(row.name).replace("_", " ")
+
+
+def timed_name(timed: SpeedRow) -> str:
+    """The name of a row of `bench` for people: its target is said where that is not the CPU."""
+    row = replace(timed.id, target=None) if timed.id.target == timed.target else timed.id
+    name = _TIMED[row.kind] if row == RowId(row.kind) else plain_name(row)
+    return name if timed.target == "cpu" else f"{name} ({printable(timed.target)})"
+
+
+def stress(row: RowId) -> Literal["ours", "aside", ""]:
+    """How a row stands out from the others: what the tool made, and the controls beside it."""
+    if row == SPIKE_AWARE:
+        return "ours"
+    return "aside" if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM) else ""
 
 
 def why(site: SitePlan) -> str:
@@ -122,7 +153,7 @@ def duration(seconds: float) -> str:
 
 def over_fp32(report: Report, rung: Rung) -> float | None:
     """How much higher the rung's perplexity is than that of FP32, as a share; None without an FP32 rung."""
-    fp32 = next((r for r in report.ladder if r.name == "fp32"), None)
+    fp32 = report.rung(FP32)
     return None if fp32 is None else rung.perplexity / fp32.perplexity - 1
 
 
@@ -162,19 +193,14 @@ def precision_words(precision: Precision) -> str:
 
 def kept_share(plan: Plan, rung: Rung) -> str:
     """Kept sites of all that count, such as "2/56"; nothing where no site is quantized as planned."""
-    if rung.name in ("fp32", "weight_only"):
+    if rung.id.kind in (RowKind.FP32, RowKind.WEIGHT_ONLY):
         return NOTHING
     return f"{len(rung.kept)}/{len(plan.counted)}"
 
 
-def find_rung(report: Report, name: str, bits: int) -> Rung | None:
-    """The rung of that name at so many bits, if it was measured."""
-    return next((r for r in report.ladder if r.name == name and r.bits == bits), None)
-
-
 def won_back(report: Report, bits: int) -> float | None:
     """The share of what quantizing everywhere loses that the spike-aware plan wins back; None if nothing is lost."""
-    everywhere, aware = find_rung(report, "everywhere", bits), find_rung(report, "spike_aware", bits)
+    everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
     if everywhere is None or aware is None:
         return None
     loss, rest = over_fp32(report, everywhere), over_fp32(report, aware)
@@ -187,7 +213,7 @@ def headline(plan: Plan, report: Report) -> str:
     kept, total = len(plan.kept), len(plan.counted)
     sites = f"{kept} of {total} sites stay in high precision"
     size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
-    everywhere, aware = find_rung(report, "everywhere", bits), find_rung(report, "spike_aware", bits)
+    everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
     change = over_fp32(report, aware) if aware else None
     if change is None:
         return f"At {bits} bits, {sites} and {size}; perplexity was not measured."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from spq_graph.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.report import Report, Rung, TextRef, Verdict
+from spq_graph.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
 from spq_graph.sites import Role
 
 HOSTILE = "<script>alert('x')</script>\"&\n\x1b[31m\u202eevil[red]{{ 7*7 }}"
@@ -92,14 +93,15 @@ def big_plan() -> Plan:
     return plan
 
 
-def sample_rung(name: str, bits: int | None, change: float, *, seed: int | None = None) -> Rung:
-    keys = [site.key for site in sample_plan().kept] if "spike" in name or "control" in name else []
-    kernels = 0 if name == "fp32" else 56 - len(keys)
-    kernel = "MatMulNBits" if name == "weight_only" else "MatMulIntegerToFloat"
+def sample_rung(row: RowId, bits: int | None, change: float) -> Rung:
+    keeping = (RowKind.SPIKE_AWARE, RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM)
+    keys = [site.key for site in sample_plan().kept] if row.kind in keeping else []
+    kernels = 0 if row == FP32 else 56 - len(keys)
+    kernel = "MatMulNBits" if row == WEIGHT_ONLY else "MatMulIntegerToFloat"
     executed = {"MatMul": 17 + 56 - kernels, "Add": 16, "Mul": 40, kernel: kernels}
     perplexity = 20.04 * (1 + change)
     return Rung(
-        name=name,
+        id=row,
         bits=bits,
         perplexity=perplexity,
         nll=3.0,
@@ -108,21 +110,23 @@ def sample_rung(name: str, bits: int | None, change: float, *, seed: int | None 
         bytes=7_640_000 - 90_000 * kernels,
         kept=keys,
         executed={k: n for k, n in executed.items() if n},
-        seed=seed,
     )
 
 
 def sample_ladder() -> list[Rung]:
-    rungs = [sample_rung("fp32", None, 0.0)]
+    rungs = [sample_rung(FP32, None, 0.0)]
     for bits, scale in ((8, 1.0), (6, 14.0)):
         rungs += [
-            sample_rung("everywhere", bits, 0.0071 * scale),
-            sample_rung("everywhere_symmetric", bits, 0.0162 * scale),
-            sample_rung("everywhere_per_tensor_weights", bits, 0.0195 * scale),
-            sample_rung("spike_aware", bits, 0.0004 * scale),
-            sample_rung("control_lowest", bits, 0.0070 * scale),
-            *(sample_rung("control_random", bits, (0.0066 + 0.0002 * seed) * scale, seed=seed) for seed in (1, 2, 3)),
-            sample_rung("weight_only", bits, -0.0001 * scale),
+            sample_rung(EVERYWHERE, bits, 0.0071 * scale),
+            sample_rung(RowId(RowKind.EVERYWHERE, scheme=Scheme.SYMMETRIC), bits, 0.0162 * scale),
+            sample_rung(RowId(RowKind.EVERYWHERE, scheme=Scheme.PER_TENSOR_WEIGHTS), bits, 0.0195 * scale),
+            sample_rung(SPIKE_AWARE, bits, 0.0004 * scale),
+            sample_rung(RowId(RowKind.CONTROL_LOWEST), bits, 0.0070 * scale),
+            *(
+                sample_rung(RowId(RowKind.CONTROL_RANDOM, seed=seed), bits, (0.0066 + 0.0002 * seed) * scale)
+                for seed in (1, 2, 3)
+            ),
+            sample_rung(WEIGHT_ONLY, bits, -0.0001 * scale),
         ]
     return rungs
 

@@ -10,6 +10,7 @@ from spq_graph import wording
 from spq_graph.console import ladder_table, print_error, sites_table, spike_table, summary
 from spq_graph.errors import UsageError
 from spq_graph.plan import Evidence
+from spq_graph.rows import RowId
 from tests.unit.samples import sample_plan, sample_report, sample_rung
 
 
@@ -137,11 +138,14 @@ def test_changes(share: float, text: str) -> None:
         ("control_random", 1, "control: random, seed 1"),
         ("weight_only", None, "weight-only 8 bit"),
         ("spike_aware_fp8_e4m3", None, "spike-aware (fp8_e4m3)"),
+        ("everywhere_symmetric", None, "quantized everywhere (symmetric)"),
+        ("everywhere_with_smooth", None, "quantized everywhere with smooth"),
+        ("spike_aware_without_peel", None, "spike-aware without peel"),
         ("something_new", None, "something new"),
     ],
 )
 def test_rung_names(name: str, seed: int | None, text: str) -> None:
-    assert wording.rung_name(sample_rung(name, 8, 0.0, seed=seed)) == text
+    assert wording.rung_name(sample_rung(RowId.read(name, seed), 8, 0.0)) == text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from spq_graph.errors import ActivationError, GraphError
@@ -15,6 +15,7 @@ from spq_graph.passes.fp8 import (
     activation_scale,
     decode,
     fp8_matmul_reference,
+    fp8_near,
     fp8_weight_codes,
     fp8_weight_scales,
     pack_panels,
@@ -146,6 +147,24 @@ class TestScales:
         mantissa = BY_NAME[form.name].mantissa
         bound = np.maximum(np.abs(exact) * 2.0 ** -(mantissa + 1), BY_NAME[form.name].positive[1] / 2)
         assert (np.abs(restored - exact) <= bound * (1 + 2.0**-20)).all()
+        assert fp8_near(weight, codes, scales, form)
+
+    @given(code=st.integers(0, 255), form=EITHER, share=st.floats(-2.0, 2.0))
+    def test_near_is_within_half_of_the_gap(self, code: int, form: Fp8Format, share: float) -> None:
+        """Between the midpoints to the neighbours, and nowhere else; a code of NaN stands for nothing."""
+        values = decode(np.arange(256, dtype=np.uint8), form)
+        numbers = np.unique(values[np.isfinite(values)]).astype(np.float64)
+        value = float(values[code])
+        one = np.ones(1, np.float32)
+        if not np.isfinite(value):
+            assert not fp8_near(one[None], np.uint8([[code]]), one, form)
+            return
+        place = int(np.searchsorted(numbers, value))
+        gap = abs(numbers[min(max(place + int(np.sign(share)), 0), len(numbers) - 1)] - value)
+        weight = np.float32(value + share * gap)
+        assume(abs(abs(share) - 0.5) > 1e-3)
+        expected = bool(abs(share) < 0.5 or gap == 0)
+        assert fp8_near(weight.reshape(1, 1), np.uint8([[code]]), one, form) is expected
 
     @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
     def test_the_largest_weight_has_the_largest_code(self, granularity: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from spq_graph.html import recipe_file, render, shown_profiles
 from spq_graph.recipe import Recipe
 from spq_graph.report import Report
+from spq_graph.rows import EVERYWHERE, SPIKE_AWARE, RowId
 from spq_graph.sites import Role
 from spq_graph.spike_map import heat, spike_map
 from tests.unit.samples import HOSTILE, big_plan, sample_plan, sample_report, sample_rung
@@ -213,7 +214,7 @@ def test_hostile_names_are_text_everywhere() -> None:
 
 def test_a_hostile_rung_name_stays_text() -> None:
     report = sample_report()
-    report.ladder.append(sample_rung("$x^2$<script>", 8, 0.5))
+    report.ladder.append(sample_rung(RowId.read("$x^2$<script>"), 8, 0.5))
     page = Page(render(sample_plan(), report))
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert page.text.count("$x^2$<script>") == 2
@@ -227,7 +228,7 @@ def test_a_report_without_a_ladder_says_so() -> None:
 
 def test_perplexities_beyond_numbers_are_drawn_around() -> None:
     report = sample_report()
-    report.ladder += [sample_rung("everywhere", 4, float("inf")), sample_rung("spike_aware", 4, 12345.0)]
+    report.ladder += [sample_rung(EVERYWHERE, 4, float("inf")), sample_rung(SPIKE_AWARE, 4, 12345.0)]
     page = Page(render(sample_plan(), report))
     assert "not finite" in page.text
     assert "+1,234,500 %" in page.text

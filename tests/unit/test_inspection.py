@@ -52,9 +52,9 @@ def test_every_site_is_listed(tmp_path: Path, dtype: type[np.generic], noted: bo
     plan = plan_for(path, token_feeds(), choose)
     made = applied(path, plan)
     found = inspect_path(made if noted else without_notes(made))
-    assert found["glu_blocks"] == 2
-    assert not found["unmatched"]
-    listed = [(s["key"], s["role"], s["layer"], tuple(s["shape"]), s["precision"]) for s in found["sites"]]
+    assert found.glu_blocks == 2
+    assert not found.unmatched
+    listed = [(s.key, s.role, s.site.layer, s.shape, s.precision) for s in found.sites]
     # Without notes a head that is to be computed in fp32 shows what it is stored in.
     head = "fp16" if dtype is np.float16 and not noted else "fp32"
     assert listed == [

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spq_graph.errors import ActivationError, GraphError
-from spq_graph.passes.scales import ActivationQuantizer, block_size_for, blocked_weight, weight_codes, weight_scales
+from spq_graph.passes.scales import (
+    ActivationQuantizer,
+    block_size_for,
+    blocked_weight,
+    near,
+    weight_codes,
+    weight_scales,
+)
 
 BITS = st.integers(4, 8)
 SCHEMES: st.SearchStrategy[Literal["asymmetric", "symmetric"]] = st.sampled_from(["asymmetric", "symmetric"])
@@ -105,6 +112,23 @@ def test_weight_codes(weight: Array, bits: int, granularity: Literal["per_channe
     assert not codes[weight == 0].any()
     restored = codes.astype(np.float64) * scales
     assert np.all(np.abs(restored - weight) <= scales.astype(np.float64) * (0.5 + 1e-4))
+    assert near(weight, codes, scales)
+
+
+@given(weight=weights(), bits=BITS, place=st.integers(0, 10_000), steps=st.sampled_from([-3, -2, 2, 3]))
+def test_a_code_that_is_off_by_two_steps_is_far(weight: Array, bits: int, place: int, steps: int) -> None:
+    scales = weight_scales(weight, bits)
+    codes = weight_codes(weight, scales, bits).astype(np.int16)
+    codes.reshape(-1)[place % codes.size] += steps
+    assert not near(weight, codes, scales)
+
+
+@given(weight=weights())
+def test_a_scale_that_is_halved_is_far(weight: Array) -> None:
+    scales = weight_scales(weight, 8)
+    assert near(weight, weight_codes(weight, scales, 8), scales * np.float32(0.5)) is not bool(
+        (np.abs(weight) > 1e-30).any()
+    )
 
 
 @given(weight=weights())
@@ -117,6 +141,10 @@ def test_blocks(weight: Array) -> None:
     restored = (blocked.codes.astype(np.float64) - 128) * blocked.scales[..., None]
     flat = restored.reshape(columns, -1)
     assert not flat[:, rows:].any()
+    codes = blocked.codes.reshape(columns, -1)[:, :rows].T
+    scales = np.repeat(blocked.scales.T, blocked.block, axis=0)[:rows]
+    assert near(weight, codes, scales, zero=128)
+    assert not near(weight, codes, scales, zero=126)
     half = np.repeat(blocked.scales.astype(np.float64), blocked.block, axis=1)[:, :rows] * (0.5 + 1e-4)
     assert np.all(np.abs(flat[:, :rows] - weight.T) <= half)
 

@@ -3,56 +3,68 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from spq_graph.findings import (
+    ComparedRung,
+    Decision,
+    Difference,
+    GraphFacts,
+    InspectedSite,
+    Inspection,
+    Pair,
+    SeenProfile,
+    SeenStretch,
+    SeenToken,
+)
+from spq_graph.plan import CalibrationRef, Evidence, SitePlan
+from spq_graph.rows import RowId
 from spq_graph.showing import show_difference, show_inspection
+from spq_graph.sites import Role, Site, Unmatched
 from tests.unit.samples import HOSTILE, sample_plan
 
 LONG = "model." + "very_long_" * 30 + "name"
 RTL = "\u05d0\u05d1\u05d2\u202e"
 
 
-def inspection(name: str) -> dict[str, Any]:
-    plan = sample_plan(2).to_dict()
-    for site in plan["sites"]:
-        site["key"] += name
-        site["node"] += name
-        site["evidence"]["token_text"] = name
-    plan["unmatched"][0]["node"] += name
-    profile = {
-        "positions": [
-            {"first": 0, "last": 0, "max": 9.0, "typical": 1.0},
-            {"first": 1, "last": 1, "max": 0.0, "typical": 0.0},
-        ],
-        "tokens": [{"token": 1, "text": name, "max": 9.0, "position": 0}],
-    }
-    return {
-        "path": name,
-        "glu_blocks": 2,
-        "sites": plan["sites"],
-        "unmatched": plan["unmatched"],
-        "graph": {"opset": 21, "producer": name, "plan": None, "version": None, "operators": {}},
-        "measured": {"digest": "", "tokens": 9, "sequences": 1, "origin": name},
-        "profiles": {site["key"]: profile for site in plan["sites"]},
-    }
+def inspected(entry: SitePlan, name: str) -> InspectedSite:
+    data = entry.model_dump(mode="json")
+    data |= {"key": data["key"] + name, "node": data["node"] + name}
+    data["evidence"]["token_text"] = name
+    return InspectedSite.planned(SitePlan.model_validate(data))
 
 
-def difference(name: str) -> dict[str, Any]:
-    side = {"precision": "int8", "reason": "budget", "ratio": 3.0}
-    return {
-        "same_model": False,
-        "only_a": [name],
-        "only_b": [],
-        "changed": [{"key": name, "a": side, "b": {"precision": "fp32", "reason": None, "ratio": None}}],
-        "recipe": {"keep": {"a": [name], "b": []}},
-        "operators": {name: {"a": 1, "b": 0}},
-        "bytes": {"bytes": {"a": 1_000_000, "b": 2_000_000}},
-        "ladder": [{"name": name, "bits": 8, "seed": None, "a": 2.0, "b": 3.0}],
-    }
+def inspection(name: str) -> Inspection:
+    plan = sample_plan(2)
+    sites = [inspected(entry, name) for entry in plan.sites]
+    profile = SeenProfile([SeenStretch(0, 0, 9.0, 1.0), SeenStretch(1, 1, 0.0, 0.0)], [SeenToken(1, name, 9.0, 0)])
+    return Inspection(
+        path=name,
+        glu_blocks=2,
+        sites=sites,
+        unmatched=[Unmatched(one.node + name, one.reason) for one in plan.unmatched],
+        graph=GraphFacts(opset=21, producer=name, plan=None, version=None, operators={}),
+        measured=CalibrationRef(digest="", tokens=9, sequences=1, origin=name),
+        profiles={site.key: profile for site in sites},
+    )
+
+
+def difference(name: str) -> Difference:
+    return Difference(
+        same_model=False,
+        changed={name: Pair(Decision("int8", "budget", 3.0), Decision("fp32", None, None))},
+        only_a=[name],
+        only_b=[],
+        recipe={"keep": Pair([name], [])},
+        operators={name: Pair(1, 0)},
+        bytes=Pair(1_000_000, 2_000_000),
+        ladder=[ComparedRung(RowId.read(name), 8, Pair(2.0, 3.0))],
+    )
 
 
 def printed(show: Callable[[Console], None], *, terminal: bool = False) -> str:
@@ -104,3 +116,49 @@ def test_what_changed_is_told() -> None:
         "site: only in A",
     ):
         assert piece in text, piece
+
+
+def test_json_of_an_inspection() -> None:
+    data = inspection("x").to_dict()
+    assert list(data) == ["path", "glu_blocks", "sites", "unmatched", "graph", "measured", "profiles"]
+    assert json.loads(json.dumps(data)) == data  # plain data
+    first, entry = data["sites"][0], sample_plan(2).to_dict()["sites"][0]
+    entry["evidence"]["token_text"] = "x"
+    named = entry | {"key": entry["key"] + "x", "node": entry["node"] + "x"}
+    assert list(first.items()) == list(named.items())
+    assert list(data["graph"]) == ["opset", "producer", "plan", "version", "operators"]
+    assert data["measured"] == {"digest": "", "tokens": 9, "sequences": 1, "origin": "x"}
+    assert data["profiles"][first["key"]] == {
+        "positions": [
+            {"first": 0, "last": 0, "max": 9.0, "typical": 1.0},
+            {"first": 1, "last": 1, "max": 0.0, "typical": 0.0},
+        ],
+        "tokens": [{"token": 1, "text": "x", "max": 9.0, "position": 0}],
+    }
+
+
+def test_json_of_a_site_without_a_plan_says_nothing_of_its_range() -> None:
+    site = Site("k", "n", Role.GLU_UP, 1, input="v", weight="w", shape=(2, 3))
+    bare = InspectedSite(site, "w4a16", None)
+    head = {"key": "k", "node": "n", "role": "glu_up", "layer": 1, "expert": None, "shape": [2, 3], "input": "v"}
+    told = {**head, "precision": "w4a16", "reason": None, "evidence": {}}
+    assert list(bare.to_dict().items()) == list(told.items())
+    seen = Evidence(ratio=2.0)
+    told |= {"evidence": {"ratio": 2.0}, "measured": {"ratio": 2.0}}
+    assert list(replace(bare, evidence=seen, measured=seen).to_dict().items()) == list(told.items())
+
+
+def test_json_of_a_difference() -> None:
+    side = {"precision": "int8", "reason": "budget", "ratio": 3.0}
+    told = {
+        "same_model": False,
+        "changed": [{"key": "x", "a": side, "b": {"precision": "fp32", "reason": None, "ratio": None}}],
+        "only_a": ["x"],
+        "only_b": [],
+        "recipe": {"keep": {"a": ["x"], "b": []}},
+        "operators": {"x": {"a": 1, "b": 0}},
+        "bytes": {"bytes": {"a": 1_000_000, "b": 2_000_000}},
+        "ladder": [{"name": "x", "bits": 8, "seed": None, "a": 2.0, "b": 3.0}],
+    }
+    assert json.dumps(difference("x").to_dict()) == json.dumps(told)
+    assert replace(difference("x"), bytes=None).to_dict()["bytes"] == {}
