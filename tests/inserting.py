@@ -18,7 +18,7 @@ from spq_graph.passes.identify import identify
 from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.sites import Site
-from tests.graphs import Array, Builder, LinearForm
+from tests.graphs import Array
 
 Choose = Callable[[Site], Precision]
 
@@ -111,18 +111,3 @@ def fake_quantized_weight(weight: Array, bits: int, *, per_channel: bool = True)
     top = 2 ** (bits - 1) - 1
     step = np.abs(weight.astype(np.float64)).max(axis=0 if per_channel else None) / top
     return np.asarray(np.rint(weight / step) * step)
-
-
-def linear(folder: Path, form: LinearForm, rows: int, columns: int, *, half: bool = False) -> tuple[Path, Array, Array]:
-    """One projection with a bias: its file, the weight as the product sees it, and the bias."""
-    dtype = np.float16 if half else np.float32
-    b = Builder(dtype=dtype, seed=rows)
-    b.op("Identity", b.linear("x", rows, columns, form=form, bias=True), outputs=["y"])
-    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    path = folder / "model.onnx"
-    onnx.save(b.model({"x": (kind, ["n", rows])}, {"y": (kind, ["n", columns])}), path)
-    again = Builder(dtype=dtype, seed=rows)
-    weight, bias = again.random(rows, columns), again.random(columns)
-    if form == "half":
-        weight = weight.astype(np.float16).astype(dtype)
-    return path, weight, bias
