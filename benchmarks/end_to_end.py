@@ -16,8 +16,9 @@ import numpy as np
 from keeping import keep
 from rich.console import Console
 
-from spq_graph.pipeline import make_plan, opened
+from spq_graph.opening import Opening
 from spq_graph.plan import Plan
+from spq_graph.planning import make_plan
 from spq_graph.progress import Steps
 from spq_graph.recipe import Override, Precision, Recipe
 from spq_graph.runtime import timing
@@ -70,7 +71,7 @@ def built(model: Path, work: Path, steps: Steps) -> dict[str, Path]:
     """The float32 model, and what it is quantized to."""
     ids = np.random.default_rng(0).integers(0, 8192, (2, 128))
     found = {"fp32": model}
-    with opened(str(model), steps) as bench:
+    with Opening(model).open(steps) as bench:
         ranges = bench.calibrate(Sequences(ids, np.ones_like(ids), 0, "random"))
         for name, precision in [("everywhere", Precision.INT8), *((f"down_{p}", p) for p in FORMATS)]:
             override = Override(pattern="*down_proj", precision=precision.value)  # type: ignore[arg-type]

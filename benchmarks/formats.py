@@ -21,10 +21,9 @@ from keeping import keep
 from rich.console import Console
 from rich.table import Table
 
+from spq_graph import Data, Opening, Recipe, quantize
 from spq_graph.models.plant import plant_bos_spikes
-from spq_graph.pipeline import Outcome, Request, quantize
-from spq_graph.progress import Steps
-from spq_graph.recipe import Recipe
+from spq_graph.results import Outcome
 from spq_graph.rows import EVERYWHERE, FP32, RowId, RowKind
 from spq_graph.runtime.health import processor
 from spq_graph.runtime.operators import library_info
@@ -35,27 +34,25 @@ RATIOS = (50, 300, 5_000, 20_000)
 ROWS = (EVERYWHERE, *(RowId(RowKind.SPIKE_AWARE, kept_in=high) for high in FORMATS))
 
 
-def planted(work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def planted(work: Path) -> Iterator[tuple[str, Opening, Data]]:
     """stories260K with BOS spikes in two layers, calibrated and measured on different stories."""
     stories = json.loads((DATA / "tinystories" / "stories.json").read_text(encoding="utf-8"))
     for name, part in (("calibration", stories[:60]), ("text", stories[60:120])):
         (work / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
     for ratio in RATIOS:
         plant_bos_spikes(DATA / "stories260K", work / f"planted-{ratio}", layers=(1, 3), ratio=ratio)
+        opening = Opening(work / f"planted-{ratio}", window=256)
         yield (
             f"stories260K, planted {ratio}",
-            {
-                "source": str(work / f"planted-{ratio}"),
-                "calibration": work / "calibration.json",
-                "text": work / "text.json",
-                "window": 256,
-            },
+            opening,
+            Data(calibration=work / "calibration.json", text=work / "text.json"),
         )
 
 
-def reference() -> tuple[str, dict[str, Any]]:
-    files = {"calibration": DATA / "wikitext2" / "valid.txt", "text": DATA / "wikitext2" / "test.txt"}
-    return "reference", {"source": "reference", "max_eval_tokens": 20_000, **files}
+def reference() -> tuple[str, Opening, Data]:
+    files = DATA / "wikitext2"
+    data = Data(calibration=files / "valid.txt", text=files / "test.txt", max_eval_tokens=20_000)
+    return "reference", Opening("reference"), data
 
 
 def choices(outcome: Outcome) -> dict[str, int]:
@@ -63,12 +60,11 @@ def choices(outcome: Outcome) -> dict[str, int]:
     return dict(sorted(Counter(site.precision.value for site in outcome.plan.kept).items()))
 
 
-def measure(name: str, request: dict[str, Any], work: Path) -> dict[str, Any]:
+def measure(name: str, opening: Opening, data: Data, work: Path) -> dict[str, Any]:
     """The ladder with `auto`, and what `fp8` chooses."""
     out = work / "out"
-    steps = Steps(Console(quiet=True))
-    auto = quantize(Request(out=out, recipe=Recipe(), force=True, **request), steps)
-    fp8 = quantize(Request(out=out, recipe=Recipe(high_precision="fp8"), force=True, evaluate=False, **request), steps)
+    auto = quantize(opening, out, data=data, force=True)
+    fp8 = quantize(opening, out, Recipe(high_precision="fp8"), data=data, ladder=False, force=True)
     rows = {rung.id: rung for rung in auto.report.ladder}
     base = rows[FP32].perplexity
     return {
@@ -105,7 +101,7 @@ def main() -> None:
         console.print(f"skipped: the data lies in {DATA.relative_to(DATA.parents[1])}, which is not here")
         return
     with tempfile.TemporaryDirectory() as work:
-        found = [measure(name, request, Path(work)) for name, request in (reference(), *planted(Path(work)))]
+        found = [measure(*case, Path(work)) for case in (reference(), *planted(Path(work)))]
     show(found, console)
     if given.save:
         versions = {name: version(name) for name in ("onnxruntime", "onnx", "numpy", "torch", "transformers")}

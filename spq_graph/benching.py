@@ -15,7 +15,7 @@ from rich.text import Text
 from spq_graph import artifact
 from spq_graph.errors import UsageError
 from spq_graph.html import render, shown_profiles
-from spq_graph.measuring import open_model
+from spq_graph.opening import Openable, Opening
 from spq_graph.passes.graph import digest_of, files_of
 from spq_graph.plan import Plan
 from spq_graph.progress import Steps
@@ -48,45 +48,45 @@ class Entry:
 
 
 def bench(
-    path: str,
-    steps: Steps,
+    model: Openable,
     *,
-    against: str | None = None,
-    targets: tuple[str, ...] = (),
+    against: Openable | None = None,
+    targets: Sequence[str] = (),
     rounds: int = 5,
     threads: int = 1,
-    lengths: tuple[int, ...] = LENGTHS,
+    lengths: Sequence[int] = LENGTHS,
+    steps: Steps | None = None,
 ) -> Speed:
     """Time a model, and what it is to be compared with, in turns.
 
     Args:
-        path: an .onnx file, an OUT folder, a Hugging Face folder, or "reference".
-        steps: times and shows what is done.
+        model: an .onnx file, an OUT folder, a Hugging Face folder, or "reference".
         against: the floating-point model. With an OUT folder made from this very file, INT8 everywhere, 8-bit weights
             alone and the other targets are built from its plan and timed as well.
         targets: which of them; by default all whose runtime is here.
         rounds: how often each is timed.
         threads: of every session.
         lengths: of prompts; those that the model cannot take are left out.
-
-    Returns:
-        What `bench --json` prints.
+        steps: times and shows what is done.
 
     Raises:
         SpqError: what is wrong, where, and what to do.
     """
+    opening, steps = Opening.of(model), steps or Steps()
     for target in targets:
         target_named(target)
-    with open_model(path, None, steps, False, None) as found:
-        plan = _plan_beside(path)
+    with opening.open(steps, find_sites=False) as found:
+        plan = _plan_beside(opening.name)
         own = Entry(SPIKE_AWARE if plan is not None else MODEL, found.model, plan.recipe.target if plan else "cpu")
         longest = found.runner.fixed_shape[1]
         fitting = [n for n in lengths if longest in (None, n) and n <= (found.source.max_length or n)]
         if not fitting:
-            raise UsageError(f"the model takes no prompt of {' or '.join(map(str, lengths))} tokens", where=path)
+            raise UsageError(
+                f"the model takes no prompt of {' or '.join(map(str, lengths))} tokens", where=opening.name
+            )
         if against is None:
             return _timed([own], steps, rounds, threads, fitting)
-        with open_model(against, None, steps, False, None) as reference:
+        with Opening.of(against).open(steps, find_sites=False) as reference:
             entries = [Entry(FP32, reference.model, "cpu"), *_others(reference, plan, own, targets, steps), own]
             return _timed(entries, steps, rounds, threads, fitting)
 

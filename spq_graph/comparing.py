@@ -28,14 +28,14 @@ class _Side:
     bytes: int | None = None
 
 
-def differences(path_a: Path, path_b: Path) -> Difference:
+def differences(path_a: str | Path, path_b: str | Path) -> Difference:
     """What differs between two plans, OUT folders or .onnx files, in any combination.
 
     Raises:
         UsageError: a plan or report cannot be read.
         SourceError: a model cannot be read.
     """
-    a, b = _side(path_a), _side(path_b)
+    a, b = _side(Path(path_a)), _side(Path(path_b))
     decided = {key: Pair(_decision(a.sites[key]), _decision(b.sites[key])) for key in a.sites if key in b.sites}
     return Difference(
         same_model=a.plan.model.digest == b.plan.model.digest if a.plan and b.plan else None,

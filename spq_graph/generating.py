@@ -1,18 +1,17 @@
-"""Text that continues prompts, as `generate` prints it."""
+"""Text that continues prompts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
+from spq_graph.companions import companions
 from spq_graph.errors import DataError, UsageError
-from spq_graph.measuring import open_model
-from spq_graph.pipeline import companions
+from spq_graph.opening import Openable, Opening
 from spq_graph.progress import Steps
-from spq_graph.runtime.generate import Finish, Generated, Limits
+from spq_graph.results import Generation
+from spq_graph.runtime.generate import Generated, Limits, OnEnd, OnToken
 from spq_graph.runtime.generate import generate as run
 from spq_graph.runtime.sampling import Sampling
 from spq_graph.runtime.streaming import InOrder, TextStream
@@ -20,61 +19,88 @@ from spq_graph.runtime.tokenizer import TextTokenizer, read_json
 from spq_graph.workbench import Workbench
 
 
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A text to continue, its ids, and what comes of it."""
+
+    text: str
+    ids: list[int]
+    stream: TextStream
+
+
 def generate(
-    path: str,
-    prompts: tuple[str, ...],
-    steps: Steps,
+    model: Openable,
+    prompts: str | Sequence[str],
     *,
-    sampling: Sampling,
-    limits: Limits,
-    stops: tuple[str, ...] = (),
-    tokenizer: Path | None = None,
-    bos: bool = False,
+    sampling: Sampling | None = None,
+    max_new_tokens: int = 64,
+    stops: Sequence[str] = (),
     write: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+    steps: Steps | None = None,
+) -> Generation:
     """Continue prompts.
 
     Args:
-        path: an .onnx file, an OUT folder, a Hugging Face folder, or "reference".
-        prompts: texts to continue, one batch.
-        steps: times and shows what is done before there is text.
-        sampling: how tokens are chosen.
-        limits: when to end; the model's own length and stop tokens are added here.
+        model: an .onnx file, an OUT folder, a Hugging Face folder, or "reference".
+        prompts: a text to continue, or several, as one batch.
+        sampling: how tokens are chosen; None for always the likeliest.
+        max_new_tokens: most tokens to add to each; the model's own length and stop tokens end it as well.
         stops: texts to end at; they are no part of what is generated.
-        tokenizer: folder with tokenizer.json, where `path` holds none.
-        bos: prepend BOS even where the tokenizer does not.
         write: takes prompts and text as they arrive, one after the other.
-
-    Returns:
-        What `generate --json` prints: by prompt `prompts`, `prompt_tokens` (how many), `texts`, `tokens` (ids) and
-        `finish` (stop, length, or model_length: the model takes no more); `cache` (whether it was used), `sampling`,
-        `load_seconds`, `prefill_seconds`, `decode_seconds` and `tokens_per_second` (of decoding; null where all there
-        was came with the prefill).
+        steps: times and shows what is done before there is text.
 
     Raises:
         SpqError: what is wrong, where, and what to do.
     """
-    with open_model(path, tokenizer, steps, bos, None) as bench:
-        text = _tokenizer(bench, path)
-        ids = [_encode(bench, text, prompt) for prompt in prompts]
-        limits = replace(limits, stop_ids=_stop_ids(bench, text), length=bench.source.max_length)
+    opening, sampling = Opening.of(model), sampling or Sampling()
+    with opening.open(steps, find_sites=False) as bench:
+        text = _tokenizer(bench, opening.name)
+        given = [
+            _Prompt(prompt, own := _encode(bench, text, prompt), TextStream(text, own, stops))
+            for prompt in ((prompts,) if isinstance(prompts, str) else prompts)
+        ]
+        limits = Limits(max_new_tokens, _stop_ids(bench, text), bench.source.max_length)
         start = time.perf_counter()
         runner = bench.runner
         loaded = time.perf_counter() - start
-        _check_vocabulary(ids, runner.vocabulary, path)
-        streams = [TextStream(text, prompt, stops) for prompt in ids]
-        shown = InOrder(write or (lambda _: None), prompts)
+        ids = [prompt.ids for prompt in given]
+        _check_vocabulary(ids, runner.vocabulary, opening.name)
+        found = run(runner, ids, sampling, limits, *_told(given, write or (lambda _: None)))
+    return _result(opening.name, given, found, sampling, loaded)
 
-        def on_token(row: int, token: int) -> bool:
-            shown.add(row, streams[row].push(token))
-            return streams[row].stopped
 
-        def on_end(row: int) -> None:
-            shown.add(row, streams[row].finish())
-            shown.end(row)
+def _told(prompts: list[_Prompt], write: Callable[[str], None]) -> tuple[OnToken, OnEnd]:
+    """What hands text on as it arrives: to be called with each token, and at each end."""
+    shown = InOrder(write, [prompt.text for prompt in prompts])
 
-        found = run(runner, ids, sampling, limits, on_token, on_end)
-    return _facts(path, prompts, ids, streams, found, sampling) | {"load_seconds": round(loaded, 4)}
+    def on_token(row: int, token: int) -> bool:
+        stream = prompts[row].stream
+        shown.add(row, stream.push(token))
+        return stream.stopped
+
+    def on_end(row: int) -> None:
+        shown.add(row, prompts[row].stream.finish())
+        shown.end(row)
+
+    return on_token, on_end
+
+
+def _result(name: str, prompts: list[_Prompt], found: Generated, sampling: Sampling, loaded: float) -> Generation:
+    speed = found.tokens_per_second
+    return Generation(
+        model=name,
+        prompts=[prompt.text for prompt in prompts],
+        prompt_tokens=[len(prompt.ids) for prompt in prompts],
+        texts=[prompt.stream.text for prompt in prompts],
+        tokens=[row.tokens for row in found.rows],
+        finish=[str(row.finish) for row in found.rows],
+        cache=found.cached,
+        sampling=asdict(sampling),
+        prefill_seconds=round(found.prefill_seconds, 4),
+        decode_seconds=round(found.decode_seconds, 4),
+        tokens_per_second=None if speed is None else round(speed, 2),
+        load_seconds=round(loaded, 4),
+    )
 
 
 def _tokenizer(bench: Workbench, path: str) -> TextTokenizer:
@@ -112,43 +138,3 @@ def _stop_ids(bench: Workbench, tokenizer: TextTokenizer) -> frozenset[int]:
         if ids:
             return frozenset(ids)
     return frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
-
-
-def _facts(
-    path: str,
-    prompts: tuple[str, ...],
-    ids: list[list[int]],
-    streams: list[TextStream],
-    found: Generated,
-    sampling: Sampling,
-) -> dict[str, Any]:
-    speed = found.tokens_per_second
-    return {
-        "model": path,
-        "prompts": list(prompts),
-        "prompt_tokens": [len(prompt) for prompt in ids],
-        "texts": [stream.text for stream in streams],
-        "tokens": [row.tokens for row in found.rows],
-        "finish": [row.finish for row in found.rows],
-        "cache": found.cached,
-        "sampling": {
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed,
-        },
-        "prefill_seconds": round(found.prefill_seconds, 4),
-        "decode_seconds": round(found.decode_seconds, 4),
-        "tokens_per_second": None if speed is None else round(speed, 2),
-    }
-
-
-def describe(found: dict[str, Any]) -> str:
-    """How it went, in a line for people."""
-    tokens, speed = sum(map(len, found["tokens"])), found["tokens_per_second"]
-    parts = [f"{tokens} tokens" + ("" if speed is None else f", {speed:.1f} a second")]
-    if not found["cache"]:
-        parts.append("this graph has no KV cache, so every token ran all of the text again")
-    if Finish.MODEL_LENGTH in found["finish"]:
-        parts.append("the model's length is reached")
-    return "; ".join(parts)

@@ -13,7 +13,7 @@ from spq_graph import artifact
 from spq_graph.choices import evidence_of
 from spq_graph.errors import UsageError
 from spq_graph.findings import GraphFacts, InspectedSite, Inspection, SeenProfile, SeenStretch, SeenToken, known
-from spq_graph.measuring import open_model
+from spq_graph.opening import Opening
 from spq_graph.passes.annotate import PREFIX
 from spq_graph.passes.compare import precision_of
 from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, load_graph
@@ -48,7 +48,7 @@ class Measuring:
 
 
 def inspect_path(
-    path: Path, only: str | None = None, *, measuring: Measuring | None = None, steps: Steps | None = None
+    path: str | Path, only: str | None = None, *, measuring: Measuring | None = None, steps: Steps | None = None
 ) -> Inspection:
     """What an ONNX file or OUT folder holds.
 
@@ -64,6 +64,7 @@ def inspect_path(
         SourceError: the file cannot be read.
         UsageError: `only` fits no site.
     """
+    path = Path(path)
     file = artifact.model_file(path)
     model = load_graph(file)
     facts = _facts(model)
@@ -137,7 +138,8 @@ def _measure(
     path: Path, found: Identified, measuring: Measuring, steps: Steps
 ) -> tuple[Ranges, TextTokenizer | None, str]:
     """Ranges of every site's input, with the file as it is: quantized where it is quantized."""
-    with open_model(str(path), measuring.tokenizer, steps, measuring.bos, measuring.window) as bench:
+    opening = Opening(path, measuring.tokenizer, measuring.bos, measuring.window)
+    with opening.open(steps, find_sites=False) as bench:
         bench.found = found
         limit = measuring.tokens or Recipe().calibration_tokens
         sequences = bench.sequences(measuring.calibration, max_tokens=limit)

@@ -54,6 +54,18 @@ MemoryLimit = Annotated[
     ),
 ]
 MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most")]
+LadderBits = Annotated[list[int] | None, typer.Option("--bits", help="4 to 8, repeatable; OUT holds the first")]
+Bits = Annotated[int | None, typer.Option(help="4 to 8")]
+KnownRanges = Annotated[
+    Path | None,
+    typer.Option(
+        "--ranges",
+        help="what `calibrate` measured of this model; sites are then chosen by KL only with --calibration",
+        metavar="FILE",
+    ),
+]
+NoEval = Annotated[bool, typer.Option("--no-eval", help="no ladder")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, write nothing")]
 
 
 def to_bytes(mebibytes: int | None) -> int | None:

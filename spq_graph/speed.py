@@ -74,6 +74,10 @@ class Speed(_Strict):
     environment: dict[str, str]
     rows: list[SpeedRow]
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `bench --json` prints."""
+        return self.model_dump(mode="json")
+
     @property
     def conditions(self) -> str:
         """How it was measured, in words."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -15,13 +16,22 @@ errors = Console(stderr=True)
 
 
 def steps() -> Steps:
-    """A new run's steps, shown on standard error."""
+    """The steps of a new run, shown on standard error."""
     return Steps(errors)
 
 
 def print_json(data: dict[str, Any]) -> None:
     """Print one JSON object."""
     typer.echo(json.dumps(data, ensure_ascii=False, indent=1))
+
+
+def answer(data: dict[str, Any], words: Iterable[str], *, as_json: bool) -> None:
+    """Print what came of a verb: one JSON object, or lines of text for people."""
+    if as_json:
+        print_json(data)
+        return
+    for line in words:
+        typer.echo(line)
 
 
 def write_text(text: str) -> None:

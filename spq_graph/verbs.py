@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from spq_graph import options as o
-from spq_graph.terminal import errors, print_json, steps, write_text
+from spq_graph.terminal import answer, errors, print_json, steps, write_text
 
 
 def evaluate(
@@ -29,28 +29,20 @@ def evaluate(
 ) -> None:
     """Perplexity, agreement with another model, and zero-shot accuracy."""
     from spq_graph.measuring import evaluate as run
+    from spq_graph.opening import Opening
+    from spq_graph.shown_results import evaluation_in_words
 
     found = run(
-        path,
-        steps(),
+        Opening(path, tokenizer, bos, window),
         text=text,
-        against=against,
-        tasks=tuple(tasks or ()),
-        limit=limit,
-        tokenizer=tokenizer,
         max_tokens=max_eval_tokens,
-        bos=bos,
-        window=window,
+        against=against,
+        tasks=tasks or (),
+        limit=limit,
         target=target,
+        steps=steps(),
     )
-    if as_json:
-        print_json(found)
-        return
-    for name in ("perplexity", "nll", "tokens", "kl", "top1"):
-        if name in found:
-            typer.echo(f"{name}: {found[name]:.6g}" if isinstance(found[name], float) else f"{name}: {found[name]}")
-    for name, result in found.get("tasks", {}).items():
-        typer.echo(f"{name}: {result['accuracy']:.4f} of {result['n']}")
+    answer(found.to_dict(), evaluation_in_words(found), as_json=as_json)
 
 
 def bench(
@@ -76,17 +68,17 @@ def bench(
 
     found = run(
         path,
-        steps(),
         against=against,
-        targets=tuple(target or ()),
+        targets=target or (),
         rounds=rounds,
         threads=threads,
-        lengths=tuple(length or LENGTHS),
+        lengths=length or LENGTHS,
+        steps=steps(),
     )
     if report:
         add_to_report(Path(path), found)
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found.to_dict())
     else:
         show(found, Console())
 
@@ -109,25 +101,23 @@ def generate(
     as_json: o.Json = False,
 ) -> None:
     """Continue text, shown as it arrives: over the KV cache where the graph has one."""
-    from spq_graph.generating import describe
     from spq_graph.generating import generate as run
-    from spq_graph.runtime.generate import Limits
+    from spq_graph.opening import Opening
     from spq_graph.runtime.sampling import Sampling
+    from spq_graph.shown_results import generation_in_words
 
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
     found = run(
-        path,
-        tuple(prompt),
-        steps(),
+        Opening(path, tokenizer, bos),
+        prompt,
         sampling=Sampling(temperature, top_k, top_p, seed or 0),
-        limits=Limits(max_new_tokens),
-        stops=tuple(stop or ()),
-        tokenizer=tokenizer,
-        bos=bos,
+        max_new_tokens=max_new_tokens,
+        stops=stop or (),
         write=None if as_json else write_text,
+        steps=steps(),
     )
     if as_json:
-        print_json(found)
+        print_json(found.to_dict())
     else:
-        errors.print(describe(found), style="dim", highlight=False, soft_wrap=True)
+        errors.print(generation_in_words(found), style="dim", highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from spq_graph import artifact
 from spq_graph.checkpoint import Checkpoint
-from spq_graph.errors import ActivationError, DataError, GraphError, UsageError
+from spq_graph.errors import DataError, GraphError, UsageError
 from spq_graph.models.source import Source
 from spq_graph.passes.apply import DATA_SUFFIX, apply_plan, save_model
 from spq_graph.passes.bfloat16 import WidenBfloat16
@@ -26,7 +26,6 @@ from spq_graph.plan import ModelRef, Plan
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.runtime.calibrate import calibrate, first_not_finite
-from spq_graph.runtime.decoding import cache_pairs
 from spq_graph.runtime.evaluate import Stream
 from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.proof import check_executed, execute_on, runner_on, why_absent
@@ -38,9 +37,6 @@ from spq_graph.segment import Segmented, Spec
 from spq_graph.streams import execute, execute_file, open_stream, open_whole
 
 LONGEST_WINDOW = 2048
-# Text sampled from the model is as slow as generation: this much of it settles ranges, and more is there on request.
-SAMPLED_TOKENS = 8_192
-SAMPLED_TOKENS_WITHOUT_CACHE = 4_096
 
 
 @dataclass(slots=True)
@@ -184,31 +180,6 @@ class Workbench:
         )
         return replace(found, origin=path.name)  # where the file lies is not part of what was decided
 
-    def sampled(self, tokens: int | None, seed: int) -> Sequences:
-        """Sequences sampled from the model itself, for calibration without data."""
-        folder = self.source.kind == "folder"
-        wanted = tokens or (SAMPLED_TOKENS if folder or cache_pairs(self.runner) else SAMPLED_TOKENS_WITHOUT_CACHE)
-        length = min(self.sequence_length, 256)
-        count = max(1, wanted // length)
-        bos = self.tokenizer.bos_id if self.tokenizer is not None else None
-        bos = self.source.bos_token_id if bos is None else bos
-        origin = f"{count} sequences of {length} tokens sampled from the model, seed {seed}"
-        with self.steps.step("sample", "Sampling calibration text from the model itself") as tick:
-            if folder:
-                from spq_graph.models.sample import sample_ids
-
-                try:
-                    ids = sample_ids(self.source.path, sequences=count, length=length, seed=seed, bos=bos)
-                except ActivationError as cause:
-                    first = np.array([[bos or 0]], dtype=np.int64)
-                    where = self._name_not_finite(first, np.ones_like(first))
-                    raise ActivationError(cause.what, where=where, remedy=cause.remedy) from cause
-            else:
-                from spq_graph.runtime.sample import sample_ids as sample_onnx
-
-                ids = sample_onnx(self.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)
-        return Sequences(ids, np.ones_like(ids), 1, origin)
-
     def calibrate(self, sequences: Sequences, checkpoint: Checkpoint | None = None) -> Ranges:
         """Collect the ranges of every site's input; with a checkpoint, go on where an interrupted run stopped.
 
@@ -226,7 +197,7 @@ class Workbench:
                 FINITE_CHECK,
                 sequences,
                 self.digest,
-                self._name_not_finite,
+                self.name_not_finite,
                 tick,
                 checkpoint,
             )
@@ -235,7 +206,8 @@ class Workbench:
         """A graph made of the source's, in pieces that fit the memory limit; the graph is edited for it."""
         return split(graph, self.model, self.memory)
 
-    def _name_not_finite(self, ids: Ids, mask: Ids) -> str:
+    def name_not_finite(self, ids: Ids, mask: Ids) -> str:
+        """The first site input that is NaN or infinite on a batch, int64 [batch, length] both, in words."""
         graph = self.load()
         values = list(dict.fromkeys(site.input for site in self.found.sites))
         check = ObserveFinite(values)
@@ -290,17 +262,17 @@ class Workbench:
         batch, length = self.decoder.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
-    def known_ranges(self, path: Path) -> Ranges:
-        """Ranges that were measured before.
+    def known_ranges(self, given: Ranges | str | Path) -> Ranges:
+        """Ranges that were measured before, or their file.
 
         Raises:
             DataError: they cannot be read, or were measured on another model.
         """
-        ranges = Ranges.load(path)
+        ranges = given if isinstance(given, Ranges) else Ranges.load(Path(given))
         if ranges.model_digest != self.digest:
             raise DataError(
                 "these ranges were measured on another model",
-                where=str(path),
+                where=self.source.origin if isinstance(given, Ranges) else str(given),
                 remedy="run `spq-graph calibrate` on this one",
             )
         return ranges

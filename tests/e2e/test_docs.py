@@ -14,8 +14,10 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+import spq_graph
 from spq_graph.cli import app
-from tests.conftest import ROOT
+from spq_graph.stages import plan
+from tests.conftest import ROOT, write_tokenizer
 from tests.e2e.command import Case
 
 DOCS = ROOT / "docs"
@@ -66,15 +68,33 @@ def test_the_code_runs_on_an_artifact(case: Case, page: str, monkeypatch: pytest
 
 def test_the_code_runs_from_a_model(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for code in code_of("integrating.md"):
+    monkeypatch.setattr(spq_graph, "plan", plan)
+    (tmp_path / "exported").mkdir()
+    write_tokenizer(tmp_path / "exported")
+    for code in code_of("integrating.md")[1:]:
         for name, file in (
-            ("./my-llama", case.model),
             ("exported/model.onnx", case.model),
             ("mine.txt", case.calibration),
+            ("other.txt", case.text),
         ):
             code = code.replace(name, str(file))  # noqa: PLW2901
         exec(compile(code, "integrating.md", "exec"), {})
     assert (tmp_path / "applied.onnx").is_file()
+
+
+@pytest.mark.slow
+def test_the_script_quantizes_and_evaluates_the_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    script = code_of("integrating.md")[0]
+    assert len(script.splitlines()) <= 15
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "integrating.md", "exec"), {})
+    *kept, figures = capsys.readouterr().out.splitlines()
+    assert kept
+    assert all("mlp.down_proj" in line for line in kept)
+    assert float(re.findall(r"KL ([\d.]+)", figures)[0]) < 0.05
 
 
 def test_the_pass_that_is_shown_does_what_it_says() -> None:

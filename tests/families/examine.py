@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from spq_graph.errors import GraphError, SourceError
 from spq_graph.models.export import export_folder
 from spq_graph.models.loading import load_causal_lm, quiet
 from spq_graph.models.source import resolve
 from spq_graph.models.trace import INPUTS
+from spq_graph.opening import Opening
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.identify import Identified, identify, require_glu
-from spq_graph.pipeline import make_plan, opened
-from spq_graph.progress import Steps
+from spq_graph.planning import make_plan
 from spq_graph.recipe import Recipe
 from spq_graph.runtime.session import Runner
 from tests.families.family import VOCABULARY, Family
@@ -159,7 +158,7 @@ def _quantize(examination: Examination, graph: Path, work: Path) -> None:
     """Quantize everything, calibrated on random ids, and prove that integer kernels run."""
     ids = np.random.default_rng(1).integers(3, VOCABULARY, (16, 32))
     np.savez(work / "ids.npz", input_ids=ids)
-    with opened(str(graph), Steps(Console(quiet=True)), allow_no_glu=True, window=32) as bench:
+    with Opening(graph, allow_no_glu=True, window=32).open() as bench:
         ranges = bench.calibrate(bench.sequences(work / "ids.npz"))
         plan = make_plan(bench, Recipe(max_kept=0.0), 8, ranges, None)
         built = bench.build(plan, work / "quantized.onnx")

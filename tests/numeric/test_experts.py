@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from rich.console import Console
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.pipeline import make_plan, opened
+from spq_graph.opening import Opening
 from spq_graph.plan import Plan, Reason
-from spq_graph.progress import Steps
+from spq_graph.planning import make_plan
 from spq_graph.ranges import Ranges, merge_all
 from spq_graph.recipe import Override, Precision, Recipe
 from spq_graph.runtime.sequences import Sequences
@@ -38,7 +37,7 @@ def routed(path: Path, naming: Naming = "dynamo") -> Path:
 
 @contextmanager
 def workbench(path: Path) -> Iterator[Workbench]:
-    with opened(str(path), Steps(Console(quiet=True)), window=32) as bench:
+    with Opening(path, window=32).open() as bench:
         yield bench
 
 

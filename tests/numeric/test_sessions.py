@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 import onnxruntime as ort
 
 from spq_graph.models.source import resolve
-from spq_graph.pipeline import make_plan
+from spq_graph.planning import make_plan
 from spq_graph.progress import Steps
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.runtime.session import Runner

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from spq_graph.errors import SpqError
+from spq_graph.opening import Opening
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.identify import Identified
 from spq_graph.passes.quantized import identify_floating
-from spq_graph.pipeline import make_plan, opened
-from spq_graph.progress import Steps
+from spq_graph.planning import make_plan
 from spq_graph.recipe import Recipe
 from spq_graph.runtime.decoding import Decoding
 from spq_graph.runtime.session import Runner
@@ -153,7 +152,7 @@ def examine(produced: Produced, source: str, family: str, work: Path) -> Examina
     ids = np.random.default_rng(1).integers(3, VOCABULARY, (16, 32))
     np.savez(work / "ids.npz", input_ids=ids)
     try:
-        with opened(str(path), Steps(Console(quiet=True)), allow_no_glu=True, window=32) as bench:
+        with Opening(path, allow_no_glu=True, window=32).open() as bench:
             plan = make_plan(bench, Recipe(max_kept=0.0), 8, bench.calibrate(bench.sequences(work / "ids.npz")), None)
             built = bench.build(plan, work / "quantized.onnx")
             result.kernels = bench.prove(built, plan).integer_kernels

@@ -1,0 +1,200 @@
+"""The jobs as a program calls them: plain paths, nothing printed, and what --json prints in what they return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+pytest.importorskip("onnxruntime")
+
+from spq_graph import (
+    Data,
+    Opening,
+    Plan,
+    Ranges,
+    Recipe,
+    Sampling,
+    SpqError,
+    Steps,
+    apply,
+    bench,
+    calibrate,
+    compare,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    merge,
+    quantize,
+)
+from spq_graph.dry_run import forecast
+from spq_graph.results import Outcome
+from spq_graph.rows import FP32, SPIKE_AWARE
+from spq_graph.stages import plan
+from tests.conftest import write_tokenizer
+from tests.decoders import write_decoder
+from tests.e2e.command import Case, contents, done
+
+
+@pytest.fixture(scope="module")
+def made(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    data = Data(calibration=str(case.calibration), text=str(case.text))
+    return quantize(str(case.model), str(tmp_path_factory.mktemp("made") / "out"), data=data, ladder_bits=(6,))
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_program_makes_what_the_command_makes(case: Case, made: Outcome) -> None:
+    for name in ("model.onnx", "model.onnx.data", "plan.json", "ranges.json", "ranges.safetensors"):
+        assert (made.out / name).read_bytes() == (case.out / name).read_bytes(), name
+    said, found = case.result.json, json.loads(json.dumps(made.to_dict()))
+    assert found["plan"] == said["plan"]
+    assert found["report"]["ladder"] == said["report"]["ladder"]
+    assert set(found) == set(said)
+    assert list(made.report.seconds)  # kept, though nobody watched
+
+
+def test_the_width_that_out_holds_is_the_recipes(case: Case, tmp_path: Path) -> None:
+    six = quantize(case.model, tmp_path / "six", Recipe(bits=6), data=Data(case.calibration), ladder=False)
+    assert (six.plan.recipe.bits, six.report.ladder) == (6, [])
+    with pytest.raises(SpqError, match="less than or equal to 8"):
+        quantize(case.model, tmp_path / "unused", ladder_bits=[12])
+
+
+def test_the_single_steps_hand_on_what_they_return(case: Case, tmp_path: Path) -> None:
+    parts = [calibrate(case.model, tmp_path / f"part{n}", calibration=case.calibration, shard=f"{n}/2") for n in (0, 1)]
+    ranges = merge(parts, tmp_path / "ranges.json")
+    merge([tmp_path / "part0.json", str(tmp_path / "part1.json")], tmp_path / "again")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "ranges.json").read_bytes()
+    assert Ranges.load(tmp_path / "ranges.json").tokens == sum(part.tokens for part in parts)
+    made = plan(case.model, tmp_path / "plan.json", Recipe(spike_ratio=100.0), ranges=ranges)
+    applied = apply(case.model, tmp_path / "out", made)
+    assert applied.integer_kernels == len(made.integer_sites) > 0
+    assert Plan.load(applied.out / "plan.json") == applied.plan == made
+    same = apply(str(case.model), tmp_path / "same", str(tmp_path / "plan.json"), target="cpu")
+    assert same.to_dict() == applied.to_dict() | {"out": str(tmp_path / "same")}
+    said = done("apply", case.model, tmp_path / "plan.json", "-o", tmp_path / "said", "--json").json
+    assert said == applied.to_dict() | {"out": str(tmp_path / "said")}
+    assert not compare(str(applied.out), tmp_path / "plan.json").changed
+    assert len(inspect(str(applied.out)).sites) == len(made.sites)
+
+
+def test_ranges_that_are_at_hand(case: Case, made: Outcome, tmp_path: Path) -> None:
+    known = Ranges.load(made.out / "ranges.json")
+    data = Data(case.calibration, ranges=known)
+    again = quantize(case.model, tmp_path / "again", data=data, ladder=False)
+    assert again.plan == made.plan
+    assert "calibrate" not in again.report.seconds
+    other = write_decoder(tmp_path / "other.onnx", seed=5)
+    with pytest.raises(SpqError, match="another model") as refused:
+        plan(other, tmp_path / "plan.json", ranges=known)
+    assert refused.value.where == "other.onnx"
+
+
+def test_evaluation(case: Case, made: Outcome, tokenizer: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "choice.jsonl"
+    tasks.write_text("\n".join(json.dumps({"query": "w1", "choices": ["w2 w3", "w4"], "gold": 0}) for _ in range(3)))
+    opening = Opening(made.out, tokenizer=tokenizer, window=32)
+    found = evaluate(opening, text=case.text, against=case.model, tasks=[tasks], limit=2)
+    arguments = ["eval", made.out, "--text", case.text, "--against", case.model, "--tasks", tasks, "--limit", 2]
+    assert done(*arguments, "--tokenizer", tokenizer, "--window", 32, "--json").out == text_of(found.to_dict())
+    assert found.tasks["choice"].n == 2
+    rung = next(rung for rung in made.report.ladder if rung.id == SPIKE_AWARE)
+    plain = evaluate(str(made.out), text=str(case.text))
+    assert plain.perplexity == pytest.approx(rung.perplexity, rel=1e-6)
+    assert (plain.kl, plain.top1, plain.tasks) == (None, None, {})
+    assert evaluate(made.out, text=case.text, against=Opening(made.out)).kl == pytest.approx(0.0, abs=1e-9)
+
+
+def text_of(data: dict[str, object]) -> str:
+    return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+
+
+def test_generation(case: Case, tokenizer: Path) -> None:
+    opening, pieces = Opening(case.model, tokenizer), list[str]()
+    found = generate(opening, "w1 w2", max_new_tokens=5, write=pieces.append)
+    assert "".join(pieces) == f"w1 w2{found.texts[0]}\n"
+    assert (found.prompts, found.finish, found.reached_model_length) == (["w1 w2"], ["length"], False)
+    several = generate(opening, ["w1 w2", "w3"], sampling=Sampling(temperature=0.7, seed=3), max_new_tokens=5)
+    arguments = ["--prompt", "w1 w2", "--prompt", "w3", "--temperature", 0.7, "--seed", 3, "--max-new-tokens", 5]
+    said = done("generate", case.model, *arguments, "--tokenizer", tokenizer, "--json").json
+    seconds = ("load_seconds", "prefill_seconds", "decode_seconds", "tokens_per_second")
+    assert list(said) == list(several.to_dict())
+    assert {k: v for k, v in said.items() if k not in seconds} == {
+        k: v for k, v in several.to_dict().items() if k not in seconds
+    }
+
+
+def test_a_forecast_in_numbers(case: Case, tmp_path: Path) -> None:
+    opening = Opening(case.model, window=32)
+    found = forecast(opening, tmp_path / "out", ladder_bits=(6,), data=Data(max_eval_tokens=100))
+    assert (found.sites, found.kept_at_most, found.bits) == (21, 3, (8, 6))
+    assert found.bytes_everywhere < found.bytes_at_most < found.source_bytes
+    assert 0 < (found.ladder_seconds or 0) < found.seconds
+    assert forecast(opening, tmp_path / "out").to_dict()["of_which_ladder"] == "depends on the text"
+
+
+def test_speed(case: Case, made: Outcome) -> None:
+    found = bench(str(made.out), against=str(case.model), targets=["portable"], rounds=1, lengths=[8])
+    assert found.rows[0].id == FP32
+    assert json.dumps(found.to_dict())
+
+
+def test_progress_is_told_and_shown_where_asked_for(case: Case, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    steps = Steps(watch=lambda *what: told.append(what))
+    calibrate(case.model, tmp_path / "ranges.json", calibration=case.calibration, steps=steps)
+    assert list(steps.seconds) == ["identify", "calibrate"]
+    labels = list(dict.fromkeys(label for label, _, _ in told))
+    assert labels[0] == "Finding GLU blocks and projections"
+    assert labels[1].startswith("Calibrating on ")
+    assert told[-1][1] == told[-1][2] > 0
+    with (tmp_path / "terminal").open("w") as file:
+        shown = Steps(Console(file=file, force_terminal=True))
+        calibrate(case.model, tmp_path / "ranges.json", calibration=case.calibration, steps=shown)
+    assert "Calibrating on" in (tmp_path / "terminal").read_text(encoding="utf-8")
+
+
+def test_errors_leave_nothing_behind(case: Case, tmp_path: Path) -> None:
+    before = contents(case.out)
+    with pytest.raises(SpqError, match="OUT exists") as refused:
+        quantize(case.model, case.out, data=Data(case.calibration))
+    assert (refused.value.where, refused.value.exit_code) == (str(case.out), 1)
+    with pytest.raises(SpqError, match="ONNX file already"):
+        export(case.model, tmp_path / "out")
+    with pytest.raises(SpqError, match="one of cpu") as refused:
+        apply(case.model, tmp_path / "out", case.out / "plan.json", target="tpu")
+    with pytest.raises(SpqError, match="I below N"):
+        calibrate(case.model, tmp_path / "ranges", calibration=case.calibration, shard="2/2")
+    assert contents(case.out) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_opening_serves_every_job(case: Case, made: Outcome, tmp_path: Path) -> None:
+    """What a job needs of a model is its own business: the same value opens one with its sites, and one without."""
+    opening = Opening(case.model, window=16)
+    with opening.open() as found, opening.open(find_sites=False) as plain:
+        assert found.found.sites
+        assert found.sequence_length == plain.sequence_length == 16
+    assert Opening.of(opening) is opening
+    assert Opening.of("reference") == Opening("reference")
+    with replace(opening, source=made.out).open(find_sites=False) as of_out:
+        assert of_out.model == made.out / "model.onnx"
+        assert of_out.sequences(case.text).ids.shape[1] == 16
