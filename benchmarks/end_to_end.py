@@ -28,7 +28,7 @@ from spq_graph.runtime.session import Runner
 from spq_graph.verdict import environment
 
 LENGTHS, PAST = (1, 128), 128
-FORMATS = (Precision.FP8_E4M3, Precision.W8FP8A16, Precision.W8A16)
+FORMATS = (Precision.FP8_E4M3, Precision.W8FP8A16, Precision.W8A8_BLOCK)
 # Times float32 that INT8 with FP8 spike sites should reach, by length; and its share of INT8 everywhere.
 GOALS, SHARE = {1: 2.7, 128: 2.6}, 0.9
 
@@ -80,7 +80,7 @@ def built(model: Path, work: Path, steps: Steps) -> dict[str, Path]:
             file = bench.build(plan, work / f"{name}.onnx")
             check(bench.prove(file, plan).ops, plan)
             found[name] = file.path
-        rival = plan.with_precisions(lambda s: Precision.W8A16)
+        rival = plan.with_precisions(lambda s: Precision.W8A8_BLOCK)
         found["weight_only"] = bench.build(rival, work / "weight_only.onnx").path
     return found
 

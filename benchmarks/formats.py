@@ -27,11 +27,11 @@ from spq_graph.results import Outcome
 from spq_graph.rows import EVERYWHERE, FP32, RowId, RowKind
 from spq_graph.runtime.health import processor
 from spq_graph.runtime.operators import library_info
-from spq_graph.variants import FORMATS
+from spq_graph.targets import PROFILES
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RATIOS = (50, 300, 5_000, 20_000)
-ROWS = (EVERYWHERE, *(RowId(RowKind.SPIKE_AWARE, kept_in=high) for high in FORMATS))
+ROWS = (EVERYWHERE, *(RowId(RowKind.SPIKE_AWARE, kept_in=high) for high in PROFILES["cpu"].compared))
 
 
 def planted(work: Path) -> Iterator[tuple[str, Opening, Data]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from dataclasses import fields
 from enum import EnumMeta
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from spq_graph.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
-from spq_graph.recipe import Override, Precision, Recipe
-from spq_graph.sites import Role
-from spq_graph.wording import REASONS, precision_words
+from spq_graph.recipe import OneOf, Override, Precision, Recipe
+from spq_graph.sites import Role, Site
+from spq_graph.wording import REASONS
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by python docs/reference.py from the schema: do not edit. -->\n"
@@ -37,11 +40,21 @@ def type_words(kind: Any) -> str:
     return names.get(kind, str(kind))
 
 
+def keys_of(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """A model's fields as JSON has them: those of a site stand among those of its entry."""
+    for name, field in model.model_fields.items():
+        if field.annotation is Site:
+            hints = get_type_hints(Site, include_extras=True)
+            yield from ((inner.name, FieldInfo.from_annotation(hints[inner.name])) for inner in fields(Site))
+        else:
+            yield name, field
+
+
 def fields_of(model: type[BaseModel], *, defaults: bool) -> list[str]:
     """A table of a model's fields."""
     head = "| field | type | default | |" if defaults else "| key | type | |"
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    for name, field in model.model_fields.items():
+    for name, field in keys_of(model):
         limits = [str(one) for one in field.metadata]
         bounds = {"Ge(ge=": "at least ", "Gt(gt=": "above ", "Le(le=": "at most ", "Lt(lt=": "below "}
         told = [
@@ -50,7 +63,8 @@ def fields_of(model: type[BaseModel], *, defaults: bool) -> list[str]:
             for start, words in bounds.items()
             if text.startswith(start)
         ]
-        kind = ", ".join([type_words(field.annotation), *told])
+        words = next((type_words(Literal[limit.words]) for limit in field.metadata if isinstance(limit, OneOf)), None)
+        kind = ", ".join([words or type_words(field.annotation), *told])
         default = "" if field.default is PydanticUndefined else f"`{field.default!r}`"
         if field.default is None or field.default == ():
             default = "–"
@@ -115,7 +129,7 @@ def plan() -> str:
         ]
     text += ["", "## Recipe", "", "See [its own page](recipe.md)."]
     text += values_of("Reason", [(one.value, REASONS[one]) for one in Reason])
-    text += values_of("Precision", [(one.value, precision_words(one)) for one in Precision])
+    text += values_of("Precision", [(one.value, one.row.words) for one in Precision])
     text += values_of("Role", [(one.value, "") for one in Role])
     return "\n".join(text) + "\n"
 

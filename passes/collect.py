@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from spq_graph.passes.operator import DOMAIN
 from spq_graph.passes.values import FLOATS, Weight, holds_codes, is_standard, weight_of
+from spq_graph.precision import Precision
 from spq_graph.sites import Role, Site, Unmatched, expert_of, layer_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
@@ -116,11 +117,15 @@ def _site_or_reason(node: ir.Node) -> Site | str | None:
         role=Role.OTHER,
         layer=layer_of(key),
         input=activation.name or "",
-        weight=weight.initializer.name or "",
         shape=(rows, columns),
         expert=expert_of(key),
-        stored=_STORED.get(weight.dtype, "fp32"),
     )
+
+
+def stored_in(node: ir.Node) -> Precision:
+    """The floating-point format of a site's weight in the graph; doubles count as single."""
+    weight = weight_of(node.inputs[1])
+    return _STORED.get(weight.dtype, Precision.FP32) if weight is not None else Precision.FP32
 
 
 def _no_constant(node: ir.Node) -> str | None:
@@ -161,7 +166,7 @@ def _computed(node: ir.Node) -> str | None:
 
 _MOST_BEHIND = 64  # nodes, so that asking takes the same time in every graph
 _TO_WEIGHT = frozenset({"Cast", "DequantizeLinear", "Identity", "Transpose"})
-_STORED = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+_STORED = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
 
 
 def _odd_weight(weight: Weight) -> str | None:

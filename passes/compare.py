@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.collect import attribute_of
 from spq_graph.passes.editor import ADDED, Operand
 from spq_graph.passes.encode import Encoded, unlike
-from spq_graph.passes.forms import block_of, quantizer_of, storage_of
+from spq_graph.passes.forms import ACCURACY_LEVELS, block_of, nbits_attributes, quantizer_of, storage_of
 from spq_graph.passes.fp8 import E4M3, activation_scale, panel_shape
 from spq_graph.passes.operator import PANELS_TYPE, Fp8Call, is_fp8_matmul, precision_of_call
 from spq_graph.passes.scales import ActivationQuantizer
@@ -17,16 +18,13 @@ from spq_graph.recipe import Precision, Recipe
 from spq_graph.targets import Form
 
 _STORED = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
-_BY_OPERATOR = {"MatMulNBits": Precision.W8A16, "MatMulInteger": Precision.INT8}
 FP8 = ir.DataType(E4M3.element_type)
 
 
 def precision_of(node: ir.Node) -> Precision:
-    """The precision that a product has in the file: INT8 for any integer container."""
-    if is_fp8_matmul(node):
-        return precision_of_call(node)
-    if node.op_type in _BY_OPERATOR:
-        return _BY_OPERATOR[node.op_type]
+    """The precision that a product has in the file: INT8 for any integer container, 8 bits for any by block."""
+    if (said := _said_by_operator(node)) is not None:
+        return said
     if len(node.inputs) < 2:  # no product at all; readers of foreign files ask of every node
         return Precision.FP32
     activation, weight = (
@@ -40,17 +38,31 @@ def precision_of(node: ir.Node) -> Precision:
     return _STORED.get(held.tensor.dtype, Precision.FP32) if held is not None else Precision.FP32
 
 
+def _said_by_operator(node: ir.Node) -> Precision | None:
+    """The precision that a node states by what it is, whatever it reads."""
+    if is_fp8_matmul(node):
+        return precision_of_call(node)
+    if node.op_type == "MatMulNBits":
+        return Precision.W8A8_BLOCK if _level_of(node) == ACCURACY_LEVELS[Form.NBITS] else Precision.W8A16
+    return Precision.INT8 if node.op_type == "MatMulInteger" else None
+
+
+def _level_of(node: ir.Node) -> int:
+    return int(attribute_of(node, "accuracy_level", 0))
+
+
 def differs(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | None:
     """How a site's product differs from its plan, in words; None where it does not.
 
     What stands around the product, and what its weight holds, is for `misplaced` and `differing_weight`.
     """
     found = precision_of(node)
-    wanted = Precision.INT8 if site.precision.bits is not None else site.precision
+    wanted = _read_as(site.precision, recipe.profile.forms.get(site.precision))
     # What is to be computed in fp32 may be stored in half: its weights are widened exactly.
     as_good = wanted is Precision.FP32 and found in _STORED.values()
     if found is not wanted and not as_good:
-        return f"planned {site.precision}, found {found}"
+        level = f" (accuracy_level {_level_of(node)})" if node.op_type == "MatMulNBits" else ""
+        return f"planned {site.precision}, found {found}{level}"
     if wanted.needs_range and site.range is None:
         return "the plan holds no range"
     return None if as_good else _differs_in_form(node, site, recipe)
@@ -97,20 +109,35 @@ def _scales_of_sums(node: ir.Node) -> list[ir.Value | None]:
     return [readers[0].inputs[1]] if len(readers) == 1 and len(readers[0].inputs) == 2 else []
 
 
+def _read_as(precision: Precision, form: Form | None) -> Precision:
+    """What a file says of a precision that was written in a form.
+
+    Every integer grid lies in the same container. MatMulNBits reads as what it is on a CPU, though on other devices its
+    kernel does not heed the level.
+    """
+    if precision.bits is not None:
+        return Precision.INT8
+    return Precision.W8A8_BLOCK if form is Form.NBITS else precision
+
+
 def _differs_in_form(node: ir.Node, site: SitePlan, recipe: Recipe) -> str | None:
+    text: str | None = None
     match recipe.profile.forms.get(site.precision):
         case Form.QDQ if site.precision.is_fp8:
-            return _differing_pair(node, site, recipe)
+            text = _differing_pair(node, site, recipe)
         case Form.QDQ | Form.MATMUL_INTEGER as form:
-            return _differing_codes(node, site, recipe, form)
+            text = _differing_codes(node, site, recipe, form)
+        case Form.NBITS | Form.NBITS_FLOAT as form:
+            found, wanted = {name: a.value for name, a in node.attributes.items()}, nbits_attributes(site, form)
+            text = None if found == wanted else f"its node has the attributes {found}, not {wanted}"
         case Form.OPERATOR:
-            return _differing_call(node, site, recipe)
+            text = _differing_call(node, site, recipe)
         case Form.WEIGHT:
-            return _differing_weight(node, site)
+            text = _differing_weight(node, site)
         case Form.COMPUTED:
             kinds = {v.dtype for v in (node.inputs[1], node.outputs[0]) if v is not None and v.dtype is not None}
-            return "its product is not computed in the type of its operands" if len(kinds) > 1 else None
-    return None
+            text = "its product is not computed in the type of its operands" if len(kinds) > 1 else None
+    return text
 
 
 def _differing_codes(node: ir.Node, site: SitePlan, recipe: Recipe, form: Form) -> str | None:

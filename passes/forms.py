@@ -21,6 +21,9 @@ FP8 = ir.DataType(E4M3.element_type)
 BLOCKED_OPSET = 21  # the first whose DequantizeLinear takes blocks
 # The floating-point precision that a product has if it is left alone.
 AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
+# On a CPU, MatMulNBits rounds activations to int8 by block at level 4, the only one with a fast kernel: one scale for
+# each block of one token, so that a spike costs its own block only. At level 1 they stay in float32.
+ACCURACY_LEVELS = {Form.NBITS: 4, Form.NBITS_FLOAT: 1}
 HALVES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 
 
@@ -170,6 +173,13 @@ def is_as_it_was(site: SitePlan, operand: Operand) -> bool:
     return site.precision is AS_IS.get(operand.dtype, Precision.FP32)
 
 
+def nbits_attributes(site: SitePlan, form: Form) -> dict[str, int]:
+    """The attributes of a site's MatMulNBits."""
+    rows, columns = site.shape
+    block = block_size_for(rows)
+    return {"K": rows, "N": columns, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVELS[form]}
+
+
 def half_of(site: SitePlan, operand: Operand) -> ir.DataType:
     """The half precision that a site in floating point has its weight stored in, where it is not left as it is."""
     return operand.dtype if site.precision is Precision.FP32 else HALVES[site.precision]
@@ -182,7 +192,7 @@ def storage_of(site: SitePlan, operand: Operand, recipe: Recipe, opset: int) -> 
         return Fp8Panels(operand, recipe.weights)
     if fp8:
         return Fp8Codes(operand, recipe.weights if recipe.profile.fp8_per_channel else "per_tensor")
-    if form is Form.NBITS:
+    if form in ACCURACY_LEVELS:
         return Blocks(operand)
     if form is Form.WEIGHT:
         return SignedBlocks(operand) if block_of(site, opset) else Integers(operand, 8)

@@ -45,9 +45,9 @@ E5M2 = Fp8Format("fp8_e5m2", ml_dtypes.float8_e5m2, 57344.0, 19)
 # What activations are rounded to. Weights are E4M3 in all cases: activations need the range, weights the precision, and
 # tensor cores multiply E5M2 by E4M3 but not by E5M2.
 ACTIVATIONS: dict[Precision, Fp8Format | None] = {
-    Precision.FP8_E4M3: E4M3,
-    Precision.FP8_E5M2: E5M2,
-    Precision.W8FP8A16: None,
+    precision: {E4M3.name: E4M3, E5M2.name: E5M2}.get(precision.row.activations or "")
+    for precision in Precision
+    if precision.is_fp8
 }
 WEIGHTS = E4M3
 

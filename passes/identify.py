@@ -11,7 +11,7 @@ import onnx_ir as ir
 from spq_graph.errors import GraphError
 from spq_graph.passes.attention import find_cores, site_after, sites_behind
 from spq_graph.passes.branches import find_adapters, passed_on, projection, scaled_from
-from spq_graph.passes.collect import collect_sites
+from spq_graph.passes.collect import collect_sites, stored_in
 from spq_graph.passes.experts import (
     FusedExperts,
     StackedGlu,
@@ -26,6 +26,7 @@ from spq_graph.passes.layers import layers_of, number_experts, origin_of
 from spq_graph.passes.misses import near_miss, unknown_gate
 from spq_graph.passes.patterns import GluMatch, find_glus
 from spq_graph.passes.values import scalar_of, users_of, weight_of
+from spq_graph.precision import Precision
 from spq_graph.sites import Role, Site, Unmatched
 
 _TO_OUTPUT = frozenset({"Cast", "Identity", "Mul", "Div", "Tanh", "Add", "Slice", "Reshape", "Gather", "Squeeze"})
@@ -49,9 +50,10 @@ class GluBlock:
 
 @dataclass(slots=True)
 class Identified:
-    """What was found in a graph."""
+    """What was found in a graph; `stored` is the floating-point format of each site's weight there, by key."""
 
     sites: list[Site] = field(default_factory=list)
+    stored: dict[str, Precision] = field(default_factory=dict)
     blocks: list[GluBlock] = field(default_factory=list)
     unmatched: list[Unmatched] = field(default_factory=list)
 
@@ -95,6 +97,7 @@ def identify(model: ir.Model) -> Identified:
     _number_layers(nodes, found, glus)
     _list_experts(found, glus)
     found.sites = list(nodes.values())
+    found.stored = {site.key: stored_in(node) for node, site in nodes.items()}
     found.unmatched.sort(key=lambda u: (u.node, u.reason))
     return found
 

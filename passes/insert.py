@@ -15,6 +15,7 @@ from spq_graph.errors import GraphError, SpqError
 from spq_graph.passes.editor import Editor, Operand, drop_unused
 from spq_graph.passes.encode import half_weight
 from spq_graph.passes.forms import (
+    ACCURACY_LEVELS,
     AS_IS,
     dequantized,
     half_of,
@@ -23,20 +24,16 @@ from spq_graph.passes.forms import (
     insert_matmul_integer,
     insert_weight,
     is_as_it_was,
+    nbits_attributes,
     quantized,
     quantizer_of,
     stored,
 )
 from spq_graph.passes.fp8 import WEIGHTS
 from spq_graph.passes.operator import DOMAIN, OP, Fp8Call, add_function
-from spq_graph.passes.scales import block_size_for
 from spq_graph.plan import Plan, SitePlan
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.targets import Form
-
-# accuracy_level 4 of MatMulNBits quantizes activations to int8 in blocks: the only level with a fast CPU kernel. One
-# scale for each block of one token, so a spike costs its own block only.
-ACCURACY_LEVEL = 4
 
 
 class InsertPrecisions(ir.passes.InPlacePass):
@@ -84,8 +81,8 @@ class InsertPrecisions(ir.passes.InPlacePass):
             insert_integer(editor, node, operand, site, recipe, emulate=self.emulate)
         elif form is Form.MATMUL_INTEGER:
             insert_matmul_integer(editor, node, operand, site, recipe)
-        elif form is Form.NBITS:
-            insert_w8a16(editor, node, operand, site, recipe)
+        elif form in ACCURACY_LEVELS:
+            insert_nbits(editor, node, operand, site, recipe)
         elif form is Form.OPERATOR:
             insert_fp8(editor, node, operand, site, recipe)
         elif form is Form.WEIGHT:
@@ -136,16 +133,14 @@ def insert_integer(
     editor.shield(node)
 
 
-def insert_w8a16(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, recipe: Recipe) -> None:
-    """Replace a product by com.microsoft.MatMulNBits: weights in 8 bits by block, activations as they are."""
+def insert_nbits(editor: Editor, node: ir.Node, operand: Operand, site: SitePlan, recipe: Recipe) -> None:
+    """Replace a product by com.microsoft.MatMulNBits: weights in 8 bits by block, activations as the level has them."""
     node = editor.as_matmul(node)
     editor.widen(node, operand.dtype)
-    rows, columns = site.shape
-    block = block_size_for(rows)
-    prefix = f"{site.node}.weight.w8a16"
+    prefix = f"{site.node}.weight.{site.precision}"
     codes, scales = stored(editor, f"{prefix}.codes", operand, site, recipe)
     inputs = [node.inputs[0], codes, editor.constant(f"{prefix}.scale", ir.tensor(scales))]
-    attributes = {"K": rows, "N": columns, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
+    attributes = nbits_attributes(site, recipe.profile.forms[site.precision])
     editor.substitute(node, "MatMulNBits", inputs, "com.microsoft", attributes)
     editor.model.graph.opset_imports.setdefault("com.microsoft", 1)
 

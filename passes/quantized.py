@@ -64,7 +64,7 @@ def identify_floating(model: ir.Model) -> Identified:
         else:
             where = f" of layer {site.layer}" if site.layer is not None else ""
             found.unmatched.append(Unmatched(site.node, f"{site.role.value}{where}: {why_left(node)}"))
-    found.sites = sites
+    found.sites, found.stored = sites, {site.key: found.stored[site.key] for site in sites}
     listed = {entry.node for entry in found.unmatched}
     found.unmatched += [
         Unmatched(node.name or "", why_left(node))

@@ -11,7 +11,9 @@ from pathlib import Path
 import onnxruntime as ort
 
 from spq_graph.errors import CheckError
-from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun
+from spq_graph.kernels import FP8_KERNEL, INTEGER_KERNELS
+from spq_graph.plan import SitePlan
+from spq_graph.report import OperatorRun
 from spq_graph.runtime.operators import library_info
 
 
@@ -74,21 +76,24 @@ def executed_in(profiles: Iterable[Path]) -> Executed:
     return found
 
 
-def check_integer_sites(executed: Executed, nodes: Iterable[tuple[str, str]], where: str) -> None:
+def not_as_planned(executed: Executed, sites: Iterable[SitePlan]) -> list[SitePlan]:
+    """The sites that did not run as one of the kernels by which their precision is proved."""
+    return [s for s in sites if (proof := s.precision.row.kernels) and executed.kernels.get(s.node) not in proof]
+
+
+def check_integer_sites(executed: Executed, sites: Iterable[SitePlan], where: str) -> None:
     """Check that every planned site ran as an integer kernel.
 
     Args:
         executed: what ran.
-        nodes: (site key, node name) of the sites planned as integers.
+        sites: those planned as integers.
         where: the file, for the error.
 
     Raises:
         CheckError: naming every site that ran as something else.
     """
     wrong = [
-        f"{key} (node {node}): {executed.kernels.get(node, 'not found')}"
-        for key, node in nodes
-        if executed.kernels.get(node) not in INTEGER_KERNELS
+        f"{s.key} (node {s.node}): {executed.kernels.get(s.node, 'not found')}" for s in not_as_planned(executed, sites)
     ]
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""

@@ -11,14 +11,11 @@ import onnxruntime as ort
 
 from spq_graph.errors import CheckError
 from spq_graph.plan import Plan, SitePlan
-from spq_graph.recipe import Precision
 from spq_graph.runtime import openvino_session as openvino
-from spq_graph.runtime.executed import Executed, check_integer_sites
+from spq_graph.runtime.executed import Executed, check_integer_sites, not_as_planned
 from spq_graph.runtime.sequences import Ids
 from spq_graph.runtime.session import CPU, Runner, execute_once
-from spq_graph.targets import Form, Profile
-
-DECOMPRESSED = frozenset({"FullyConnected_float_weights_int8", "MatMul_float_weights_int8"})
+from spq_graph.targets import Profile
 
 
 def why_absent(profile: Profile) -> str | None:
@@ -97,12 +94,8 @@ def check_executed(executed: Executed, plan: Plan, where: str) -> None:
     if profile.provider == "TensorrtExecutionProvider":
         _check_placed(executed, _written(plan.sites), profile, where)
         return
-    check_integer_sites(executed, [(s.key, s.node) for s in plan.integer_sites], where)
-    expected = {Form.NBITS: frozenset({"MatMulNBits"}), Form.WEIGHT: DECOMPRESSED}.get(
-        profile.forms.get(Precision.W8A16, Form.AS_IS)
-    )
-    weights = [s for s in plan.sites if s.precision is Precision.W8A16]
-    wrong = [s for s in weights if expected and executed.kernels.get(s.node) not in expected]
+    check_integer_sites(executed, plan.integer_sites, where)
+    wrong = not_as_planned(executed, [s for s in plan.sites if s.precision.row.by_block])
     if wrong:
         _refuse(wrong, executed, "planned with integer weights did not run so", where)
     if profile.provider != CPU and profile.provider is not None:

@@ -18,6 +18,7 @@ from spq_graph.html import render, shown_profiles
 from spq_graph.opening import Openable, Opening
 from spq_graph.passes.graph import digest_of, files_of
 from spq_graph.plan import Plan
+from spq_graph.precision import Precision
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.report import Report
@@ -103,7 +104,7 @@ def _others(
     if plan is None or digest_of(reference.model) != plan.model.digest:
         steps.console.print("only the two models are timed: the plan is not one of the floating-point model given")
         return
-    stored = {site.key: "fp32" for site in plan.sites}
+    stored = dict.fromkeys((site.key for site in plan.sites), Precision.FP32)
     rows = {row.id: row.plan for row in (*variants(plan, stored), weight_only(plan))}
     with steps.step("build", "Building what it is compared with"):
         for row in (EVERYWHERE, WEIGHT_ONLY):

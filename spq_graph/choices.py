@@ -16,20 +16,29 @@ from spq_graph.value_range import ValueRange
 
 @dataclass(slots=True)
 class Choice:
-    """What is known of one site on the way to its plan; `high` is what it becomes if it is kept."""
+    """What is known of one site on the way to its plan.
+
+    Attributes:
+        stored: format of its weight in the graph.
+        seen: what calibration saw at its input.
+        high: what it becomes if it is kept.
+        wants_high: whether it is kept by hand.
+        instead: why the target made `high` another format than was asked for.
+    """
 
     site: Site
+    stored: Precision
     seen: ValueRange | None
     precision: Precision
     reason: Reason
     high: Precision
-    wants_high: bool = False  # kept by hand
+    wants_high: bool = False
     kl: float | None = None
     rank: int | None = None
     threshold: float | None = None
     note: str | None = None
     formats: dict[str, float] | None = None
-    instead: str | None = None  # why the target made `high` another format than was asked for
+    instead: str | None = None
 
     @property
     def free(self) -> bool:
@@ -38,7 +47,7 @@ class Choice:
 
     def set_high(self, wanted: Precision, recipe: Recipe) -> None:
         """Say what the site becomes if it is kept, or the nearest to it that the target can run."""
-        if wanted is Precision(self.site.stored):
+        if wanted is self.stored:
             self.high, self.instead = wanted, None  # as the graph has it: nothing is written
         else:
             self.high, self.instead = recipe.profile.settle(wanted, largest_of(self.seen))
@@ -49,28 +58,28 @@ def largest_of(seen: ValueRange | None) -> float | None:
     return max(abs(seen.low), abs(seen.high)) if seen is not None else None
 
 
-def start(site: Site, seen: ValueRange | None, recipe: Recipe) -> Choice:
+def start(site: Site, stored: Precision, seen: ValueRange | None, recipe: Recipe) -> Choice:
     """What is known of a site before anything is decided: integers where nothing speaks against it."""
-    choice = _start(site, seen, recipe)
-    choice.set_high(by_rule(recipe, site.stored, seen.ratio if seen is not None else None), recipe)
+    choice = _start(site, stored, seen, recipe)
+    choice.set_high(by_rule(recipe, stored, seen.ratio if seen is not None else None), recipe)
     return choice
 
 
-def _start(site: Site, seen: ValueRange | None, recipe: Recipe) -> Choice:
-    as_is = high = Precision(site.stored)
+def _start(site: Site, stored: Precision, seen: ValueRange | None, recipe: Recipe) -> Choice:
     if site.left_alone(recipe.quantize_lm_head):
         note = f"{site.role.value} stays as it is unless asked for"
-        return Choice(site, seen, as_is, Reason.DEFAULT, high, note=note)
+        return Choice(site, stored, seen, stored, Reason.DEFAULT, stored, note=note)
     tokens = seen.tokens if seen is not None else 0
     if site.expert is not None and tokens < recipe.min_expert_tokens:
         note = (
             f"expert {site.expert} saw {tokens} tokens of the calibration data, and its range is trusted from "
             f"{recipe.min_expert_tokens} on (min_expert_tokens): calibrate on more text"
         )
-        return Choice(site, seen, as_is, Reason.TOO_FEW_TOKENS, high, note=note)
+        return Choice(site, stored, seen, stored, Reason.TOO_FEW_TOKENS, stored, note=note)
     if seen is None:
-        return Choice(site, None, as_is, Reason.UNSUPPORTED, high, note="no range was measured for its input")
-    return Choice(site, seen, Precision.integer(recipe.bits), Reason.DEFAULT, high)
+        note = "no range was measured for its input"
+        return Choice(site, stored, None, stored, Reason.UNSUPPORTED, stored, note=note)
+    return Choice(site, stored, seen, Precision.integer(recipe.bits), Reason.DEFAULT, stored)
 
 
 def _rules(recipe: Recipe) -> list[tuple[str, str, str]]:
@@ -94,7 +103,7 @@ def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:
             )
         for choice in hit:
             choice.wants_high = wanted == "high"
-            special = {"stored": Precision(choice.site.stored), "high": choice.high}
+            special = {"stored": choice.stored, "high": choice.high}
             precision = special.get(wanted) or Precision(wanted)
             if precision.needs_range and choice.seen is None:
                 raise UsageError(f"'{pattern}' asks for {precision} without a range", where=choice.site.key)
@@ -139,7 +148,7 @@ def assigned(
         return recipe.profile.settle(high, largest_of(choice.seen))[0] if high is not None else choice.high
 
     precisions = {key: becomes(c) if key in kept or c.wants_high else c.precision for key, c in choices.items()}
-    return {key: p for key, p in precisions.items() if p is not Precision(choices[key].site.stored)}
+    return {key: p for key, p in precisions.items() if p is not choices[key].stored}
 
 
 def evidence_of(seen: ValueRange, token_text: Callable[[int], str] | None) -> Evidence:
@@ -158,7 +167,7 @@ def evidence_of(seen: ValueRange, token_text: Callable[[int], str] | None) -> Ev
 
 def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan:
     """What the plan says of a site."""
-    site, seen, reason, note = choice.site, choice.seen, choice.reason, choice.note
+    seen, reason, note = choice.seen, choice.reason, choice.note
     if choice.instead is not None and (choice.wants_high or reason is Reason.SPIKE):
         reason, note = Reason.UNSUPPORTED, f"{note}; {choice.instead}"
     measured = evidence_of(seen, token_text) if seen is not None else Evidence()
@@ -172,13 +181,7 @@ def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan
         }
     )
     return SitePlan(
-        key=site.key,
-        node=site.node,
-        role=site.role,
-        layer=site.layer,
-        expert=site.expert,
-        shape=site.shape,
-        input=site.input,
+        site=choice.site,
         precision=choice.precision,
         reason=reason,
         range=(seen.low, seen.high) if seen is not None else None,

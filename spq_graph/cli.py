@@ -54,7 +54,7 @@ def doctor(as_json: o.Json = False) -> None:
 
     found = examine()
     if as_json:
-        print_json(found)
+        print_json(found.to_dict())
     else:
         show(found, Console())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from spq_graph.choices import Choice, above, apply_overrides, assigned, cap_of, keep, planned, six, start
 from spq_graph.errors import GraphError
@@ -41,6 +42,7 @@ def decide(
     recipe: Recipe,
     model: ModelRef,
     *,
+    stored: Mapping[str, Precision] = MappingProxyType({}),
     unmatched: Sequence[Unmatched] = (),
     origin: str = "",
     measure: Measure | None = None,
@@ -64,6 +66,7 @@ def decide(
         ranges: what calibration saw, by input value.
         recipe: what the user wants.
         model: which model this is.
+        stored: format of each weight in the graph, by site key; float32 where it does not say.
         unmatched: products that are no sites, and why.
         origin: where the calibration data came from.
         measure: KL of a choice of precisions; called once for each distinct choice.
@@ -73,7 +76,10 @@ def decide(
     Raises:
         UsageError: a pattern of the recipe fits no site, or nothing is left to quantize.
     """
-    choices = {site.key: start(site, ranges.values.get(site.input), recipe) for site in sites}
+    choices = {
+        site.key: start(site, stored.get(site.key, Precision.FP32), ranges.values.get(site.input), recipe)
+        for site in sites
+    }
     apply_overrides(choices, recipe)
     if recipe.spike_ratio is not None or measure is None:
         search, met = _by_ratio(choices, recipe)
@@ -154,7 +160,7 @@ def _settle_formats(
             choice.set_high(min(errors, key=lambda p: errors[p]), recipe)
             choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
     else:
-        stored = frozenset(c.site.stored for c in kept)
+        stored = frozenset(c.stored for c in kept)
         errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
         as_is = oracle(assigned(choices, names, recipe))
         best = pick(errors, as_is, everywhere, recipe)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from spq_graph.errors import SpqError
+from spq_graph.kernels import FP8_KERNEL
 from spq_graph.passes.apply import apply_plan, save_model
 from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
-from spq_graph.recipe import Precision, Recipe
-from spq_graph.report import FP8_KERNEL
+from spq_graph.precision import SMALLEST_FIRST, Precision
+from spq_graph.recipe import Recipe
 from spq_graph.runtime import health
 from spq_graph.runtime.executed import Executed
 from spq_graph.runtime.proof import why_absent
-from spq_graph.sites import Role
+from spq_graph.sites import Role, Site
 from spq_graph.targets import PROFILES, Form, Profile
 from spq_graph.verdict import environment
 
 # The probe: one product, large enough for every kernel and small enough to be done at once.
 ROWS, DEPTH, COLUMNS = 4, 64, 64
-PRECISIONS = (
-    Precision.INT8,
-    Precision.W8A16,
-    Precision.FP8_E4M3,
-    Precision.FP8_E5M2,
-    Precision.W8FP8A16,
-    Precision.FP16,
-    Precision.BF16,
-    Precision.FP32,
-)
-_WRITTEN = {
-    Form.QDQ: "Q/DQ on both operands",
-    Form.MATMUL_INTEGER: "MatMulInteger",
-    Form.NBITS: "MatMulNBits",
-    Form.OPERATOR: "spq::Fp8MatMul",
-    Form.WEIGHT: "DequantizeLinear on the weight",
-    Form.STORED: "MatMul",
-    Form.COMPUTED: "MatMul in it",
-    Form.AS_IS: "MatMul",
-}
+PRECISIONS = tuple(p for p in SMALLEST_FIRST if p.row.probed)
 OPSET = 21
 NOT_HERE = "not executed here"
 SATURATES = (
@@ -54,28 +38,47 @@ SATURATES = (
 )
 
 
-def examine() -> dict[str, Any]:
-    """What `doctor --json` prints.
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What is installed on a machine, and what runs there.
 
-    Returns:
-        `versions`, `machine` (`instruction_sets` and `gpus` among it), `library` (`path`, `version`, `isa`,
-        `available`, `cuda`, `problem`); `targets`, by target and precision the kernel that a small product ran as: an
-        operator type, "function" where an FP8 site ran as the standard operators that its file carries, "unsupported"
-        and why, "not executed here" and what would be written, or the error; `absent`, by target why it is not here,
-        or null; `warnings`.
+    Attributes:
+        versions: of what takes part, by package.
+        machine: `processor`, `cores`, `instruction_sets`, `gpus`, `system`, `providers`.
+        library: of operators: `path`, `problem`, and where it loads `version`, `isa`, `available`, `cuda`.
+        targets: by target and precision the kernel that a small product ran as: an operator type, "function" where an
+            FP8 site ran as the standard operators that its file carries, "unsupported" and why, "not executed here"
+            and what would be written, or the error.
+        absent: by target why it is not here; None where it is.
+        warnings: what would make results on this machine differ from those elsewhere.
     """
+
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    library: Mapping[str, Any]
+    targets: Mapping[str, Mapping[str, str]]
+    absent: Mapping[str, str | None]
+    warnings: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `doctor --json` prints."""
+        return asdict(self)
+
+
+def examine() -> Examination:
+    """Find out what is installed here, and run a small product in every precision on every target."""
     absent = {target: why_absent(profile) for target, profile in PROFILES.items()}
-    return {
-        "versions": environment(),
-        "machine": health.machine(),
-        "library": health.library(),
-        "targets": {
+    return Examination(
+        versions=environment(),
+        machine=health.machine(),
+        library=health.library(),
+        targets={
             target: {p.value: _kernel(p, profile, absent[target]) for p in PRECISIONS}
             for target, profile in PROFILES.items()
         },
-        "absent": absent,
-        "warnings": _warnings(),
-    }
+        absent=absent,
+        warnings=_warnings(),
+    )
 
 
 def _kernel(precision: Precision, profile: Profile, absent: str | None) -> str:
@@ -85,7 +88,7 @@ def _kernel(precision: Precision, profile: Profile, absent: str | None) -> str:
     try:
         if absent is not None:
             _run(precision, profile, execute=False)
-            return f"{NOT_HERE}; written as {_WRITTEN[profile.forms[precision]]}"
+            return f"{NOT_HERE}; written as {profile.forms[precision].words}"
         ran, _ = _run(precision, profile)
     except SpqError as cause:
         return f"error: {cause.what}"
@@ -134,12 +137,7 @@ def _probe(flat: bool) -> ir.Model:
 
 def _plan(precision: Precision, profile: Profile) -> Plan:
     site = SitePlan(
-        key="product",
-        node="product",
-        role=Role.OTHER,
-        layer=None,
-        shape=(DEPTH, COLUMNS),
-        input="x",
+        site=Site(key="product", node="product", role=Role.OTHER, layer=None, shape=(DEPTH, COLUMNS), input="x"),
         precision=precision,
         reason=Reason.OVERRIDE,
         range=(-1.0, 1.0),
@@ -154,12 +152,12 @@ def _plan(precision: Precision, profile: Profile) -> Plan:
     )
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(found: Examination, console: Console) -> None:
     """Print an examination."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, version in found["versions"].items():
+    for name, version in found.versions.items():
         table.add_row(name, Text(version))
-    machine, library = found["machine"], found["library"]
+    machine, library = found.machine, found.library
     table.add_row("processor", Text(f"{machine['processor']}, {machine['cores']} cores"))
     table.add_row("", Text(", ".join(machine["instruction_sets"]) or "instruction sets are not known here"))
     for gpu in machine["gpus"]:
@@ -174,13 +172,13 @@ def show(found: dict[str, Any], console: Console) -> None:
     if library["problem"]:
         table.add_row("", Text(library["problem"], style="yellow", overflow="fold"))
     console.print(table)
-    for warning in found["warnings"]:
+    for warning in found.warnings:
         console.print(Text(f"! {warning}", style="yellow"))
-    for target, kernels in found["targets"].items():
+    for target, kernels in found.targets.items():
         title = f"target {target}: {PROFILES[target].device}"
         ran = Table("precision", "runs as", title=title, title_justify="left", box=None)
-        if found["absent"][target]:
-            console.print(Text(f"target {target}: {found['absent'][target]}", style="yellow"))
+        if found.absent[target]:
+            console.print(Text(f"target {target}: {found.absent[target]}", style="yellow"))
         for precision, kernel in kernels.items():
             ran.add_row(precision, Text(_in_words(kernel), style="" if not _falls_back(kernel) else "yellow"))
         console.print(ran)

@@ -16,6 +16,7 @@ from spq_graph.data import Data
 from spq_graph.opening import Openable, Opening
 from spq_graph.passes.graph import files_of
 from spq_graph.planning import widths_of
+from spq_graph.precision import Precision
 from spq_graph.progress import Steps
 from spq_graph.recipe import Recipe
 from spq_graph.variants import ROWS_ONCE, rows_of
@@ -94,7 +95,7 @@ def forecast(
         counted = [s for s in bench.found.sites if not s.left_alone(recipe.quantize_lm_head)]
         cap = math.floor(recipe.max_kept * len(counted))
         weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
-        size = 4 if all(s.stored == "fp32" for s in counted) else 2
+        size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in counted) else 2
         source = sum(file.stat().st_size for file in files_of(bench.model))
         everywhere = source - sum(weights) * (size - 1)
         per_token = _seconds_per_token(bench)

@@ -8,62 +8,43 @@ from typing import Any, Generic, TypeVar
 
 from spq_graph.plan import CalibrationRef, Evidence, SitePlan
 from spq_graph.rows import RowId
-from spq_graph.sites import Role, Site, Unmatched
+from spq_graph.sites import OfSite, Site, Unmatched
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class InspectedSite:
+class InspectedSite(OfSite):
     """One site of a file.
 
     Attributes:
-        site: what identifies it, as the plan beside the file has it, or else as it was found in the graph.
+        site: as the plan beside the file has it, or else as it was found in the graph.
         precision: as planned, or as found in the file: other tools have precisions that no plan has.
         reason: why; None where neither a plan nor the file says it.
         evidence: what was measured when that was decided, or now where no plan is recorded.
         measured: what was measured now; None where that was not asked for, or the site never ran.
+        plan: the decision as it is recorded; None where none is.
     """
 
-    site: Site | SitePlan
+    site: Site
     precision: str
     reason: str | None
     evidence: Evidence = field(default_factory=Evidence)
     measured: Evidence | None = None
+    plan: SitePlan | None = None
 
     @classmethod
-    def planned(cls, site: SitePlan) -> InspectedSite:
+    def planned(cls, plan: SitePlan) -> InspectedSite:
         """A site as its plan has it."""
-        return cls(site, site.precision.value, site.reason.value, site.evidence)
-
-    @property
-    def key(self) -> str:
-        """The module path, or the node's name."""
-        return self.site.key
-
-    @property
-    def node(self) -> str:
-        """Name of the MatMul or Gemm node."""
-        return self.site.node
-
-    @property
-    def role(self) -> Role:
-        """What it does in the model."""
-        return self.site.role
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """K and N, as the product sees its weight."""
-        return self.site.shape
+        return cls(plan.site, plan.precision.value, plan.reason.value, plan.evidence, plan=plan)
 
     def to_dict(self) -> dict[str, Any]:
         """An entry of `sites`: as in a plan, with `range` where one is recorded, and `measured` where it was."""
-        site = self.site
-        data: dict[str, Any] = {name: getattr(site, name) for name in ("key", "node", "role", "layer", "expert")}
-        data |= {"role": site.role.value, "shape": list(site.shape), "input": site.input}
+        data: dict[str, Any] = asdict(self.site)
+        data |= {"role": self.role.value, "shape": list(self.shape)}
         data |= {"precision": self.precision, "reason": self.reason}
-        if isinstance(site, SitePlan):
-            data["range"] = list(site.range) if site.range is not None else None
+        if self.plan is not None:
+            data["range"] = list(self.plan.range) if self.plan.range is not None else None
         data["evidence"] = known(self.evidence)
         return data if self.measured is None else data | {"measured": known(self.measured)}
 

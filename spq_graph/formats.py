@@ -11,7 +11,7 @@ from spq_graph.recipe import Precision, Recipe
 E4M3_RATIO = 5000.0
 
 
-def by_rule(recipe: Recipe, stored: str, ratio: float | None) -> Precision:
+def by_rule(recipe: Recipe, stored: Precision, ratio: float | None) -> Precision:
     """The precision of a kept site before anything was measured.
 
     Args:
@@ -21,17 +21,17 @@ def by_rule(recipe: Recipe, stored: str, ratio: float | None) -> Precision:
     """
     match recipe.high_precision:
         case "auto":
-            return Precision(stored)
+            return stored
         case "fp8":
             return Precision.FP8_E4M3 if ratio is None or ratio <= E4M3_RATIO else Precision.FP8_E5M2
         case named:
             return Precision(named)
 
 
-def candidates(recipe: Recipe, stored: frozenset[str]) -> tuple[Precision, ...]:
+def candidates(recipe: Recipe, stored: frozenset[Precision]) -> tuple[Precision, ...]:
     """What `auto` measures beside the formats that the graph has, the cheaper first."""
     tiers = recipe.profile.tiers_for(recipe.use)
-    return tuple(p for tier in tiers for p in tier if p is not Precision.FP16 or "fp32" in stored)
+    return tuple(p for tier in tiers for p in tier if p is not Precision.FP16 or Precision.FP32 in stored)
 
 
 def pick(measured: Mapping[Precision, float], as_is: float, everywhere: float, recipe: Recipe) -> Precision | None:

@@ -15,11 +15,13 @@ from spq_graph.errors import UsageError
 from spq_graph.findings import GraphFacts, InspectedSite, Inspection, SeenProfile, SeenStretch, SeenToken, known
 from spq_graph.opening import Opening
 from spq_graph.passes.annotate import PREFIX
+from spq_graph.passes.collect import attribute_of
 from spq_graph.passes.compare import precision_of
 from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, load_graph
 from spq_graph.passes.identify import Identified, identify
 from spq_graph.passes.unquantize import LookThroughQuantization
 from spq_graph.plan import CalibrationRef, Plan
+from spq_graph.precision import Precision, today
 from spq_graph.profile import Profile
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
@@ -69,7 +71,7 @@ def inspect_path(
     model = load_graph(file)
     facts = _facts(model)
     Canonicalize()(model)
-    precisions = {node.name: _recorded(node, "precision") or _precision(node) for node in model.graph}
+    precisions = {node.name: _precision(node) for node in model.graph}
     if any(node.op_type in QUANTIZED_OPS for node in model.graph):
         LookThroughQuantization()(model)
     found = identify(model)
@@ -120,9 +122,14 @@ def _facts(model: ir.Model) -> GraphFacts:
 
 
 def _precision(node: ir.Node) -> str:
-    """As it is in the file, which somebody else may have quantized to bits that we have no name for."""
-    bits = node.attributes.get("bits") if node.op_type == "MatMulNBits" else None
-    return precision_of(node).value if bits is None else f"w{int(bits.value)}a16"
+    """As the file records it, or as it is there: somebody else may have quantized to bits that we have no name for."""
+    if (recorded := _recorded(node, "precision")) is not None:
+        return today(recorded)
+    found = precision_of(node)
+    bits = int(attribute_of(node, "bits", 4)) if node.op_type == "MatMulNBits" else 8
+    if bits == 8:
+        return found.value
+    return f"w{bits}a16" if found is Precision.W8A16 else f"w{bits}a8"
 
 
 def _recorded(node: ir.Node, what: str) -> str | None:

@@ -26,7 +26,7 @@ def meter(
     stored = bench.stored
 
     def measure(precisions: Mapping[str, Precision]) -> float:
-        plan = base.with_precisions(lambda s: precisions.get(s.key, Precision(stored[s.key])))
+        plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         graph = apply_plan(bench.model, plan, emulate=plan.recipe.profile.provider != CPU)
         result = kl_of.kl(SegmentedRunner(bench.segments(graph)))
@@ -40,14 +40,8 @@ def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
     """A plan with every measured site as the graph has it, from which those to be measured are made."""
     sites = [
         SitePlan(
-            key=s.key,
-            node=s.node,
-            role=s.role,
-            layer=s.layer,
-            expert=s.expert,
-            shape=s.shape,
-            input=s.input,
-            precision=Precision(s.stored),
+            site=s,
+            precision=bench.stored[s.key],
             reason=Reason.DEFAULT,
             range=(ranges.values[s.input].low, ranges.values[s.input].high),
         )

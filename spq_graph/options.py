@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from spq_graph.precision import SMALLEST_FIRST
+from spq_graph.targets import PROFILES
+
 MODEL_HELP = "Hugging Face folder, .onnx file, or the word 'reference' (the embedded model)"
 
 Source = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="SOURCE")]
@@ -28,12 +31,13 @@ CalibrationTokens = Annotated[int | None, typer.Option(min=1, help="tokens of ca
 Text = Annotated[Path | None, typer.Option(help="evaluation text, never the calibration data", metavar="FILE")]
 Bos = Annotated[bool, typer.Option("--bos", help="prepend BOS even where the tokenizer does not")]
 Window = Annotated[int | None, typer.Option(min=2, help="tokens in a sequence (default: the model's, at most 2048)")]
-Target = Annotated[str | None, typer.Option(help="cpu, cuda, tensorrt, openvino or portable")]
+*_SOME, _LAST = PROFILES
+Target = Annotated[str | None, typer.Option(help=f"{', '.join(_SOME)} or {_LAST}")]
 HighPrecision = Annotated[
     str | None,
     typer.Option(
         help="what kept sites become: auto (what measuring justifies), fp8 (of its two formats the better), "
-        "fp8_e4m3, fp8_e5m2, w8fp8a16, w8a16, fp16, bf16, fp32"
+        + ", ".join(p for p in SMALLEST_FIRST if p.bits is None)
     ),
 ]
 Keep = Annotated[

@@ -5,16 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from spq_graph.display import html_table, to_frame
 from spq_graph.errors import UsageError
 from spq_graph.recipe import Precision, Recipe
-from spq_graph.sites import Role
+from spq_graph.sites import OfSite, Site
 from spq_graph.targets import Form
 
 if TYPE_CHECKING:
@@ -61,20 +75,42 @@ class Evidence(_Strict):
         return None if value is None else float(f"{value:.6g}")
 
 
-class SitePlan(_Strict):
+_SITE = TypeAdapter(Site)
+# What `_SITE` reads of an entry; a "site" is no field of an entry as JSON has it, and is refused with it.
+_IN_ENTRY = frozenset({"site", *(field.name for field in fields(Site))})
+
+
+class SitePlan(OfSite, _Strict):
     """The decision for one site."""
 
-    key: str = Field(description="module path as the exporter recorded it, or the node's name")
-    node: str = Field(description="name of the MatMul or Gemm node")
-    role: Role = Field(description="what it does in the model")
-    layer: int | None = Field(description="decoder layer, from 0; null outside of the layers")
-    expert: int | None = Field(None, description="number of the expert, in a mixture of experts")
-    shape: tuple[int, int] = Field(description="K and N, as the product sees its weight")
-    input: str = Field(description="name of the activation value that it reads")
+    site: Site = Field(description="what it is for; in JSON its fields stand beside the decision")
     precision: Precision = Field(description="the arithmetic that it gets")
     reason: Reason = Field(description="why")
     range: tuple[float, float] | None = Field(None, description="smallest and largest activation, for its quantizer")
     evidence: Evidence = Field(Evidence(), description="what was measured")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_site(cls, given: Any) -> Any:
+        """Take what identifies the site out of an entry as JSON has it."""
+        if not isinstance(given, dict) or isinstance(given.get("site"), Site):
+            return given
+        site = _SITE.validate_python({name: value for name, value in given.items() if name in _IN_ENTRY})
+        return {"site": site} | {name: value for name, value in given.items() if name not in _IN_ENTRY}
+
+    @model_serializer(mode="wrap")
+    def _lay_out_site(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        return {**data.pop("site"), **data}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        fields_only = cast(CoreSchema, {key: value for key, value in core.items() if key != "serialization"})
+        entry = handler.resolve_ref_schema(handler(fields_only))
+        site = handler.resolve_ref_schema(entry["properties"].pop("site"))
+        entry["properties"] = site["properties"] | entry["properties"]
+        entry["required"] = site["required"] + [name for name in entry["required"] if name != "site"]
+        return entry
 
     @property
     def largest(self) -> float | None:
@@ -180,9 +216,10 @@ class Plan(_Strict):
         """
         rows = []
         for site in self.sites:
-            row = site.model_dump(mode="json", exclude={"shape", "range", "evidence"})
+            row = site.model_dump(mode="json", exclude={"range", "evidence"})
+            rows_of_weight, columns = row.pop("shape")
             low, high = site.range or (None, None)
-            row |= {"K": site.shape[0], "N": site.shape[1], "low": low, "high": high}
+            row |= {"K": rows_of_weight, "N": columns, "low": low, "high": high}
             rows.append(row | site.evidence.model_dump(mode="json"))
         return to_frame(rows, "key")
 

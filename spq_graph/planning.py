@@ -44,6 +44,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             ranges,
             recipe,
             bench.ref,
+            stored=bench.stored,
             unmatched=bench.found.unmatched,
             origin=sequences.origin if sequences is not None else "",
             measure=measure,

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import core_schema
 
 from spq_graph.errors import UsageError
-from spq_graph.precision import Precision
+from spq_graph.precision import Precision, today
 from spq_graph.targets import PROFILES, Profile, Target, Use
 
-__all__ = ["ROUNDED", "Override", "Precision", "Recipe", "is_legal", "load_recipe", "matches"]
+__all__ = ["ROUNDED", "OneOf", "Override", "Precision", "Recipe", "legal_name", "load_recipe", "matches"]
 
 
-# "fp8" is the FP8 format of activations with the smaller measured error.
-HighPrecision = Literal["auto", "fp32", "fp16", "bf16", "w8a16", "fp8", "fp8_e4m3", "fp8_e5m2", "w8fp8a16"]
-ROUNDED = (Precision.FP8_E4M3, Precision.FP8_E5M2)
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Text that is one of these words, and which are these; names of the first edition are read as today's."""
+
+    words: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """What pydantic checks, as of a Literal."""
+        allowed = core_schema.literal_schema(list(self.words))
+        return core_schema.no_info_before_validator_function(_today, allowed)
+
+
+def _today(value: Any) -> Any:
+    return today(value) if isinstance(value, str) else value
+
+
+ROUNDED = tuple(p for p in Precision if p.is_fp8 and p.needs_range)
+# "fp8" is that of `ROUNDED` with the smaller measured error.
+HighPrecision = Annotated[str, OneOf(("auto", "fp8", *(p.value for p in Precision if p.bits is None)))]
 
 
 class Override(BaseModel):
@@ -26,21 +44,7 @@ class Override(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     pattern: str
-    precision: Literal[
-        "int8",
-        "int7",
-        "int6",
-        "int5",
-        "int4",
-        "fp32",
-        "fp16",
-        "bf16",
-        "w8a16",
-        "fp8_e4m3",
-        "fp8_e5m2",
-        "w8fp8a16",
-        "high",
-    ]
+    precision: Annotated[str, OneOf((*(p.value for p in Precision), "high"))]
 
 
 class Recipe(BaseModel):
@@ -106,7 +110,7 @@ class Recipe(BaseModel):
         if self.profile.signed and self.activations != "symmetric":
             raise ValueError(f"target '{self.target}' takes signed integers with zero point 0: activations = symmetric")
         for name in (self.high_precision, *(o.precision for o in self.overrides)):
-            if not is_legal(name, self.profile):
+            if not _is_legal(name, self.profile):
                 why, legal = self.profile.why_not(_asked(name)[0]), ", ".join(self.profile.high)
                 raise ValueError(
                     f"target '{self.target}' cannot run {name}: {why}; use one of {legal}, or another target"
@@ -128,9 +132,16 @@ class Recipe(BaseModel):
         return self.profile.allows(precision)
 
 
-def is_legal(name: str, profile: Profile) -> bool:
+def _is_legal(name: str, profile: Profile) -> bool:
     """Whether a target can do what a recipe calls by this name: a precision, or a word for several."""
     return not (asked := _asked(name)) or any(map(profile.allows, asked))
+
+
+def legal_name(name: str, profile: Profile) -> str | None:
+    """What a recipe for a target calls what another calls by this name; None where nothing comes near it there."""
+    if _is_legal(name, profile):
+        return name
+    return next((near.value for one in _asked(name) for near in one.row.nearest if profile.allows(near)), None)
 
 
 def _asked(name: str) -> tuple[Precision, ...]:

@@ -25,15 +25,6 @@ from spq_graph.speed import Speed
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# What ONNX Runtime fuses Q/DQ around a product into, and what multiplies in integers without it.
-INTEGER_KERNELS = frozenset(
-    {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16"}
-    | {"FullyConnected_int8", "MatMul_int8"}  # as OpenVINO calls its products, with the type that they multiply in
-)
-
-# The operator of our own: under this name where its kernel ran, and otherwise as the operators of its function.
-FP8_KERNEL = "Fp8MatMul"
-
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spq_graph.kernels import INTEGER_KERNELS
 from spq_graph.plan import Plan
-from spq_graph.report import INTEGER_KERNELS, OperatorRun, Report
+from spq_graph.report import OperatorRun, Report
 
 
 @dataclass(frozen=True, slots=True)

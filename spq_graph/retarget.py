@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spq_graph.errors import UsageError
 from spq_graph.plan import Plan, Reason, SitePlan
-from spq_graph.recipe import Recipe, is_legal
+from spq_graph.recipe import Recipe, legal_name
 from spq_graph.targets import PROFILES, Target
 
 
@@ -22,14 +22,14 @@ def retarget(plan: Plan, target: Target) -> Plan:
 
 
 def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
-    """The recipe for another target, less what that cannot run: the sites say one by one what became of it."""
+    """The recipe for another target, less what has no near there: the sites say one by one what became of it."""
     profile = PROFILES[target]
     changed: dict[str, object] = {"target": target}
     if profile.signed:
         changed["activations"] = "symmetric"
-    if not is_legal(recipe.high_precision, profile):
-        changed["high_precision"] = "auto"
-    changed["overrides"] = [o.model_dump() for o in recipe.overrides if is_legal(o.precision, profile)]
+    changed["high_precision"] = legal_name(recipe.high_precision, profile) or "auto"
+    named = [(o.pattern, legal_name(o.precision, profile)) for o in recipe.overrides]
+    changed["overrides"] = [{"pattern": pattern, "precision": name} for pattern, name in named if name is not None]
     return Recipe.model_validate(recipe.model_dump() | changed)
 
 

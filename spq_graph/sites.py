@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import ConfigDict, Field
+
+T = TypeVar("T")
 
 
 class Role(StrEnum):
@@ -38,35 +44,53 @@ class Role(StrEnum):
         return Role(self.value.replace("glu_", "expert_"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """One MatMul or Gemm whose second operand is a constant, seen through Transpose, Cast and Identity.
 
-    Attributes:
-        key: module path as the exporter recorded it, or the node's name.
-        node: name of the MatMul or Gemm node.
-        role: what it does in the model.
-        layer: decoder layer, numbered from 0; None outside of the layers.
-        input: name of the activation value, [..., K].
-        weight: name of the initializer that holds the weight.
-        shape: (K, N), as the product sees it.
-        expert: number of the expert, for a mixture of experts.
-        stored: floating-point format of the weight in the graph: fp32, fp16 or bf16.
+    What identifies it and stands in a plan; what else a graph tells of it is found by its key.
     """
 
-    key: str
-    node: str
-    role: Role
-    layer: int | None
-    input: str
-    weight: str
-    shape: tuple[int, int]
-    expert: int | None = None
-    stored: str = "fp32"
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    key: Annotated[str, Field(description="module path as the exporter recorded it, or the node's name")]
+    node: Annotated[str, Field(description="name of the MatMul or Gemm node")]
+    role: Annotated[Role, Field(description="what it does in the model")]
+    layer: Annotated[int | None, Field(description="decoder layer, from 0; null outside of the layers")]
+    expert: Annotated[int | None, Field(description="number of the expert, in a mixture of experts")] = None
+    shape: Annotated[tuple[int, int], Field(description="K and N, as the product sees its weight")]
+    input: Annotated[str, Field(description="name of the activation value that it reads")]
 
     def left_alone(self, quantize_lm_head: bool = False) -> bool:
         """Whether the Site stays as it is by default, and does not count in shares and controls."""
         return self.role.left_alone and not (quantize_lm_head and self.role is Role.LM_HEAD)
+
+
+class _Entry(Protocol):
+    @property
+    def site(self) -> Site: ...
+
+
+class _Field(Generic[T]):
+    """A field of an entry's site, read as one of the entry itself."""
+
+    def __init__(self, read: Callable[[Site], T]) -> None:
+        self.read = read
+
+    def __get__(self, entry: _Entry, kind: type | None = None) -> T:
+        return self.read(entry.site)
+
+
+class OfSite:
+    """An entry about its `site`, which reads as the site does."""
+
+    key = _Field(lambda site: site.key)
+    node = _Field(lambda site: site.node)
+    role = _Field(lambda site: site.role)
+    layer = _Field(lambda site: site.layer)
+    expert = _Field(lambda site: site.expert)
+    shape = _Field(lambda site: site.shape)
+    input = _Field(lambda site: site.input)
 
 
 @dataclass(frozen=True, slots=True)

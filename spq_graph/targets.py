@@ -27,12 +27,31 @@ class Form(StrEnum):
 
     QDQ = "qdq"  # QuantizeLinear and DequantizeLinear on the activation, DequantizeLinear on the weight
     MATMUL_INTEGER = "matmul_integer"  # QuantizeLinear, MatMulInteger, and Cast and Mul that dequantize
-    NBITS = "matmul_nbits"  # com.microsoft::MatMulNBits
+    NBITS = "matmul_nbits"  # com.microsoft::MatMulNBits, whose CPU kernel may round activations by block
+    NBITS_FLOAT = "matmul_nbits_float"  # the same, whose activations stay in float32
     OPERATOR = "operator"  # spq::Fp8MatMul, with the function that it stands for
     WEIGHT = "weight"  # DequantizeLinear on the weight alone
     STORED = "stored"  # the weight held in it, the product as the graph computes
     COMPUTED = "computed"  # the product itself computed in it
     AS_IS = "as_is"  # float32
+
+    @property
+    def words(self) -> str:
+        """What is written, for people."""
+        return _WRITTEN[self]
+
+
+_WRITTEN = {
+    Form.QDQ: "Q/DQ on both operands",
+    Form.MATMUL_INTEGER: "MatMulInteger",
+    Form.NBITS: "MatMulNBits",
+    Form.NBITS_FLOAT: "MatMulNBits in float32",
+    Form.OPERATOR: "spq::Fp8MatMul",
+    Form.WEIGHT: "DequantizeLinear on the weight",
+    Form.STORED: "MatMul",
+    Form.COMPUTED: "MatMul in it",
+    Form.AS_IS: "MatMul",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +70,7 @@ class Profile:
         fp8_per_channel: whether FP8 weights have a scale for each output channel, or one.
         tiers: what kept sites may become by measured error: the first tier where one is good enough, and of a tier
             the most exact. One row for each use.
+        compared: what the ladder tries kept sites in beside each other, in the order of its rows.
         oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
         divided_norms: whether norms are written as the quotient that the runtime fuses.
         fused_attention: whether attention written out becomes one operator of opset 23.
@@ -67,6 +87,7 @@ class Profile:
     functions: bool = False
     fp8_per_channel: bool = True
     tiers: Mapping[Use, tuple[tuple[Precision, ...], ...]] = field(default_factory=dict)
+    compared: tuple[Precision, ...] = ()
     oldest_opset: int = 13
     divided_norms: bool = False
     fused_attention: bool = False
@@ -91,6 +112,12 @@ class Profile:
         """What kept sites may be asked to become."""
         return tuple(p for p in Precision if p in self.forms and p.bits is None)
 
+    @property
+    def weight_only(self) -> tuple[Target, Precision]:
+        """Where, and in what, a model runs of which weights alone are quantized: on the CPU, where this has no such."""
+        own = next((p for p in _BY_BLOCK if p in self.forms), None)
+        return (self.name, own) if own is not None else ("cpu", _BY_BLOCK[0])
+
     def tiers_for(self, use: Use) -> tuple[tuple[Precision, ...], ...]:
         """The tiers of a use; the balanced ones where it has none of its own."""
         return self.tiers.get(use, self.tiers["balanced"])
@@ -104,8 +131,9 @@ class Profile:
         """
         if not self.allows(precision):
             reason = f"{precision} was planned: {self.why_not(precision)}"
-            # Half precision is the nearest that every target has, and float32 where activations do not fit it.
-            instead, _ = self.settle(Precision.FP16, largest)
+            # Half precision is what every target has, and float32 where activations do not fit it.
+            near = next(filter(self.allows, precision.row.nearest), Precision.FP16)
+            instead, _ = self.settle(near, largest)
             return instead, f"{reason}; {instead} instead"
         too_large = largest is not None and largest > LARGEST_HALF
         if precision is Precision.FP16 and self.forms[precision] is Form.COMPUTED and too_large:
@@ -127,7 +155,7 @@ def target_named(name: str) -> Target:
 
 _INTEGERS = tuple(p for p in Precision if p.bits is not None)
 _FP8 = tuple(p for p in Precision if p.is_fp8)
-_EIGHT_BITS = (Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.W8A16)
+_BY_BLOCK = tuple(p for p in Precision if p.row.by_block)
 _HALF = (Precision.FP16,)
 
 
@@ -147,31 +175,35 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             device="ONNX Runtime's CPU provider",
             runtime="onnxruntime",
             provider="CPUExecutionProvider",
-            forms=_forms(Form.QDQ, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.STORED),
+            forms=_forms(Form.QDQ, **_OPERATOR, w8a8_block=Form.NBITS, w8a16=Form.NBITS_FLOAT, fp16=Form.STORED),
             missing={Precision.BF16: _NO_BF16},
             domains=_ALL,
             functions=True,
             divided_norms=True,
             fused_attention=True,
+            # w8a16 is up to 35 times as slow as float32: only who asks for it gets it.
             tiers={
-                "balanced": (_EIGHT_BITS, _HALF),
+                "balanced": ((*_FP8, Precision.W8A8_BLOCK), _HALF),
                 # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
                 # 0.59 to 0.67. At length 1 all of them wait for memory (0.26 to 0.33): no order of its own.
-                "prefill": (_FP8, (Precision.W8A16,), _HALF),
+                "prefill": (_FP8, (Precision.W8A8_BLOCK,), _HALF),
             },
+            compared=(*_FP8, Precision.W8A8_BLOCK, Precision.FP16),
         ),
         "cuda": Profile(
             name="cuda",
             device="ONNX Runtime's CUDA provider",
             runtime="onnxruntime",
             provider="CUDAExecutionProvider",
+            # Its MatMulNBits computes in floating point, whatever `accuracy_level` tells a CPU's.
             forms=_forms(Form.MATMUL_INTEGER, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
-            missing={},
+            missing={Precision.W8A8_BLOCK: "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are"},
             signed=True,
             domains=_ALL,
             functions=True,
             divided_norms=True,
-            tiers={"balanced": (_EIGHT_BITS, _HALF)},
+            tiers={"balanced": ((*_FP8, Precision.W8A16), _HALF)},
+            compared=(*_FP8, Precision.W8A16, Precision.FP16),
         ),
         "tensorrt": Profile(
             name="tensorrt",
@@ -182,11 +214,14 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             missing={
                 Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
                 Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
-                Precision.W8A16: "TensorRT has 8-bit integers on both sides of a product only, and no MatMulNBits",
+                **dict.fromkeys(
+                    _BY_BLOCK, "TensorRT has 8-bit integers on both sides of a product only, and no MatMulNBits"
+                ),
             },
             signed=True,
             fp8_per_channel=False,
             tiers={"balanced": ((Precision.FP8_E4M3,), _HALF)},
+            compared=(Precision.FP8_E4M3, Precision.FP16),
         ),
         "openvino": Profile(
             name="openvino",
@@ -200,11 +235,14 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps FP8 weights, which it widens at load",
                 ),
                 Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
+                Precision.W8A8_BLOCK: "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model "
+                "how activations are taken",
             },
             # Operators of com.microsoft may come with the source, as far as OpenVINO reads them; none is inserted.
             domains=frozenset({ONNX, CONTRIB}),
             # FP8 weights run at the speed and in the memory of float32 there; the kernel decompresses integer ones.
             tiers={"balanced": ((Precision.W8A16,), _HALF)},
+            compared=(Precision.W8FP8A16, Precision.W8A16, Precision.FP16),
         ),
         "portable": Profile(
             name="portable",
@@ -213,12 +251,15 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             provider="CPUExecutionProvider",
             forms=_forms(Form.QDQ, **_OPERATOR, fp16=Form.STORED),
             missing={
-                Precision.W8A16: "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only",
+                **dict.fromkeys(
+                    _BY_BLOCK, "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only"
+                ),
                 Precision.BF16: _NO_BF16,
             },
             domains=frozenset({ONNX, OURS}),
             functions=True,
             tiers={"balanced": (_FP8, _HALF)},
+            compared=(*_FP8, Precision.FP16),
         ),
     }
 )

@@ -14,8 +14,6 @@ from spq_graph.recipe import Precision, Recipe
 from spq_graph.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
 
 RANDOM_SEEDS = (0, 1, 2)
-# What the kept sites are tried in beside each other, on the same text.
-FORMATS = (Precision.FP8_E4M3, Precision.FP8_E5M2, Precision.W8FP8A16, Precision.W8A16, Precision.FP16)
 # Rows that a ladder has once, whatever bits it has rows of.
 ROWS_ONCE = (FP32, WEIGHT_ONLY)
 
@@ -52,14 +50,14 @@ def rows_of(recipe: Recipe, *, formats: bool = True, controls: bool = True) -> l
     """
     rows = [EVERYWHERE, *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in Scheme), SPIKE_AWARE]
     if formats:
-        rows += [RowId(RowKind.SPIKE_AWARE, kept_in=high) for high in FORMATS if recipe.allows(high)]
+        rows += [RowId(RowKind.SPIKE_AWARE, kept_in=high) for high in recipe.profile.compared]
     if controls:
         rows.append(RowId(RowKind.CONTROL_LOWEST))
         rows += [RowId(RowKind.CONTROL_RANDOM, seed=recipe.seed + seed) for seed in RANDOM_SEEDS]
     return rows
 
 
-def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
+def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
     """The rows that belong to one plan; `stored` is the format of each weight in the graph, by site key."""
     others = sorted((s for s in plan.counted if s not in plan.kept), key=_ratio)
     count = min(len(plan.kept), len(others))
@@ -80,16 +78,15 @@ def variants(plan: Plan, stored: Mapping[str, str]) -> list[Variant]:
 
 
 def weight_only(plan: Plan) -> Variant:
-    """The honest rival: every weight in 8 bits by block, activations as they are."""
+    """The honest rival: every weight in 8 bits by block, and no scale of activations that was settled beforehand."""
     counted = {s.key for s in plan.counted}
-    # A target without such a product is held against the CPU's.
-    target = plan.recipe.target if plan.recipe.allows(Precision.W8A16) else "cpu"
-    rival = plan.with_precisions(lambda s: Precision.W8A16 if s.key in counted else s.precision, target=target)
+    target, by_block = plan.recipe.profile.weight_only
+    rival = plan.with_precisions(lambda s: by_block if s.key in counted else s.precision, target=target)
     return Variant(WEIGHT_ONLY, 8, rival)
 
 
 def _quantized_but(
-    plan: Plan, kept: Collection[str], stored: Mapping[str, str], scheme: Mapping[str, str] = _SCHEMES[None]
+    plan: Plan, kept: Collection[str], stored: Mapping[str, Precision], scheme: Mapping[str, str] = _SCHEMES[None]
 ) -> Plan:
     """The plan with every site that counts in integers, but these."""
     counted = {s.key for s in plan.counted}
@@ -101,7 +98,7 @@ def _quantized_but(
             return site.precision
         if site.key not in kept:
             return Precision.integer(plan.recipe.bits)
-        return common[0][0] if common else Precision(stored[site.key])
+        return common[0][0] if common else stored[site.key]
 
     return plan.with_precisions(becomes, **scheme)
 

@@ -8,9 +8,9 @@ from math import floor, isfinite, log10
 from typing import Literal
 
 from spq_graph import display
+from spq_graph.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.plan import Evidence, Plan, Reason, SitePlan
-from spq_graph.recipe import Precision
-from spq_graph.report import FP8_KERNEL, INTEGER_KERNELS, OperatorRun, Report, Rung
+from spq_graph.report import OperatorRun, Report, Rung
 from spq_graph.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme
 from spq_graph.speed import SpeedRow
 
@@ -38,16 +38,6 @@ REASONS = {
     Reason.DEFAULT: "nothing speaks against the default",
     Reason.UNSUPPORTED: "the target cannot run it otherwise",
     Reason.TOO_FEW_TOKENS: "an expert that saw too few calibration tokens",
-}
-
-_PRECISIONS = {
-    "w8a16": "8-bit integer weights in blocks, activations as they are",
-    "fp8_e4m3": "weights and activations in FP8 E4M3",
-    "fp8_e5m2": "weights in FP8 E4M3, activations in FP8 E5M2",
-    "w8fp8a16": "FP8 weights, activations as they are",
-    "fp16": "16-bit floating point",
-    "bf16": "16-bit bfloat",
-    "fp32": "32-bit floating point",
 }
 
 
@@ -181,14 +171,7 @@ def fp8_sites(fp8: OperatorRun) -> str:
 def precisions(plan: Plan) -> list[tuple[str, str]]:
     """The precisions that a plan uses, and what each of them means."""
     used = sorted({site.precision for site in plan.sites}, key=lambda p: (p.bits is None, p.value))
-    return [(precision.value, precision_words(precision)) for precision in used]
-
-
-def precision_words(precision: Precision) -> str:
-    """What a precision means."""
-    if precision.bits is None:
-        return _PRECISIONS[precision.value]
-    return f"{precision.bits}-bit integer weights and activations{'' if precision.bits == 8 else ', held in 8 bits'}"
+    return [(precision.value, precision.row.words) for precision in used]
 
 
 def kept_share(plan: Plan, rung: Rung) -> str:

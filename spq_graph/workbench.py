@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.quantized import identify_floating, refuse_quantized
 from spq_graph.passes.segments import signature, split
 from spq_graph.plan import ModelRef, Plan
+from spq_graph.precision import Precision
 from spq_graph.progress import Steps
 from spq_graph.ranges import Ranges
 from spq_graph.runtime.calibrate import calibrate, first_not_finite
@@ -147,9 +149,9 @@ class Workbench:
         return graph
 
     @property
-    def stored(self) -> dict[str, str]:
+    def stored(self) -> Mapping[str, Precision]:
         """Floating-point format of every site's weight in the graph, by key."""
-        return {site.key: site.stored for site in self.found.sites}
+        return self.found.stored
 
     @property
     def ref(self) -> ModelRef:

@@ -51,11 +51,14 @@ def product(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
         x = x.astype(kind) if rounded else x
         y = x.astype(np.float64) @ weight.astype(kind).astype(np.float64)
         return np.asarray(y.astype(kind) if rounded else y)
-    if precision is Precision.W8A16:
-        # Kernels with integer weights alone round activations as well, to int8 in blocks of each token.
+    if precision in (Precision.W8A8_BLOCK, Precision.W8A16):
         rows = len(weight)
         block = 64 if rows % 64 == 0 else 32
-        of_tokens = 32 if recipe.target == "openvino" else block
+        # Unless told otherwise, OpenVINO rounds activations too where weights alone are integers.
+        of_tokens = {"openvino": 32}.get(recipe.target, block if precision is Precision.W8A8_BLOCK else None)
+        if of_tokens is None:
+            return np.asarray(x.astype(np.float64) @ _in_blocks(weight, block))
+        # To int8 in blocks of each token.
         rounded_x = _in_blocks(x.reshape(-1, rows).T, of_tokens).T.reshape(x.shape)
         return np.asarray(rounded_x @ _in_blocks(weight, block))
     if precision.bits is not None:

@@ -13,6 +13,8 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from spq_graph.passes.graph import Canonicalize
+from spq_graph.passes.identify import Identified
+from spq_graph.passes.values import weight_of
 
 CONTRIB = "com.microsoft"
 Array = npt.NDArray[Any]
@@ -280,3 +282,10 @@ def after(one: ir.passes.PassBase, proto: onnx.ModelProto) -> tuple[onnx.ModelPr
     result = ir.to_proto(graph)
     onnx.checker.check_model(result, full_check=True)
     return result, modified
+
+
+def weights_of(found: Identified, graph: ir.Model) -> set[str | None]:
+    """Names of the initializers that hold the weights of a graph's sites."""
+    nodes = {site.node for site in found.sites}
+    weights = [weight_of(node.inputs[1]) for node in graph.graph if node.name in nodes]
+    return {weight.initializer.name for weight in weights if weight is not None}

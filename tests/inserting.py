@@ -64,13 +64,7 @@ def plan_for(model: Path, feeds: Mapping[str, Array], choose: Choose | Precision
         calibration=CalibrationRef(digest="", tokens=0, sequences=0),
         sites=[
             SitePlan(
-                key=s.key,
-                node=s.node,
-                role=s.role,
-                layer=s.layer,
-                expert=s.expert,
-                shape=s.shape,
-                input=s.input,
+                site=s,
                 precision=choose if isinstance(choose, Precision) else choose(s),
                 reason=Reason.DEFAULT,
                 range=(float(values[s.input].min()), float(values[s.input].max())),

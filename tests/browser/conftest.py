@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ RIGHT_TO_LEFT = "\u05d0\u05d1\u05d2 (\u05d3)"
 def write_page(path: Path, *, hostile: bool = False, big: bool = False, long: bool = False) -> Path:
     plan = big_plan() if big else sample_plan(hostile=hostile)
     for site in plan.sites if long else ():
-        site.key, site.node = f"{site.key}.{LONG}", f"{RIGHT_TO_LEFT}{site.node}{LONG}"
+        site.site = replace(site.site, key=f"{site.key}.{LONG}", node=f"{RIGHT_TO_LEFT}{site.node}{LONG}")
         site.evidence.token_text = RIGHT_TO_LEFT * 9
     report = sample_report(hostile=hostile)
     report.layer = sample_drawing(hostile=hostile)

@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from spq_graph import __version__
+from spq_graph.kernels import INTEGER_KERNELS
 from spq_graph.plan import Plan
-from spq_graph.report import INTEGER_KERNELS, Report
+from spq_graph.report import Report
 from tests.decoders import VOCABULARY, write_decoder
 from tests.e2e.command import Case, done, spq
 
@@ -51,7 +52,7 @@ def test_the_ladder(case: Case) -> None:
     report = case.result.json["report"]
     rows = {(r["name"], r["bits"], r["seed"]): r for r in report["ladder"]}
     names = ["everywhere", "everywhere_symmetric", "everywhere_per_tensor_weights", "spike_aware", "control_lowest"]
-    names += [f"spike_aware_{high}" for high in ("fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a16", "fp16")]
+    names += [f"spike_aware_{high}" for high in ("fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a8_block", "fp16")]
     expected = {(name, bits, None) for name in names for bits in (8, 6)}
     expected |= {("control_random", bits, seed) for bits in (8, 6) for seed in (0, 1, 2)}
     assert set(rows) == expected | {("fp32", None, None), ("weight_only", 8, None)}
@@ -183,7 +184,7 @@ def test_a_recipe_file(case: Case, tmp_path: Path) -> None:
     precision = {s.key: s.precision.value for s in Plan.load(tmp_path / "out" / "plan.json").sites}
     assert precision[SPIKED] == "w8a16"
     assert precision["layers.0.mlp.up_proj"] == "fp32"
-    assert precision["layers.2.mlp.up_proj"] == "int6"
+    assert precision["layers.2.mlp.up_proj"] == "int6_in_8"
     recipe.write_text("bitz = 6\n")
     failed = spq("quantize", case.model, "-o", tmp_path / "unused", "--recipe", recipe)
     assert failed.code == 2

@@ -115,7 +115,7 @@ def test_doctor_says_what_runs(off: bool, monkeypatch: pytest.MonkeyPatch) -> No
     found: dict[str, Any] = done("doctor", "--json").json
     kernels = found["targets"]["cpu"]
     assert kernels["int8"] == "MatMulIntegerToFloat"
-    assert kernels["w8a16"] == "MatMulNBits"
+    assert kernels["w8a8_block"] == kernels["w8a16"] == "MatMulNBits"
     there = library_path() is not None and not off
     expected = "Fp8MatMul" if there else "function"
     assert {kernels[p] for p in ("fp8_e4m3", "fp8_e5m2", "w8fp8a16")} == {expected}
@@ -129,7 +129,7 @@ def test_doctor_says_what_runs(off: bool, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_ladder_has_a_row_for_every_format(case: Case, tmp_path: Path) -> None:
     made = quantized(case, tmp_path / "out", "--text", case.text, "--high-precision", "fp8_e5m2", "--json").json
     rows = {row["name"]: row for row in made["report"]["ladder"]}
-    formats = ("fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a16", "fp16")
+    formats = ("fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a8_block", "fp16")
     assert {f"spike_aware_{name}" for name in formats} <= rows.keys()
     assert rows["spike_aware"]["perplexity"] == rows["spike_aware_fp8_e5m2"]["perplexity"]
     assert rows["spike_aware_fp8_e4m3"]["kept"] == [KEPT]
@@ -155,7 +155,7 @@ def test_what_was_measured_stands_in_the_plan(case: Case, tmp_path: Path, choice
     assert KEPT in {site["key"] for site in kept}
     if choice == "auto":
         measured = plan["search"]["formats"]
-        assert measured.keys() >= {"fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a16", "as_is"}
+        assert measured.keys() >= {"fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a8_block", "as_is"}
         eight = {name: kl for name, kl in measured.items() if name not in ("as_is", "fp16")}
         assert {site["precision"] for site in kept} == {min(eight, key=lambda name: eight[name])}
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.precision import TABLE, Precision
 from tests.decoders import write_decoder
 from tests.e2e.command import Case, Result, contents, done, spq
 
@@ -59,7 +61,8 @@ def test_out_never_covers_an_input(case: Case, name: str) -> None:
 def test_what_did_not_run_in_integers_is_a_failed_check(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spq_graph.runtime.executed.INTEGER_KERNELS", frozenset({"QGemm"}))
+    row = replace(Precision.INT8.row, kernels=frozenset({"QGemm"}))
+    monkeypatch.setattr("spq_graph.precision.TABLE", {**TABLE, Precision.INT8: row})
     failed = spq("apply", case.model, case.out / "plan.json", "-o", tmp_path / "out")
     assert failed.code == 3
     assert "did not run as integer kernels" in failed.err

@@ -60,7 +60,7 @@ def lines_of(nodes: Iterable[onnx.NodeProto], constants: Mapping[str, str]) -> l
 
 
 def choose(site: Site) -> Precision:
-    return {Role.GLU_DOWN: Precision.FP32, Role.ATTN_O: Precision.W8A16, Role.LM_HEAD: Precision.FP32}.get(
+    return {Role.GLU_DOWN: Precision.FP32, Role.ATTN_O: Precision.W8A8_BLOCK, Role.LM_HEAD: Precision.FP32}.get(
         site.role, Precision.INT8
     )
 
@@ -78,11 +78,11 @@ def typical(target: str) -> Callable[[Site], Precision]:
         wanted = {
             Role.GLU_DOWN: Precision.FP8_E4M3,
             Role.GLU_UP: Precision.W8FP8A16,
-            Role.ATTN_O: Precision.W8A16,
+            Role.ATTN_O: Precision.W8A8_BLOCK,
             Role.ATTN_Q: Precision.BF16,
             Role.ATTN_K: Precision.FP16,
             Role.LM_HEAD: Precision.FP32,
-            Role.GLU_GATE: Precision.INT6,
+            Role.GLU_GATE: Precision.INT6_IN_8,
         }
         return profile.settle(wanted.get(site.role, Precision.INT8))[0]
 
@@ -92,7 +92,7 @@ def typical(target: str) -> Callable[[Site], Precision]:
 CASES = {
     "plain": (Decoder(layers=1, rope=False), None),
     "int8_keeping_down": (Decoder(layers=1, rope=False), choose),
-    "int6_everywhere": (Decoder(layers=1, rope=False), Precision.INT6),
+    "int6_everywhere": (Decoder(layers=1, rope=False), Precision.INT6_IN_8),
     "fp8_beside_int8": (Decoder(layers=1, rope=False), fp8),
     "packed_with_bias": (
         Decoder(layers=1, rope=False, attention="packed", glu=Glu(packing="split", bias=True, form="transpose")),

@@ -28,7 +28,7 @@ def mixed(site: Site) -> Precision:
         Role.GLU_DOWN: Precision.FP8_E5M2,
         Role.ATTN_O: Precision.W8FP8A16,
         Role.GLU_UP: Precision.FP8_E4M3,
-        Role.GLU_GATE: Precision.W8A16,
+        Role.GLU_GATE: Precision.W8A8_BLOCK,
         Role.LM_HEAD: Precision.FP32,
     }
     return chosen.get(site.role, Precision.INT8)

@@ -14,6 +14,8 @@ from onnx.reference import ReferenceEvaluator
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.compare import precision_of
+from spq_graph.passes.graph import load_graph
 from spq_graph.recipe import Precision
 from spq_graph.runtime.executed import check_integer_sites
 from spq_graph.runtime.session import execute_once
@@ -160,7 +162,7 @@ class TestWeightOnly:
     def test_codes_and_result(self, tmp_path: Path, rows: int, block: int) -> None:
         path, weight, bias = linear(tmp_path, "transpose", rows, 6)
         x = activations(12, rows)
-        made = applied(path, plan_for(path, {"x": x}, Precision.W8A16))
+        made = applied(path, plan_for(path, {"x": x}, Precision.W8A8_BLOCK))
         node = next(n for n in onnx.load(made).graph.node if n.op_type == "MatMulNBits")
         constants = {t.name: numpy_helper.to_array(t) for t in onnx.load(made).graph.initializer}
         codes, scales = constants[node.input[1]], constants[node.input[2]].reshape(6, -1)
@@ -170,10 +172,29 @@ class TestWeightOnly:
         exact = x.astype(np.float64) @ restored + bias
         assert np.abs(run(made, {"x": x})[0] - exact).max() < 0.02 * np.abs(exact).max()
 
+    def test_whose_error_it_is(self, tmp_path: Path) -> None:
+        """Of w8a16 that of the weights alone, to the last bits of float32; by block, activations have theirs too."""
+        path, _, bias = linear(tmp_path, "matmul", 256, 64)
+        x = activations(16, 256)
+        x[3, 200] = 900.0
+        errors = {}
+        for precision, level in ((Precision.W8A16, 1), (Precision.W8A8_BLOCK, 4)):
+            made = applied(path, plan_for(path, {"x": x}, precision))
+            node = next(n for n in onnx.load(made).graph.node if n.op_type == "MatMulNBits")
+            assert {a.name: a.i for a in node.attribute}["accuracy_level"] == level
+            assert precision_of(next(n for n in load_graph(made).graph if n.name == node.name)) is precision
+            constants = {t.name: numpy_helper.to_array(t) for t in onnx.load(made).graph.initializer}
+            codes, scales = constants[node.input[1]], constants[node.input[2]].reshape(64, -1)
+            held = ((codes.astype(np.float64) - 128) * scales[..., None]).reshape(64, -1).T
+            of_weights = x.astype(np.float64) @ held + bias
+            errors[precision] = np.linalg.norm(run(made, {"x": x})[0] - of_weights) / np.linalg.norm(of_weights)
+        assert errors[Precision.W8A16] < 1e-6
+        assert 1e-3 < errors[Precision.W8A8_BLOCK] < 0.05
+
     def test_half_precision_graph(self, tmp_path: Path) -> None:
         path, weight, bias = linear(tmp_path, "gemm_transposed", 64, 64, half=True)
         x = activations(8, 64).astype(np.float16)
-        [y] = run(applied(path, plan_for(path, {"x": x}, Precision.W8A16)), {"x": x})
+        [y] = run(applied(path, plan_for(path, {"x": x}, Precision.W8A8_BLOCK)), {"x": x})
         exact = x.astype(np.float64) @ weight + bias
         assert y.dtype == np.float16
         assert np.abs(y - exact).max() < 0.02 * np.abs(exact).max()
@@ -290,14 +311,14 @@ class TestWholeGraphs:
         plan = plan_for(path, token_feeds(), Precision.integer(bits))
         made = applied(path, plan)
         executed = execute_once(made, token_feeds(batch=1)["input_ids"])
-        check_integer_sites(executed, [(s.key, s.node) for s in plan.integer_sites], "")
+        check_integer_sites(executed, plan.integer_sites, "")
         assert executed.integer_kernels == len(plan.sites)
 
     def test_mixed_precisions(self, tmp_path: Path) -> None:
         path = self.saved(tmp_path, decoder(Decoder(glu=Glu(width=32, inner=64))))
         chosen = {
-            Role.GLU_DOWN: Precision.W8A16,
-            Role.GLU_GATE: Precision.INT6,
+            Role.GLU_DOWN: Precision.W8A8_BLOCK,
+            Role.GLU_GATE: Precision.INT6_IN_8,
             Role.GLU_UP: Precision.INT8,
             Role.ATTN_O: Precision.FP16,
             Role.LM_HEAD: Precision.FP32,
@@ -306,7 +327,7 @@ class TestWholeGraphs:
         plan = plan_for(path, feeds, lambda s: chosen.get(s.role, Precision.INT8))
         made = applied(path, plan)
         executed = execute_once(made, token_feeds(batch=1)["input_ids"])
-        check_integer_sites(executed, [(s.key, s.node) for s in plan.integer_sites], "")
+        check_integer_sites(executed, plan.integer_sites, "")
         assert executed.ops["MatMulNBits"] == 2
         before, after = run(path, feeds)[0], run(made, feeds)[0]
         assert 0 < np.abs(before - after).max() < 0.2 * np.abs(before).max()

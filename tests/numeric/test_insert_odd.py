@@ -24,9 +24,9 @@ class TestNames:
     def test_that_collide_with_ours(self, tmp_path: Path) -> None:
         model = glu_model(Glu(bias=True), naming="torchscript")
         down = next(n for n in model.graph.node if "down_proj" in n.name and n.op_type == "MatMul")
-        ours = [f"{down.name}.weight.int6.{part}" for part in ("codes", "scale", "zero_point")]
-        ours += [f"{down.input[0]}.int6.{part}" for part in ("low", "high", "scale", "zero_point")]
-        ours += [f"{down.input[0]}.int6.QuantizeLinear.out", f"{down.name}.weight.int6.DequantizeLinear.out"]
+        ours = [f"{down.name}.weight.int6_in_8.{part}" for part in ("codes", "scale", "zero_point")]
+        ours += [f"{down.input[0]}.int6_in_8.{part}" for part in ("low", "high", "scale", "zero_point")]
+        ours += [f"{down.input[0]}.int6_in_8.QuantizeLinear.out", f"{down.name}.weight.int6_in_8.DequantizeLinear.out"]
         total = "x"
         for name in ours:
             model.graph.initializer.append(numpy_helper.from_array(np.zeros(8, np.float32), name))
@@ -39,7 +39,8 @@ class TestNames:
         onnx.save(glu_model(Glu(bias=True), naming="torchscript"), plain)
         feeds = {"x": activations(9, 8)}
         results = [
-            run(applied(p, plan_for(p, feeds, Precision.INT6), f"{p.stem}.made.onnx"), feeds)[0] for p in (path, plain)
+            run(applied(p, plan_for(p, feeds, Precision.INT6_IN_8), f"{p.stem}.made.onnx"), feeds)[0]
+            for p in (path, plain)
         ]
         np.testing.assert_array_equal(*results)
 
@@ -121,7 +122,7 @@ class TestRefused:
             apply_plan(path, plan)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    @pytest.mark.parametrize("precision", [Precision.INT8, Precision.W8A16])
+    @pytest.mark.parametrize("precision", [Precision.INT8, Precision.W8A8_BLOCK, Precision.W8A16])
     def test_weight_that_is_not_finite(self, tmp_path: Path, value: float, precision: Precision) -> None:
         b = Builder()
         weight = b.random(8, 8)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spq_graph.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
 from spq_graph.recipe import Precision, Recipe
 from spq_graph.report import Report, Rung, TextRef, Verdict
 from spq_graph.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
-from spq_graph.sites import Role
+from spq_graph.sites import Role, Site
 
 HOSTILE = "<script>alert('x')</script>\"&\n\x1b[31m\u202eevil[red]{{ 7*7 }}"
 _SHAPES = {Role.GLU_GATE: (160, 432), Role.GLU_UP: (160, 432), Role.GLU_DOWN: (432, 160)}
@@ -28,12 +30,14 @@ def sample_site(layer: int, role: Role, *, hostile: bool = False) -> SitePlan:
     kept = role is Role.GLU_DOWN and layer in (1, 3)
     budget = role is Role.GLU_DOWN and layer == 5
     return SitePlan(
-        key=key,
-        node=f"node_MatMul_{layer}_{role.value}",
-        role=role,
-        layer=layer,
-        shape=_SHAPES.get(role, (160, 160)),
-        input=f"value_{layer}_{role.value}",
+        site=Site(
+            key=key,
+            node=f"node_MatMul_{layer}_{role.value}",
+            role=role,
+            layer=layer,
+            shape=_SHAPES.get(role, (160, 160)),
+            input=f"value_{layer}_{role.value}",
+        ),
         precision=Precision.FP32 if kept else Precision.INT8,
         reason=Reason.SPIKE if kept else Reason.BUDGET if budget else Reason.DEFAULT,
         range=(-1.5, 1.6 * ratio),
@@ -54,12 +58,7 @@ def sample_site(layer: int, role: Role, *, hostile: bool = False) -> SitePlan:
 def sample_plan(layers: int = 8, *, hostile: bool = False) -> Plan:
     sites = [sample_site(n, role, hostile=hostile and n == 1) for n in range(layers) for role in _MODULES]
     head = SitePlan(
-        key="lm_head",
-        node="node_lm_head",
-        role=Role.LM_HEAD,
-        layer=None,
-        shape=(160, 2048),
-        input="hidden",
+        site=Site(key="lm_head", node="node_lm_head", role=Role.LM_HEAD, layer=None, shape=(160, 2048), input="hidden"),
         precision=Precision.FP32,
         reason=Reason.DEFAULT,
         evidence=Evidence(ratio=2.2, max=14.0, median=6.4),
@@ -89,7 +88,7 @@ def big_plan() -> Plan:
     """715 layers with seven sites each, as many again as in the largest models."""
     plan = sample_plan(715)
     for number, site in enumerate(plan.sites):
-        site.node = f"node_MatMul_{number}"
+        site.site = replace(site.site, node=f"node_MatMul_{number}")
     return plan
 
 

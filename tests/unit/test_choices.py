@@ -14,10 +14,10 @@ from spq_graph.value_range import ValueRange
 
 def chosen(tokens: int, least: int, *, expert: int | None = 3, role: Role = Role.EXPERT_DOWN) -> Choice:
     """What is known at first of a site that so many tokens reached."""
-    site = Site("e", "node_e", role, 0, "in_e", "weight_e", (8, 4), expert)
+    site = Site(key="e", node="node_e", role=role, layer=0, expert=expert, shape=(8, 4), input="in_e")
     maxima, ids = np.ones((1, tokens), np.float32), np.full((1, tokens), 7)
     seen = ValueRange.observe(-maxima, maxima, np.ones(8, np.float32), ids, np.ones_like(ids)) if tokens else None
-    return start(site, seen, Recipe(min_expert_tokens=least))
+    return start(site, Precision.FP32, seen, Recipe(min_expert_tokens=least))
 
 
 @pytest.mark.parametrize(("tokens", "least", "trusted"), [(64, 64, True), (63, 64, False), (0, 1, False), (1, 0, True)])

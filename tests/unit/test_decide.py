@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ Keys = frozenset[str]
 
 
 def site(key: str, role: Role = Role.GLU_DOWN) -> Site:
-    return Site(key, f"node_{key}", role, 0, f"in_{key}", f"weight_{key}", (8, 4))
+    return Site(key=key, node=f"node_{key}", role=role, layer=0, shape=(8, 4), input=f"in_{key}")
 
 
 def seen(ratio: float) -> ValueRange:
@@ -236,20 +235,20 @@ def test_the_head_is_a_site_like_any_other_on_request() -> None:
 
 def test_a_site_without_a_range_stays_as_it_is() -> None:
     sites, ranges = make({"a": 9.0})
-    plan = decide([*sites, replace(site("b"), stored="fp16")], ranges, Recipe(spike_ratio=5), MODEL)
+    plan = decide([*sites, site("b")], ranges, Recipe(spike_ratio=5), MODEL, stored={"b": Precision.FP16})
     assert plan.sites[1].precision is Precision.FP16
     assert plan.sites[1].reason is Reason.UNSUPPORTED
     assert plan.sites[1].range is None
 
 
 def test_by_hand() -> None:
-    overrides = (Override(pattern="s[45]", precision="int6"), Override(pattern="node_s5", precision="fp16"))
+    overrides = (Override(pattern="s[45]", precision="int6_in_8"), Override(pattern="node_s5", precision="fp16"))
     recipe = Recipe(keep=("s1",), ignore=("s2",), overrides=overrides, high_precision="w8a16", max_kept=0.3)
     plan, measure = run(dict.fromkeys(TEN, 0.1), recipe)
     by_key = {s.key: s for s in plan.sites}
     assert by_key["s1"].precision is Precision.W8A16
     assert by_key["s2"].precision is Precision.FP32
-    assert by_key["s4"].precision is Precision.INT6
+    assert by_key["s4"].precision is Precision.INT6_IN_8
     assert by_key["s5"].precision is Precision.FP16  # the last match wins
     assert all(by_key[f"s{n}"].reason is Reason.OVERRIDE for n in (1, 2, 4, 5))
     assert all("by hand" in (by_key[f"s{n}"].evidence.note or "") for n in (1, 2, 4, 5))
@@ -258,7 +257,7 @@ def test_by_hand() -> None:
     assert measure.asked[0] == {
         **{key: Precision.INT8 for key in TEN if key not in ("s2", "s5")},
         "s1": Precision.W8A16,
-        "s4": Precision.INT6,
+        "s4": Precision.INT6_IN_8,
         "s5": Precision.FP16,
     }
 

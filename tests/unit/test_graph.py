@@ -15,7 +15,7 @@ from spq_graph.passes.graph import Canonicalize, digest_of, files_of, load_graph
 from spq_graph.passes.identify import identify
 from spq_graph.passes.quantized import refuse_quantized
 from spq_graph.passes.values import weight_of
-from tests.graphs import Glu, glu_model
+from tests.graphs import Glu, glu_model, weights_of
 
 
 @pytest.fixture
@@ -276,9 +276,10 @@ class TestCanonicalize:
         ]
         graph = helper.make_graph(calls, "g", [_value("x", [2, 4])], [_value("y", [2, 4])], weights)
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid("local", 1)]
-        found = identify(canonical(helper.make_model(graph, functions=[silu, block], opset_imports=opsets)))
+        model = canonical(helper.make_model(graph, functions=[silu, block], opset_imports=opsets))
+        found = identify(model)
         assert len(found.blocks) == 2
-        assert {site.weight for site in found.sites} == {"a", "b", "c"}
+        assert weights_of(found, model) == {"a", "b", "c"}
 
     def test_local_paths_are_dropped(self) -> None:
         model = canonical(glu_model(Glu(), naming="dynamo"))

@@ -15,9 +15,21 @@ from hypothesis import strategies as st
 from spq_graph.errors import GraphError
 from spq_graph.passes.graph import Canonicalize
 from spq_graph.passes.identify import Identified, identify, require_glu
+from spq_graph.recipe import Precision
 from spq_graph.sites import Role
 from tests.decoder_graphs import AttentionForm, Decoder, decoder
-from tests.graphs import ACTIVATIONS, LINEAR_FORMS, PACKINGS, Builder, Glu, LinearForm, Naming, Packing, glu_model
+from tests.graphs import (
+    ACTIVATIONS,
+    LINEAR_FORMS,
+    PACKINGS,
+    Builder,
+    Glu,
+    LinearForm,
+    Naming,
+    Packing,
+    glu_model,
+    weights_of,
+)
 
 FLOAT = onnx.TensorProto.FLOAT
 Write = Callable[[Builder], str]
@@ -323,4 +335,12 @@ class TestNoGlu:
 def test_weights_are_seen_through(form: LinearForm, packing: Packing) -> None:
     model = glu_model(Glu(form=form, packing=packing, bias=True))
     names = {tensor.name for tensor in model.graph.initializer}
-    assert {site.weight for site in found_in(model).sites} <= names
+    graph = ir.from_proto(model)
+    Canonicalize()(graph)
+    assert weights_of(identify(graph), graph) <= names
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(np.float32, Precision.FP32), (np.float16, Precision.FP16)])
+def test_formats_of_weights(dtype: type[np.generic], stored: Precision) -> None:
+    found = found_in(glu_model(Glu(), dtype=dtype))
+    assert found.stored == dict.fromkeys((site.key for site in found.sites), stored)

@@ -68,3 +68,45 @@ def test_is_not_taken_for_a_source(tmp_path: Path) -> None:
     made = applied(path, plan_for(path, token_feeds(), Precision.W8FP8A16))
     with pytest.raises(GraphError, match=r"quantized already \(8 Fp8MatMul\)"):
         refuse_quantized(load_graph(made), made)
+
+
+@pytest.mark.parametrize(
+    ("bits", "level", "told"),
+    [
+        (8, 4, "w8a8_block"),
+        (8, 1, "w8a16"),
+        (8, None, "w8a16"),
+        (4, 4, "w4a8"),
+        (4, 0, "w4a16"),
+        (None, None, "w4a16"),  # 4 is ONNX Runtime's default
+        (2, 4, "w2a8"),
+    ],
+)
+def test_blocks_of_others_are_told_by_bits_and_level(
+    tmp_path: Path, bits: int | None, level: int | None, told: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1, glu=Glu(width=32, inner=32))), path)
+    model = onnx.load(without_notes(applied(path, plan_for(path, token_feeds(), Precision.W8A8_BLOCK))))
+    products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    wanted = {"bits": bits, "accuracy_level": level}
+    for node in products:
+        kept = [a for a in node.attribute if a.name not in wanted]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        node.attribute.extend(
+            onnx.helper.make_attribute(name, value) for name, value in wanted.items() if value is not None
+        )
+    onnx.save(model, path)
+    assert {site.precision for site in inspect_path(path).sites} == {told}
+
+
+def test_a_grid_that_the_first_edition_noted_has_the_name_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1, glu=Glu(width=32, inner=32))), path)
+    made = applied(path, plan_for(path, token_feeds(), Precision.INT6_IN_8))
+    model = onnx.load(made)
+    for note in (note for node in model.graph.node for note in node.metadata_props):
+        note.value = "int6" if note.key == f"{PREFIX}precision" else note.value
+    onnx.save(model, made)
+    assert {site.precision for site in inspect_path(made).sites} == {"int6_in_8"}

@@ -26,7 +26,7 @@ from spq_graph.recipe import Precision, Recipe
 from spq_graph.sites import Role, Site
 from tests.decoder_graphs import Decoder, decoder
 
-PRECISIONS = (Precision.INT8, Precision.W8A16, Precision.FP8_E4M3, Precision.INT6, Precision.FP16)
+PRECISIONS = (Precision.INT8, Precision.W8A8_BLOCK, Precision.FP8_E4M3, Precision.INT6_IN_8, Precision.FP16)
 
 
 def calls(work: Callable[[], object]) -> int:
@@ -55,12 +55,7 @@ def everything(path: Path) -> None:
 def planned(sites: list[Site]) -> Plan:
     chosen = [
         SitePlan(
-            key=s.key,
-            node=s.node,
-            role=s.role,
-            layer=s.layer,
-            shape=s.shape,
-            input=s.input,
+            site=s,
             reason=Reason.DEFAULT,
             precision=Precision.FP32 if s.role is Role.LM_HEAD else PRECISIONS[i % len(PRECISIONS)],
             range=(-1.0, 1.0),

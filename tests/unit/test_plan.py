@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,39 @@ def test_who_counts() -> None:
     assert len(plan.counted) == len(plan.sites) - 1
     assert all(s.role is not Role.LM_HEAD for s in plan.counted)
     assert len(plan.integer_sites) == len(plan.sites) - 3
-    head = plan.sites[-1].model_copy(update={"reason": Reason.OVERRIDE, "precision": Precision.W8A16})
+    head = plan.sites[-1].model_copy(update={"reason": Reason.OVERRIDE, "precision": Precision.W8A8_BLOCK})
     asked = plan.model_copy(update={"sites": [*plan.sites[:-1], head]})
     assert head in asked.counted
     assert head in asked.kept
+
+
+def test_an_entry_is_about_a_site_and_lies_flat_in_json() -> None:
+    """In JSON a site's fields stand first, beside the decision, and the schema says so."""
+    plan = sample_plan()
+    entry = plan.sites[0]
+    told = asdict(entry.site)
+    assert {name: getattr(entry, name) for name in told} == told
+    keys = [*told, "precision", "reason", "range", "evidence"]
+    assert list(plan.to_dict()["sites"][0]) == keys
+    for mode in ("validation", "serialization"):
+        described = Plan.model_json_schema(mode=mode)["$defs"]["SitePlan"]["properties"]
+        assert list(described) == keys
+        assert all("description" in field for field in described.values())
+    assert Plan.model_validate(plan.to_dict()).sites[0].site == entry.site
+
+
+def test_grids_are_read_by_their_names_of_the_first_edition() -> None:
+    data = sample_plan().to_dict()
+    data["sites"][0]["precision"], data["sites"][1]["precision"] = "int6", "w8a16"
+    data["recipe"]["overrides"] = [{"pattern": "*", "precision": "int4"}]
+    plan = Plan.model_validate_json(json.dumps(data))
+    assert [site.precision for site in plan.sites[:2]] == [Precision.INT6_IN_8, Precision.W8A16]
+    assert plan.recipe.overrides[0].precision == "int4_in_8"
+    assert '"int6_in_8"' in plan.to_json()
+
+
+def entry(**edit: Any) -> dict[str, Any]:
+    return {**sample_plan().to_dict()["sites"][0], **edit}
 
 
 def edited(edit: dict[str, Any]) -> str:
@@ -66,6 +96,10 @@ def edited(edit: dict[str, Any]) -> str:
         (edited({"schema": "spq-graph/plan/2"}), "schema"),
         (edited({"extra": 1}), "extra"),
         (edited({"sites": [{"key": "a"}]}), r"sites\.0\.node"),
+        (edited({"sites": [entry(role="cook")]}), r"sites\.0\.role: .*'glu_down'"),
+        (edited({"sites": [entry(range=[1])]}), r"sites\.0\.range\.1"),
+        (edited({"sites": [entry(size=1)]}), r"sites\.0\.size: Extra"),
+        (edited({"sites": [entry(site={"key": "a"})]}), r"sites\.0\.site: Unexpected"),
         (edited({"budget_met": "perhaps"}), "budget_met"),
     ],
 )

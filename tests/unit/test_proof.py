@@ -31,7 +31,9 @@ def test_what_ran_as_planned_passes() -> None:
     check_executed(ran("MatMulIntegerToFloat", "CPUExecutionProvider"), planned("cpu"), "")
     check_executed(ran("MatMulInteger", CUDA), planned("cuda"), "")
     check_executed(ran("FullyConnected_int8", "OpenVINO CPU"), planned("openvino"), "")
-    check_executed(ran("MatMulNBits", "CPUExecutionProvider"), planned("cpu", Precision.W8A16), "")
+    for by_block in (Precision.W8A8_BLOCK, Precision.W8A16):
+        check_executed(ran("MatMulNBits", "CPUExecutionProvider"), planned("cpu", by_block), "")
+    check_executed(ran("FullyConnected_float_weights_int8", "OpenVINO CPU"), planned("openvino", Precision.W8A16), "")
     check_executed(Executed(), planned("tensorrt"), "")  # the whole graph is one engine there
     check_executed(Executed(absent="no GPU"), planned("cuda"), "")
 
@@ -41,6 +43,7 @@ def test_what_ran_as_planned_passes() -> None:
     [
         ("cpu", ran("MatMul", "CPUExecutionProvider"), Precision.INT8, r"down \(node node_down\): MatMul"),
         ("cpu", ran("MatMul", "CPUExecutionProvider"), Precision.W8A16, "integer weights did not run so: down"),
+        ("cpu", ran("MatMul", "CPUExecutionProvider"), Precision.W8A8_BLOCK, "integer weights did not run so: down"),
         ("cuda", ran("MatMulInteger", "CPUExecutionProvider"), Precision.INT8, f"did not run on {CUDA}: down"),
         ("cuda", ran("MatMul", CUDA), Precision.INT8, "1 sites planned as integers"),
         ("tensorrt", ran("MatMul", CUDA), Precision.INT8, "did not run on TensorrtExecutionProvider: down"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from spq_graph.errors import UsageError
+from spq_graph.precision import today
 from spq_graph.recipe import Precision, Recipe, load_recipe, matches
 
 
@@ -47,6 +48,8 @@ def test_a_file_and_options_over_it(tmp_path: Path) -> None:
         ({"overrides": [{"glob": "x", "precision": "int8"}]}, r"unknown key 'overrides\.0\.glob'"),
         ({"target": "portable", "high_precision": "w8a16"}, r"MatMulNBits.*use one of fp32"),
         ({"target": "portable", "overrides": [{"pattern": "x", "precision": "w8a16"}]}, r"MatMulNBits"),
+        ({"high_precision": "int8"}, r"high_precision: Input should be 'auto', 'fp8', .*found 'int8'"),
+        ({"high_precision": 8}, r"high_precision: .*found 8"),
         ({"overrides": [{"pattern": "x", "precision": "fp8"}]}, r"overrides\.0\.precision"),
         ({"fp8_activations": "slow"}, r"fp8_activations: .*'fast' or 'exact'"),
         ({"spike_ratio": float("nan")}, r"spike_ratio"),
@@ -78,10 +81,29 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None) -> None:
     assert caught.value.where == str(path)
 
 
+def test_names_of_the_first_edition(tmp_path: Path) -> None:
+    """int4 to int7 were grids in an 8-bit container; w8a16 keeps its meaning by name."""
+    path = tmp_path / "recipe.toml"
+    path.write_text('overrides = [{pattern = "a", precision = "int6"}, {pattern = "b", precision = "w8a16"}]\n')
+    recipe = load_recipe(path)
+    assert [o.precision for o in recipe.overrides] == ["int6_in_8", "w8a16"]
+    assert [Precision(f"int{bits}") for bits in range(4, 9)] == [Precision.integer(bits) for bits in range(4, 9)]
+    assert [today(name) for name in ("int4", "int8", "w8a16", "high")] == ["int4_in_8", "int8", "w8a16", "high"]
+    with pytest.raises(ValueError, match="int3"):
+        Precision("int3")
+
+
+def test_every_word_is_in_the_schema() -> None:
+    schema = Recipe.model_json_schema()
+    high = {p.value for p in Precision if p.bits is None}
+    assert set(schema["properties"]["high_precision"]["enum"]) == {"auto", "fp8", *high}
+    assert schema["$defs"]["Override"]["properties"]["precision"]["enum"] == [*Precision, "high"]
+
+
 @pytest.mark.parametrize("bits", range(4, 9))
 def test_integer_precisions(bits: int) -> None:
     assert Precision.integer(bits).bits == bits
-    assert Precision.FP16.bits is Precision.W8A16.bits is None
+    assert Precision.FP16.bits is Precision.W8A16.bits is Precision.W8A8_BLOCK.bits is None
 
 
 @pytest.mark.parametrize("name", ["fp8_e4m3", "fp8_e5m2", "w8fp8a16"])

@@ -28,7 +28,7 @@ def compiled(folder: Path, target: Target, opset: int = 21) -> tuple[ir.Model, P
     proto = decoder(Decoder(layers=1, glu=Glu(width=32, inner=32)), naming="dynamo")
     proto.opset_import[0].version = opset
     onnx.save(proto, path)
-    wanted = {Role.GLU_DOWN: Precision.FP8_E4M3, Role.ATTN_O: Precision.W8A16, Role.LM_HEAD: Precision.FP32}
+    wanted = {Role.GLU_DOWN: Precision.FP8_E4M3, Role.ATTN_O: Precision.W8A8_BLOCK, Role.LM_HEAD: Precision.FP32}
 
     def choose(site: Site) -> Precision:
         return PROFILES[target].settle(wanted.get(site.role, Precision.INT8))[0]

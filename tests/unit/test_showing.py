@@ -138,7 +138,7 @@ def test_json_of_an_inspection() -> None:
 
 
 def test_json_of_a_site_without_a_plan_says_nothing_of_its_range() -> None:
-    site = Site("k", "n", Role.GLU_UP, 1, input="v", weight="w", shape=(2, 3))
+    site = Site(key="k", node="n", role=Role.GLU_UP, layer=1, input="v", shape=(2, 3))
     bare = InspectedSite(site, "w4a16", None)
     head = {"key": "k", "node": "n", "role": "glu_up", "layer": 1, "expert": None, "shape": [2, 3], "input": "v"}
     told = {**head, "precision": "w4a16", "reason": None, "evidence": {}}

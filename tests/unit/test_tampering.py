@@ -31,11 +31,11 @@ Made = tuple[ir.Model, Plan, Outline]
 WANTED = {
     Role.GLU_DOWN: Precision.FP8_E4M3,
     Role.GLU_UP: Precision.W8FP8A16,
-    Role.ATTN_O: Precision.W8A16,
+    Role.ATTN_O: Precision.W8A8_BLOCK,
     Role.ATTN_Q: Precision.BF16,
     Role.ATTN_K: Precision.FP16,
     Role.LM_HEAD: Precision.FP32,
-    Role.GLU_GATE: Precision.INT6,
+    Role.GLU_GATE: Precision.INT6_IN_8,
 }
 
 
@@ -291,7 +291,7 @@ def test_another_opset(made: Made) -> None:
     assert "the opset changed" in refused(made)
 
 
-@pytest.mark.parametrize("precision", [Precision.INT8, Precision.W8A16, Precision.FP8_E4M3])
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.W8A8_BLOCK, Precision.FP8_E4M3])
 def test_an_encoder_that_errs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     """What is written is compared while it is made: then nobody has to read it again."""
     path = tmp_path / "model.onnx"

@@ -22,6 +22,9 @@ def test_every_precision_has_a_form_or_a_reason(target: Target) -> None:
     assert set(profile.forms) | set(profile.missing) == set(Precision)
     assert not set(profile.forms) & set(profile.missing)
     assert {p for tier in profile.tiers_for("prefill") for p in tier} <= set(profile.forms)
+    assert {p for tier in profile.tiers_for("balanced") for p in tier} <= set(profile.compared) <= set(profile.forms)
+    there, by_block = profile.weight_only
+    assert PROFILES[there].allows(by_block)
 
 
 @EVERY
@@ -65,7 +68,11 @@ def test_half_precision_gives_way_where_activations_do_not_fit(target: Target) -
     [
         ("cpu", "bf16", "no product in bfloat16"),
         ("portable", "w8a16", "MatMulNBits"),
+        ("portable", "w8a8_block", "MatMulNBits"),
         ("tensorrt", "w8a16", "8-bit integers on both sides"),
+        ("tensorrt", "w8a8_block", "8-bit integers on both sides"),
+        ("cuda", "w8a8_block", "takes activations as they are"),
+        ("openvino", "w8a8_block", "a setting of the whole model how activations are taken"),
         ("tensorrt", "fp8_e5m2", "E4M3 only"),
         ("tensorrt", "w8fp8a16", "FP8 weights alone"),
         ("openvino", "fp8_e4m3", "no product in FP8"),
@@ -94,7 +101,7 @@ def test_decoding_keeps_what_the_budget_asks_for() -> None:
     assert Recipe(use="decode", max_kept=0.2).max_kept == 0.2
     assert Recipe(use="prefill").max_kept == Recipe().max_kept
     first = Recipe(use="prefill").profile.tiers_for("prefill")[0]
-    assert Precision.W8A16 not in first
+    assert not {Precision.W8A16, Precision.W8A8_BLOCK} & set(first)
     assert Precision.W8FP8A16 in first
 
 
@@ -105,12 +112,7 @@ def test_an_unknown_target_is_named() -> None:
 
 def site(key: str, precision: Precision, reason: Reason = Reason.SPIKE, high: float = 4.0) -> SitePlan:
     return SitePlan(
-        key=key,
-        node=f"node_{key}",
-        role=Role.GLU_DOWN,
-        layer=0,
-        shape=(8, 8),
-        input=f"in_{key}",
+        site=Site(key=key, node=f"node_{key}", role=Role.GLU_DOWN, layer=0, shape=(8, 8), input=f"in_{key}"),
         precision=precision,
         reason=reason,
         range=(-1.0, high),
@@ -158,6 +160,41 @@ def test_a_plan_for_another_target_says_what_it_could_not_keep() -> None:
     assert Plan.model_validate_json(retarget(made, "openvino").to_json()).recipe.target == "openvino"
 
 
+@pytest.mark.parametrize("target", ["cuda", "openvino"])
+def test_what_is_rounded_by_block_on_a_cpu_finds_its_nearest_elsewhere(target: Target) -> None:
+    made = plan(
+        site("kept", Precision.W8A8_BLOCK),
+        high_precision="w8a8_block",
+        overrides=[Override(pattern="kept", precision="w8a8_block")],
+    )
+    there = retarget(made, target)
+    [found] = there.sites
+    assert (found.precision, found.reason) == (Precision.W8A16, Reason.UNSUPPORTED)
+    why = PROFILES[target].why_not(Precision.W8A8_BLOCK)
+    assert found.evidence.note == f"spike: costs KL 0.1; w8a8_block was planned: {why}; w8a16 instead"
+    assert there.recipe.high_precision == there.recipe.overrides[0].precision == "w8a16"
+    refuse_unsupported(there)
+    assert retarget(there, "cpu").sites[0].precision is Precision.W8A16  # which a CPU can, if slowly
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "portable"])
+def test_what_has_no_near_becomes_half(target: Target) -> None:
+    made = plan(site("kept", Precision.W8A8_BLOCK), high_precision="w8a8_block")
+    there = retarget(made, target)
+    assert there.sites[0].precision is Precision.FP16
+    assert there.recipe.high_precision == "auto"
+
+
+def test_who_is_held_against_what_weight_only() -> None:
+    assert {target: profile.weight_only for target, profile in PROFILES.items()} == {
+        "cpu": ("cpu", Precision.W8A8_BLOCK),
+        "cuda": ("cuda", Precision.W8A16),
+        "tensorrt": ("cpu", Precision.W8A8_BLOCK),
+        "openvino": ("openvino", Precision.W8A16),
+        "portable": ("cpu", Precision.W8A8_BLOCK),
+    }
+
+
 def test_a_plan_written_by_hand_for_what_a_target_cannot_run_is_refused() -> None:
     wrong = plan(site("a", Precision.W8A16), site("b", Precision.INT8), target="portable")
     with pytest.raises(UsageError, match=r"portable.*1 sites.*a \(w8a16\).*MatMulNBits"):
@@ -169,7 +206,12 @@ def test_a_kept_site_says_why_it_is_not_what_was_asked_for() -> None:
     from tests.unit.test_decide import seen
 
     choice = Choice(
-        Site("k", "n", Role.GLU_DOWN, 0, "x", "w", (8, 8)), seen(1e5), Precision.FP16, Reason.SPIKE, Precision.FP16
+        Site(key="k", node="n", role=Role.GLU_DOWN, layer=0, shape=(8, 8), input="x"),
+        Precision.FP32,
+        seen(1e5),
+        Precision.FP16,
+        Reason.SPIKE,
+        Precision.FP16,
     )
     choice.set_high(Precision.FP16, recipe)
     choice.precision, choice.note = choice.high, "costs KL 1"

@@ -25,9 +25,9 @@ def found_in(path: Path) -> Identified:
 
 
 MIXED = {
-    Role.GLU_DOWN: Precision.W8A16,
+    Role.GLU_DOWN: Precision.W8A8_BLOCK,
     Role.ATTN_O: Precision.FP16,
-    Role.GLU_UP: Precision.INT6,
+    Role.GLU_UP: Precision.INT6_IN_8,
     Role.GLU_GATE: Precision.FP8_E5M2,
     Role.ATTN_Q: Precision.W8FP8A16,
 }
@@ -38,7 +38,16 @@ def mixed(site: Site) -> Precision:
 
 
 @pytest.mark.parametrize(
-    "precision", [Precision.INT8, Precision.INT5, Precision.W8A16, Precision.FP16, Precision.FP8_E4M3, mixed]
+    "precision",
+    [
+        Precision.INT8,
+        Precision.INT5_IN_8,
+        Precision.W8A8_BLOCK,
+        Precision.W8A16,
+        Precision.FP16,
+        Precision.FP8_E4M3,
+        mixed,
+    ],
 )
 @pytest.mark.parametrize(
     "shape",

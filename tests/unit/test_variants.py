@@ -19,7 +19,7 @@ NAMES = [
     "spike_aware_fp8_e4m3",
     "spike_aware_fp8_e5m2",
     "spike_aware_w8fp8a16",
-    "spike_aware_w8a16",
+    "spike_aware_w8a8_block",
     "spike_aware_fp16",
     "control_lowest",
     "control_random",
@@ -85,4 +85,4 @@ def test_what_each_row_decides() -> None:
 def test_the_rival_has_every_weight_in_blocks() -> None:
     rival = weight_only(sample_plan())
     assert (rival.id, rival.bits) == (WEIGHT_ONLY, 8)
-    assert {s.precision for s in rival.plan.counted} == {Precision.W8A16}
+    assert {s.precision for s in rival.plan.counted} == {Precision.W8A8_BLOCK}

@@ -26,8 +26,8 @@ from tests.graphs import Glu
 from tests.inserting import plan_for
 
 CHOSEN = {
-    Role.GLU_DOWN: Precision.W8A16,
-    Role.GLU_GATE: Precision.INT6,
+    Role.GLU_DOWN: Precision.W8A8_BLOCK,
+    Role.GLU_GATE: Precision.INT6_IN_8,
     Role.ATTN_O: Precision.FP16,
     Role.LM_HEAD: Precision.FP32,
     Role.GLU_UP: Precision.FP8_E5M2,
@@ -160,6 +160,10 @@ def lost_site(model: ir.Model, plan: Plan) -> None:
     site_node(model, plan, Role.ATTN_V).name = "renamed"
 
 
+def other_level(model: ir.Model, plan: Plan) -> None:
+    first(model.graph, "MatMulNBits").attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+
+
 TAMPERED: dict[str, tuple[Callable[[ir.Model, Plan], None], str]] = {
     "no QuantizeLinear": (remove_quantize, "does not undo a QuantizeLinear"),
     "no pair": (remove_pair, r"q_proj: planned int8, found w8a16"),
@@ -169,6 +173,7 @@ TAMPERED: dict[str, tuple[Callable[[ir.Model, Plan], None], str]] = {
     "wide codes": (wide_codes, "its weight is not held as int8"),
     "full weight": (full_weight_where_half_was_planned, "o_proj: planned fp16, found fp32"),
     "quantized head": (quantize_the_head, "lm_head: planned fp32, found int8"),
+    "other level": (other_level, r"down_proj: planned w8a8_block, found w8a16 \(accuracy_level 1\)"),
     "extra node": (extra_node, "nodes outside of the plan changed: extra"),
     "disguised node": (disguised_node, "extra was inserted for 'nobody', which is no site"),
     "lost node": (lost_node, "nodes outside of the plan changed: .*Softmax"),
