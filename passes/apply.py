@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from spq_graph.errors import SpqError
 from spq_graph.passes.annotate import Annotate
-from spq_graph.passes.bfloat16 import WidenBfloat16
-from spq_graph.passes.fuse import FuseAttention
-from spq_graph.passes.graph import Canonicalize, load_graph, strip_exporter_noise
-from spq_graph.passes.insert import InsertPrecisions
-from spq_graph.passes.lift import LiftOpset
-from spq_graph.passes.norms import DivideNorms
+from spq_graph.passes.forms.insert import InsertPrecisions
+from spq_graph.passes.graph import strip_exporter_noise
 from spq_graph.passes.operator import PANELS_TYPE
-from spq_graph.passes.outline import outline
+from spq_graph.passes.outline import Outline, outline
+from spq_graph.passes.prepared import Pass, Prepared, adapting, prepared, run
 from spq_graph.passes.rules import VerifyTarget, refuse_foreign
 from spq_graph.passes.verify import VerifyPlan
 from spq_graph.plan import Plan
 from spq_graph.retarget import refuse_unsupported
+from spq_graph.targets import Profile
 
 DATA_SUFFIX = ".data"
 IN_FLIGHT_BYTES = 128 << 20
 
 
-def apply_plan(source: Path, plan: Plan, *, emulate: bool = False) -> ir.Model:
+def apply_plan(source: Path | Prepared, plan: Plan, profile: Profile | None = None) -> ir.Model:
     """The model in `source` with every site of the plan in its precision.
 
     Args:
-        source: the ONNX file that the plan is for.
+        source: the ONNX file that the plan is for, or its graph where that was read already; it stays as it is.
         plan: what was decided.
-        emulate: write it for ONNX Runtime's CPU provider, with the numbers of the plan's target; for measuring only,
-            and not held against the target's rules.
+        profile: what runs it; by default the plan's target. Given the target's emulation, the result is for measuring
+            only, and not held against the target's rules.
 
     Raises:
         UsageError: the plan asks for what its target cannot run.
@@ -41,23 +40,28 @@ def apply_plan(source: Path, plan: Plan, *, emulate: bool = False) -> ir.Model:
         CheckError: the result is not what the plan says.
     """
     refuse_unsupported(plan)
-    model = load_graph(source)
-    Canonicalize()(model)
-    WidenBfloat16()(model)
-    if not emulate:
-        refuse_foreign(model, plan.recipe.profile)
-    if any(site.precision.is_fp8 for site in plan.sites):  # whatever the form: the type itself is of opset 19
-        LiftOpset()(model)
-    if plan.recipe.profile.divided_norms:
-        DivideNorms()(model)
-    if plan.recipe.profile.fused_attention:
-        FuseAttention()(model)
-    before = outline(model)
-    steps = [InsertPrecisions(plan, emulate=emulate), Annotate(plan)]
-    for step in steps if emulate else [*steps, VerifyPlan(plan, before), VerifyTarget(plan)]:
-        step(model)
+    target, profile = plan.recipe.profile, profile or plan.recipe.profile
+    delivered = profile is target
+    model = (source if isinstance(source, Prepared) else prepared(source)).copy()
+    if delivered:
+        refuse_foreign(model, target)
+    # Whatever the form of FP8: the type itself is of a newer opset.
+    run(model, adapting(target, fp8=any(site.precision.is_fp8 for site in plan.sites)))
+    run(model, applying(plan, profile, outline(model) if delivered else None))
     strip_exporter_noise(model)
     return model
+
+
+def applying(plan: Plan, profile: Profile, before: Outline | None) -> Sequence[Pass]:
+    """The passes that bring a plan into an adapted graph, in their order.
+
+    Args:
+        plan: what was decided.
+        profile: what runs it.
+        before: the graph as it was, to check against; None for a graph that is only measured.
+    """
+    writing = (InsertPrecisions(plan, profile), Annotate(plan))
+    return writing if before is None else (*writing, VerifyPlan(plan, before), VerifyTarget(plan))
 
 
 def save_model(model: ir.Model, path: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from spq_graph.passes.conditions import CanonicalPass
 from spq_graph.passes.editor import Editor
 from spq_graph.passes.values import is_standard, users_of
 
@@ -28,7 +29,7 @@ def holds_bfloat16(model: ir.Model) -> bool:
     return any(v.dtype is _FROM or (v.const_value is not None and v.const_value.dtype is _FROM) for v in values)
 
 
-class WidenBfloat16(ir.passes.InPlacePass):
+class WidenBfloat16(CanonicalPass):
     """Turn every bfloat16 value of a graph, its inputs and outputs included, into float32; weights stay stored as is.
 
     The graph must have been through `Canonicalize`.
@@ -46,6 +47,12 @@ class WidenBfloat16(ir.passes.InPlacePass):
         for node in model.graph.all_nodes():
             _retype(node)
         return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Nothing goes in or out as bfloat16."""
+        left = [v.name for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype is _FROM]
+        if left:
+            raise ir.passes.PostconditionError(f"'{left[0]}' is bfloat16 still")
 
     def _widen_weights(self, editor: Editor) -> set[ir.Value]:
         """Put a Cast behind every weight of the main graph, or behind what is looked up in it; returns the latter."""

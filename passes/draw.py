@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from spq_graph.drawing import Box, BoxKind
-from spq_graph.passes.compare import precision_of
 from spq_graph.passes.editor import ADDED
+from spq_graph.passes.forms.reading import precision_of
 from spq_graph.passes.layer_part import Layer, cut_out, is_constant, producers_of
 from spq_graph.passes.values import scalar_of
 from spq_graph.plan import SitePlan

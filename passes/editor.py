@@ -53,9 +53,7 @@ class Operand:
 
     def absmax(self) -> npt.NDArray[np.float32]:
         """Largest absolute value by column, float32 [N]."""
-        found = absmax_of(block for _, block in self.blocks())
-        self.weight.release()
-        return found
+        return absmax_of(block for _, block in self.blocks())
 
 
 @dataclass(slots=True)
@@ -190,7 +188,7 @@ class Editor:
         """Say in which type a product computes now, and give its result the type that it had; returns the Cast."""
         output = node.outputs[0]
         cast = ir.node("Cast", [output], {"to": int(original)}, name=self.fresh(f"{node.name}.narrowed"))
-        cast.metadata_props[ADDED] = node.name or ""
+        cast.metadata_props[ADDED] = node.metadata_props.get(ADDED, node.name or "")
         self.model.graph.insert_after(node, cast)
         cast.outputs[0].dtype, cast.outputs[0].shape = original, output.shape
         self.take_over(output, cast.outputs[0])

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from spq_graph.passes.collect import attribute_of
+from spq_graph.passes.conditions import CanonicalPass
 from spq_graph.passes.editor import drop_unused
 from spq_graph.passes.lift import LiftOpset, obstacle_to
 from spq_graph.passes.unfuse import replace_by
@@ -19,7 +20,7 @@ _SWAP_LAST = (0, 1, 3, 2)
 _Dim: TypeAlias = int | ir.SymbolicDim
 
 
-class FuseAttention(ir.passes.InPlacePass):
+class FuseAttention(CanonicalPass):
     """Replace softmax(scale * q k^T + mask) v by one Attention, which knows keys and values that several heads share.
 
     Scaled dot-product attention (Vaswani et al., arXiv 1706.03762, equation 1) with grouped queries (Ainslie et al.,

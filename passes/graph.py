@@ -17,6 +17,7 @@ from onnx_ir.passes.common import (
 )
 
 from spq_graph.errors import GraphError, SourceError
+from spq_graph.passes.conditions import not_canonical, repeated_name
 from spq_graph.passes.einsum import EinsumAsMatMul
 from spq_graph.passes.fold import FoldWeights
 from spq_graph.passes.mapped import load_mapped
@@ -208,18 +209,36 @@ class Canonicalize(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
-        if model.functions:
-            modified |= InlinePass(criteria=_not_our_operator)(model).modified
-        modified |= LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model).modified
-        modified |= RemoveInitializersFromInputsPass()(model).modified
-        modified |= TopologicalSortPass()(model).modified
-        modified |= EinsumAsMatMul()(model).modified
-        modified |= FoldWeights()(model).modified
-        modified |= Unfuse()(model).modified
+        modified = bool(model.functions) and InlinePass(criteria=_not_our_operator)(model).modified
+        for step in CANON:
+            modified |= step()(model).modified
         modified |= name_nodes(model.graph)
         modified |= _modernize(model)
         return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """What every pass on a canonical graph requires, and names that a plan can refer to."""
+        text, name = not_canonical(model), repeated_name(model)
+        if text is not None or name is not None:
+            raise ir.passes.PostconditionError(text or f"several nodes are called '{name}'")
+
+
+class LiftConstants(ir.passes.InPlacePass):
+    """Turn every Constant node, whatever its size, into an initializer."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        return LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+# In this order: folding sees no Constant nodes, and what is written out is a product whose weight was folded.
+CANON: tuple[type[ir.passes.InPlacePass], ...] = (
+    LiftConstants,
+    RemoveInitializersFromInputsPass,
+    TopologicalSortPass,
+    EinsumAsMatMul,
+    FoldWeights,
+    Unfuse,
+)
 
 
 def _not_our_operator(function: ir.Function) -> bool:

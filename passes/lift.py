@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.errors import GraphError
+from spq_graph.passes.conditions import CanonicalPass
 from spq_graph.passes.editor import Editor
 from spq_graph.passes.operator import OLDEST_OPSET
 from spq_graph.passes.values import is_standard
@@ -34,7 +35,7 @@ _AXES_BECAME_AN_INPUT = frozenset(
 )
 
 
-class LiftOpset(ir.passes.InPlacePass):
+class LiftOpset(CanonicalPass):
     """Bring a graph from opset 13 or later to a newer one; a graph that has it, or a newer one, stays as it is.
 
     The graph must have been through `Canonicalize`. Calling it raises GraphError where the graph cannot be lifted.
@@ -69,6 +70,11 @@ class LiftOpset(ir.passes.InPlacePass):
         model.graph.opset_imports[""] = self._to
         model.ir_version = max(model.ir_version, FIRST_IR.get(self._to, 0))
         return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """The graph has the opset."""
+        if model.graph.opset_imports.get("", 1) < self._to:
+            raise ir.passes.PostconditionError(f"the graph has no opset {self._to}")
 
 
 @dataclass(frozen=True, slots=True)

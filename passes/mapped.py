@@ -9,8 +9,9 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
@@ -26,6 +27,15 @@ def load_mapped(path: Path) -> ir.Model:
     Raises:
         Exception: whatever the reader of onnx_ir raises for a file that it cannot read.
     """
+    model = _read(path)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = Mapped.of(value.const_value)
+    return model
+
+
+def _read(path: Path) -> ir.Model:
     if path.stat().st_size < _LARGE:
         return ir.load(path)
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -36,6 +46,50 @@ def load_mapped(path: Path) -> ir.Model:
     model: ir.Model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model
+
+
+class Mapped(ir.ExternalTensor):
+    """A tensor in a file that is mapped anew by whoever reads it, and let go of with what was read.
+
+    It keeps nothing, so that copies of a graph share it and any number of threads read it at once; what the system
+    counts as held is what somebody looks at.
+    """
+
+    @classmethod
+    def of(cls, tensor: ir.ExternalTensor) -> Mapped:
+        """The same place in the same file."""
+        return cls(*_place_of(tensor), **_named(tensor))
+
+    def _own(self) -> ir.ExternalTensor:
+        return ir.ExternalTensor(*_place_of(self), **_named(self))
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """A view of the file."""
+        return self._own().numpy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return self._own().__array__(dtype)
+
+    def tobytes(self) -> bytes:
+        """A copy of the bytes."""
+        return self._own().tobytes()
+
+    def release(self) -> None:
+        """Nothing: there is nothing to let go of."""
+
+
+def _place_of(tensor: ir.ExternalTensor) -> tuple[Any, int | None, int | None, ir.DataType]:
+    return tensor.location, tensor.offset, tensor.length, tensor.dtype
+
+
+def _named(tensor: ir.ExternalTensor) -> dict[str, Any]:
+    return {
+        "shape": tensor.shape,
+        "name": tensor.name,
+        "doc_string": tensor.doc_string,
+        "metadata_props": dict(tensor.metadata_props),
+        "base_dir": tensor.base_dir,
+    }
 
 
 class _Field(NamedTuple):

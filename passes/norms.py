@@ -5,11 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from spq_graph.passes.collect import attribute_of
+from spq_graph.passes.conditions import CanonicalPass
 from spq_graph.passes.unfuse import replace_by
 from spq_graph.passes.values import is_standard, made_by, scalar_of, weight_of
 
 
-class DivideNorms(ir.passes.InPlacePass):
+class DivideNorms(CanonicalPass):
     """Replace x * (1 / sqrt(m)) by x / sqrt(m), where m is the mean of the squares of x plus a constant.
 
     torch exports the reciprocal root of RMSNorm (Zhang and Sennrich, arXiv 1910.07467, equation 4) as a Sqrt and a

@@ -65,6 +65,12 @@ class Observe(ir.passes.InPlacePass):
         _right_behind(graph, tape.nodes)
         return ir.passes.PassResult(model, modified=True)
 
+    def ensures(self, model: ir.Model) -> None:
+        """Every output is one of the reductions."""
+        expected = [name for probe in self.probes for name in probe.outputs] + ([FINITE_CHECK] if self.probes else [])
+        if sorted(v.name or "" for v in model.graph.outputs) != sorted(expected):
+            raise ir.passes.PostconditionError("the graph returns something else than what it observes")
+
 
 class ObserveFinite(ir.passes.InPlacePass):
     """Replace the graph's outputs by one number for each value: finite where all of its elements are."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.errors import CheckError, GraphError
-from spq_graph.passes.forms import BLOCKED_OPSET
+from spq_graph.passes.forms.weight import BLOCKED_OPSET
 from spq_graph.passes.operator import DOMAIN, OLDEST_OPSET
 from spq_graph.passes.values import is_standard, weight_of
 from spq_graph.plan import Plan

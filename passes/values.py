@@ -55,15 +55,6 @@ class Weight:
         array = np.asarray(self.tensor.numpy())
         return array.T if self.transposed else array
 
-    def release(self) -> None:
-        """Let go of the file, where the initializer lies in one; views of it must be gone.
-
-        Every tensor maps its whole file, and pages that several of them map count several times in what the system
-        says that a process holds.
-        """
-        if isinstance(self.tensor, ir.ExternalTensor):
-            self.tensor.release()
-
     def cast(self, part: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """A part of `stored` as float32, rounded wherever a Cast in between rounds it."""
         for node in self.through:

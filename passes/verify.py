@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from spq_graph.errors import CheckError
-from spq_graph.passes.compare import differing_weight, differs
 from spq_graph.passes.editor import ADDED, Operand
-from spq_graph.passes.forms import is_as_it_was
+from spq_graph.passes.forms.differs import differing_weight, differs
+from spq_graph.passes.forms.rules import Wanted
+from spq_graph.passes.forms.surroundings import Belonging, misplaced, surroundings
 from spq_graph.passes.operator import DOMAIN, OP, fp8_matmul_function, is_fp8_matmul
 from spq_graph.passes.outline import Line, Outline, changed
-from spq_graph.passes.surroundings import Belonging, misplaced, surroundings
 from spq_graph.passes.values import weight_of
 from spq_graph.plan import Plan, SitePlan
 from spq_graph.recipe import Precision
@@ -54,14 +54,19 @@ class VerifyPlan(ir.passes.InPlacePass):
             )
         return ir.passes.PassResult(model, modified=False)
 
+    def _wanted(self, site: SitePlan) -> Wanted:
+        return Wanted(site, self.plan.recipe, self.plan.recipe.profile)
+
     @property
     def _written(self) -> list[SitePlan]:
         """Sites that are not as the graph has them already."""
         weights = self.before.weights
-        return [s for s in self.plan.sites if s.node not in weights or not is_as_it_was(s, weights[s.node])]
+        return [
+            s for s in self.plan.sites if s.node not in weights or not self._wanted(s).is_as_it_was(weights[s.node])
+        ]
 
     def _differing_sites(self, model: ir.Model, belonging: Belonging) -> Iterator[str]:
-        """What is wrong at the sites, and as a side effect what belongs to them."""
+        """What is wrong at the sites; what belongs to them is collected on the way."""
         nodes = {node.name: node for node in model.graph}
         lines = {line.name: line for line in self.before.lines}
         for site in self.plan.sites:
@@ -73,24 +78,23 @@ class VerifyPlan(ir.passes.InPlacePass):
             if line is None or operand is None:
                 yield f"{site.key}: the source has no such site"
                 continue
-            text = differs(node, site, self.plan.recipe)
-            if not is_as_it_was(site, operand):
-                opset = model.graph.opset_imports.get("", 1)
-                text = self._differing(node, site, line, operand, belonging, opset)
+            text = self._differing(node, self._wanted(site), line, operand, belonging)
             if text is not None:
                 yield f"{site.key}: {text}"
 
     def _differing(
-        self, node: ir.Node, site: SitePlan, line: Line, operand: Operand, belonging: Belonging, opset: int
+        self, node: ir.Node, wanted: Wanted, line: Line, operand: Operand, belonging: Belonging
     ) -> str | None:
-        """What is wrong at a site that was written, told from the coarse to the fine."""
-        around, recipe = surroundings(node, site, line), self.plan.recipe
+        """What is wrong at one site, told from the coarse to the fine."""
+        if wanted.is_as_it_was(operand):
+            return differs(node, wanted)
+        around, opset = surroundings(node, wanted, line), self.before.opset
         for part in (node, *around.activation, *around.weight, *around.result):
             belonging.add(part)
         return (
-            differs(node, site, recipe)
-            or misplaced(around, site, operand, recipe, line, opset)
-            or differing_weight(node, site, operand, recipe, opset)
+            differs(node, wanted)
+            or misplaced(around, wanted, operand, line, opset)
+            or differing_weight(node, wanted, operand, opset)
         )
 
 

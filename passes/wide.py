@@ -11,13 +11,14 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.collect import is_product
+from spq_graph.passes.conditions import CanonicalPass
 from spq_graph.passes.editor import Editor, describe_like, drop_unused
 from spq_graph.passes.values import FLOATS, Weight, weight_of
 
 _FLOAT32_BYTES = 4
 
 
-class PartWide(ir.passes.InPlacePass):
+class PartWide(CanonicalPass):
     """Part every MatMul whose constant weight takes more than `limit` bytes as float32.
 
     The result is for running, not for keeping: parts are nodes and weights of their own. The graph must have been
@@ -35,6 +36,12 @@ class PartWide(ir.passes.InPlacePass):
             for node, weight in wide:
                 self._part(editor, node, weight)
         return ir.passes.PassResult(model, modified=bool(wide))
+
+    def ensures(self, model: ir.Model) -> None:
+        """No product is left that could be parted."""
+        left = [n.name for n in model.graph if (weight := self._too_wide(n)) is not None and weight.shape[1] > 1]
+        if left:
+            raise ir.passes.PostconditionError(f"{left[0]} is too wide still")
 
     def _too_wide(self, node: ir.Node) -> Weight | None:
         if not is_product(node) or node.op_type != "MatMul":

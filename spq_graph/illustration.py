@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spq_graph.drawing import LayerDrawing
 from spq_graph.passes.draw import draw_layer, layer_to_draw
-from spq_graph.passes.graph import Canonicalize, load_graph
+from spq_graph.passes.prepared import canonical
 from spq_graph.plan import Plan
 from spq_graph.ranges import Ranges
 from spq_graph.runtime.tokenizer import TextTokenizer
@@ -16,10 +16,9 @@ def draw(bench: Workbench, built: Built, plan: Plan) -> LayerDrawing | None:
     layer = layer_to_draw(plan.sites)
     if layer is None:
         return None
-    after = load_graph(built.path)
-    Canonicalize()(after)
+    before, after = bench.prepared.graph, canonical(built.path)
     return LayerDrawing(
-        layer=layer, before=draw_layer(bench.load(), plan.sites, layer), after=draw_layer(after, plan.sites, layer)
+        layer=layer, before=draw_layer(before, plan.sites, layer), after=draw_layer(after, plan.sites, layer)
     )
 
 

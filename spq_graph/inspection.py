@@ -16,7 +16,7 @@ from spq_graph.findings import GraphFacts, InspectedSite, Inspection, SeenProfil
 from spq_graph.opening import Opening
 from spq_graph.passes.annotate import PREFIX
 from spq_graph.passes.collect import attribute_of
-from spq_graph.passes.compare import precision_of
+from spq_graph.passes.forms.reading import precision_of
 from spq_graph.passes.graph import QUANTIZED_OPS, Canonicalize, load_graph
 from spq_graph.passes.identify import Identified, identify
 from spq_graph.passes.unquantize import LookThroughQuantization

@@ -80,7 +80,7 @@ def _decisions(plan: Plan) -> object:
 
 def _built(bench: Workbench, row: Variant, steps: Steps) -> Built | None:
     try:
-        return bench.build(row.plan, emulate=bench.emulates(row.plan))
+        return bench.build(row.plan, profile=bench.measured_as(row.plan))
     except GraphError as cause:
         if row.id.kept_in is None:
             raise

@@ -12,7 +12,6 @@ from spq_graph.recipe import Precision, Recipe
 from spq_graph.runtime.evaluate import KlMeter
 from spq_graph.runtime.segmented import SegmentedRunner
 from spq_graph.runtime.sequences import Sequences
-from spq_graph.runtime.session import CPU
 from spq_graph.workbench import Workbench
 
 
@@ -28,7 +27,7 @@ def meter(
     def measure(precisions: Mapping[str, Precision]) -> float:
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
-        graph = apply_plan(bench.model, plan, emulate=plan.recipe.profile.provider != CPU)
+        graph = apply_plan(bench.prepared, plan, plan.recipe.profile.emulation)
         result = kl_of.kl(SegmentedRunner(bench.segments(graph)))
         tick()
         return result

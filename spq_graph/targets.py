@@ -7,7 +7,7 @@ do is refused or replaced with a reason and never written.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal
@@ -18,6 +18,7 @@ from spq_graph.precision import Precision
 Target = Literal["cpu", "cuda", "tensorrt", "openvino", "portable"]
 Use = Literal["balanced", "prefill", "decode"]
 
+CPU_PROVIDER = "CPUExecutionProvider"
 ONNX, CONTRIB, OURS = "", "com.microsoft", "spq"
 LARGEST_HALF = 65504.0
 
@@ -29,11 +30,17 @@ class Form(StrEnum):
     MATMUL_INTEGER = "matmul_integer"  # QuantizeLinear, MatMulInteger, and Cast and Mul that dequantize
     NBITS = "matmul_nbits"  # com.microsoft::MatMulNBits, whose CPU kernel may round activations by block
     NBITS_FLOAT = "matmul_nbits_float"  # the same, whose activations stay in float32
+    FP8_QDQ = "fp8_qdq"  # QuantizeLinear and DequantizeLinear in FP8 on both operands
     OPERATOR = "operator"  # spq::Fp8MatMul, with the function that it stands for
     WEIGHT = "weight"  # DequantizeLinear on the weight alone
+    FP8_WEIGHT = "fp8_weight"  # the same, of FP8
     STORED = "stored"  # the weight held in it, the product as the graph computes
     COMPUTED = "computed"  # the product itself computed in it
     AS_IS = "as_is"  # float32
+    # What emulations have in place of what ONNX Runtime's CPU provider cannot run:
+    FP8_QDQ_WIDENED = "fp8_qdq_widened"  # Cast and Mul on the weight
+    FP8_WEIGHT_WIDENED = "fp8_weight_widened"
+    ROUNDED = "rounded"  # operands and result rounded, the product in float32
 
     @property
     def words(self) -> str:
@@ -46,11 +53,24 @@ _WRITTEN = {
     Form.MATMUL_INTEGER: "MatMulInteger",
     Form.NBITS: "MatMulNBits",
     Form.NBITS_FLOAT: "MatMulNBits in float32",
+    Form.FP8_QDQ: "Q/DQ on both operands",
     Form.OPERATOR: "spq::Fp8MatMul",
     Form.WEIGHT: "DequantizeLinear on the weight",
+    Form.FP8_WEIGHT: "DequantizeLinear on the weight",
     Form.STORED: "MatMul",
     Form.COMPUTED: "MatMul in it",
     Form.AS_IS: "MatMul",
+    Form.FP8_QDQ_WIDENED: "Q/DQ on the activation, Cast and Mul on the weight",
+    Form.FP8_WEIGHT_WIDENED: "Cast and Mul on the weight",
+    Form.ROUNDED: "MatMul between Casts",
+}
+# What stands for a form where ONNX Runtime's CPU provider cannot run it, or computes something else: same numbers.
+_STAND_INS = {
+    Form.MATMUL_INTEGER: Form.QDQ,
+    Form.NBITS: Form.NBITS_FLOAT,  # whose kernel heeds the level on a CPU only
+    Form.FP8_QDQ: Form.FP8_QDQ_WIDENED,
+    Form.FP8_WEIGHT: Form.FP8_WEIGHT_WIDENED,
+    Form.COMPUTED: Form.ROUNDED,
 }
 
 
@@ -91,6 +111,18 @@ class Profile:
     oldest_opset: int = 13
     divided_norms: bool = False
     fused_attention: bool = False
+
+    @property
+    def emulation(self) -> Profile:
+        """What ONNX Runtime's CPU provider runs with the numbers of this target; itself where that is what runs it.
+
+        For measuring what a plan costs on a device that is not here, and never for delivery. Signed integers around 0
+        become unsigned ones around 128, with the same steps.
+        """
+        if self.provider == CPU_PROVIDER:
+            return self
+        forms = {precision: _STAND_INS.get(form, form) for precision, form in self.forms.items()}
+        return replace(self, runtime="onnxruntime", provider=CPU_PROVIDER, forms=forms, signed=False)
 
     def allows(self, precision: Precision) -> bool:
         """Whether the target can run a precision."""
@@ -174,7 +206,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             name="cpu",
             device="ONNX Runtime's CPU provider",
             runtime="onnxruntime",
-            provider="CPUExecutionProvider",
+            provider=CPU_PROVIDER,
             forms=_forms(Form.QDQ, **_OPERATOR, w8a8_block=Form.NBITS, w8a16=Form.NBITS_FLOAT, fp16=Form.STORED),
             missing={Precision.BF16: _NO_BF16},
             domains=_ALL,
@@ -210,7 +242,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             device="TensorRT, strongly typed",
             runtime="onnxruntime",
             provider="TensorrtExecutionProvider",
-            forms=_forms(Form.QDQ, fp8_e4m3=Form.QDQ, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
+            forms=_forms(Form.QDQ, fp8_e4m3=Form.FP8_QDQ, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
             missing={
                 Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
                 Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
@@ -228,7 +260,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             device="OpenVINO's CPU plugin",
             runtime="openvino",
             provider=None,
-            forms=_forms(Form.QDQ, w8a16=Form.WEIGHT, w8fp8a16=Form.WEIGHT, fp16=Form.STORED),
+            forms=_forms(Form.QDQ, w8a16=Form.WEIGHT, w8fp8a16=Form.FP8_WEIGHT, fp16=Form.STORED),
             missing={
                 **dict.fromkeys(
                     (Precision.FP8_E4M3, Precision.FP8_E5M2),
@@ -248,7 +280,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             name="portable",
             device="any runtime that has the opset",
             runtime="onnxruntime",
-            provider="CPUExecutionProvider",
+            provider=CPU_PROVIDER,
             forms=_forms(Form.QDQ, **_OPERATOR, fp16=Form.STORED),
             missing={
                 **dict.fromkeys(

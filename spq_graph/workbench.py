@@ -15,12 +15,10 @@ from spq_graph.checkpoint import Checkpoint
 from spq_graph.errors import DataError, GraphError, UsageError
 from spq_graph.models.source import Source
 from spq_graph.passes.apply import DATA_SUFFIX, apply_plan, save_model
-from spq_graph.passes.bfloat16 import WidenBfloat16
-from spq_graph.passes.fuse import FuseAttention
-from spq_graph.passes.graph import Canonicalize, digest_of, load_graph
+from spq_graph.passes.graph import digest_of
 from spq_graph.passes.identify import Identified, require_glu
-from spq_graph.passes.norms import DivideNorms
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
+from spq_graph.passes.prepared import Prepared, prepared
 from spq_graph.passes.quantized import identify_floating, refuse_quantized
 from spq_graph.passes.segments import signature, split
 from spq_graph.plan import ModelRef, Plan
@@ -37,6 +35,7 @@ from spq_graph.runtime.text import load_sequences
 from spq_graph.runtime.tokenizer import TextTokenizer
 from spq_graph.segment import Segmented, Spec
 from spq_graph.streams import execute, execute_file, open_stream, open_whole
+from spq_graph.targets import PROFILES, Profile
 
 LONGEST_WINDOW = 2048
 
@@ -80,6 +79,7 @@ class Workbench:
     _runner: Runner | None = None
     _reference: Stream | None = None
     _signature: tuple[list[Spec], list[Spec]] | None = None
+    _prepared: Prepared | None = None
 
     @property
     def digest(self) -> str:
@@ -95,14 +95,14 @@ class Workbench:
         """
         if self._runner is None:
             whole = self.reference
-            self._runner = whole if isinstance(whole, Runner) else open_whole(whole)
+            self._runner = whole if isinstance(whole, Runner) else open_whole(self.prepared, whole.bytes)
         return self._runner
 
     @property
     def reference(self) -> Stream:
         """The model, to be run on one batch after the other."""
         if self._reference is None:
-            self._reference = open_stream(self.model, self.memory)
+            self._reference = open_stream(self.prepared, self.memory)
         return self._reference
 
     @property
@@ -130,7 +130,7 @@ class Workbench:
         if not find_sites:
             return
         with self.steps.step("identify", "Finding GLU blocks and projections"):
-            graph = self.load()
+            graph = self.prepared.graph
             self._digest = ThreadPoolExecutor(max_workers=1).submit(digest_of, self.model)
             refuse_quantized(graph, self.source.path)
             self._signature = signature(graph)
@@ -140,13 +140,12 @@ class Workbench:
         if not self.found.sites:
             raise GraphError("no MatMul or Gemm with a constant weight was found", where=self.source.origin)
 
-    def load(self) -> ir.Model:
-        """The source graph, canonical, ready to be edited and to run in ONNX Runtime."""
-        graph = load_graph(self.model)
-        Canonicalize()(graph)
-        WidenBfloat16()(graph)
-        DivideNorms()(graph)
-        return graph
+    @property
+    def prepared(self) -> Prepared:
+        """The source graph, read once; who edits it takes a copy."""
+        if self._prepared is None:
+            self._prepared = prepared(self.model)
+        return self._prepared
 
     @property
     def stored(self) -> Mapping[str, Precision]:
@@ -188,8 +187,8 @@ class Workbench:
         Raises:
             ActivationError: an activation is NaN or infinite, named by site.
         """
-        graph = self.load()
-        FuseAttention()(graph)  # nothing is observed inside of it, and it takes less time and memory
+        # As it runs on the CPU: nothing is observed inside of a fused attention, which takes less time and memory.
+        graph = self.prepared.adapted(PROFILES["cpu"])
         observe = Observe([site.input for site in self.found.sites])
         observe(graph)
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
@@ -210,7 +209,7 @@ class Workbench:
 
     def name_not_finite(self, ids: Ids, mask: Ids) -> str:
         """The first site input that is NaN or infinite on a batch, int64 [batch, length] both, in words."""
-        graph = self.load()
+        graph = self.prepared.adapted(PROFILES["cpu"])
         values = list(dict.fromkeys(site.input for site in self.found.sites))
         check = ObserveFinite(values)
         check(graph)
@@ -220,15 +219,18 @@ class Workbench:
         site = next(s for s in self.found.sites if s.input == values[index])
         return f"input of {site.key} (value '{site.input}')"
 
-    def build(self, plan: Plan, path: Path | None = None, *, emulate: bool = False) -> Built:
-        """Apply a plan and save the result; beside the intermediate files where no path is given.
+    def build(self, plan: Plan, path: Path | None = None, profile: Profile | None = None) -> Built:
+        """Apply a plan and save the result.
 
-        To emulate is to write what ONNX Runtime's CPU provider runs, with the numbers of the plan's target.
+        Args:
+            plan: what was decided.
+            path: the file; None for one beside the intermediate files.
+            profile: what runs it; by default the plan's target.
         """
         if path is None:
             self._count += 1
             path = self.work / f"variant-{self._count}.onnx"
-        model = apply_plan(self.model, plan, emulate=emulate)
+        model = apply_plan(self.prepared, plan, profile)
         return Built(path, save_model(model, path), model.graph.opset_imports[""])
 
     def prove(self, built: Built, plan: Plan, stream: Stream | None = None) -> Executed:
@@ -249,16 +251,20 @@ class Workbench:
         check_executed(executed, plan, str(built.path))
         return executed
 
+    def measured_as(self, plan: Plan) -> Profile:
+        """What a plan is measured on: its target where that is at hand, and otherwise the target's emulation."""
+        profile = plan.recipe.profile
+        elsewhere = profile.runtime == "onnxruntime" or why_absent(profile) is not None
+        return profile.emulation if elsewhere else profile
+
     def emulates(self, plan: Plan) -> bool:
         """Whether figures of a plan are those of its quantizers on ONNX Runtime's CPU provider, not of its target."""
-        profile = plan.recipe.profile
-        return profile.provider != CPU and (profile.runtime == "onnxruntime" or why_absent(profile) is not None)
+        return self.measured_as(plan) is not plan.recipe.profile
 
     def stream_for(self, plan: Plan, built: Built) -> Stream:
-        """What to measure a built plan in: the target's runtime where that is at hand."""
-        if self.emulates(plan) or plan.recipe.profile.provider == CPU:
-            return open_stream(built.path, self.memory)
-        return runner_on(plan.recipe.profile, built.path)
+        """What to measure a built plan in."""
+        profile = self.measured_as(plan)
+        return open_stream(built.path, self.memory) if profile.provider == CPU else runner_on(profile, built.path)
 
     def _probe_ids(self) -> Ids:
         batch, length = self.decoder.fixed_shape

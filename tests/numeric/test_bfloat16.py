@@ -16,6 +16,7 @@ from spq_graph.errors import UsageError
 from spq_graph.passes.bfloat16 import WidenBfloat16, holds_bfloat16
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.identify import identify
+from spq_graph.passes.prepared import prepared
 from spq_graph.runtime.segmented import SegmentedRunner
 from spq_graph.runtime.session import Runner
 from spq_graph.streams import open_stream, open_whole
@@ -58,7 +59,7 @@ def test_what_needs_it_whole_is_told_why_not(models: tuple[Path, Path], limit: i
     assert isinstance(stream, SegmentedRunner)
     assert (stream.pieces > 1) is (limit is not None)
     with pytest.raises(UsageError, match="it has bfloat16 weights"):
-        open_whole(stream)
+        open_whole(prepared(models[0]), stream.bytes)
 
 
 def test_weights_stay_stored_in_bfloat16(models: tuple[Path, Path]) -> None:

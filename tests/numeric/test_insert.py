@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from spq_graph.errors import GraphError
 from spq_graph.passes.apply import apply_plan
-from spq_graph.passes.compare import precision_of
+from spq_graph.passes.forms.reading import precision_of
 from spq_graph.passes.graph import load_graph
 from spq_graph.recipe import Precision
 from spq_graph.runtime.executed import check_integer_sites

@@ -110,7 +110,7 @@ def test_logits(model: Path, target: Target, down: Precision, execute: Callable[
 def test_what_stands_in_on_the_cpu_has_the_same_numbers(model: Path, target: Target, down: Precision) -> None:
     plan = planned(model, target, down)
     path = model.with_name("emulated.onnx")
-    save_model(apply_plan(model, plan, emulate=True), path)
+    save_model(apply_plan(model, plan, plan.recipe.profile.emulation), path)
     assert difference(on_onnxruntime(path), fake_quant_logits(model, plan, FEEDS)) < TOLERANCE
 
 

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from spq_graph.passes.annotate import Annotate
 from spq_graph.passes.apply import save_model
+from spq_graph.passes.forms.insert import InsertPrecisions
 from spq_graph.passes.graph import Canonicalize, load_graph
-from spq_graph.passes.insert import InsertPrecisions
 from spq_graph.passes.lift import LiftOpset
 from spq_graph.passes.observe import Observe
 from spq_graph.passes.outline import outline

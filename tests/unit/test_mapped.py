@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from spq_graph.passes.graph import digest_of, files_of, load_graph
-from spq_graph.passes.mapped import load_mapped
+from spq_graph.passes.mapped import Mapped, load_mapped
 from tests.decoder_graphs import Decoder, decoder
 from tests.graphs import Glu
 
@@ -30,12 +30,12 @@ def path(tmp_path: Path) -> Path:
 def test_large_weights_stay_in_the_file(path: Path) -> None:
     found, expected = load_mapped(path), ir.load(path)
     kinds = {name: type(v.const_value) for name, v in found.graph.initializers.items()}
-    assert ir.ExternalTensor in kinds.values()
+    assert Mapped in kinds.values()
     for name, value in expected.graph.initializers.items():
         tensor = found.graph.initializers[name].const_value
         assert tensor is not None
         assert value.const_value is not None
-        assert kinds[name] is ir.ExternalTensor or tensor.nbytes <= 1 << 16
+        assert kinds[name] is Mapped or tensor.nbytes <= 1 << 16
         np.testing.assert_array_equal(tensor.numpy(), value.const_value.numpy())
     assert [n.name for n in found.graph] == [n.name for n in expected.graph]
     assert {n.name: dict(n.metadata_props) for n in found.graph} == {

@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from spq_graph.errors import GraphError
-from spq_graph.passes.compare import precision_of
+from spq_graph.passes.forms.reading import precision_of
 from spq_graph.passes.graph import Canonicalize, load_graph
 from spq_graph.passes.identify import Identified
 from spq_graph.passes.quantized import identify_floating, refuse_quantized

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import pytest
 
 from spq_graph.errors import CheckError
-from spq_graph.passes import encode
 from spq_graph.passes.apply import apply_plan, save_model
 from spq_graph.passes.editor import ADDED
+from spq_graph.passes.forms import encode
+from spq_graph.passes.forms.insert import InsertPrecisions
 from spq_graph.passes.graph import Canonicalize, load_graph
-from spq_graph.passes.insert import InsertPrecisions
 from spq_graph.passes.lift import LiftOpset
 from spq_graph.passes.outline import Outline, outline
 from spq_graph.passes.verify import VerifyPlan

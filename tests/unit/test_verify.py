@@ -12,10 +12,10 @@ import pytest
 
 from spq_graph.errors import CheckError
 from spq_graph.passes.annotate import Annotate
-from spq_graph.passes.compare import precision_of
 from spq_graph.passes.editor import ADDED
+from spq_graph.passes.forms.insert import InsertPrecisions
+from spq_graph.passes.forms.reading import precision_of
 from spq_graph.passes.graph import Canonicalize, load_graph
-from spq_graph.passes.insert import InsertPrecisions
 from spq_graph.passes.outline import Outline, outline
 from spq_graph.passes.verify import VerifyPlan
 from spq_graph.plan import Plan

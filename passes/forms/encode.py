@@ -55,6 +55,11 @@ class Storage(ABC):
         return self.operand.shape
 
     @property
+    def words(self) -> str:
+        """What it is, for people."""
+        return f"{self.dtype.name.lower()} {list(self.shape)}"
+
+    @property
     def scales(self) -> Floats | None:
         """The scales beside it, in the shape in which the graph has them; None where there are none.
 
@@ -105,15 +110,12 @@ class Encoded(ir.LazyTensor):
         codes = np.empty(operand.shape, dtype=storage.dtype.numpy())
         for rows, block in operand.blocks():
             codes[rows] = storage.encode(block, rows)
-            held = storage.near(block, codes[rows], rows)
-            del block  # of a float32 weight a view of the file, which cannot be let go of while there is one
-            if not held:
+            if not storage.near(block, codes[rows], rows):
                 raise CheckError(
                     f"what was made of a weight does not stand for it (rows {rows.start} to {rows.stop - 1})",
                     where=f"{self.key} ({self.name})",
                     remedy="please report this",
                 )
-        operand.weight.release()
         return ir.tensor(storage.pack(codes), dtype=storage.dtype)
 
 
@@ -126,11 +128,8 @@ def unlike(storage: Storage, stored: ir.TensorProtocol) -> str | None:
         return None
     codes = storage.unpack(np.asarray(stored.numpy()))
     for rows, block in storage.operand.blocks():
-        held = storage.near(block, codes[rows], rows)
-        del block
-        if not held:
+        if not storage.near(block, codes[rows], rows):
             return f"rows {rows.start} to {rows.stop - 1} of its weight are not the source's within half a step"
-    storage.operand.weight.release()
     return None
 
 
@@ -195,6 +194,11 @@ class Fp8Panels(Fp8Codes):
     """E4M3 codes as the operator reads them, in panels [ceil(N / 32), ceil(K / 2), 64]."""
 
     @property
+    def words(self) -> str:
+        """What it is, for people."""
+        return f"FP8 panels {list(self.shape)}"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """That of the panels."""
         rows, columns = self.operand.shape
@@ -240,8 +244,6 @@ class Blocks(Storage):
         scales = np.empty(self.shape[:2], dtype=np.float32)
         for rows, block in self.operand.blocks():
             scales[:, self._place(rows)] = blocked_scales(block, self.block)
-            del block
-        self.operand.weight.release()
         return scales
 
     @property

@@ -1,0 +1,74 @@
+"""How what stands at a site differs from what its plan and its source ask for."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from spq_graph.passes.editor import Operand
+from spq_graph.passes.forms.encode import Encoded, unlike
+from spq_graph.passes.forms.reading import level_of, precision_of
+from spq_graph.passes.forms.registry import RULES
+from spq_graph.passes.forms.rules import AS_IS, Wanted
+from spq_graph.recipe import Precision
+from spq_graph.targets import Form
+
+
+def differs(node: ir.Node, wanted: Wanted) -> str | None:
+    """How a site's product differs from its plan, in words; None where it does not.
+
+    What stands around the product, and what its weight holds, is for `misplaced` and `differing_weight`.
+    """
+    found, planned = precision_of(node), _read_as(wanted)
+    # What is to be computed in fp32 may be stored in half: its weights are widened exactly.
+    as_good = planned is Precision.FP32 and found in AS_IS.values()
+    if found is not planned and not as_good:
+        level = f" (accuracy_level {level_of(node)})" if node.op_type == "MatMulNBits" else ""
+        return f"planned {wanted.site.precision}, found {found}{level}"
+    if planned.needs_range and wanted.site.range is None:
+        return "the plan holds no range"
+    return None if as_good else RULES[wanted.form].differs(node, wanted)
+
+
+def _read_as(wanted: Wanted) -> Precision:
+    """What a file says of a precision that was written in a form.
+
+    Every integer grid lies in the same container. MatMulNBits reads as what it is on a CPU, though on other devices its
+    kernel does not heed the level.
+    """
+    if wanted.site.precision.bits is not None:
+        return Precision.INT8
+    by_block = wanted.profile.forms.get(wanted.site.precision) is Form.NBITS
+    return Precision.W8A8_BLOCK if by_block else wanted.site.precision
+
+
+def differing_weight(node: ir.Node, wanted: Wanted, operand: Operand, opset: int) -> str | None:
+    """How what a site's weight is stored as differs from the source's weight and the recipe, in words.
+
+    Args:
+        node: the product.
+        wanted: what its plan asks for.
+        operand: the source's weight.
+        opset: of the graph.
+    """
+    rules = RULES[wanted.form]
+    holder = rules.holder(node)
+    place = 1 if holder is node else 0
+    codes = holder.inputs[place] if len(holder.inputs) > place else None
+    held = codes.const_value if codes is not None else None
+    storage = rules.storage(wanted, operand, opset)
+    if held is None or held.dtype is not storage.dtype or tuple(held.shape.numpy()) != storage.shape:
+        return f"its weight is not held as {storage.words}"
+    if (text := unlike(storage, held)) is not None:
+        return text
+    storage = held.storage if isinstance(held, Encoded) else storage
+    expected = rules.expected_scales(storage, wanted)
+    if expected is None:
+        return None
+    scales = rules.scales(node)
+    found = scales.const_value if scales is not None else None
+    if found is None or tuple(found.shape.numpy()) != expected.shape:
+        return f"its weight has no scales of shape {list(expected.shape)}"
+    if not np.array_equal(found.numpy(), expected):
+        return "its weight has other scales than the source's weight and the recipe ask for"
+    return None

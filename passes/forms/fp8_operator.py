@@ -1,0 +1,52 @@
+"""The operator of our own, spq::Fp8MatMul: weights in FP8, activations rounded to FP8 or as they are."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from spq_graph.passes.editor import Operand
+from spq_graph.passes.forms.encode import Fp8Panels, Storage
+from spq_graph.passes.forms.rules import FormRules, Place, Wanted, attributes_of
+from spq_graph.passes.fp8 import WEIGHTS
+from spq_graph.passes.operator import DOMAIN, OP, Fp8Call, add_function
+from spq_graph.passes.values import scalar_of
+
+
+class Fp8Operator(FormRules):
+    """spq::Fp8MatMul, and in the file the function that it stands for."""
+
+    def insert(self, at: Place) -> None:
+        """Write it."""
+        call = Fp8Call.of(at.site, at.wanted.recipe)
+        at.as_matmul()
+        editor = at.editor
+        if not self.computes_in(at.operand.dtype):
+            at.widen()
+        prefix = f"{at.site.node}.weight.{WEIGHTS.name}"
+        panels, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{prefix}.panels")
+        name = f"{at.activation}.scale" if call.rounds else "spq_graph.no_scale"
+        if name not in editor.shared:
+            editor.shared[name] = editor.constant(name, ir.tensor(call.a_scale))
+        inputs = [at.node.inputs[0], panels, editor.constant(f"{prefix}.scale", ir.tensor(scales)), editor.shared[name]]
+        editor.substitute(at.node, OP, inputs, DOMAIN, call.attributes)
+        add_function(editor.model)
+
+    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+        """E4M3 codes in panels."""
+        return Fp8Panels(operand, wanted.recipe.weights)
+
+    def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
+        """Whether it calls the operator as range and shape ask for."""
+        call = Fp8Call.of(wanted.site, wanted.recipe)
+        if attributes_of(node) != call.attributes:
+            return "its node has other attributes than the plan asks for"
+        scale = node.inputs[3] if len(node.inputs) == 4 else None
+        held = scale.const_value if scale is not None else None
+        plain = held is not None and held.dtype is ir.DataType.FLOAT and not len(held.shape)
+        if not plain or scalar_of(scale) != float(call.a_scale):
+            return "its activation has another scale than its range asks for"
+        return None
+
+    def computes_in(self, dtype: ir.DataType) -> bool:
+        """It reads and writes float16 itself."""
+        return dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)

@@ -1,0 +1,93 @@
+"""FP8 in Q/DQ on both operands, for runtimes that multiply in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from spq_graph.passes.editor import Operand
+from spq_graph.passes.forms.encode import FP8, Fp8Codes, Storage
+from spq_graph.passes.forms.integer import NEVER_QUANTIZED, dequantized
+from spq_graph.passes.forms.rules import Around, FormRules, Place, Step, Wanted, cast_to, producer_of
+from spq_graph.passes.fp8 import E4M3, activation_scale
+from spq_graph.passes.values import scalar_of
+
+
+def codes_of(wanted: Wanted, operand: Operand) -> Fp8Codes:
+    """E4M3 codes, with a scale for each output channel where the target has that."""
+    return Fp8Codes(operand, wanted.recipe.weights if wanted.profile.fp8_per_channel else "per_tensor")
+
+
+def insert_weight(at: Place, storage: Storage, *, widened: bool) -> None:
+    """Put what dequantizes FP8 codes in front of a product's weight.
+
+    Cast and Mul do what DequantizeLinear does: ONNX Runtime's CPU provider merges two DequantizeLinear of FP8 and a
+    MatMul into an operator that it cannot run.
+    """
+    editor, node, to = at.editor, at.node, ir.DataType.FLOAT
+    prefix = f"{at.site.node}.weight.{E4M3.name}"
+    codes, scales = at.stored(storage, f"{prefix}.codes")
+    scale = editor.constant(f"{prefix}.scale", ir.tensor(scales))
+    if widened:
+        wide = editor.add(node, "Cast", [codes], f"{prefix}.Cast", to, to=int(to))
+        weight = editor.add(node, "Mul", [wide, scale], f"{prefix}.Mul", to)
+    else:
+        axis: dict[str, Any] = {"axis": 1} if scales.ndim else {}
+        weight = editor.add(node, "DequantizeLinear", [codes, scale], f"{prefix}.DequantizeLinear", to, **axis)
+    node.replace_input_with(1, weight)
+
+
+def around_weight(wanted: Wanted, *, widened: bool) -> list[Step]:
+    """What `insert_weight` inserts."""
+    if widened:
+        return [Step("Mul"), cast_to(ir.DataType.FLOAT)]
+    whole = wanted.recipe.weights == "per_tensor" or not wanted.profile.fp8_per_channel
+    return [Step("DequantizeLinear", {} if whole else {"axis": 1})]
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Pair(FormRules):
+    """Q/DQ in E4M3 on both operands.
+
+    Attributes:
+        widened: whether Cast and Mul stand in for the weight's DequantizeLinear.
+    """
+
+    widened_weight: bool = False
+
+    def insert(self, at: Place) -> None:
+        """Write it."""
+        low, high = at.wanted.range
+        at.as_matmul()
+        at.widen()
+        editor, node, prefix = at.editor, at.node, at.activation
+        name = f"{prefix}.QuantizeLinear"
+        if name not in editor.shared:
+            scale = editor.constant(f"{prefix}.scale", ir.tensor(activation_scale(low, high, E4M3)))
+            zero = editor.constant(f"{prefix}.zero_point", ir.tensor(np.zeros((), E4M3.dtype), dtype=FP8))
+            value = node.inputs[0]
+            editor.shared[name] = editor.add(node, "QuantizeLinear", [value, scale, zero], name, FP8, like=value)
+        node.replace_input_with(0, dequantized(editor, node, prefix, editor.shared[name]))
+        insert_weight(at, self.storage(at.wanted, at.operand, at.opset), widened=self.widened_weight)
+
+    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+        """E4M3 codes."""
+        return codes_of(wanted, operand)
+
+    def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
+        """Whether the scale of its activation is the one that its range asks for."""
+        back = producer_of(node.inputs[0], "DequantizeLinear")
+        quantize = producer_of(back.inputs[0], "QuantizeLinear") if back is not None else None
+        if quantize is None:
+            return NEVER_QUANTIZED
+        if scalar_of(quantize.inputs[1]) != float(activation_scale(*wanted.range, E4M3)):
+            return "its activation has another scale than its range asks for"
+        return None
+
+    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+        """Both pairs."""
+        pair = [Step("DequantizeLinear"), Step("QuantizeLinear")]
+        return self.widened(Around(pair, around_weight(wanted, widened=self.widened_weight), []), operand)

@@ -1,0 +1,77 @@
+"""Insert what a plan decided, in the form that its target executes."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from spq_graph.errors import GraphError, SpqError
+from spq_graph.passes.conditions import CanonicalPass, repeated_name
+from spq_graph.passes.editor import ADDED, Editor, drop_unused
+from spq_graph.passes.forms.registry import RULES
+from spq_graph.passes.forms.rules import Place, Wanted
+from spq_graph.plan import Plan
+from spq_graph.targets import Profile
+
+
+class InsertPrecisions(CanonicalPass):
+    """Give every site of a plan its precision in the form of the plan's target; nothing else is touched.
+
+    Args:
+        plan: what was decided.
+        profile: what runs it; by default the plan's target. Its emulation has the same quantizers, for measuring what
+            a plan for another device costs, and never for delivery.
+
+    Calling it raises GraphError where a site of the plan is not in the graph, or cannot take its precision.
+    """
+
+    def __init__(self, plan: Plan, profile: Profile | None = None) -> None:
+        super().__init__()
+        self.plan = plan
+        self.profile = profile or plan.recipe.profile
+
+    def requires(self, model: ir.Model) -> None:
+        """Every node has a name of its own: plans refer to them."""
+        super().requires(model)
+        if (name := repeated_name(model)) is not None:
+            raise ir.passes.PreconditionError(f"several nodes are called '{name}'")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        require_opset(model, self.plan)
+        editor = Editor(model)
+        replaced: list[ir.Value] = []
+        # In the graph's order: what several sites share stands in front of the first of them.
+        order = {name: index for index, name in enumerate(editor.nodes)}
+        for site in sorted(self.plan.sites, key=lambda s: order.get(s.node, -1)):
+            node, operand = editor.find(site)
+            old = node.inputs[1]
+            wanted = Wanted(site, self.plan.recipe, self.profile)
+            try:
+                if not wanted.is_as_it_was(operand):
+                    RULES[wanted.form].insert(Place(editor, node, operand, wanted))
+            except SpqError as cause:
+                raise type(cause)(cause.what, where=cause.where or site.key, remedy=cause.remedy) from cause
+            if old is not None:
+                replaced.append(old)
+        drop_unused(model, replaced)
+        return ir.passes.PassResult(model, modified=bool(self.plan.sites))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every inserted node says for which site it is."""
+        sites = {site.node for site in self.plan.sites}
+        lost = [n.name for n in model.graph if n.metadata_props.get(ADDED, next(iter(sites), "")) not in sites]
+        if lost and sites:
+            raise ir.passes.PostconditionError(f"{lost[0]} was inserted for no site of the plan")
+
+
+def require_opset(model: ir.Model, plan: Plan) -> None:
+    """Check that the graph's opset can say what the plan wants.
+
+    Raises:
+        GraphError: the opset is too old.
+    """
+    opset, oldest = model.graph.opset_imports.get("", 1), plan.recipe.profile.oldest_opset
+    if opset < oldest and any(site.precision.bits is not None for site in plan.sites):
+        raise GraphError(
+            f"the graph has opset {opset}, where DequantizeLinear has no scale per channel",
+            remedy=f"export the model again with opset {oldest} or later",
+        )

@@ -1,0 +1,179 @@
+"""Integer products: Q/DQ around a product that the runtime fuses, and MatMulInteger where it fuses none.
+
+For ONNX Runtime to run a site as one integer kernel on a CPU, activations are unsigned and quantized at inputs only,
+weights are signed and symmetric, and all products that read one value share one quantizer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from spq_graph.passes.editor import ADDED, Editor, Operand, describe_like
+from spq_graph.passes.forms.encode import Integers, Storage
+from spq_graph.passes.forms.rules import Around, FormRules, Place, Step, Wanted, cast_to, producer_of
+from spq_graph.passes.scales import ActivationQuantizer
+from spq_graph.passes.values import scalar_of
+
+_OTHER_QUANTIZER = "its activation has another quantizer than its range asks for"
+NEVER_QUANTIZED = "its activation is dequantized but never quantized"
+
+
+def weight_bits(wanted: Wanted) -> int:
+    """Bits of an integer site's weight: one less at 8 where sums of two products must not pass 16 bits."""
+    bits = wanted.site.precision.bits
+    assert bits is not None
+    return 7 if bits == 8 and wanted.recipe.reduce_range else bits
+
+
+def quantized(at: Place, quantizer: ActivationQuantizer) -> ir.Value:
+    """Codes of a product's activation; one quantizer serves all products that read it."""
+    editor, node, prefix = at.editor, at.node, at.activation
+    name = f"{prefix}.QuantizeLinear"
+    if name in editor.shared:
+        return editor.shared[name]
+    value = node.inputs[0]
+    if quantizer.bits < 8:
+        low = editor.constant(f"{prefix}.low", ir.tensor(quantizer.low))
+        high = editor.constant(f"{prefix}.high", ir.tensor(quantizer.high))
+        value = editor.add(node, "Clip", [value, low, high], f"{prefix}.Clip", ir.DataType.FLOAT, like=value)
+    scale = editor.constant(f"{prefix}.scale", ir.tensor(quantizer.scale))
+    zero = editor.constant(f"{prefix}.zero_point", ir.tensor(quantizer.zero_point))
+    kind = ir.DataType.from_numpy(quantizer.zero_point.dtype)
+    editor.shared[name] = editor.add(node, "QuantizeLinear", [value, scale, zero], name, kind, like=value)
+    return editor.shared[name]
+
+
+def dequantized(editor: Editor, node: ir.Node, prefix: str, codes: ir.Value) -> ir.Value:
+    """What codes of an activation stand for, by the scale and zero point that made them; float32."""
+    name = f"{prefix}.DequantizeLinear"
+    if name not in editor.shared:
+        quantize = codes.producer()
+        assert quantize is not None
+        inputs = [codes, *quantize.inputs[1:]]
+        editor.shared[name] = editor.add(node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, like=codes)
+    return editor.shared[name]
+
+
+def differing_quantizer(quantize: ir.Node | None, wanted: ActivationQuantizer) -> str | None:
+    """Whether a node is the quantizer that a range asks for, and a Clip in front of it keeps to its bits."""
+    if quantize is None:
+        return NEVER_QUANTIZED
+    if [scalar_of(v) for v in quantize.inputs[1:]] != [float(wanted.scale), float(wanted.zero_point)]:
+        return _OTHER_QUANTIZER
+    clip = producer_of(quantize.inputs[0], "Clip")
+    limits = [scalar_of(v) for v in clip.inputs[1:]] if clip is not None else []
+    if wanted.bits < 8 and limits != [float(wanted.low), float(wanted.high)]:
+        return f"no Clip keeps its activation within {wanted.bits} bits"
+    return None
+
+
+class IntegerQdq(FormRules):
+    """QuantizeLinear and DequantizeLinear in front of the activation, DequantizeLinear in front of the weight."""
+
+    def insert(self, at: Place) -> None:
+        """Write it."""
+        quantizer = at.wanted.quantizer
+        at.as_matmul()
+        at.widen()
+        editor, node = at.editor, at.node
+        node.replace_input_with(0, dequantized(editor, node, at.activation, quantized(at, quantizer)))
+        codes, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        inputs = [
+            codes,
+            editor.constant(f"{at.weight}.scale", ir.tensor(scales)),
+            editor.constant(f"{at.weight}.zero_point", ir.tensor(np.zeros(scales.shape, dtype=np.int8))),
+        ]
+        axis: dict[str, Any] = {"axis": 1} if scales.ndim else {}
+        name = f"{at.weight}.DequantizeLinear"
+        node.replace_input_with(1, editor.add(node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **axis))
+        editor.shield(node)
+
+    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+        """Symmetric codes."""
+        return Integers(operand, weight_bits(wanted), wanted.recipe.weights)
+
+    def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
+        """Whether the quantizer of its activation is the one that range and bits ask for."""
+        if node.op_type != "MatMul":
+            return f"it is a {node.op_type}, the target takes {wanted.form}"
+        back = producer_of(node.inputs[0], "DequantizeLinear")
+        quantize = producer_of(back.inputs[0], "QuantizeLinear") if back is not None else None
+        text = differing_quantizer(quantize, wanted.quantizer)
+        if text is not None:
+            return text
+        zero = self.holder(node).inputs[2:3]
+        held = zero[0].const_value if zero and zero[0] is not None else None
+        return None if held is None or not held.numpy().any() else "its weight has a zero point that is not 0"
+
+    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+        """Both pairs, and a Clip below 8 bits."""
+        axis = {} if wanted.recipe.weights == "per_tensor" else {"axis": 1}
+        pair = [Step("DequantizeLinear"), *_quantizing(wanted)]
+        return self.widened(Around(pair, [Step("DequantizeLinear", axis)], []), operand)
+
+
+class MatMulInteger(FormRules):
+    """MatMulInteger on int8 codes, and Cast and Mul that give its sums their scale."""
+
+    def insert(self, at: Place) -> None:
+        """Write it."""
+        quantizer = at.wanted.quantizer
+        at.as_matmul()
+        at.widen()
+        editor, site = at.editor, at.site
+        codes = quantized(at, quantizer)
+        weight, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        editor.substitute(at.node, "MatMulInteger", [codes, weight], "", {})
+        node = editor.nodes[site.node]
+        sums = node.outputs[0]
+        cast = ir.node("Cast", [sums], {"to": int(ir.DataType.FLOAT)}, name=editor.fresh(f"{site.node}.sums"))
+        scale = editor.constant(f"{at.weight}.product_scale", ir.tensor(quantizer.scale * scales))
+        scaled = ir.node("Mul", [cast.outputs[0], scale], name=editor.fresh(f"{site.node}.scaled"))
+        editor.model.graph.insert_after(node, [cast, scaled])
+        for added in (cast, scaled):
+            added.metadata_props[ADDED] = site.node
+            describe_like(added.outputs[0], sums)
+            added.outputs[0].name = editor.fresh(f"{added.name}.out")
+        editor.take_over(sums, scaled.outputs[0])
+        cast.replace_input_with(0, sums)
+        sums.dtype = ir.DataType.INT32
+
+    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+        """Symmetric codes."""
+        return Integers(operand, weight_bits(wanted), wanted.recipe.weights)
+
+    def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
+        """Whether the quantizer of its activation is the one that range and bits ask for."""
+        if node.op_type != "MatMulInteger":
+            return f"it is a {node.op_type}, the target takes {wanted.form}"
+        return differing_quantizer(producer_of(node.inputs[0], "QuantizeLinear"), wanted.quantizer)
+
+    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+        """The quantizer, and what makes numbers of the sums."""
+        return self.widened(Around(_quantizing(wanted), [], [cast_to(ir.DataType.FLOAT), Step("Mul")]), operand)
+
+    def scales(self, node: ir.Node) -> ir.Value | None:
+        """What the sums are multiplied by, behind the Cast that makes numbers of them."""
+        cast = _only_user(node, "Cast")
+        scaled = _only_user(cast, "Mul") if cast is not None else None
+        return scaled.inputs[1] if scaled is not None else None
+
+    def expected_scales(self, storage: Storage, wanted: Wanted) -> npt.NDArray[np.float32] | None:
+        """Those of the weight by that of the activation."""
+        assert storage.scales is not None
+        return np.asarray(wanted.quantizer.scale * storage.scales)
+
+
+def _only_user(node: ir.Node, op_type: str) -> ir.Node | None:
+    """What alone reads a node's result, where it is this operator."""
+    users = [use.node for use in node.outputs[0].uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
+
+
+def _quantizing(wanted: Wanted) -> list[Step]:
+    bits = wanted.site.precision.bits
+    return [Step("QuantizeLinear"), *([Step("Clip")] if bits is not None and bits < 8 else [])]

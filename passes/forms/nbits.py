@@ -1,0 +1,53 @@
+"""Weights in 8 bits by block: com.microsoft.MatMulNBits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from spq_graph.passes.editor import Operand
+from spq_graph.passes.forms.encode import Blocks, Storage
+from spq_graph.passes.forms.rules import FormRules, Place, Wanted, attributes_of
+from spq_graph.passes.scales import block_size_for
+from spq_graph.targets import Form
+
+# On a CPU, MatMulNBits rounds activations to int8 by block at level 4, the only one with a fast kernel: one scale for
+# each block of one token, so that a spike costs its own block only. At level 1 they stay in float32.
+ACCURACY_LEVELS: Mapping[Form, int] = {Form.NBITS: 4, Form.NBITS_FLOAT: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class NBits(FormRules):
+    """MatMulNBits.
+
+    Attributes:
+        level: its accuracy_level.
+    """
+
+    level: int
+
+    def insert(self, at: Place) -> None:
+        """Write it."""
+        at.as_matmul()
+        at.widen()
+        editor = at.editor
+        codes, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        inputs = [at.node.inputs[0], codes, editor.constant(f"{at.weight}.scale", ir.tensor(scales))]
+        editor.substitute(at.node, "MatMulNBits", inputs, "com.microsoft", self._attributes(at.wanted))
+        editor.model.graph.opset_imports.setdefault("com.microsoft", 1)
+
+    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+        """Codes by block, around 128."""
+        return Blocks(operand)
+
+    def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
+        """Whether its attributes are those that shape and level ask for."""
+        found, expected = attributes_of(node), self._attributes(wanted)
+        return None if found == expected else f"its node has the attributes {found}, not {expected}"
+
+    def _attributes(self, wanted: Wanted) -> dict[str, int]:
+        rows, columns = wanted.site.shape
+        block = block_size_for(rows)
+        return {"K": rows, "N": columns, "bits": 8, "block_size": block, "accuracy_level": self.level}

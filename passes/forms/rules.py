@@ -1,0 +1,218 @@
+"""What every form says of itself, and what is asked of it at one site."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from spq_graph.errors import GraphError
+from spq_graph.passes.editor import Editor, Operand
+from spq_graph.passes.forms.encode import Storage
+from spq_graph.passes.scales import ActivationQuantizer
+from spq_graph.plan import SitePlan
+from spq_graph.recipe import Precision, Recipe
+from spq_graph.targets import Form, Profile
+
+# The floating-point precision that a product has if it is left alone; doubles count as single.
+AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a plan asks for at one site.
+
+    Attributes:
+        site: its plan.
+        recipe: of the plan.
+        profile: of what is to run it: the recipe's target, or its emulation.
+    """
+
+    site: SitePlan
+    recipe: Recipe
+    profile: Profile
+
+    @property
+    def form(self) -> Form:
+        """What its product becomes."""
+        return self.profile.forms[self.site.precision]
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest activation.
+
+        Raises:
+            GraphError: the plan holds none.
+        """
+        if self.site.range is None:
+            raise GraphError(
+                "the plan holds no range for this site's activation", where=self.site.key, remedy="calibrate again"
+            )
+        return self.site.range
+
+    @property
+    def quantizer(self) -> ActivationQuantizer:
+        """The quantizer of its activation, where that becomes integers.
+
+        Raises:
+            GraphError: the plan holds no range for it.
+        """
+        bits = self.site.precision.bits
+        assert bits is not None
+        return ActivationQuantizer.fit(*self.range, bits, self.recipe.activations, signed=self.profile.signed)
+
+    def is_as_it_was(self, operand: Operand) -> bool:
+        """Whether the graph computes in its precision already: then nothing is written."""
+        return self.site.precision is AS_IS.get(operand.dtype, Precision.FP32)
+
+
+@dataclass(slots=True)
+class Place:
+    """A site in a graph under edit.
+
+    Attributes:
+        editor: of the graph.
+        node: its product.
+        operand: the source's weight.
+        wanted: what the plan asks for there.
+    """
+
+    editor: Editor
+    node: ir.Node
+    operand: Operand
+    wanted: Wanted
+
+    @property
+    def site(self) -> SitePlan:
+        """Its plan."""
+        return self.wanted.site
+
+    @property
+    def activation(self) -> str:
+        """What names of things that its siblings share begin with."""
+        return f"{self.site.input}.{self.site.precision}"
+
+    @property
+    def weight(self) -> str:
+        """What names of constants that stand for its weight begin with."""
+        return f"{self.site.node}.weight.{self.site.precision}"
+
+    def as_matmul(self) -> None:
+        """Turn a Gemm into MatMul and Add; the weight is for the form to replace."""
+        self.node = self.editor.as_matmul(self.node)
+
+    def widen(self) -> None:
+        """Compute in float32 where the graph is in another type."""
+        self.editor.widen(self.node, self.operand.dtype)
+
+    def stored(self, storage: Storage, name: str) -> tuple[ir.Value, npt.NDArray[np.float32]]:
+        """The weight as a new constant of the graph, and the scales that belong to it.
+
+        Raises:
+            GraphError: the weight is not finite.
+        """
+        scales = storage.scales
+        assert scales is not None  # halves have none
+        return self.editor.constant(name, storage.tensor(name, self.site.key)), scales
+
+    @property
+    def opset(self) -> int:
+        """Of ONNX's own domain."""
+        return self.editor.model.graph.opset_imports[""]
+
+
+class Step(NamedTuple):
+    """An inserted node: its operator, and its attributes."""
+
+    op_type: str
+    attributes: Mapping[str, Any] = {}
+
+
+def cast_to(dtype: ir.DataType) -> Step:
+    """A Cast."""
+    return Step("Cast", {"to": int(dtype)})
+
+
+class Around(NamedTuple):
+    """The nodes that a form inserts around a product, each list from the product outwards.
+
+    Attributes:
+        activation: between the product and what the site reads.
+        weight: between the product and its constant.
+        result: between the product and what the site gives, a bias apart.
+    """
+
+    activation: list[Step]
+    weight: list[Step]
+    result: list[Step]
+
+
+class FormRules(ABC):
+    """One form: how a product is written in it, and what must then be there.
+
+    The two are told apart from each other on purpose: what checks a graph follows from plan and source alone.
+    """
+
+    @abstractmethod
+    def insert(self, at: Place) -> None:
+        """Write the product of a site in this form.
+
+        Raises:
+            GraphError: the plan holds no range that it needs, or the weight cannot be had in it.
+        """
+
+    @abstractmethod
+    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+        """How the weight is stored."""
+
+    def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
+        """How a product in a file differs from what is wanted, in words; None where it does not."""
+        return None
+
+    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+        """What is inserted around the product."""
+        return self.widened(Around([], [], []), operand)
+
+    def holder(self, node: ir.Node) -> ir.Node:
+        """The node that reads the weight's constant, and its scales behind it: the product, or what dequantizes."""
+        value = node.inputs[1] if len(node.inputs) > 1 else None
+        maker = value.producer() if value is not None else None
+        return node if maker is None else maker
+
+    def scales(self, node: ir.Node) -> ir.Value | None:
+        """The constant with the weight's scales."""
+        holder = self.holder(node)
+        place = 2 if holder is node else 1
+        return holder.inputs[place] if len(holder.inputs) > place else None
+
+    def expected_scales(self, storage: Storage, wanted: Wanted) -> npt.NDArray[np.float32] | None:
+        """What that constant holds; None in forms without scales."""
+        return storage.scales
+
+    def computes_in(self, dtype: ir.DataType) -> bool:
+        """Whether the product takes activations of this type without being widened."""
+        return dtype is ir.DataType.FLOAT
+
+    def widened(self, around: Around, operand: Operand) -> Around:
+        """The same with the Casts that widen activation and narrow result, where the product is computed in float32."""
+        if self.computes_in(operand.dtype):
+            return around
+        return Around(
+            [*around.activation, cast_to(ir.DataType.FLOAT)], around.weight, [*around.result, cast_to(operand.dtype)]
+        )
+
+
+def producer_of(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """What makes a value, where it is this operator."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def attributes_of(node: ir.Node) -> dict[str, Any]:
+    """What a node's attributes hold."""
+    return {name: attribute.value for name, attribute in node.attributes.items()}

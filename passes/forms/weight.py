@@ -1,0 +1,74 @@
+"""A weight that stands alone in 8 bits, behind DequantizeLinear; the activation stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from spq_graph.passes.editor import Operand
+from spq_graph.passes.forms.encode import Integers, SignedBlocks, Storage
+from spq_graph.passes.forms.fp8_pair import around_weight, codes_of, insert_weight
+from spq_graph.passes.forms.rules import Around, FormRules, Place, Step, Wanted
+from spq_graph.passes.scales import block_size_for
+
+BLOCKED_OPSET = 21  # the first whose DequantizeLinear takes blocks
+
+
+def block_of(shape: tuple[int, int], opset: int) -> int | None:
+    """Rows of K that share a scale of a weight that stands alone; None for one scale for each output channel."""
+    block = block_size_for(shape[0])
+    return block if opset >= BLOCKED_OPSET and shape[0] % block == 0 else None
+
+
+class IntegerWeight(FormRules):
+    """Int8 codes, with a scale for each block of K where the opset has blocks and K is made of whole ones."""
+
+    def insert(self, at: Place) -> None:
+        """Write it."""
+        at.as_matmul()
+        at.widen()
+        codes, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        inputs = [codes, at.editor.constant(f"{at.weight}.scale", ir.tensor(scales))]
+        name, attributes = f"{at.weight}.DequantizeLinear", _attributes(at.wanted, at.opset)
+        value = at.editor.add(at.node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **attributes)
+        at.node.replace_input_with(1, value)
+
+    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+        """By block, or by output channel."""
+        return SignedBlocks(operand) if block_of(wanted.site.shape, opset) else Integers(operand, 8)
+
+    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+        """DequantizeLinear on the weight."""
+        return self.widened(Around([], [Step("DequantizeLinear", _attributes(wanted, opset))], []), operand)
+
+
+def _attributes(wanted: Wanted, opset: int) -> dict[str, Any]:
+    block = block_of(wanted.site.shape, opset)
+    return {"axis": 0, "block_size": block} if block else {"axis": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Weight(FormRules):
+    """E4M3 codes.
+
+    Attributes:
+        widened_weight: whether Cast and Mul stand in for DequantizeLinear.
+    """
+
+    widened_weight: bool = False
+
+    def insert(self, at: Place) -> None:
+        """Write it."""
+        at.as_matmul()
+        at.widen()
+        insert_weight(at, self.storage(at.wanted, at.operand, at.opset), widened=self.widened_weight)
+
+    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+        """E4M3 codes."""
+        return codes_of(wanted, operand)
+
+    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+        """What dequantizes the weight."""
+        return self.widened(Around([], around_weight(wanted, widened=self.widened_weight), []), operand)
