@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peer_report import LABELS, show
 from peer_workers import LENGTH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,13 +39,6 @@ REQUIREMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "quark": ((PINS["torch"],), ("amd-quark==0.13", PINS["onnxruntime"])),
 }
 PACKAGES = ("amd-quark", "nvidia-modelopt", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch")
-LABELS = {
-    "bare": "bare inference, read and write",
-    "ours": "spq-graph",
-    "onnxruntime": "onnxruntime quantize_static",
-    "modelopt": "ModelOpt",
-    "quark": "Quark",
-}
 
 
 def interpreter(name: str, environments: Path) -> Path:
@@ -228,51 +222,6 @@ def versions(found: dict[str, list[str]]) -> dict[str, dict[str, str]]:
         if name in REQUIREMENTS
     }
     return {name: dict(sorted(json.loads(text).items())) for name, text in told.items()}
-
-
-def show(report: dict[str, Any]) -> None:
-    """Print the table, and which goals are met."""
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = (
-        ("wall s", "seconds", 1),
-        ("CPU s", "cpu_seconds", 1),
-        ("peak MB", "peak_rss_bytes", 1e6),
-        ("anonymous MB", "peak_anonymous_bytes", 1e6),
-    )
-    table = Table("", *(h for label, *_ in columns for h in (label, "x ours")), "output MB", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    found = report["medians"]
-    for name, label in LABELS.items():
-        if name not in found and name not in report["skipped"]:
-            continue
-        if name in report["skipped"]:
-            table.add_row(label, "skipped")
-            continue
-        row = found[name]
-        cells = [c for _, key, scale in columns for c in (f"{row[key] / scale:.4g}", times(row, found["ours"], key))]
-        table.add_row(label, *cells, f"{row['output_bytes'] / 1e6:.1f}")
-    console = Console(width=max(120, Console().width))
-    console.print(
-        f"12 layers, 82 million parameters, {report['rows']} sequences of {LENGTH} random tokens; "
-        f"medians of {report['rounds']} rounds\n{report['processor']}, {report['cores']} cores, load "
-        f"{report['load']:.1f}\n",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(table)
-    for name, reason in report["skipped"].items():
-        console.print(f"{LABELS[name]}: {reason}", highlight=False, soft_wrap=True)
-    for goal in report["goals"]:
-        other = "" if goal["other_ratio"] is None else f" ({goal['other_measure']}: {goal['other_ratio']:.2f})"
-        verdict = "met" if goal["met"] else "missed"
-        console.print(f"{verdict}: {goal['ratio']:.2f} {goal['what']}{other}; at most {goal['goal']} wanted")
-
-
-def times(row: dict[str, float], base: dict[str, float], key: str) -> str:
-    return f"{row[key] / base[key]:.2f}" if base[key] else "-"
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ Sites and what was inserted are shown one by one, all other nodes together with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -13,7 +13,8 @@ import onnx_ir as ir
 from spq_graph.drawing import Box, BoxKind
 from spq_graph.passes.editor import ADDED
 from spq_graph.passes.forms.reading import precision_of
-from spq_graph.passes.values import FLOATS, scalar_of
+from spq_graph.passes.layer_part import Layer, cut_out, is_constant, producers_of
+from spq_graph.passes.values import scalar_of
 from spq_graph.plan import SitePlan
 from spq_graph.recipe import Precision
 
@@ -45,14 +46,6 @@ _NAMES = 12
 
 
 @dataclass(slots=True)
-class _Layer:
-    """What of a graph belongs to one layer: the nodes in order, and the one whose output enters it."""
-
-    nodes: list[ir.Node]
-    entry: ir.Node | None
-
-
-@dataclass(slots=True)
 class _Group:
     """The nodes of one box while it is put together."""
 
@@ -68,7 +61,7 @@ def draw_layer(model: ir.Model, sites: Sequence[SitePlan], layer: int) -> list[B
     """
     by_name = {node.name: node for node in model.graph}
     numbered = [(site, node) for site in sites if (node := by_name.get(site.node)) is not None]
-    part = _cut_out(model.graph, [(site.layer, node) for site, node in numbered], layer)
+    part = cut_out(model.graph, [(site.layer, node) for site, node in numbered], layer)
     first = min((s.expert for s, _ in numbered if s.layer == layer and s.expert is not None), default=None)
     shown = {node: site for site, node in numbered if site.layer == layer and site.expert in (None, first)}
     hidden = {site.node for site, _ in numbered if site.expert not in (None, first)}
@@ -86,94 +79,18 @@ def layer_to_draw(sites: Iterable[SitePlan]) -> int | None:
     return best.layer if best is not None else None
 
 
-def _cut_out(graph: ir.Graph, numbered: Sequence[tuple[int | None, ir.Node]], layer: int) -> _Layer:
-    """From where the hidden states enter the layer to where they leave it."""
-    earlier = _ancestors(node for number, node in numbered if number is not None and number < layer)
-    inside = _ancestors(node for number, node in numbered if number == layer) - earlier
-    later = [node for number, node in numbered if number is not None and number > layer]
-    ends = later or [node for number, node in numbered if number is None] or _last(graph)
-    behind = _ancestors(ends) - inside - earlier
-    entry, leave = (_entry([node for node in graph if node in region], region) for region in (inside, behind))
-    before = _ancestors([entry]) if entry is not None else set()
-    after = _ancestors([leave]) if leave is not None else set()
-    kept = (inside - before) | (after & behind)
-    nodes = [node for node in graph if node in kept and not _is_static(node)]
-    return _Layer(nodes if entry is None else _following(entry, nodes), entry)
-
-
-def _following(entry: ir.Node, order: Sequence[ir.Node]) -> list[ir.Node]:
-    """What depends on the hidden states: not masks and tables of positions, which all layers share."""
-    seen = {entry}
-    for node in order:
-        if not seen.isdisjoint(_before(node)):
-            seen.add(node)
-    return [node for node in order if node in seen]
-
-
-def _last(graph: ir.Graph) -> list[ir.Node]:
-    return [node for value in graph.outputs[:1] if (node := value.producer()) is not None]
-
-
-def _entry(order: Sequence[ir.Node], region: set[ir.Node]) -> ir.Node | None:
-    """Where a layer's residual begins: the first sum of activations, or embedding, whose result goes two ways."""
-    for node in order:
-        if not node.outputs:
-            continue
-        value = node.outputs[0]
-        embeds = node.op_type == "Gather" and _is_table(node.inputs[0])
-        if not (embeds or (node.op_type == "Add" and (value.dtype is None or value.dtype in FLOATS))):
-            continue
-        if len({use.node for use in value.uses()} & region) > 1:
-            return node
-    return None
-
-
-def _is_table(value: ir.Value | None) -> bool:
-    return _constant(value) and value is not None and value.shape is not None and len(value.shape) == 2
-
-
-def _ancestors(nodes: Iterable[ir.Node]) -> set[ir.Node]:
-    """The nodes, and all that they depend on."""
-    pending, seen = list(nodes), set()
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            pending += _before(node)
-    return seen
-
-
-def _before(node: ir.Node) -> Iterator[ir.Node]:
-    for value in node.inputs:
-        if value is not None and (producer := value.producer()) is not None:
-            yield producer
-
-
-def _is_static(node: ir.Node, depth: int = 6) -> bool:
-    """Whether nothing but constants goes into a node, as with a weight's DequantizeLinear."""
-    if depth == 0 or not node.inputs:
-        return False
-    for value in node.inputs:
-        if value is None or value.const_value is not None or value.is_initializer():
-            continue
-        producer = value.producer()
-        if producer is None or not _is_static(producer, depth - 1):
-            return False
-    return True
-
-
-def _boxes(part: _Layer, shown: dict[ir.Node, SitePlan], hidden: set[str]) -> list[Box]:
+def _boxes(part: Layer, shown: dict[ir.Node, SitePlan], hidden: set[str]) -> list[Box]:
     group_of: dict[ir.Node, _Group] = {}
     behind: dict[ir.Node, frozenset[int]] = {}  # the groups shown one by one that a node depends on
     if part.entry is not None:
         group_of[part.entry] = _Group("stream", [part.entry])
         behind[part.entry] = frozenset()
     for node in part.nodes:
-        above = [group_of[n] for n in _before(node) if n in group_of]
+        above = [group_of[n] for n in producers_of(node) if n in group_of]
         behind[node] = frozenset().union(
             *(
                 behind[n] | ({id(group_of[n])} if group_of[n].kind != "other" else set())
-                for n in _before(node)
+                for n in producers_of(node)
                 if n in group_of
             )
         )
@@ -212,7 +129,7 @@ def _merge_equal(
     """Make one of neighbours that depend on the same: a chain may have met two groups that were apart until then."""
     for node in order:
         group = group_of[node]
-        for other in {id(group_of[n]): group_of[n] for n in _before(node) if n in group_of}.values():
+        for other in {id(group_of[n]): group_of[n] for n in producers_of(node) if n in group_of}.values():
             if other is group or {group.kind, other.kind} != {"other"} or behind[other.nodes[-1]] != behind[node]:
                 continue
             other.nodes += group.nodes
@@ -239,7 +156,9 @@ def _merge_hidden(
 def _described(group_of: dict[ir.Node, _Group], shown: dict[ir.Node, SitePlan], hidden: set[str]) -> list[Box]:
     place = {node: index for index, node in enumerate(group_of)}
     groups = list({id(g): g for g in group_of.values()}.values())
-    above = {id(g): {id(group_of[n]) for m in g.nodes for n in _before(m) if n in group_of} - {id(g)} for g in groups}
+    above = {
+        id(g): {id(group_of[n]) for m in g.nodes for n in producers_of(m) if n in group_of} - {id(g)} for g in groups
+    }
     ordered = _sorted(groups, above)
     number = {id(g): index for index, g in enumerate(ordered)}
     boxes = []
@@ -291,7 +210,7 @@ def _words(group: _Group, shown: dict[ir.Node, SitePlan], hidden: set[str]) -> t
     if not title:
         title = _PLAIN.get(frozenset(ops)) or ("reshape" if _MOVES.issuperset(ops) else ", ".join(ops[:2]))
     adds = [node for node in group.nodes[:2] if node.op_type == "Add"]  # one may stand behind what parts it
-    if adds and sum(not _constant(v) for v in adds[0].inputs) == 2:
+    if adds and sum(not is_constant(v) for v in adds[0].inputs) == 2:
         title = "residual" if set(ops) == {"Add"} else f"residual, {title}"
     counts = {op: ops.count(op) for op in dict.fromkeys(ops)}
     detail = ", ".join(op if count == 1 else f"{count} {op}" for op, count in counts.items())
@@ -314,7 +233,3 @@ def _scale_of(nodes: Sequence[ir.Node]) -> str:
         return ""
     scale, zero = (scalar_of(value) for value in quantize.inputs[1:3])
     return f"uint8, scale {scale:.3g}, zero point {zero:.0f}" if scale is not None and zero is not None else "uint8"
-
-
-def _constant(value: ir.Value | None) -> bool:
-    return value is None or value.const_value is not None or value.is_initializer()

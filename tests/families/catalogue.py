@@ -2,89 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from tests.families.family import ATTENTION, EXPERTS, LAYERS, VOCABULARY, Family
 
-LAYERS = 2
-VOCABULARY = 96
-EXPERTS = 4
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-_ATTENTION = {f"self_attn.{letter}_proj": f"attn_{letter}" for letter in "qkvo"}
-_MLP = {f"mlp.{name}_proj": f"glu_{name}" for name in ("gate", "up", "down")}
 _ROUTER = {"mlp.gate": "router"}
 _SHARED = {f"mlp.shared_expert.{name}_proj": f"glu_{name}" for name in ("gate", "up", "down")}
 _SHARED_EXPERTS = {path.replace("expert", "experts"): role for path, role in _SHARED.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One family.
-
-    Attributes:
-        name, title: for tests, and for people.
-        model: class in transformers; `config` too, where it is not named after it.
-        settings: of its configuration, beside or instead of the common sizes.
-        modules: role by module path below a layer, without experts.
-        experts: path of a layer's experts, where it has any.
-        kinds: of the GLU blocks of a layer, in their order.
-        prefix: path of a layer, with its number as `{}`.
-        outside: role by module path, for those outside of the layers.
-        unmatched: regular expressions, one for each entry that a layer has there.
-        refused: what the command line says of the folder; empty where it takes it.
-        note: for the table.
-    """
-
-    name: str
-    title: str
-    model: str
-    config: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    common: bool = True
-    modules: dict[str, str] = field(default_factory=lambda: _ATTENTION | _MLP)
-    experts: str = ""
-    kinds: tuple[Literal["swiglu", "geglu", "squared_reglu"], ...] = ("swiglu",)
-    prefix: str = "model.layers.{}"
-    outside: dict[str, str] = field(default_factory=lambda: {"lm_head": "lm_head"})
-    unmatched: tuple[str, ...] = ()
-    refused: str = ""
-    note: str = ""
-
-    @property
-    def roles(self) -> dict[str, tuple[str, int | None, int | None]]:
-        """Role, layer and expert of every site, by key."""
-        modules = {path: (role, None) for path, role in self.modules.items()} | self._experts
-        found: dict[str, tuple[str, int | None, int | None]] = {
-            f"{self.prefix.format(layer)}.{path}": (role, layer, expert)
-            for layer in range(LAYERS)
-            for path, (role, expert) in modules.items()
-        }
-        return found | {path: (role, None, None) for path, role in self.outside.items()}
-
-    @property
-    def _experts(self) -> dict[str, tuple[str, int | None]]:
-        parts = {"gate_up_proj": "expert_gate_up", "down_proj": "expert_down"} if self.experts else {}
-        return {
-            f"{self.experts}.{number}.{part}": (role, number)
-            for number in range(EXPERTS)
-            for part, role in parts.items()
-        }
-
-    @property
-    def configuration(self) -> dict[str, Any]:
-        """Everything that its configuration is made from."""
-        return (_SIZES if self.common else {}) | self.settings
 
 
 _NO_GLU = "no GLU: refused, and with `--allow-no-glu` quantized all the same"
@@ -141,7 +63,7 @@ DECODERS: tuple[Family, ...] = (
         "Mixtral",
         "MixtralForCausalLM",
         settings=_CHOICE | {"num_local_experts": EXPERTS},
-        modules=_ATTENTION | _ROUTER,
+        modules=ATTENTION | _ROUTER,
         experts="mlp.experts",
         kinds=_CHOSEN,
     ),
@@ -150,7 +72,7 @@ DECODERS: tuple[Family, ...] = (
         "Qwen2-MoE",
         "Qwen2MoeForCausalLM",
         settings=_CHOICE | {"num_experts": EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
-        modules=_ATTENTION | _SHARED | _ROUTER | {"mlp.shared_expert_gate": "router"},
+        modules=ATTENTION | _SHARED | _ROUTER | {"mlp.shared_expert_gate": "router"},
         experts="mlp.experts",
         kinds=_CHOSEN_AND_SHARED,
     ),
@@ -159,7 +81,7 @@ DECODERS: tuple[Family, ...] = (
         "Qwen3-MoE",
         "Qwen3MoeForCausalLM",
         settings=_HEADS | _CHOICE | {"num_experts": EXPERTS, "moe_intermediate_size": 24},
-        modules=_ATTENTION | _ROUTER,
+        modules=ATTENTION | _ROUTER,
         experts="mlp.experts",
         kinds=_CHOSEN,
     ),
@@ -168,7 +90,7 @@ DECODERS: tuple[Family, ...] = (
         "OLMoE",
         "OlmoeForCausalLM",
         settings=_CHOICE | {"num_experts": EXPERTS},
-        modules=_ATTENTION | _ROUTER,
+        modules=ATTENTION | _ROUTER,
         experts="mlp.experts",
         kinds=_CHOSEN,
     ),
@@ -204,7 +126,7 @@ DECODERS: tuple[Family, ...] = (
         "GLM-4.5",
         "Glm4MoeForCausalLM",
         settings=_GROUPS | _HEADS,
-        modules=_ATTENTION | _SHARED_EXPERTS | _ROUTER,
+        modules=ATTENTION | _SHARED_EXPERTS | _ROUTER,
         experts="mlp.experts",
         kinds=_CHOSEN_AND_SHARED,
     ),
@@ -213,7 +135,7 @@ DECODERS: tuple[Family, ...] = (
         "GPT-OSS",
         "GptOssForCausalLM",
         settings=_HEADS | _CHOICE | {"num_local_experts": EXPERTS, "sliding_window": 4},
-        modules=_ATTENTION | {"mlp.router": "router"},
+        modules=ATTENTION | {"mlp.router": "router"},
         experts="mlp.experts",
         kinds=_CHOSEN,
     ),
@@ -222,7 +144,7 @@ DECODERS: tuple[Family, ...] = (
         "Granite-MoE",
         "GraniteMoeForCausalLM",
         settings=_CHOICE | {"num_local_experts": EXPERTS},
-        modules=_ATTENTION | {"block_sparse_moe.router": "router"},
+        modules=ATTENTION | {"block_sparse_moe.router": "router"},
         experts="block_sparse_moe.experts",
         kinds=_CHOSEN,
     ),
@@ -231,7 +153,7 @@ DECODERS: tuple[Family, ...] = (
         "Phi-3.5-MoE",
         "PhimoeForCausalLM",
         settings=_CHOICE | {"num_local_experts": EXPERTS, "initializer_range": 0.15},
-        modules=_ATTENTION | {"mlp.router": "router"},
+        modules=ATTENTION | {"mlp.router": "router"},
         experts="mlp.experts",
         kinds=_CHOSEN,
     ),

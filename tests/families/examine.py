@@ -20,7 +20,7 @@ from spq_graph.passes.identify import Identified, identify, require_glu
 from spq_graph.planning import make_plan
 from spq_graph.recipe import Recipe
 from spq_graph.runtime.session import Runner
-from tests.families.catalogue import VOCABULARY, Family
+from tests.families.family import VOCABULARY, Family
 
 Array = npt.NDArray[np.float32]
 

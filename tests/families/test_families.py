@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.families.catalogue import DECODERS, FAMILIES, LAYERS, LIGHT, Family
+from tests.families.catalogue import DECODERS, FAMILIES, LIGHT
 from tests.families.examine import Examination
+from tests.families.family import LAYERS, Family
 from tests.families.matrix import recorded
 
 Examined = Callable[[str], Examination]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.families.catalogue import FAMILIES, LAYERS
+from tests.families.catalogue import FAMILIES
+from tests.families.family import LAYERS
 from tests.families.matrix import README, recorded, with_table
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tests.families.catalogue import FAMILIES, LAYERS
+from tests.families.catalogue import FAMILIES
+from tests.families.family import LAYERS
 
 NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "olmo2", "granite", "gpt2")
 WIDTH, HEADS = 64, 4

@@ -22,7 +22,8 @@ from spq_graph.recipe import Recipe
 from spq_graph.runtime.decoding import Decoding
 from spq_graph.runtime.session import Runner
 from tests.conftest import write_tokenizer
-from tests.families.catalogue import FAMILIES, VOCABULARY
+from tests.families.catalogue import FAMILIES
+from tests.families.family import VOCABULARY
 from tests.sources.catalogue import BY_NAME, NAMES, SOURCES, Source, settings_of
 from tests.sources.environments import produce, python_of
 

@@ -11,7 +11,7 @@ import pytest
 
 from spq_graph.models.loading import load_causal_lm
 from tests.e2e.command import contents, done
-from tests.families.catalogue import VOCABULARY
+from tests.families.family import VOCABULARY
 from tests.sources.environments import python_of
 from tests.sources.examine import Produced
 

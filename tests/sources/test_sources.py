@@ -10,7 +10,8 @@ import pytest
 
 from spq_graph.errors import GraphError
 from spq_graph.runtime.session import Runner
-from tests.families.catalogue import FAMILIES, LAYERS
+from tests.families.catalogue import FAMILIES
+from tests.families.family import LAYERS
 from tests.sources.catalogue import BY_NAME, CELLS, roles_of
 from tests.sources.examine import Examination, Produced
 from tests.sources.matrix import cell, recorded
