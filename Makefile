@@ -1,7 +1,7 @@
 # Each target makes its own virtual environment in .venv; another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
 BIN := .venv/bin
-# One process for each core; tests/scheduling.py says what stays together.
+# One process for each core; tests/support/scheduling.py says what stays together.
 WORKERS ?= -n auto
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 

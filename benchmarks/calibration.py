@@ -31,8 +31,8 @@ TARGET = 1.3  # times plain inference, in time and in memory
 IMPORTS = (
     "onnxruntime.quantization.calibrate",
     "spq_graph.passes.observe",
-    "spq_graph.passes.segments",
-    "spq_graph.runtime.calibrate",
+    "spq_graph.passes.pieces.split",
+    "spq_graph.runtime.measures.calibrate",
 )
 LABELS = {"plain": "plain inference", "ours": "spq-graph", "minmax": "onnxruntime MinMax"}
 
@@ -46,9 +46,9 @@ def prepare(source: str, data: Path, tokens: int, work: Path) -> dict[str, Any]:
 
     from spq_graph.models.export import export_folder
     from spq_graph.models.source import resolve
-    from spq_graph.runtime.calibrate import BATCH_TOKENS
-    from spq_graph.runtime.text import load_sequences
-    from spq_graph.runtime.tokenizer import TextTokenizer
+    from spq_graph.runtime.measures.calibrate import BATCH_TOKENS
+    from spq_graph.runtime.text.reading import load_sequences
+    from spq_graph.runtime.text.tokenizer import TextTokenizer
 
     found = resolve(source)
     window = min(found.max_length or 256, 256)
@@ -73,7 +73,7 @@ def batches(work: Path) -> Any:
     """
     import numpy as np
 
-    from spq_graph.runtime.sequences import Sequences
+    from spq_graph.runtime.text.sequences import Sequences
 
     for name in IMPORTS:
         import_module(name)
@@ -83,8 +83,8 @@ def batches(work: Path) -> Any:
 
 def plain(work: Path) -> dict[str, float]:
     """Inference of every batch, logits fetched and dropped."""
-    from spq_graph.runtime.calibrate import batch_size
-    from spq_graph.runtime.session import Runner
+    from spq_graph.runtime.measures.calibrate import batch_size
+    from spq_graph.runtime.sessions.session import Runner
 
     sequences = batches(work)
     with Timer() as run:
@@ -96,11 +96,12 @@ def plain(work: Path) -> dict[str, float]:
 
 def ours(work: Path) -> dict[str, float]:
     """Ranges of every site's input, as `spq-graph calibrate` measures them."""
-    from spq_graph.passes.graph import Canonicalize, load_graph
-    from spq_graph.passes.identify import identify
+    from spq_graph.passes.canon.canonicalize import Canonicalize
+    from spq_graph.passes.files.read import load_graph
+    from spq_graph.passes.find.identify import identify
     from spq_graph.passes.observe import FINITE_CHECK, Observe
-    from spq_graph.passes.segments import split
-    from spq_graph.runtime.calibrate import calibrate
+    from spq_graph.passes.pieces.split import split
+    from spq_graph.runtime.measures.calibrate import calibrate
 
     sequences = batches(work)
     with Timer() as build:
@@ -121,7 +122,7 @@ def minmax(work: Path) -> dict[str, float]:
     import numpy as np
     from onnxruntime.quantization.calibrate import CalibrationDataReader, MinMaxCalibrater
 
-    from spq_graph.runtime.calibrate import BATCH_TOKENS
+    from spq_graph.runtime.measures.calibrate import BATCH_TOKENS
 
     sequences = batches(work)
 
@@ -232,7 +233,7 @@ def measure(source: str, data: Path, tokens: int, rounds: int) -> dict[str, Any]
             order = [*METHODS][number % 3 :] + [*METHODS][: number % 3]  # nobody is always first
             taken.append({method: worker(method, work) for method in order})
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    from spq_graph.runtime.health import processor  # now that no child starts with the size that this brings
+    from spq_graph.runtime.proof.health import processor  # now that no child starts with the size that this brings
 
     names = ("onnxruntime", "onnx", "onnx-ir", "numpy")
     return {

@@ -16,16 +16,17 @@ import numpy as np
 from keeping import keep
 from rich.console import Console
 
-from spq_graph.opening import Opening
-from spq_graph.plan import Plan
-from spq_graph.planning import make_plan
-from spq_graph.progress import Steps
-from spq_graph.recipe import Override, Precision, Recipe
-from spq_graph.runtime import timing
-from spq_graph.runtime.health import processor
-from spq_graph.runtime.sequences import Sequences
-from spq_graph.runtime.session import Runner
-from spq_graph.verdict import environment
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.recipe import Override, Recipe
+from spq_graph.runtime.measures import timing
+from spq_graph.runtime.proof.health import processor
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.precision import Precision
+from spq_graph.workbench.environment import environment
+from spq_graph.workbench.opening import Opening
+from spq_graph.workbench.planning import make_plan
+from spq_graph.workbench.steps import Steps
 
 LENGTHS, PAST = (1, 128), 128
 FORMATS = (Precision.FP8_E4M3, Precision.W8FP8A16, Precision.W8A8_BLOCK)

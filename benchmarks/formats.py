@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from spq_graph import Data, Opening, Recipe, quantize
+from spq_graph.documents.results import Outcome
 from spq_graph.models.plant import plant_bos_spikes
-from spq_graph.results import Outcome
-from spq_graph.rows import EVERYWHERE, FP32, RowId, RowKind
-from spq_graph.runtime.health import processor
-from spq_graph.runtime.operators import library_info
-from spq_graph.targets import PROFILES
+from spq_graph.runtime.proof.health import processor
+from spq_graph.runtime.sessions.library import library_info
+from spq_graph.terms.rows import EVERYWHERE, FP32, RowId, RowKind
+from spq_graph.terms.targets import PROFILES
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RATIOS = (50, 300, 5_000, 20_000)

@@ -25,9 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from spq_graph.passes.fp8 import E4M3, E5M2, Fp8Format, fp8_weight_codes, fp8_weight_scales, pack_panels
-from spq_graph.passes.operator import DOMAIN, OP, VERSION
-from spq_graph.runtime.operators import library_info, register
+from spq_graph.passes.base.marks import DOMAIN, OP, VERSION
+from spq_graph.passes.numbers.fp8 import E4M3, E5M2, Fp8Format, fp8_weight_codes, fp8_weight_scales, pack_panels
+from spq_graph.runtime.sessions.library import library_info, register
 
 PROVIDER = "CUDAExecutionProvider"
 SHAPES = ((2048, 5632), (5632, 2048), (4096, 14336))

@@ -25,11 +25,12 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from spq_graph.passes.fp8 import E4M3, fp8_weight_codes, fp8_weight_scales, pack_panels
-from spq_graph.passes.operator import DOMAIN, OP, VERSION, fp8_matmul_function
-from spq_graph.passes.scales import blocked_weight, weight_codes, weight_scales
-from spq_graph.runtime.health import processor
-from spq_graph.runtime.operators import library_info, register
+from spq_graph.passes.base.marks import DOMAIN, OP, VERSION
+from spq_graph.passes.forms.operator import fp8_matmul_function
+from spq_graph.passes.numbers.fp8 import E4M3, fp8_weight_codes, fp8_weight_scales, pack_panels
+from spq_graph.passes.numbers.scales import blocked_weight, weight_codes, weight_scales
+from spq_graph.runtime.proof.health import processor
+from spq_graph.runtime.sessions.library import library_info, register
 
 SHAPES = ((5632, 2048), (2048, 5632))
 ROWS = (1, 8, 32, 128, 512)

@@ -61,7 +61,7 @@ def prepare(folder: Path, work: Path, rows: Path) -> None:
     from end_to_end import exported
     from rich.console import Console
 
-    from spq_graph.progress import Steps
+    from spq_graph.workbench.steps import Steps
 
     work.mkdir(exist_ok=True)
     model = exported(work, Steps(Console(stderr=True)))

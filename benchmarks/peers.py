@@ -252,8 +252,8 @@ def main() -> None:
         taken = in_turns(commanded, skipped, given.rounds, Path(folder), given.work / "model.onnx")
     from keeping import keep
 
-    from spq_graph.runtime.health import processor  # now that no child starts with the size that this brings
-    from spq_graph.verdict import environment
+    from spq_graph.runtime.proof.health import processor  # now that no child starts with the size that this brings
+    from spq_graph.workbench.environment import environment
 
     found = medians(taken)
     report = {

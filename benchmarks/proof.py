@@ -27,13 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.keeping import keep
 from benchmarks.shaped import SHAPES, write
-from spq_graph.passes.apply import apply_plan, save_model
-from spq_graph.passes.forms.encode import Blocks, Fp8Codes, Halves, Integers, SignedBlocks
-from spq_graph.passes.identify import identify
-from spq_graph.passes.prepared import Prepared, prepared
-from spq_graph.passes.verify import VerifyPlan
-from spq_graph.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
-from spq_graph.recipe import Precision, Recipe
+from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.recipe import Recipe
+from spq_graph.passes.adapt.prepared import Prepared, prepared
+from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.check.plan import VerifyPlan
+from spq_graph.passes.files.save import save_model
+from spq_graph.passes.find.identify import identify
+from spq_graph.passes.forms.storages import Blocks, Fp8Codes, Halves, Integers, SignedBlocks
+from spq_graph.terms.precision import Precision
 
 
 def plan_of(source: Prepared, precision: Precision) -> Plan:

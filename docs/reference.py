@@ -13,10 +13,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from spq_graph.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
-from spq_graph.recipe import OneOf, Override, Precision, Recipe
-from spq_graph.sites import Role, Site
-from spq_graph.wording import REASONS
+from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
+from spq_graph.documents.recipe import OneOf, Override, Recipe
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role, Site
+from spq_graph.views.words import REASONS
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by python docs/reference.py from the schema: do not edit. -->\n"

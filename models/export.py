@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from spq_graph.errors import OutputError, SourceError
 from spq_graph.models.loading import first_line, load_causal_lm, quiet, require_torch
 from spq_graph.models.trace import Traced, trace
+from spq_graph.terms.errors import OutputError, SourceError
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spq_graph.errors import SourceError
+from spq_graph.terms.errors import SourceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph import __version__, wording
-from spq_graph.plan import Plan, SitePlan
-
-PREFIX = "spq_graph."
+from spq_graph import __version__
+from spq_graph.documents.plan import Plan, SitePlan
+from spq_graph.passes.base.marks import PREFIX
+from spq_graph.views import words
 
 
 class Annotate(ir.passes.InPlacePass):
@@ -39,7 +39,7 @@ def _notes(site: SitePlan) -> dict[str, str]:
     if seen.ratio is not None:
         notes["ratio"] = f"{seen.ratio:g}"
     if seen.token is not None:
-        notes["token"] = wording.token(seen)
+        notes["token"] = words.token(seen)
     if seen.position is not None:
         notes["position"] = str(seen.position)
     return notes

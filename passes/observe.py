@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.errors import GraphError
-from spq_graph.passes.values import FLOATS
+from spq_graph.passes.base.values import FLOATS
+from spq_graph.terms.errors import GraphError
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""What runs: text into tokens, sessions, calibration, evaluation, benchmarks. Never imports torch or transformers."""
+"""What runs, and what comes of it?
+
+What runs: text into tokens, sessions, calibration, evaluation, benchmarks. Never imports torch or transformers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Spike-aware quantization of GLU language models: decide on paper, then edit the graph."""
+"""How does a language model become INT8 in spite of its spikes?
+
+Spike-aware quantization of GLU language models: decide on paper, then edit the graph.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spq_graph.benching import bench
-    from spq_graph.comparing import differences as compare
-    from spq_graph.data import Data
-    from spq_graph.doctor import examine
-    from spq_graph.errors import SpqError
-    from spq_graph.generating import generate
-    from spq_graph.inspection import inspect_path as inspect
-    from spq_graph.measuring import evaluate
-    from spq_graph.opening import Opening
-    from spq_graph.pipeline import quantize
-    from spq_graph.plan import Plan
-    from spq_graph.progress import Steps
-    from spq_graph.ranges import Ranges
-    from spq_graph.recipe import Recipe
-    from spq_graph.report import Report
-    from spq_graph.runtime.sampling import Sampling
-    from spq_graph.stages import apply, calibrate, export, merge, plan
+    from spq_graph.documents.plan import Plan
+    from spq_graph.documents.ranges import Ranges
+    from spq_graph.documents.recipe import Recipe
+    from spq_graph.documents.report import Report
+    from spq_graph.jobs.apply import apply
+    from spq_graph.jobs.bench import bench
+    from spq_graph.jobs.calibrate import calibrate, merge
+    from spq_graph.jobs.compare import differences as compare
+    from spq_graph.jobs.doctor import examine
+    from spq_graph.jobs.evaluate import evaluate
+    from spq_graph.jobs.export import export
+    from spq_graph.jobs.generate import generate
+    from spq_graph.jobs.inspect import inspect_path as inspect
+    from spq_graph.jobs.plan import plan
+    from spq_graph.jobs.quantize import quantize
+    from spq_graph.runtime.generation.sampling import Sampling
+    from spq_graph.terms.errors import SpqError
+    from spq_graph.workbench.data import Data
+    from spq_graph.workbench.opening import Opening
+    from spq_graph.workbench.steps import Steps
 
 __all__ = [
     "Data",
@@ -53,27 +59,27 @@ __version__ = "0.1.0"
 
 # Where each name comes from: its module, and what it is called there.
 _HOMES = {
-    "Data": ("spq_graph.data", "Data"),
-    "Opening": ("spq_graph.opening", "Opening"),
-    "Plan": ("spq_graph.plan", "Plan"),
-    "Ranges": ("spq_graph.ranges", "Ranges"),
-    "Recipe": ("spq_graph.recipe", "Recipe"),
-    "Report": ("spq_graph.report", "Report"),
-    "Sampling": ("spq_graph.runtime.sampling", "Sampling"),
-    "SpqError": ("spq_graph.errors", "SpqError"),
-    "Steps": ("spq_graph.progress", "Steps"),
-    "apply": ("spq_graph.stages", "apply"),
-    "bench": ("spq_graph.benching", "bench"),
-    "calibrate": ("spq_graph.stages", "calibrate"),
-    "compare": ("spq_graph.comparing", "differences"),
-    "evaluate": ("spq_graph.measuring", "evaluate"),
-    "examine": ("spq_graph.doctor", "examine"),
-    "export": ("spq_graph.stages", "export"),
-    "generate": ("spq_graph.generating", "generate"),
-    "inspect": ("spq_graph.inspection", "inspect_path"),
-    "merge": ("spq_graph.stages", "merge"),
-    "plan": ("spq_graph.stages", "plan"),
-    "quantize": ("spq_graph.pipeline", "quantize"),
+    "Data": ("spq_graph.workbench.data", "Data"),
+    "Opening": ("spq_graph.workbench.opening", "Opening"),
+    "Plan": ("spq_graph.documents.plan", "Plan"),
+    "Ranges": ("spq_graph.documents.ranges", "Ranges"),
+    "Recipe": ("spq_graph.documents.recipe", "Recipe"),
+    "Report": ("spq_graph.documents.report", "Report"),
+    "Sampling": ("spq_graph.runtime.generation.sampling", "Sampling"),
+    "SpqError": ("spq_graph.terms.errors", "SpqError"),
+    "Steps": ("spq_graph.workbench.steps", "Steps"),
+    "apply": ("spq_graph.jobs.apply", "apply"),
+    "bench": ("spq_graph.jobs.bench", "bench"),
+    "calibrate": ("spq_graph.jobs.calibrate", "calibrate"),
+    "compare": ("spq_graph.jobs.compare", "differences"),
+    "evaluate": ("spq_graph.jobs.evaluate", "evaluate"),
+    "examine": ("spq_graph.jobs.doctor", "examine"),
+    "export": ("spq_graph.jobs.export", "export"),
+    "generate": ("spq_graph.jobs.generate", "generate"),
+    "inspect": ("spq_graph.jobs.inspect", "inspect_path"),
+    "merge": ("spq_graph.jobs.calibrate", "merge"),
+    "plan": ("spq_graph.jobs.plan", "plan"),
+    "quantize": ("spq_graph.jobs.quantize", "quantize"),
 }
 
 _root = Path(__file__).resolve().parent.parent

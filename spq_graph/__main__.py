@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spq_graph.cli import main
+from spq_graph.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ WORDS = ["<unk>", "<s>", "</s>", *(f"w{n}" for n in range(61))]
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One process gets what shares a fixture."""
-    from tests.scheduling import ByFixtures
+    from tests.support.scheduling import ByFixtures
 
     return ByFixtures(config, log)
 
@@ -25,7 +25,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the model families unless they were asked for; `-m "not slow"` did not ask."""
     if config.getoption("numprocesses", None) is not None or hasattr(config, "workerinput"):
-        from tests.scheduling import begins
+        from tests.support.scheduling import begins
 
         items.sort(key=begins, reverse=True)  # keeps the order of the others
     if re.search(r"(?<!not )\bfamilies\b", config.option.markexpr):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.passes.editor import Operand
+from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Encoded, unlike
 from spq_graph.passes.forms.reading import level_of, precision_of
 from spq_graph.passes.forms.registry import RULES
 from spq_graph.passes.forms.rules import AS_IS, Wanted
-from spq_graph.recipe import Precision
-from spq_graph.targets import Form
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.targets import Form
 
 
 def differs(node: ir.Node, wanted: Wanted) -> str | None:

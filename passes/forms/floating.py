@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from spq_graph.passes.editor import Operand
-from spq_graph.passes.forms.encode import Halves, Storage, half_weight
+from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.rules import AS_IS, Around, FormRules, Place, Wanted, cast_to
-from spq_graph.recipe import Precision
+from spq_graph.passes.forms.storages import Halves, half_weight
+from spq_graph.terms.precision import Precision
 
 HALVES = {precision: dtype for dtype, precision in AS_IS.items()}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.passes.editor import Operand
-from spq_graph.passes.forms.encode import Fp8Panels, Storage
+from spq_graph.passes.base.marks import DOMAIN, OP
+from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.base.values import scalar_of
+from spq_graph.passes.forms.encode import Storage
+from spq_graph.passes.forms.operator import Fp8Call, add_function
 from spq_graph.passes.forms.rules import FormRules, Place, Wanted, attributes_of
-from spq_graph.passes.fp8 import WEIGHTS
-from spq_graph.passes.operator import DOMAIN, OP, Fp8Call, add_function
-from spq_graph.passes.values import scalar_of
+from spq_graph.passes.forms.storages import Fp8Panels
+from spq_graph.passes.numbers.fp8 import WEIGHTS
 
 
 class Fp8Operator(FormRules):

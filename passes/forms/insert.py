@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.errors import GraphError, SpqError
-from spq_graph.passes.conditions import CanonicalPass, repeated_name
-from spq_graph.passes.editor import ADDED, Editor, drop_unused
+from spq_graph.documents.plan import Plan
+from spq_graph.passes.base.conditions import CanonicalPass, repeated_name
+from spq_graph.passes.base.editor import Editor, drop_unused
+from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.forms.registry import RULES
 from spq_graph.passes.forms.rules import Place, Wanted
-from spq_graph.plan import Plan
-from spq_graph.targets import Profile
+from spq_graph.terms.errors import GraphError, SpqError
+from spq_graph.terms.targets import Profile
 
 
 class InsertPrecisions(CanonicalPass):

@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spq_graph.passes.editor import ADDED, Editor, Operand, describe_like
-from spq_graph.passes.forms.encode import Integers, Storage
+from spq_graph.passes.base.editor import Editor, describe_like
+from spq_graph.passes.base.marks import ADDED
+from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.base.values import scalar_of
+from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.rules import Around, FormRules, Place, Step, Wanted, cast_to, producer_of
-from spq_graph.passes.scales import ActivationQuantizer
-from spq_graph.passes.values import scalar_of
+from spq_graph.passes.forms.storages import Integers
+from spq_graph.passes.numbers.scales import ActivationQuantizer
 
 _OTHER_QUANTIZER = "its activation has another quantizer than its range asks for"
 NEVER_QUANTIZED = "its activation is dequantized but never quantized"

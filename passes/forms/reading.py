@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.passes.collect import attribute_of
-from spq_graph.passes.forms.encode import FP8
+from spq_graph.passes.base.marks import is_fp8_matmul
+from spq_graph.passes.base.values import attribute_of, weight_of
 from spq_graph.passes.forms.nbits import ACCURACY_LEVELS
+from spq_graph.passes.forms.operator import precision_of_call
 from spq_graph.passes.forms.rules import AS_IS, producer_of
-from spq_graph.passes.operator import is_fp8_matmul, precision_of_call
-from spq_graph.passes.values import weight_of
-from spq_graph.recipe import Precision
-from spq_graph.targets import Form
+from spq_graph.passes.forms.storages import FP8
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.targets import Form
 
 
 def precision_of(node: ir.Node) -> Precision:

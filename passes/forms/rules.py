@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spq_graph.errors import GraphError
-from spq_graph.passes.editor import Editor, Operand
+from spq_graph.documents.plan import SitePlan
+from spq_graph.documents.recipe import Recipe
+from spq_graph.passes.base.editor import Editor
+from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.scales import ActivationQuantizer
-from spq_graph.plan import SitePlan
-from spq_graph.recipe import Precision, Recipe
-from spq_graph.targets import Form, Profile
+from spq_graph.passes.numbers.scales import ActivationQuantizer
+from spq_graph.terms.errors import GraphError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.targets import Form, Profile
 
 # The floating-point precision that a product has if it is left alone; doubles count as single.
 AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}

@@ -7,11 +7,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from spq_graph.passes.editor import Operand
-from spq_graph.passes.forms.encode import Integers, SignedBlocks, Storage
+from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.fp8_pair import around_weight, codes_of, insert_weight
 from spq_graph.passes.forms.rules import Around, FormRules, Place, Step, Wanted
-from spq_graph.passes.scales import block_size_for
+from spq_graph.passes.forms.storages import Integers, SignedBlocks
+from spq_graph.passes.numbers.scales import block_size_for
 
 BLOCKED_OPSET = 21  # the first whose DequantizeLinear takes blocks
 

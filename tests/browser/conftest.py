@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from spq_graph.html import render, shown_profiles
-from tests.unit.samples import HOSTILE, big_plan, sample_plan, sample_report
-from tests.unit.samples_ranges import sample_drawing, sample_ranges
+from spq_graph.views.page import render, shown_profiles
+from tests.support.samples import HOSTILE, big_plan, sample_plan, sample_report
+from tests.support.samples_ranges import sample_drawing, sample_ranges
 
 Open = Callable[..., Any]
 

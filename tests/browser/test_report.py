@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from spq_graph import wording
-from spq_graph.spike_map import spike_map
+from spq_graph.views import words
+from spq_graph.views.charts.spikes import spike_map
 from tests.browser.conftest import RIGHT_TO_LEFT, Open
-from tests.unit.samples import HOSTILE, sample_plan
+from tests.support.samples import HOSTILE, sample_plan
 
 SPIKED = "model.layers.1.mlp.down_proj"
 
@@ -31,7 +31,7 @@ def test_cells_of_the_heat_map_carry_the_numbers_of_the_plan(opened: Open) -> No
     assert len(shown) == len(cells) == 56
     for text, cell in zip(shown, cells, strict=True):
         assert cell is not None
-        assert text == wording.number(cell.ratio, 2 if (cell.ratio or 0) < 10 else 3)
+        assert text == words.number(cell.ratio, 2 if (cell.ratio or 0) < 10 else 3)
     kept = page.locator(".map td.kept").all_inner_texts()
     assert kept == ["412", "36.0"]
 
@@ -194,7 +194,7 @@ def test_hostile_names_are_text(opened: Open) -> None:
     page = opened("hostile")
     assert page.locator("script").count() == 1
     page.locator(".map tbody tr").nth(1).locator("a").last.hover()
-    shown = wording.printable(HOSTILE)
+    shown = words.printable(HOSTILE)
     assert shown in page.locator("#cell").inner_text()
     assert shown in page.locator(".pane:visible .leaders").inner_text()
     assert shown in page.locator(".sites tbody").inner_text()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.decoders import write_decoder, write_ids
-from tests.e2e.command import Case, contents, done
+from tests.support.command import Case, contents, done
+from tests.support.decoders import write_decoder, write_ids
 
 
 @pytest.fixture(scope="session")

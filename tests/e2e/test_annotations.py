@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 import spq_graph
+from spq_graph.documents.plan import Plan
 from spq_graph.passes.annotate import Annotate
-from spq_graph.plan import Plan
-from tests.e2e.command import Case
-from tests.unit.samples import sample_plan
+from tests.support.command import Case
+from tests.support.samples import sample_plan
 
 OURS = "spq_graph."
 

@@ -16,8 +16,8 @@ from onnx import helper
 pytest.importorskip("onnxruntime")
 
 from tests.conftest import write_tokenizer
-from tests.decoders import VOCABULARY, random_ids, write_decoder, write_ids
-from tests.e2e.command import contents, spq
+from tests.support.command import contents, spq
+from tests.support.decoders import VOCABULARY, random_ids, write_decoder, write_ids
 
 
 def refused(arguments: list[Any], inputs: Path, outputs: Path, *messages: str, code: int = 1) -> None:

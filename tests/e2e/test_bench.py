@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.benching import times_faster
-from spq_graph.report import Report
-from tests.decoders import write_decoder, write_ids
-from tests.e2e.command import done, spq
+from spq_graph.documents.report import Report
+from spq_graph.jobs.bench import times_faster
+from tests.support.command import done, spq
+from tests.support.decoders import write_decoder, write_ids
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from spq_graph import __version__
-from spq_graph.kernels import INTEGER_KERNELS
-from spq_graph.plan import Plan
-from spq_graph.report import Report
-from tests.decoders import VOCABULARY, write_decoder
-from tests.e2e.command import Case, done, spq
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.report import Report
+from spq_graph.terms.kernels import INTEGER_KERNELS
+from tests.support.command import Case, done, spq
+from tests.support.decoders import VOCABULARY, write_decoder
 
 SPIKED = "layers.1.mlp.down_proj"
 FILES = {

@@ -15,10 +15,10 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 import spq_graph
-from spq_graph.cli import app
-from spq_graph.stages import plan
+from spq_graph.cli.app import app
+from spq_graph.jobs.plan import plan
 from tests.conftest import ROOT, write_tokenizer
-from tests.e2e.command import Case
+from tests.support.command import Case
 
 DOCS = ROOT / "docs"
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}

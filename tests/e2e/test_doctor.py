@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph import doctor
-from spq_graph.runtime import health
-from spq_graph.runtime.executed import Executed
-from spq_graph.runtime.openvino_session import is_here
-from spq_graph.targets import PROFILES
-from tests.e2e.command import done
+from spq_graph.jobs import doctor
+from spq_graph.runtime.proof import health
+from spq_graph.runtime.sessions.executed import Executed
+from spq_graph.runtime.sessions.openvino import is_here
+from spq_graph.terms.targets import PROFILES
+from tests.support.command import done
 
 
 def test_every_target_says_what_runs_or_why_not() -> None:

@@ -11,7 +11,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from spq_graph.models.source import REFERENCE
-from tests.e2e.command import done
+from tests.support.command import done
 
 pytestmark = pytest.mark.slow
 

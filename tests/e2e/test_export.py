@@ -16,12 +16,13 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 ir = pytest.importorskip("onnx_ir")
 
-from spq_graph.errors import OutputError, SourceError  # noqa: E402
 from spq_graph.models.export import export_folder  # noqa: E402
 from spq_graph.models.loading import load_causal_lm, quiet  # noqa: E402
 from spq_graph.models.trace import INPUTS  # noqa: E402
-from spq_graph.passes.graph import Canonicalize, load_graph  # noqa: E402
-from spq_graph.passes.identify import identify  # noqa: E402
+from spq_graph.passes.canon.canonicalize import Canonicalize  # noqa: E402
+from spq_graph.passes.files.read import load_graph  # noqa: E402
+from spq_graph.passes.find.identify import identify  # noqa: E402
+from spq_graph.terms.errors import OutputError, SourceError  # noqa: E402
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 

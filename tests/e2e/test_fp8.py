@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.runtime.operators import OVERRIDE, library_path
-from tests.e2e.command import Case, Result, done, spq
+from spq_graph.runtime.sessions.library import OVERRIDE, library_path
+from tests.support.command import Case, Result, done, spq
 
 needs_library = pytest.mark.skipif(library_path() is None, reason="the operator library was not built here")
 

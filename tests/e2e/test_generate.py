@@ -12,12 +12,12 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.runtime.decoding import Decoding
-from spq_graph.runtime.session import Runner
-from spq_graph.runtime.tokenizer import TextTokenizer
+from spq_graph.runtime.sessions.cache import Decoding
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.tokenizer import TextTokenizer
 from tests.conftest import WORDS, write_tokenizer
-from tests.decoders import BOS, VOCABULARY, random_ids, write_decoder, write_ids
-from tests.e2e.command import contents, done, spq
+from tests.support.command import contents, done, spq
+from tests.support.decoders import BOS, VOCABULARY, random_ids, write_decoder, write_ids
 
 PROMPT = "w1 w5 w9"
 FACTS = {
@@ -92,8 +92,8 @@ def test_what_json_says(outs: dict[str, Path]) -> None:
 def test_text_arrives_on_standard_output(outs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     found = generated(outs["cached"], prompts=(PROMPT, "w3"))
     pieces: list[str] = []
-    monkeypatch.setattr("spq_graph.terminal.write_text", pieces.append)
-    monkeypatch.setattr("spq_graph.verbs.write_text", pieces.append)
+    monkeypatch.setattr("spq_graph.cli.terminal.write_text", pieces.append)
+    monkeypatch.setattr("spq_graph.cli.running.write_text", pieces.append)
     done("generate", outs["cached"], "--prompt", PROMPT, "--prompt", "w3")
     assert len(pieces) > 10
     monkeypatch.undo()

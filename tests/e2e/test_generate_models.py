@@ -16,10 +16,10 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from spq_graph.models.source import REFERENCE
-from spq_graph.runtime.decoding import Decoding
-from spq_graph.runtime.session import Runner
-from spq_graph.runtime.tokenizer import TextTokenizer
-from tests.e2e.command import done
+from spq_graph.runtime.sessions.cache import Decoding
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.tokenizer import TextTokenizer
+from tests.support.command import done
 
 pytestmark = pytest.mark.slow
 # What the other client does with a prompt, printed as token ids: those it was given, and all of them.

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from tests.conftest import ROOT
-from tests.decoders import write_decoder, write_ids
-from tests.e2e.command import contents
+from tests.support.command import contents
+from tests.support.decoders import write_decoder, write_ids
 
 PATIENCE = 120  # seconds
 

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph import viewing
-from tests.e2e.command import Case, contents, done, spq
+from spq_graph.jobs import view
+from tests.support.command import Case, contents, done, spq
 
 SPIKED = "layers.1.mlp.down_proj"
 
@@ -164,5 +164,5 @@ def test_view_serves_the_file(case: Case, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "netron", netron)
     assert "http://localhost:8123" in done("view", case.out, "--no-browser").out
     assert asked == [(str(case.out / "model.onnx"), None, False), "waited"]
-    assert viewing.view(case.model, port=9000) == "http://localhost:8123"
+    assert view.view(case.model, port=9000) == "http://localhost:8123"
     assert asked[-1] == (str(case.model), ("localhost", 9000), True)

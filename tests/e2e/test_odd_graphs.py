@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 pytest.importorskip("onnxruntime")
 
 from tests.conftest import write_tokenizer
-from tests.decoders import VOCABULARY, random_ids, write_decoder, write_ids
-from tests.e2e.command import Result, contents, done, spq
-from tests.unit.test_quantized import embedding, int4
+from tests.support.command import Result, contents, done, spq
+from tests.support.decoders import VOCABULARY, random_ids, write_decoder, write_ids
+from tests.unit.passes.find.test_quantized import embedding, int4
 
 HEAD, QUERY = "lm_head", "layers.0.self_attn.q_proj"
 

@@ -32,13 +32,13 @@ from spq_graph import (
     merge,
     quantize,
 )
-from spq_graph.dry_run import forecast
-from spq_graph.results import Outcome
-from spq_graph.rows import FP32, SPIKE_AWARE
-from spq_graph.stages import plan
+from spq_graph.documents.results import Outcome
+from spq_graph.jobs.forecast import forecast
+from spq_graph.jobs.plan import plan
+from spq_graph.terms.rows import FP32, SPIKE_AWARE
 from tests.conftest import write_tokenizer
-from tests.decoders import write_decoder
-from tests.e2e.command import Case, contents, done
+from tests.support.command import Case, contents, done
+from tests.support.decoders import write_decoder
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.cli import app
-from spq_graph.plan import Plan
+from spq_graph.cli.app import app
+from spq_graph.documents.plan import Plan
 from tests.conftest import ROOT, WORDS
-from tests.e2e.command import Result, contents, done
+from tests.support.command import Result, contents, done
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

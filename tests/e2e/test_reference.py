@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
 from spq_graph.models.plant import plant_bos_spikes
-from tests.e2e.command import done
+from tests.support.command import done
 
 pytestmark = pytest.mark.slow
 LAYERS = (1, 3)

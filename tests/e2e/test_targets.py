@@ -12,17 +12,18 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.errors import CheckError
-from spq_graph.passes.apply import apply_plan, save_model
-from spq_graph.plan import Plan
-from spq_graph.recipe import Precision
-from spq_graph.retarget import retarget
-from spq_graph.runtime.openvino_session import is_here
-from spq_graph.runtime.proof import check_executed, execute_on, why_absent
-from spq_graph.sites import Role
-from spq_graph.targets import PROFILES, Target
-from tests.decoders import random_ids
-from tests.e2e.command import Case, done, spq
+from spq_graph.decisions.retarget import retarget
+from spq_graph.documents.plan import Plan
+from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.files.save import save_model
+from spq_graph.runtime.proof.held import check_executed, execute_on, why_absent
+from spq_graph.runtime.sessions.openvino import is_here
+from spq_graph.terms.errors import CheckError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
+from spq_graph.terms.targets import PROFILES, Target
+from tests.support.command import Case, done, spq
+from tests.support.decoders import random_ids
 
 SPIKED = "layers.1.mlp.down_proj"
 needs_openvino = pytest.mark.skipif(not is_here(), reason="needs openvino")

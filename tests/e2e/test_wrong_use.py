@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.precision import TABLE, Precision
-from tests.decoders import write_decoder
-from tests.e2e.command import Case, Result, contents, done, spq
+from spq_graph.terms.precision import TABLE, Precision
+from tests.support.command import Case, Result, contents, done, spq
+from tests.support.decoders import write_decoder
 
 
 def test_force_replaces_an_earlier_out_and_nothing_else(case: Case, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_what_did_not_run_in_integers_is_a_failed_check(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = replace(Precision.INT8.row, kernels=frozenset({"QGemm"}))
-    monkeypatch.setattr("spq_graph.precision.TABLE", {**TABLE, Precision.INT8: row})
+    monkeypatch.setattr("spq_graph.terms.precision.TABLE", {**TABLE, Precision.INT8: row})
     failed = spq("apply", case.model, case.out / "plan.json", "-o", tmp_path / "out")
     assert failed.code == 3
     assert "did not run as integer kernels" in failed.err
@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_nothing(case: Case, tmp_path: Path, monkeypatch: pyt
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("spq_graph.workbench.save_model", full)
+    monkeypatch.setattr("spq_graph.workbench.workbench.save_model", full)
     failed = spq("apply", case.model, case.out / "plan.json", "-o", tmp_path / "out")
     assert failed.code == 1
     assert "the disk is full" in failed.err

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spq_graph.errors import GraphError, SourceError
+from spq_graph.documents.recipe import Recipe
 from spq_graph.models.export import export_folder
 from spq_graph.models.loading import load_causal_lm, quiet
 from spq_graph.models.source import resolve
 from spq_graph.models.trace import INPUTS
-from spq_graph.opening import Opening
-from spq_graph.passes.graph import Canonicalize, load_graph
-from spq_graph.passes.identify import Identified, identify, require_glu
-from spq_graph.planning import make_plan
-from spq_graph.recipe import Recipe
-from spq_graph.runtime.session import Runner
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.files.read import load_graph
+from spq_graph.passes.find.identify import Identified, identify, require_glu
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.terms.errors import GraphError, SourceError
+from spq_graph.workbench.opening import Opening
+from spq_graph.workbench.planning import make_plan
 from tests.families.family import VOCABULARY, Family
 
 Array = npt.NDArray[np.float32]

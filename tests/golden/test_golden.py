@@ -14,13 +14,13 @@ from pathlib import Path
 import onnx
 import pytest
 
-from spq_graph.passes.annotate import PREFIX
-from spq_graph.recipe import Precision
-from spq_graph.sites import Role, Site
-from spq_graph.targets import PROFILES
-from tests.decoder_graphs import Decoder, decoder, token_feeds
-from tests.graphs import Glu
-from tests.inserting import applied, plan_for
+from spq_graph.passes.base.marks import PREFIX
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role, Site
+from spq_graph.terms.targets import PROFILES
+from tests.support.decoder_graphs import Decoder, decoder, token_feeds
+from tests.support.graphs import Glu
+from tests.support.inserting import applied, plan_for
 
 HERE = Path(__file__).parent
 KINDS = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items()}

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from spq_graph.passes.fp8 import E4M3, E5M2, Fp8Format, pack_panels
-from spq_graph.runtime.operators import library_info
-from tests.gpu.products import PROVIDER, Array, Kind, Product
+from spq_graph.passes.numbers.fp8 import E4M3, E5M2, Fp8Format, pack_panels
+from spq_graph.runtime.sessions.library import library_info
+from tests.support.products import PROVIDER, Array, Kind, Product
 
 if PROVIDER in ort.get_available_providers() and hasattr(ort, "preload_dlls"):
     ort.preload_dlls()  # CUDA's own wheels are not where the loader looks

@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.recipe import Precision
-from spq_graph.runtime.proof import check_executed, execute_on, runner_on, why_absent
-from spq_graph.targets import PROFILES, Target
-from tests.decoder_graphs import decoder
-from tests.fake_quant import fake_quant_logits
-from tests.inserting import applied
+from spq_graph.runtime.proof.held import check_executed, execute_on, runner_on, why_absent
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.targets import PROFILES, Target
 from tests.numeric.test_targets import FEEDS, SHAPE, TOLERANCE, difference, planned
+from tests.support.decoder_graphs import decoder
+from tests.support.fake_quant import fake_quant_logits
+from tests.support.inserting import applied
 
 CASES: list[tuple[Target, Precision]] = [
     (target, precision)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compilers import compiles
+from tests.support.compilers import compiles
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "runtime" / "csrc"

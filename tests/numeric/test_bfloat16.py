@@ -12,17 +12,18 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.errors import UsageError
-from spq_graph.passes.bfloat16 import WidenBfloat16, holds_bfloat16
-from spq_graph.passes.graph import Canonicalize, load_graph
-from spq_graph.passes.identify import identify
-from spq_graph.passes.prepared import prepared
-from spq_graph.runtime.segmented import SegmentedRunner
-from spq_graph.runtime.session import Runner
-from spq_graph.streams import open_stream, open_whole
-from tests.decoder_graphs import Decoder, decoder, token_feeds
-from tests.e2e.command import done
-from tests.graphs import Glu
+from spq_graph.passes.adapt.bfloat16 import WidenBfloat16, holds_bfloat16
+from spq_graph.passes.adapt.prepared import prepared
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.files.read import load_graph
+from spq_graph.passes.find.identify import identify
+from spq_graph.runtime.sessions.segmented import SegmentedRunner
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.terms.errors import UsageError
+from spq_graph.workbench.streams import open_stream, open_whole
+from tests.support.command import done
+from tests.support.decoder_graphs import Decoder, decoder, token_feeds
+from tests.support.graphs import Glu
 
 SHAPE = Decoder(layers=2, glu=Glu(width=32, inner=64), vocab=64)
 

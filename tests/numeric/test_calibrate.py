@@ -13,16 +13,16 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.errors import ActivationError
+from spq_graph.documents.ranges import Ranges, merge_all
+from spq_graph.documents.value_range import ValueRange
 from spq_graph.models.source import resolve
-from spq_graph.progress import Steps
-from spq_graph.ranges import Ranges, merge_all
-from spq_graph.runtime.calibrate import batches_without_padding
-from spq_graph.runtime.sequences import Sequences
-from spq_graph.runtime.session import Runner
-from spq_graph.value_range import ValueRange
-from spq_graph.workbench import Workbench
-from tests.decoders import BOS, random_ids, write_decoder
+from spq_graph.runtime.measures.calibrate import batches_without_padding
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.errors import ActivationError
+from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.workbench import Workbench
+from tests.support.decoders import BOS, random_ids, write_decoder
 
 SPIKE = 700.0
 

@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.errors import CheckError, DataError
-from spq_graph.runtime.evaluate import KlMeter, Score, add_batch, evaluate, reference_of
-from spq_graph.runtime.sequences import Sequences
-from spq_graph.runtime.session import Runner
-from tests.decoders import random_ids, write_decoder
+from spq_graph.runtime.measures.evaluate import KlMeter, Score, add_batch, evaluate, reference_of
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.errors import CheckError, DataError
+from tests.support.decoders import random_ids, write_decoder
 
 Array = npt.NDArray[np.float64]
 

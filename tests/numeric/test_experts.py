@@ -12,19 +12,20 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.opening import Opening
-from spq_graph.plan import Plan, Reason
-from spq_graph.planning import make_plan
-from spq_graph.ranges import Ranges, merge_all
-from spq_graph.recipe import Override, Precision, Recipe
-from spq_graph.runtime.sequences import Sequences
-from spq_graph.runtime.session import Runner
-from spq_graph.sites import Role
-from spq_graph.verdict import judge
-from spq_graph.workbench import Workbench
-from tests.decoder_graphs import Decoder, decoder
-from tests.graphs import Naming
-from tests.unit.samples import sample_report
+from spq_graph.decisions.verdict import judge
+from spq_graph.documents.plan import Plan, Reason
+from spq_graph.documents.ranges import Ranges, merge_all
+from spq_graph.documents.recipe import Override, Recipe
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
+from spq_graph.workbench.opening import Opening
+from spq_graph.workbench.planning import make_plan
+from spq_graph.workbench.workbench import Workbench
+from tests.support.decoder_graphs import Decoder, decoder
+from tests.support.graphs import Naming
+from tests.support.samples import sample_report
 
 EXPERTS = 4
 

@@ -13,14 +13,14 @@ import pytest
 from onnx.external_data_helper import ExternalDataInfo
 from onnx.reference import ReferenceEvaluator
 
-from spq_graph.errors import GraphError
 from spq_graph.passes.apply import apply_plan
-from spq_graph.recipe import Precision
-from spq_graph.sites import Role, Site
-from tests.decoder_graphs import Decoder, decoder, token_feeds
-from tests.graphs import Glu
-from tests.inserting import activations, applied, kernels, plan_for, run
-from tests.inserting_fp8 import EACH, product
+from spq_graph.terms.errors import GraphError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role, Site
+from tests.support.decoder_graphs import Decoder, decoder, token_feeds
+from tests.support.graphs import Glu
+from tests.support.inserting import activations, applied, kernels, plan_for, run
+from tests.support.inserting_fp8 import EACH, product
 
 
 def mixed(site: Site) -> Precision:

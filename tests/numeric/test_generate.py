@@ -12,15 +12,15 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.errors import ActivationError, GraphError, UsageError
-from spq_graph.runtime import generate as engine
-from spq_graph.runtime.decoding import Decoding, cache_pairs
-from spq_graph.runtime.generate import Finish, Generated, Limits, generate
-from spq_graph.runtime.sample import finite, sample_ids
-from spq_graph.runtime.sampling import Sampling
-from spq_graph.runtime.session import Runner
-from tests.decoder_graphs import decoder
-from tests.decoders import VOCABULARY, random_ids, write_decoder
+from spq_graph.runtime.generation import generate as engine
+from spq_graph.runtime.generation.generate import Finish, Generated, Limits, generate
+from spq_graph.runtime.generation.sample import finite, sample_ids
+from spq_graph.runtime.generation.sampling import Sampling
+from spq_graph.runtime.sessions.cache import Decoding, cache_pairs
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.terms.errors import ActivationError, GraphError, UsageError
+from tests.support.decoder_graphs import decoder
+from tests.support.decoders import VOCABULARY, random_ids, write_decoder
 
 PROMPTS = [[1, 5, 9, 33], [1, 40], [1, 7, 8, 9, 10, 11, 12]]
 GREEDY = Sampling()

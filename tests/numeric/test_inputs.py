@@ -11,12 +11,12 @@ from onnx import TensorProto
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.errors import GraphError
-from spq_graph.runtime.decoding import Decoding
-from spq_graph.runtime.inputs import attention_facts, empty_past
-from spq_graph.runtime.session import Runner
-from tests.decoders import random_ids
-from tests.graphs import CONTRIB, Builder
+from spq_graph.runtime.sessions.cache import Decoding
+from spq_graph.runtime.sessions.inputs import attention_facts, empty_past
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.terms.errors import GraphError
+from tests.support.decoders import random_ids
+from tests.support.graphs import CONTRIB, Builder
 
 WIDTH, HEADS, SIZE, VOCABULARY, WINDOW = 64, 4, 16, 64, 4
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64

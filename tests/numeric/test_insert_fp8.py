@@ -11,13 +11,13 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from spq_graph.passes.fp8 import ACTIVATIONS, unpack_panels
-from spq_graph.recipe import Precision
-from tests.decoder_graphs import Decoder, decoder, token_feeds
-from tests.eight_bits import BY_NAME
-from tests.graphs import LINEAR_FORMS, Builder, LinearForm
-from tests.inserting import activations, applied, plan_for, run
-from tests.inserting_fp8 import EACH, calls, check_everywhere, expected, product
+from spq_graph.passes.numbers.fp8 import ACTIVATIONS, unpack_panels
+from spq_graph.terms.precision import Precision
+from tests.support.decoder_graphs import Decoder, decoder, token_feeds
+from tests.support.eight_bits import BY_NAME
+from tests.support.graphs import LINEAR_FORMS, Builder, LinearForm
+from tests.support.inserting import activations, applied, plan_for, run
+from tests.support.inserting_fp8 import EACH, calls, check_everywhere, expected, product
 
 FLOAT = onnx.TensorProto.FLOAT
 

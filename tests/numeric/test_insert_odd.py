@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from spq_graph.errors import GraphError
 from spq_graph.passes.apply import apply_plan
-from spq_graph.recipe import Precision
-from tests.graphs import ACTIVATIONS, LINEAR_FORMS, PACKINGS, Builder, Glu, glu_model
-from tests.inserting import activations, applied, kernels, plan_for, run
+from spq_graph.terms.errors import GraphError
+from spq_graph.terms.precision import Precision
+from tests.support.graphs import ACTIVATIONS, LINEAR_FORMS, PACKINGS, Builder, Glu, glu_model
+from tests.support.inserting import activations, applied, kernels, plan_for, run
 
 FLOAT = onnx.TensorProto.FLOAT
 

@@ -9,13 +9,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from spq_graph.errors import GraphError
-from spq_graph.passes.apply import save_model
-from spq_graph.passes.graph import Canonicalize
-from spq_graph.passes.identify import identify
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.files.save import save_model
+from spq_graph.passes.find.identify import identify
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
-from tests.decoder_graphs import Decoder, decoder, token_feeds
-from tests.inserting import run
+from spq_graph.terms.errors import GraphError
+from tests.support.decoder_graphs import Decoder, decoder, token_feeds
+from tests.support.inserting import run
 
 
 def canonical(model: onnx.ModelProto) -> ir.Model:

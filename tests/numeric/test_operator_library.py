@@ -12,10 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spq_graph.passes.fp8 import E4M3, E5M2, Fp8Format, decode, rounded
-from tests.eight_bits import BY_NAME
-from tests.graphs import Array
-from tests.operator_files import NEEDS_LIBRARY, ONE, SETS, Product, computed, instruction_set, random_codes, session
+from spq_graph.passes.numbers.fp8 import E4M3, E5M2, Fp8Format, decode, rounded
+from tests.support.eight_bits import BY_NAME
+from tests.support.graphs import Array
+from tests.support.operator_files import (
+    NEEDS_LIBRARY,
+    ONE,
+    SETS,
+    Product,
+    computed,
+    instruction_set,
+    random_codes,
+    session,
+)
 
 pytestmark = NEEDS_LIBRARY
 EACH_SET = pytest.mark.parametrize("isa", SETS)
@@ -217,7 +226,7 @@ class TestScales:
 class TestWhichSet:
     @pytest.mark.parametrize("isa", [*SETS, "of tomorrow"])
     def test_the_variable_names_it(self, isa: str) -> None:
-        script = "from spq_graph.runtime.operators import library_info; print(library_info()['isa'])"
+        script = "from spq_graph.runtime.sessions.library import library_info; print(library_info()['isa'])"
         environment = {**os.environ, "SPQ_GRAPH_ISA": isa}
         found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
         assert found.stdout.strip() == (isa if isa in SETS else SETS[-1]), found.stderr

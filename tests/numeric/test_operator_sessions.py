@@ -16,10 +16,19 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from spq_graph.passes.fp8 import E4M3, E5M2, Fp8Format
-from tests.graphs import Array
-from tests.operator_files import LIBRARY, NEEDS_LIBRARY, SETS, Product, computed, instruction_set, ran, random_codes
-from tests.operator_files import session as opened
+from spq_graph.passes.numbers.fp8 import E4M3, E5M2, Fp8Format
+from tests.support.graphs import Array
+from tests.support.operator_files import (
+    LIBRARY,
+    NEEDS_LIBRARY,
+    SETS,
+    Product,
+    computed,
+    instruction_set,
+    ran,
+    random_codes,
+)
+from tests.support.operator_files import session as opened
 
 pytestmark = NEEDS_LIBRARY
 K, N = 7, 35

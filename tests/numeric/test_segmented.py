@@ -12,20 +12,21 @@ pytest.importorskip("onnxruntime")
 
 import onnx_ir as ir
 
-from spq_graph.checkpoint import Checkpoint
-from spq_graph.errors import ActivationError, GraphError
-from spq_graph.passes.graph import Canonicalize, load_graph
+from spq_graph.documents.checkpoint import Checkpoint
+from spq_graph.documents.ranges import Ranges
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.observe import FINITE_CHECK, Observe
-from spq_graph.passes.segments import split
-from spq_graph.ranges import Ranges
-from spq_graph.runtime import segmented
-from spq_graph.runtime.calibrate import calibrate
-from spq_graph.runtime.segmented import SegmentedRunner
-from spq_graph.runtime.sequences import Sequences
-from spq_graph.runtime.session import Runner, execute_once
-from spq_graph.segment import Segmented
-from tests.decoder_graphs import Decoder, decoder
-from tests.graphs import Glu
+from spq_graph.passes.pieces.split import split
+from spq_graph.runtime.measures.calibrate import calibrate
+from spq_graph.runtime.sessions import segmented
+from spq_graph.runtime.sessions.segmented import SegmentedRunner
+from spq_graph.runtime.sessions.session import Runner, execute_once
+from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.errors import ActivationError, GraphError
+from spq_graph.terms.segment import Segmented
+from tests.support.decoder_graphs import Decoder, decoder
+from tests.support.graphs import Glu
 
 SHAPES = {
     "plain": Decoder(layers=3, glu=Glu(width=32, inner=48)),
@@ -151,10 +152,10 @@ def bytes_of(ranges: Ranges, folder: Path) -> bytes:
 def test_ranges_depend_neither_on_the_limit_nor_on_cores(
     path: Path, tmp_path: Path, limit: int, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spq_graph.runtime.calibrate.cores", lambda: 1)
+    monkeypatch.setattr("spq_graph.runtime.measures.calibrate.cores", lambda: 1)
     expected = bytes_of(measure(path, rows(5), 1 << 20), tmp_path)
-    monkeypatch.setattr("spq_graph.runtime.calibrate.cores", lambda: cores)
-    monkeypatch.setattr("spq_graph.runtime.calibrate.BATCH_TOKENS", 24)
+    monkeypatch.setattr("spq_graph.runtime.measures.calibrate.cores", lambda: cores)
+    monkeypatch.setattr("spq_graph.runtime.measures.calibrate.BATCH_TOKENS", 24)
     assert bytes_of(measure(path, rows(5), limit), tmp_path) == expected
 
 
@@ -167,8 +168,8 @@ class TestCheckpoint:
 
     @pytest.fixture(autouse=True)
     def _small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("spq_graph.runtime.calibrate.BATCH_TOKENS", 48)  # batches of 12
-        monkeypatch.setattr("spq_graph.runtime.segmented.ROUND_TOKENS", 24)
+        monkeypatch.setattr("spq_graph.runtime.measures.calibrate.BATCH_TOKENS", 48)  # batches of 12
+        monkeypatch.setattr("spq_graph.runtime.sessions.segmented.ROUND_TOKENS", 24)
 
     def interrupted(self, made: Path, checkpoint: Checkpoint, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """A calibration that is interrupted when its next batch would be counted."""

@@ -11,13 +11,14 @@ pytest.importorskip("onnxruntime")
 
 import onnxruntime as ort
 
+from spq_graph.documents.recipe import Recipe
 from spq_graph.models.source import resolve
-from spq_graph.planning import make_plan
-from spq_graph.progress import Steps
-from spq_graph.recipe import Precision, Recipe
-from spq_graph.runtime.session import Runner
-from spq_graph.workbench import Workbench
-from tests.decoders import random_ids, write_decoder
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.terms.precision import Precision
+from spq_graph.workbench.planning import make_plan
+from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.workbench import Workbench
+from tests.support.decoders import random_ids, write_decoder
 
 
 def opened(path: Path, work: Path) -> Workbench:

@@ -11,16 +11,17 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from spq_graph.passes.apply import apply_plan, save_model
-from spq_graph.plan import Plan
-from spq_graph.recipe import Precision
-from spq_graph.runtime.openvino_session import OpenVinoSession, is_here
-from spq_graph.sites import Role, Site
-from spq_graph.targets import Target
-from tests.decoder_graphs import Decoder, decoder, token_feeds
-from tests.fake_quant import fake_quant_logits
-from tests.graphs import Array, Glu
-from tests.inserting import applied, plan_for, run
+from spq_graph.documents.plan import Plan
+from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.files.save import save_model
+from spq_graph.runtime.sessions.openvino import OpenVinoSession, is_here
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role, Site
+from spq_graph.terms.targets import Target
+from tests.support.decoder_graphs import Decoder, decoder, token_feeds
+from tests.support.fake_quant import fake_quant_logits
+from tests.support.graphs import Array, Glu
+from tests.support.inserting import applied, plan_for, run
 
 SHAPE = Decoder(glu=Glu(width=32, inner=64), heads=4, kv_heads=4)
 FEEDS = token_feeds(batch=2, length=7)

@@ -115,7 +115,9 @@ def test_the_block_holds(without_torch: dict[str, str], name: str) -> None:
 def test_everything_but_models_imports(without_torch: dict[str, str]) -> None:
     done = python(["-c", IMPORT_ALL], without_torch)
     assert done.returncode == 0, done.stderr
-    assert {"spq_graph.plan", "spq_graph.passes.identify", "spq_graph.runtime.session"} <= set(done.stdout.split())
+    assert {"spq_graph.documents.plan", "spq_graph.passes.find.identify", "spq_graph.runtime.sessions.session"} <= set(
+        done.stdout.split()
+    )
 
 
 def test_quantize_needs_neither_torch_nor_transformers(without_torch: dict[str, str], tmp_path: Path) -> None:

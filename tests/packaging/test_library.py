@@ -16,10 +16,10 @@ import onnx
 import pytest
 
 import spq_graph
-from spq_graph.passes.operator import VERSION
-from spq_graph.runtime.operators import library_info, library_path
-from tests.compilers import compiler
-from tests.operator_files import Product, random_codes
+from spq_graph.passes.base.marks import VERSION
+from spq_graph.runtime.sessions.library import library_info, library_path
+from tests.support.compilers import compiler
+from tests.support.operator_files import Product, random_codes
 
 EXPORTS = {"RegisterCustomOps", "SpqGraphInfo", "SpqGraphVersion"}
 # All of them are the C library's own files, which no machine lacks one of.
@@ -31,7 +31,7 @@ import json, sys
 import numpy as np
 import onnxruntime as ort
 import spq_graph
-from spq_graph.runtime.operators import library_info, library_path, register
+from spq_graph.runtime.sessions.library import library_info, library_path, register
 
 options = ort.SessionOptions()
 given = register(options)

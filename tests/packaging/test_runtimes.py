@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from spq_graph.passes.fp8 import E4M3, Fp8Format
-from tests.operator_files import LIBRARY, NEEDS_LIBRARY, Product, random_codes
+from spq_graph.passes.numbers.fp8 import E4M3, Fp8Format
+from tests.support.operator_files import LIBRARY, NEEDS_LIBRARY, Product, random_codes
 
 pytestmark = [NEEDS_LIBRARY, pytest.mark.slow]
 

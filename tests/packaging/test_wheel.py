@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import spq_graph
-from tests.compilers import compiler
+from tests.support.compilers import compiler
 
 pytestmark = pytest.mark.slow  # the library is compiled
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ def test_wheel_holds_the_linked_folders(wheel_names: list[str], folder: str) -> 
     assert f"spq_graph/{folder}/__init__.py" in wheel_names
 
 
-@pytest.mark.parametrize("pattern", ["spq_graph/templates/*", "models/reference/*"])
+@pytest.mark.parametrize("pattern", ["spq_graph/views/templates/*", "models/reference/*"])
 def test_wheel_holds_data_files(wheel_names: list[str], pattern: str) -> None:
     present = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()]
     if not present:
@@ -115,4 +115,4 @@ def test_metadata(archives: tuple[Path, Path]) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == set(extras.split())
     base = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert not [line for line in base if line.startswith(("torch", "transformers", "onnxruntime"))]
-    assert "spq-graph = spq_graph.cli:main" in scripts
+    assert "spq-graph = spq_graph.cli.app:main" in scripts

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spq_graph.errors import SpqError
-from spq_graph.opening import Opening
-from spq_graph.passes.graph import Canonicalize, load_graph
-from spq_graph.passes.identify import Identified
-from spq_graph.passes.quantized import identify_floating
-from spq_graph.planning import make_plan
-from spq_graph.recipe import Recipe
-from spq_graph.runtime.decoding import Decoding
-from spq_graph.runtime.session import Runner
+from spq_graph.documents.recipe import Recipe
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.files.read import load_graph
+from spq_graph.passes.find.identify import Identified
+from spq_graph.passes.find.quantized import identify_floating
+from spq_graph.runtime.sessions.cache import Decoding
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.terms.errors import SpqError
+from spq_graph.workbench.opening import Opening
+from spq_graph.workbench.planning import make_plan
 from tests.conftest import write_tokenizer
 from tests.families.catalogue import FAMILIES
 from tests.families.family import VOCABULARY

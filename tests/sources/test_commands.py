@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from spq_graph.models.loading import load_causal_lm
-from tests.e2e.command import contents, done
 from tests.families.family import VOCABULARY
 from tests.sources.environments import python_of
 from tests.sources.examine import Produced
+from tests.support.command import contents, done
 
 pytestmark = pytest.mark.families
 PROMPTS = ("w1 w5 w9 w33", "w20", "w7 w8 w9 w10 w11 w12 w13 w14 w15 w16 w17")

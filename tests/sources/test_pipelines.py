@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from spq_graph.plan import Plan
+from spq_graph.documents.plan import Plan
 from tests.conftest import ROOT, WORDS
-from tests.decoders import write_decoder, write_ids
-from tests.e2e.command import done
 from tests.sources.environments import python_of
+from tests.support.command import done
+from tests.support.decoders import write_decoder, write_ids
 
 pytestmark = pytest.mark.families
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from spq_graph.errors import GraphError
-from spq_graph.runtime.session import Runner
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.terms.errors import GraphError
 from tests.families.catalogue import FAMILIES
 from tests.families.family import LAYERS
 from tests.sources.catalogue import BY_NAME, CELLS, roles_of

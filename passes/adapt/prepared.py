@@ -1,0 +1,117 @@
+"""The one chain from a file to a graph that can be edited and run, and how far along it each reader goes.
+
+    load_graph -> CANON -> WIDEN -> adapting(profile) -> what the reader wants
+
+Who looks at a file as it is stops after CANON; who runs or quantizes it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from spq_graph.passes.adapt.attention import FuseAttention
+from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
+from spq_graph.passes.adapt.lift import LiftOpset
+from spq_graph.passes.adapt.norms import DivideNorms
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.files.read import load_graph
+from spq_graph.terms.errors import CheckError
+from spq_graph.terms.targets import Profile
+
+Pass: TypeAlias = ir.passes.InPlacePass
+
+
+def run(model: ir.Model, passes: Iterable[Pass]) -> bool:
+    """Run passes in their order, in place; returns whether any of them changed something.
+
+    Raises:
+        CheckError: a pass was given what it does not take, or left what it promises not to: an error in their order.
+        SpqError: as the passes.
+    """
+    modified = False
+    for step in passes:
+        try:
+            modified |= step(model).modified
+        except (ir.passes.PassError, ir.passes.InvariantError) as error:
+            reason = error.__cause__ or error
+            raise CheckError(
+                f"{type(step).__name__}: {reason}", where=model.graph.name or "", remedy="please report this"
+            ) from error
+    return modified
+
+
+def canon() -> Sequence[Pass]:
+    """What brings any source into the one form that others expect; its numbers stay."""
+    return (Canonicalize(),)
+
+
+def widening() -> Sequence[Pass]:
+    """What lets ONNX Runtime's CPU provider compute a canonical graph; sums may be rounded less than they were."""
+    return (WidenBfloat16(),)
+
+
+def adapting(profile: Profile, *, fp8: bool = False) -> Sequence[Pass]:
+    """What a target's runtime asks of a graph, with the same numbers but for the order of sums.
+
+    Args:
+        profile: of the target.
+        fp8: whether FP8 is to be written, whose types are of a newer opset.
+    """
+    chosen = ((fp8, LiftOpset), (profile.divided_norms, DivideNorms), (profile.fused_attention, FuseAttention))
+    return tuple(step() for wanted, step in chosen if wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The graph of one file, canonical and widened; read once, and copied for everybody who edits it.
+
+    Attributes:
+        path: the file.
+        graph: not to be edited. Weights stay in the file, mapped.
+        runs: whether ONNX Runtime's CPU provider runs the file as it is: it holds no bfloat16, and no two nodes have
+            one name.
+    """
+
+    path: Path
+    graph: ir.Model
+    runs: bool
+
+    def copy(self) -> ir.Model:
+        """A graph of one's own to edit; weights are shared."""
+        return self.graph.clone()
+
+    def adapted(self, profile: Profile) -> ir.Model:
+        """A copy in the form that a target's runtime asks for."""
+        model = self.copy()
+        run(model, adapting(profile))
+        return model
+
+
+def canonical(path: Path) -> ir.Model:
+    """The graph of a file in the form that passes expect, otherwise as it is.
+
+    Raises:
+        SourceError, GraphError: as `load_graph`.
+    """
+    model = load_graph(path)
+    run(model, canon())
+    return model
+
+
+def prepared(path: Path) -> Prepared:
+    """Read a file for whoever runs or quantizes it.
+
+    Raises:
+        SourceError, GraphError: as `load_graph`.
+    """
+    model = load_graph(path)
+    names = [node.name for node in model.graph if node.name]
+    repeated = len(set(names)) < len(names)
+    run(model, canon())
+    widened = run(model, widening())
+    return Prepared(path, model, not (widened or repeated))

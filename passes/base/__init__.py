@@ -1,0 +1,1 @@
+"""What do all passes ask of a graph, do to it, and mark in it?"""

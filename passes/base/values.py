@@ -1,0 +1,138 @@
+"""The few questions that every pass asks of a value: which constant it is, and who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_SEEN_THROUGH = frozenset({"Cast", "Identity", "Transpose"})
+_LONGEST_CHAIN = 64  # so that asking takes the same time in every graph
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A constant operand: the initializer behind it and the nodes in between, the nearest to the operand last."""
+
+    initializer: ir.Value
+    through: tuple[ir.Node, ...]
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        """What the initializer holds."""
+        tensor = self.initializer.const_value
+        assert tensor is not None
+        return tensor
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Element type as the operand has it, which a Cast makes another than the stored one."""
+        casts = [node for node in self.through if node.op_type == "Cast"]
+        return _cast_to(casts[-1]) if casts else self.tensor.dtype
+
+    @property
+    def transposed(self) -> bool:
+        """Whether an odd number of transpositions lies between the initializer and the operand."""
+        return sum(node.op_type == "Transpose" for node in self.through) % 2 == 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape as the operand has it."""
+        shape = tuple(int(d) for d in self.tensor.shape.numpy())
+        return shape[::-1] if self.transposed else shape
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """The operand as float32, rounded wherever a Cast in between rounds it."""
+        return self.cast(self.stored())
+
+    def stored(self) -> npt.NDArray[Any]:
+        """What the initializer holds, in the shape of the operand; a view of the file where it lies in one."""
+        array = np.asarray(self.tensor.numpy())
+        return array.T if self.transposed else array
+
+    def cast(self, part: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """A part of `stored` as float32, rounded wherever a Cast in between rounds it."""
+        for node in self.through:
+            if node.op_type == "Cast":
+                part = part.astype(_cast_to(node).numpy(), copy=False)
+        return part.astype(np.float32, copy=False)
+
+
+def _cast_to(node: ir.Node) -> ir.DataType:
+    return ir.DataType(node.attributes["to"].as_int())
+
+
+def weight_of(value: ir.Value | None) -> Weight | None:
+    """The constant behind an operand, seen through Cast, Identity and Transpose; None where there is none."""
+    through: list[ir.Node] = []
+    while value is not None and len(through) < _LONGEST_CHAIN:
+        node = value.producer()
+        if node is None:
+            return None if value.const_value is None else Weight(value, tuple(reversed(through)))
+        if node.op_type not in _SEEN_THROUGH or not is_standard(node):
+            return None
+        if node.op_type == "Transpose" and not _swaps_two(node):
+            return None
+        through.append(node)
+        value = node.inputs[0]
+    return None
+
+
+def _swaps_two(node: ir.Node) -> bool:
+    permutation = node.attributes.get("perm")
+    return permutation is None or list(permutation.as_ints()) == [1, 0]
+
+
+def is_standard(node: ir.Node) -> bool:
+    """Whether a node is of ONNX's own domain."""
+    return node.domain in ("", "ai.onnx")
+
+
+def holds_codes(value: ir.Value | None) -> bool:
+    """Whether a value holds integers or numbers of 8 bits or fewer, as quantized weights do; truth values are none."""
+    kind = value.dtype if value is not None else None
+    return kind is not None and kind not in FLOATS and kind is not ir.DataType.BOOL
+
+
+def scalar_of(value: ir.Value | None) -> float | None:
+    """The number that a constant of one element holds, whatever its rank; seen through Cast."""
+    weight = weight_of(value)
+    return float(weight.numpy().reshape(-1)[0]) if weight is not None and weight.tensor.size == 1 else None
+
+
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, if it is ONNX's own operator of that name."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and is_standard(node) else None
+
+
+def users_of(value: ir.Value) -> Iterator[ir.Node]:
+    """Nodes that read a value, each once, in the order of use."""
+    yield from dict.fromkeys(use.node for use in value.uses())
+
+
+def names_in(model: ir.Model) -> set[str]:
+    """Every name that a value or a node of the model has, in subgraphs too."""
+    names: set[str] = set()
+    for graph in model.graphs():
+        values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+        names |= {value.name for value in values if value.name}
+        names |= {node.name for node in graph if node.name}
+    return names
+
+
+def is_product(node: ir.Node) -> bool:
+    """Whether a node is a MatMul or Gemm of ONNX."""
+    return node.op_type in _PRODUCTS and is_standard(node)
+
+
+def attribute_of(node: ir.Node, name: str, default: float) -> float:
+    """The number that an attribute holds."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.value)

@@ -1,0 +1,1 @@
+"""How does a graph from anywhere get the one form that passes expect, with the same numbers?"""

@@ -1,0 +1,259 @@
+"""Weights that the graph cuts out of, or computes from, initializers become initializers of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx import NodeProto
+
+from spq_graph.passes.base.replace import add_constant
+from spq_graph.passes.base.values import holds_codes, is_standard, weight_of
+
+_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
+# What only moves data.
+_MOVES = frozenset(
+    {"Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+# What weights are computed by: factors, norms (Salimans and Kingma, arXiv 1602.07868), rounding, terms of low rank.
+_COMPUTES = frozenset(
+    {
+        "Abs",
+        "Add",
+        "Clip",
+        "Div",
+        "MatMul",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Reciprocal",
+        "ReduceL2",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Round",
+        "Sign",
+        "Sqrt",
+        "Sub",
+        "Where",
+    }
+)
+_OF_ALL = frozenset({"Add", "Concat", "Div", "MatMul", "Max", "Min", "Mul", "Sub", "Where"})
+# Operators whose result has as many axes as the one with most of their first so many operands.
+_KEEP_AXES = {
+    **dict.fromkeys(("Add", "Div", "MatMul", "Mul", "Sub"), 2),
+    **dict.fromkeys(
+        (
+            "Cast",
+            "Clip",
+            "Dropout",
+            "Elu",
+            "Erf",
+            "Gelu",
+            "Identity",
+            "LayerNormalization",
+            "Neg",
+            "Pow",
+            "Relu",
+            "RMSNormalization",
+            "Sigmoid",
+            "Softmax",
+            "Sqrt",
+            "Swish",
+            "Tanh",
+            "Transpose",
+        ),
+        1,
+    ),
+}
+_LONGEST_CHAIN = 64  # so that time is linear, and no recursion too deep
+
+Array = npt.NDArray[Any]
+
+
+class FoldWeights(ir.passes.InPlacePass):
+    """Give every product whose second operand is made of constants (Split, Reshape, Mul, ...) a weight of its own.
+
+    Nothing is copied: the new initializer reads the old ones when it is asked for its numbers. Operands behind
+    Transpose, Cast and Identity alone stay as they are. So does what is no matrix, unless it is one in a stack of one
+    that meets activations of as many axes; and what is computed from integers, for that is a quantized weight.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        known: dict[ir.Value, _Origin | None] = {}
+        axes: dict[ir.Value, int] = {}
+        matrices: dict[ir.Value, _Matrix | None] = {}
+        modified = False
+        for node in list(graph):
+            operand = node.inputs[1] if node.op_type in _PRODUCTS and len(node.inputs) > 1 else None
+            if operand is None or not _is_to_fold(operand, known):
+                continue
+            if operand not in matrices:
+                matrices[operand] = _matrix_of(graph, operand)
+            matrix = matrices[operand]
+            if matrix is not None and (matrix.axes == 2 or _axes_of(node.inputs[0], axes) >= matrix.axes):
+                node.replace_input_with(1, matrix.initializer(graph))
+                modified = True
+        for operand in matrices:
+            _drop(graph, operand)
+        return ir.passes.PassResult(model, modified)
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """How a value comes from constants.
+
+    Attributes:
+        length: of the longest chain of nodes behind it.
+        computed: whether any of them computes.
+        codes: whether its numbers were integers once.
+    """
+
+    length: int = 0
+    computed: bool = False
+    codes: bool = False
+
+
+def _is_to_fold(operand: ir.Value, known: dict[ir.Value, _Origin | None]) -> bool:
+    weight = weight_of(operand)
+    if weight is not None:
+        return len(weight.shape) > 2 and set(weight.shape[:-2]) == {1}
+    origin = _origin_of(operand, known)
+    return origin is not None and not (origin.computed and origin.codes)
+
+
+def _origin_of(value: ir.Value, known: dict[ir.Value, _Origin | None], left: int = _LONGEST_CHAIN) -> _Origin | None:
+    """How a value comes from constants; None where it does not, by other operators, or by too many of them."""
+    if value in known:
+        return known[value]
+    node = value.producer()
+    found: _Origin | None = None
+    if node is None:
+        found = _Origin(codes=holds_codes(value)) if value.const_value is not None else None
+    elif left and node.op_type in _MOVES | _COMPUTES and is_standard(node) and node.inputs:
+        behind = [_origin_of(v, known, left - 1) for v in node.inputs if v is not None]
+        origins = [origin for origin in behind if origin is not None]
+        length = max((origin.length for origin in origins), default=0) + 1
+        if len(origins) == len(behind) and length <= _LONGEST_CHAIN:
+            # Sizes and positions are integers too, and no part of the numbers.
+            of_numbers = origins if node.op_type in _OF_ALL else origins[:1]
+            computed = node.op_type in _COMPUTES or any(origin.computed for origin in of_numbers)
+            found = _Origin(length, computed, any(origin.codes for origin in of_numbers))
+    known[value] = found
+    return found
+
+
+def _axes_of(value: ir.Value | None, known: dict[ir.Value, int], left: int = _LONGEST_CHAIN) -> int:
+    """How many axes a value has at least, as far as shapes and operators that keep them tell."""
+    if value is None:
+        return 0
+    if value not in known:
+        node = value.producer()
+        if value.shape is not None:
+            known[value] = len(value.shape)
+        elif node is not None and left and node.op_type in _KEEP_AXES and is_standard(node):
+            counts = [_axes_of(v, known, left - 1) for v in node.inputs[: _KEEP_AXES[node.op_type]]]
+            vector = node.op_type == "MatMul" and 1 in counts  # which takes an axis away
+            known[value] = 0 if vector else max(counts, default=0)
+        else:
+            known[value] = 0
+    return known[value]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How a constant comes about; it outlives the nodes that it was read from.
+
+    Attributes:
+        tensor: the constant, where no node makes it.
+        node: what makes it otherwise, from `sources` by name, in an opset; its output of this index.
+    """
+
+    tensor: ir.TensorProtocol | None
+    node: NodeProto | None = None
+    opset: int = 0
+    index: int = 0
+    sources: tuple[tuple[str, _Recipe], ...] = ()
+
+    def numbers(self, *, real: bool = True) -> Array:
+        """The constant; or an array of its shape, whose floating-point numbers mean nothing and take no memory."""
+        if self.tensor is not None:
+            if real or not self.tensor.dtype.is_floating_point():
+                return np.asarray(self.tensor.numpy())
+            zero = np.zeros((), dtype=self.tensor.dtype.numpy())
+            return np.broadcast_to(zero, tuple(self.tensor.shape.numpy()))
+        from onnx.reference import ReferenceEvaluator  # slow to import, and few graphs need it
+
+        feeds = {name: source.numbers(real=real) for name, source in self.sources}
+        evaluator: Any = ReferenceEvaluator(self.node, opsets={"": self.opset})
+        return np.asarray(evaluator.run(None, feeds)[self.index])
+
+
+def _recipe(value: ir.Value, opset: int) -> _Recipe:
+    node = value.producer()
+    if node is None:
+        return _Recipe(value.const_value)
+    sources = tuple((v.name or "", _recipe(v, opset)) for v in node.inputs if v is not None)
+    return _Recipe(None, ir.to_proto(node), node.version or opset, list(node.outputs).index(value), sources)
+
+
+@dataclass(slots=True)
+class _Matrix:
+    """A constant operand that is a matrix.
+
+    Attributes:
+        name: of the operand.
+        recipe: of its numbers.
+        dtype: element type.
+        shape: [K, N].
+        axes: of the operand; more than two where it is a stack of one.
+        made: the initializer, once a product has asked for it.
+    """
+
+    name: str
+    recipe: _Recipe
+    dtype: ir.DataType
+    shape: tuple[int, int]
+    axes: int
+    made: ir.Value | None = None
+
+    def initializer(self, graph: ir.Graph) -> ir.Value:
+        """The matrix as a weight of the graph, one for all products that read it."""
+        if self.made is None:
+            recipe, dtype, shape = self.recipe, self.dtype, self.shape
+            tensor = ir.LazyTensor(
+                lambda: ir.tensor(recipe.numbers().reshape(shape), dtype=dtype), dtype=dtype, shape=ir.Shape(shape)
+            )
+            self.made = add_constant(graph, f"{self.name}.folded", tensor)
+        return self.made
+
+
+def _matrix_of(graph: ir.Graph, value: ir.Value) -> _Matrix | None:
+    """The matrix that a constant operand is, alone or in a stack of one; None where it is none."""
+    recipe = _recipe(value, graph.opset_imports.get("", 1))
+    with np.errstate(all="ignore"):
+        stand_in = recipe.numbers(real=False)
+    if stand_in.ndim < 2 or set(stand_in.shape[:-2]) - {1}:  # no linear layer
+        return None
+    rows, columns = stand_in.shape[-2:]
+    return _Matrix(value.name or "", recipe, ir.DataType.from_numpy(stand_in.dtype), (rows, columns), stand_in.ndim)
+
+
+def _drop(graph: ir.Graph, value: ir.Value) -> None:
+    """Take away nodes and initializers that nothing reads any more."""
+    node = value.producer()
+    if node is None:
+        if not value.uses() and not value.is_graph_output() and (name := value.name or "") in graph.initializers:
+            graph.initializers.pop(name)
+    elif node.graph is not None and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+        inputs = [v for v in node.inputs if v is not None]
+        graph.remove(node, safe=True)
+        for before in inputs:
+            _drop(graph, before)

@@ -1,0 +1,1 @@
+"""Is the graph what plan and target say?"""

@@ -1,0 +1,1 @@
+"""What does one decoder layer look like, as boxes?"""

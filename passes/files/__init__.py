@@ -1,0 +1,1 @@
+"""How does an ONNX file come in, and go out?"""

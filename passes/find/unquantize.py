@@ -1,0 +1,68 @@
+"""Bring a quantized graph back into the shape that `identify` reads. For inspection only."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from spq_graph.passes.base.marks import ADDED, is_fp8_matmul
+from spq_graph.passes.base.values import weight_of
+
+_PASSING = frozenset({"Clip", "Reshape", "Sum"})  # what we inserted that a reader sees through
+
+
+class LookThroughQuantization(ir.passes.InPlacePass):
+    """Take quantizers off the activations and stand-ins in for quantized weights, in memory.
+
+    The result has the structure of the model before it was quantized, and none of its numbers: never run or save it.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        for node in list(graph):
+            if node.op_type == "DequantizeLinear":
+                _look_through_dequantize(graph, node)
+            elif node.op_type == "MatMulNBits" or is_fp8_matmul(node):
+                _as_matmul(graph, node)
+        for node in list(graph):
+            if node.op_type in _PASSING and ADDED in node.metadata_props:
+                _bypass(graph, node, node.inputs[0])
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _look_through_dequantize(graph: ir.Graph, node: ir.Node) -> None:
+    codes = node.inputs[0]
+    if codes is None:
+        return
+    producer = codes.producer()
+    if producer is not None and producer.op_type == "QuantizeLinear":
+        _bypass(graph, node, producer.inputs[0])
+        if not codes.uses():
+            graph.remove(producer, safe=True)
+    elif weight_of(codes) is not None:
+        cast = ir.node("Cast", [codes], {"to": int(ir.DataType.FLOAT)}, name=node.name)
+        graph.insert_before(node, cast)
+        _bypass(graph, node, cast.outputs[0])
+
+
+def _bypass(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:
+    if value is None:
+        return
+    node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _as_matmul(graph: ir.Graph, node: ir.Node) -> None:
+    shape = ir.Shape([int(node.attributes["K"].value), int(node.attributes["N"].value)])
+    # A tensor that is never read: only its shape is.
+    stand_in = ir.LazyTensor(
+        lambda: ir.tensor(np.zeros(tuple(shape.numpy()), dtype=np.float32)), dtype=ir.DataType.FLOAT, shape=shape
+    )
+    weight = ir.Value(
+        name=f"{node.name}.stand_in", type=ir.TensorType(ir.DataType.FLOAT), shape=shape, const_value=stand_in
+    )
+    graph.initializers.add(weight)
+    product = ir.node("MatMul", [node.inputs[0], weight], name=node.name)
+    product.metadata_props.update(node.metadata_props)
+    graph.insert_before(node, product)
+    _bypass(graph, node, product.outputs[0])

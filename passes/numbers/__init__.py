@@ -1,0 +1,1 @@
+"""How is a number quantized, in numpy and without a graph?"""

@@ -1,0 +1,1 @@
+"""Where is a graph cut, so that memory holds one piece at a time?"""

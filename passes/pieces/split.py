@@ -1,0 +1,131 @@
+"""Cut a graph into consecutive pieces whose weights each fit a limit, so that one at a time can run.
+
+Where a piece ends, what later pieces need of it is handed over. Cuts fall where that is least, which in a decoder is
+between two layers. What costs next to nothing is never handed over but computed again where it is needed: whatever
+follows from constants alone, or from the graph's inputs and small constants (masks, positions, rotary angles), and the
+Q/DQ pairs in front of a product, which the runtime fuses only where it sees them with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from spq_graph.passes.pieces.cutter import Cutter, Piece, widened
+from spq_graph.passes.pieces.wide import PartWide
+from spq_graph.terms.segment import Handed, Segment, Segmented, Spec, Weight
+
+SMALLEST_LIMIT, LARGEST_LIMIT = 128 << 20, 256 << 20
+# What a segment may hold of constants for the sake of what it computes again.
+_LIGHT_SHARE = 64
+_EMBEDDED = 1024
+
+
+def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
+    """Cut a model into segments whose weights take at most `limit` bytes, or that hold a single node.
+
+    The model must have been through `Canonicalize`. Products that alone exceed the limit are parted in it; beyond that
+    it is not changed, and must stay as it is while segments are used. Time is linear in the number of nodes.
+
+    Args:
+        model: the model.
+        where: the file that it was read from; weights in files are read from that file's folder.
+        limit: bytes of weights in a session; None for those of the largest tensor in float32, within 128 and 256 MiB.
+    """
+    limit = limit or _limit_for(model.graph)
+    PartWide(limit)(model)
+    graph = model.graph
+    cutter = Cutter(graph, limit // _LIGHT_SHARE)
+    pieces = cutter.pieces(limit)
+    return Segmented(where, *signature(model), [_segment(model, cutter, piece, where.resolve()) for piece in pieces])
+
+
+def signature(model: ir.Model) -> tuple[list[Spec], list[Spec]]:
+    """Inputs and outputs of a graph, as a session over it would describe them."""
+    return [_spec(value) for value in model.graph.inputs], [_spec(value) for value in model.graph.outputs]
+
+
+def _limit_for(graph: ir.Graph) -> int:
+    tensors = (value.const_value for value in graph.initializers.values())
+    largest = max((widened(tensor) for tensor in tensors if tensor is not None), default=0)
+    return min(max(largest, SMALLEST_LIMIT), LARGEST_LIMIT)
+
+
+def _spec(value: ir.Value) -> Spec:
+    kind = value.dtype.name.lower() if value.dtype is not None else "float"
+    dims = [d if isinstance(d, int) else d.value for d in value.shape] if value.shape is not None else []
+    return Spec(value.name or "", f"tensor({kind})", dims)
+
+
+def _segment(model: ir.Model, cutter: Cutter, piece: Piece, where: Path) -> Segment:
+    graph = model.graph
+    returned = [v for v in piece.gives if v.producer() is None]  # inputs and constants that the graph gives as they are
+    used = list(dict.fromkeys([*(v for node in piece.nodes for v in cutter.reads[node]), *returned]))
+    initializers = [v for v in used if v.producer() is None and v.const_value is not None]
+    inputs = [v for v in used if v.is_graph_input() and v.const_value is None]
+    lazy = {v.name or "": v.const_value for v in initializers if _is_held(v, where)}
+    return Segment(
+        reads=tuple(v.name or "" for v in piece.reads),
+        gives=tuple(v.name or "" for v in piece.gives),
+        size=piece.bytes,
+        proto=partial(_serialized, model, graph, piece, inputs, initializers, frozenset(lazy)),
+        weights={name: partial(_weight, tensor) for name, tensor in lazy.items() if tensor is not None},
+    )
+
+
+def _is_held(value: ir.Value, where: Path) -> bool:
+    """Whether a weight is handed to the session as an array: it is in no file that the session could read itself.
+
+    In the model's own file weights lie wherever they happen to, and kernels want their numbers aligned.
+    """
+    tensor = value.const_value
+    if tensor is None or tensor.nbytes <= _EMBEDDED or tensor.dtype.itemsize < 1 or tensor.dtype is ir.DataType.STRING:
+        return False
+    if not isinstance(tensor, ir.ExternalTensor) or str(tensor.location) == where.name:
+        return True
+    return Path(tensor.base_dir).resolve() != where.parent
+
+
+def _weight(tensor: ir.TensorProtocol) -> Weight:
+    return Weight(np.require(tensor.numpy(), requirements=["C", "A"]), int(tensor.dtype))
+
+
+def _serialized(
+    model: ir.Model,
+    graph: ir.Graph,
+    piece: Piece,
+    inputs: list[ir.Value],
+    initializers: list[ir.Value],
+    held: frozenset[str],
+    handed: Mapping[str, Handed],
+) -> bytes:
+    """The segment as a ModelProto; the `held` weights are references only, which the session is given arrays for."""
+    view = ir.GraphView(
+        [*inputs, *piece.reads],
+        piece.gives,
+        nodes=piece.nodes,
+        initializers=initializers,
+        opset_imports=graph.opset_imports,
+        name=graph.name or "segment",
+    )
+    copy = view.clone()
+    for value in copy.inputs:
+        if value.name is not None and value.name in handed:
+            kind, rank = handed[value.name]
+            value.dtype = ir.DataType[kind[len("tensor(") : -1].upper()]
+            if value.shape is None:
+                value.shape = ir.Shape([None] * rank)
+    for name in held:
+        value = copy.initializers[name]
+        if (tensor := value.const_value) is not None:
+            value.const_value = ir.ExternalTensor(
+                "held", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+            )
+    functions = list(model.functions.values())
+    whole = ir.Model(copy, ir_version=model.ir_version, functions=functions)
+    data: bytes = ir.to_proto(whole).SerializeToString()
+    return data

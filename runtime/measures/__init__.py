@@ -1,0 +1,1 @@
+"""What does a model do on data: ranges, divergence, perplexity, tasks, time?"""

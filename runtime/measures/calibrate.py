@@ -1,0 +1,150 @@
+"""Run sequences through an observing model and collect Ranges. No activation leaves the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from spq_graph.documents.checkpoint import Checkpoint
+from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.value_range import ValueRange
+from spq_graph.runtime.sessions.segmented import Progress, SegmentedRunner, cores
+from spq_graph.runtime.sessions.session import Decoder
+from spq_graph.runtime.text.sequences import Ids, Sequences
+from spq_graph.terms.errors import ActivationError
+from spq_graph.terms.segment import Segmented
+
+# Tokens at one time: large enough to keep the cores busy, small enough that activations stay a few hundred MB.
+BATCH_TOKENS = 1024
+# Batches at the same time, so that a product has some hundred rows for each read of its weight. How large batches are
+# does not depend on the cores: what was measured before an interrupt counts on another machine too.
+MOST_SIDE_BY_SIDE = 4
+
+
+def batch_size(runner: Decoder, sequences: Sequences) -> int:
+    """How many sequences go into one batch; each takes as many tokens as the graph makes of it."""
+    rows, columns = runner.fixed_shape
+    return rows or max(1, BATCH_TOKENS // (columns or sequences.ids.shape[1]))
+
+
+def calibrate(
+    model: Segmented,
+    probes: Sequence[tuple[str, Sequence[str]]],
+    finite_check: str,
+    sequences: Sequences,
+    model_digest: str,
+    diagnose: Callable[[Ids, Ids], str],
+    progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Ranges:
+    """Collect the ranges of every probed value, segment by segment.
+
+    Args:
+        model: the instrumented model.
+        probes: by value, its outputs: low and high by token [batch, length], low and high by channel [..., K].
+        finite_check: output that NaN anywhere reaches.
+        sequences: what to run.
+        model_digest: noted in the ranges.
+        diagnose: names the first site that is not finite on a batch; called only where something is not.
+        progress: called with steps done and in all; a step is one batch in one segment.
+        checkpoint: where to go on from, and where what was measured is kept on an interrupt; None to keep nothing.
+
+    Raises:
+        ActivationError: an activation is NaN or infinite.
+    """
+    outputs = [*(name for _, outputs in probes for name in outputs), finite_check]
+    fixed = Decoder(model.where, model.inputs, model.outputs, outputs).fixed_shape
+    batches = list(batches_without_padding(sequences, *fixed))
+    largest = max((len(rows) * (fixed[1] or rows.shape[1]) for rows in batches), default=1)
+    side_by_side = max(1, min(cores(), MOST_SIDE_BY_SIDE, BATCH_TOKENS // largest))
+    runner = SegmentedRunner(model, outputs=outputs, side_by_side=side_by_side)
+    ranges, done = _earlier(checkpoint, batches, model_digest)
+    whole = True
+    try:
+        filled = [runner.filled(rows, np.ones_like(rows)) for rows in batches[done:]]
+        for (ids, mask), rows, arrays in zip(filled, batches[done:], runner.results(filled, progress), strict=True):
+            if not all(np.isfinite(array).all() for array in arrays):
+                raise ActivationError(
+                    "an activation is NaN or infinite on calibration data",
+                    where=diagnose(ids, mask),
+                    remedy="check the weights in front of this site, or whether the model overflows its precision",
+                )
+            mask[len(rows) :] = 0  # what only fills the batch was seen already
+            seen = _seen([name for name, _ in probes], arrays[:-1], ids, mask, model_digest)
+            seen.count(rows, np.ones_like(rows))
+            whole = False
+            ranges.merge(seen)
+            whole = True
+            if checkpoint is not None:
+                checkpoint.save_if_due(ranges)
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        if checkpoint is not None and whole and ranges.sequences:
+            checkpoint.save(ranges)
+            kept = f"{ranges.sequences} of {len(sequences)} sequences were measured"
+            interrupt.add_note(f"{kept}: the same command goes on from there")
+        raise
+    return ranges
+
+
+def _earlier(checkpoint: Checkpoint | None, batches: Sequence[Ids], model_digest: str) -> tuple[Ranges, int]:
+    """What an interrupted run measured on the first of these batches, and how many they were."""
+    earlier = checkpoint.load(model_digest) if checkpoint is not None else None
+    same = Ranges(model_digest)
+    for done, rows in enumerate(batches):
+        if earlier is None or same.sequences >= earlier.sequences:
+            break
+        same.count(rows, np.ones_like(rows))
+        if (same.sequences, same.data) == (earlier.sequences, earlier.data):
+            return earlier, done + 1
+    return Ranges(model_digest), 0
+
+
+def _seen(
+    names: Sequence[str], arrays: list[npt.NDArray[np.float32]], ids: Ids, mask: Ids, model_digest: str
+) -> Ranges:
+    """The ranges of one batch, without its sequences counted."""
+    seen = Ranges(model_digest)
+    for name, (low, high, channel_low, channel_high) in zip(names, _fours(arrays), strict=True):
+        if low.size:  # an expert that no token of this batch was routed to has none
+            by_sequence = np.maximum(np.abs(channel_low), np.abs(channel_high))
+            channels = by_sequence.reshape(-1, by_sequence.shape[-1]).max(axis=0)
+            seen.add(name, ValueRange.observe(*_by_token(low, high, ids, mask, channels)))
+    return seen
+
+
+def batches_without_padding(sequences: Sequences, size: int | None, columns: int | None) -> Iterator[Ids]:
+    """Yield the tokens of rows of one length, int64 [batch, length], the longest first.
+
+    `size` and `columns` are what the graph insists on; None where it leaves them free.
+
+    Padding would reach the reductions by channel, and what it does to them would depend on how rows are sharded.
+    """
+    lengths = sequences.mask.sum(axis=1)
+    for length in np.unique(lengths[lengths > 0])[::-1].tolist():
+        some = lengths == length
+        rows = sequences.ids[some][sequences.mask[some] == 1].reshape(-1, length)
+        step = size or max(1, BATCH_TOKENS // MOST_SIDE_BY_SIDE // (columns or length))
+        for start in range(0, len(rows), step):
+            yield rows[start : start + step]
+
+
+def _fours(arrays: list[npt.NDArray[np.float32]]) -> list[list[npt.NDArray[np.float32]]]:
+    return [arrays[i : i + 4] for i in range(0, len(arrays), 4)]
+
+
+def _by_token(
+    low: npt.NDArray[np.float32], high: npt.NDArray[np.float32], ids: Ids, mask: Ids, channels: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], Ids | None, Ids]:
+    """Bring reductions to [batch, length]; a value that is not one row a token has neither ids nor sequences."""
+    if low.size == ids.size:
+        return low.reshape(ids.shape), high.reshape(ids.shape), channels, ids, mask
+    rows = low.reshape(1, -1)
+    return rows, high.reshape(1, -1), channels, None, np.ones(rows.shape, np.int64)
+
+
+def first_not_finite(checking: Segmented, outputs: Sequence[str], ids: Ids, mask: Ids) -> int | None:
+    """Index of the first output of a finite-checking model that is not finite on a batch."""
+    (results,) = SegmentedRunner(checking, outputs=outputs).results([(ids, mask)])
+    return next((i for i, value in enumerate(results) if not np.isfinite(value)), None)

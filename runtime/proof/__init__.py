@@ -1,0 +1,1 @@
+"""What really ran, and what can run here?"""

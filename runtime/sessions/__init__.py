@@ -1,0 +1,1 @@
+"""What runs a graph, whole or in pieces?"""

@@ -1,0 +1,104 @@
+"""What really ran, as ONNX Runtime's profile tells it, and whether it is what was planned."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnxruntime as ort
+
+from spq_graph.documents.plan import SitePlan
+from spq_graph.documents.report import OperatorRun
+from spq_graph.runtime.sessions.library import library_info
+from spq_graph.terms.errors import CheckError
+from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
+
+
+@dataclass(slots=True)
+class Executed:
+    """What a runtime ran, read back from it after one short batch.
+
+    Attributes:
+        kernels: operator type by node name, after all of the runtime's fusions.
+        ops: how many nodes of each operator type ran.
+        providers: how many nodes ran on each provider.
+        placed: provider by node name.
+        absent: why nothing ran: the target is not on this machine. None where it is.
+        by_provider: how many of each operator type ran on each provider.
+    """
+
+    kernels: dict[str, str] = field(default_factory=dict)
+    ops: dict[str, int] = field(default_factory=dict)
+    providers: dict[str, int] = field(default_factory=dict)
+    placed: dict[str, str] = field(default_factory=dict)
+    absent: str | None = None
+    by_provider: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def integer_kernels(self) -> int:
+        """How many products ran in integers."""
+        return sum(count for op, count in self.ops.items() if op in INTEGER_KERNELS)
+
+    def fp8_run(self, nodes: Iterable[str]) -> OperatorRun | None:
+        """How the FP8 sites with these node names ran; None where there are none."""
+        ran = [self.kernels.get(node) == FP8_KERNEL for node in nodes]
+        if not ran:
+            return None
+        info = library_info()
+        library = f"{info['version']}, {info['isa']}" if info is not None else None
+        return OperatorRun(sites=len(ran), kernels=sum(ran), library=library)
+
+
+def executed_by(session: ort.InferenceSession) -> Executed:
+    """End a session's profile, and list the kernels that it tells of; each node once, however often it ran."""
+    return executed_in([Path(session.end_profiling())])
+
+
+def executed_in(profiles: Iterable[Path]) -> Executed:
+    """The kernels that profiles of one model's sessions tell of; each node once, however often it ran."""
+    found = Executed()
+    by_provider: dict[str, Counter[str]] = {}
+    for event in (event for path in profiles for event in json.loads(path.read_text(encoding="utf-8"))):
+        arguments = event.get("args", {})
+        if event.get("cat") != "Node" or "op_name" not in arguments:
+            continue
+        name = event["name"].removesuffix("_kernel_time")
+        if name not in found.kernels:
+            found.kernels[name] = arguments["op_name"]
+            found.placed[name] = arguments.get("provider", "")
+            by_provider.setdefault(found.placed[name], Counter())[arguments["op_name"]] += 1
+    found.ops = dict(sorted(Counter(found.kernels.values()).items()))
+    found.by_provider = {provider: dict(sorted(ops.items())) for provider, ops in sorted(by_provider.items())}
+    found.providers = {provider: sum(ops.values()) for provider, ops in found.by_provider.items()}
+    return found
+
+
+def not_as_planned(executed: Executed, sites: Iterable[SitePlan]) -> list[SitePlan]:
+    """The sites that did not run as one of the kernels by which their precision is proved."""
+    return [s for s in sites if (proof := s.precision.row.kernels) and executed.kernels.get(s.node) not in proof]
+
+
+def check_integer_sites(executed: Executed, sites: Iterable[SitePlan], where: str) -> None:
+    """Check that every planned site ran as an integer kernel.
+
+    Args:
+        executed: what ran.
+        sites: those planned as integers.
+        where: the file, for the error.
+
+    Raises:
+        CheckError: naming every site that ran as something else.
+    """
+    wrong = [
+        f"{s.key} (node {s.node}): {executed.kernels.get(s.node, 'not found')}" for s in not_as_planned(executed, sites)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise CheckError(
+            f"{len(wrong)} sites planned as integers did not run as integer kernels: {'; '.join(wrong[:8])}{more}",
+            where=where,
+            remedy="the runtime did not fuse them; keep them with --keep, and please report this",
+        )

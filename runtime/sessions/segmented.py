@@ -1,0 +1,259 @@
+"""Run a decoder piece by piece, with the weights of one piece in memory at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from spq_graph.runtime.sessions.executed import Executed, executed_in
+from spq_graph.runtime.sessions.session import Array, Decoder, open_session, session_options
+from spq_graph.runtime.text.sequences import Ids
+from spq_graph.terms.segment import Handed, Segment, Segmented, Weight, type_of
+
+Batch: TypeAlias = tuple[Ids, Ids]
+Progress: TypeAlias = Callable[[int, int], None]
+_T = TypeVar("_T")
+# Opening a segment costs about as much as some hundred tokens do, so as many tokens as possible pass through one before
+# the next is opened; what is handed over is kept for all of them, and should take no more than so many bytes.
+ROUND_TOKENS = 4096  # that pass in any case
+HANDED_BYTES = 256 << 20
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(slots=True)
+class _Passing:
+    """A batch on its way: what the graph's inputs take, the shape of its ids, and values of segments behind it."""
+
+    feed: dict[str, Array]
+    shape: tuple[int, ...]
+    values: dict[str, Array] = field(default_factory=dict)
+
+
+def _tokens(batches: Sequence[_Passing]) -> int:
+    return sum(math.prod(batch.shape) for batch in batches)
+
+
+def _kept(batches: Sequence[_Passing]) -> int:
+    """Bytes that batches hold of segments behind them; one at least."""
+    return max(1, sum(array.nbytes for batch in batches for array in batch.values.values()))
+
+
+class SegmentedRunner(Decoder):
+    """A decoder that runs segment by segment.
+
+    A round of batches goes through a segment before the next one is opened. A graph of one segment stays open.
+
+    Args:
+        model: the graph in segments.
+        outputs: what to compute; by default the logits.
+        side_by_side: how many batches run at the same time. Threads that share out every operator wait for the slowest
+            of them after each; those that have a batch of their own wait for nobody.
+
+    Raises:
+        GraphError: the graph has inputs that token ids alone do not determine.
+    """
+
+    def __init__(self, model: Segmented, *, outputs: Sequence[str] | None = None, side_by_side: int = 1) -> None:
+        super().__init__(model.where, model.inputs, model.outputs, outputs)
+        self._model = model
+        self._side_by_side = side_by_side
+        self._wanted = {name for segment in model.segments for name in segment.reads} | set(self.outputs)
+        self._open: Any = None
+        self._handed = 0  # bytes a token, at most, that segments were seen to hand over
+
+    @property
+    def pieces(self) -> int:
+        """How many segments there are."""
+        return len(self._model.segments)
+
+    @property
+    def bytes(self) -> int:
+        """What the weights of all segments take together."""
+        return sum(segment.size for segment in self._model.segments)
+
+    def results(self, batches: Sequence[Batch], progress: Progress | None = None) -> Iterator[list[Array]]:
+        """Outputs of one batch after the other.
+
+        Args:
+            batches: ids and mask of each, int64 [batch, length], in the shape that the graph insists on.
+            progress: called with steps done and in all; a step is one batch in one segment.
+
+        Raises:
+            SourceError: ONNX Runtime cannot load a segment.
+            GraphError: it fails on a batch.
+        """
+        steps = _Steps(len(batches) * len(self._model.segments), progress)
+        waiting = deque(
+            _Passing(self.token_feeds(ids, mask) | self.empty_past(len(ids), ids.shape[1]), ids.shape)
+            for ids, mask in batches
+        )
+        while waiting:
+            yield from self._round(waiting, steps)
+
+    def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of one batch after the other, float32 [batch, length, vocabulary]; ids and mask are int64."""
+        filled = [self.filled(ids, mask) for ids, mask in batches]
+        for (ids, _), (logits, *_) in zip(batches, self.results(filled), strict=True):
+            yield logits[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
+
+    def _round(self, waiting: deque[_Passing], steps: _Steps) -> Iterator[list[Array]]:
+        """Bring as many batches through all segments as what is handed over has room for."""
+        *before, last = self._model.segments
+        some: list[_Passing] = []
+        for number, segment in enumerate(before):
+            later = {name for s in self._model.segments[number + 1 :] for name in s.reads} | set(self.outputs)
+            session = self._session(segment, some[0].values if some else {})
+            for batches in self._taken(waiting, some) if number == 0 else [some]:
+                for _ in self._in_turn(partial(self._pass, session, segment, later), batches):
+                    steps.done()
+            del session
+            give_back_memory()
+            self._handed = max(self._handed, _kept(some) // _tokens(some))
+        if not before:
+            some = list(waiting)
+            waiting.clear()
+        session = self._session(last, some[0].values)
+        for found in self._in_turn(partial(self._finish, session, last), some):
+            steps.done()
+            yield found
+
+    def _taken(self, waiting: deque[_Passing], some: list[_Passing]) -> Iterator[list[_Passing]]:
+        """Batches that enter a round, some at a time, while there is room; `some` collects those that have entered."""
+        room = ROUND_TOKENS
+        while waiting and room > 0:
+            entering: list[_Passing] = []
+            while waiting and room > 0:
+                entering.append(waiting.popleft())
+                room -= math.prod(entering[-1].shape)
+            yield entering
+            some += entering
+            # Behind the first segment of the first round nobody knows what later ones hand over: up to four times that.
+            each = self._handed or 4 * _kept(some) / _tokens(some)
+            room = int(HANDED_BYTES / each) - _tokens(some)
+
+    def _pass(self, session: Any, segment: Segment, later: set[str], batch: _Passing) -> None:
+        """Bring a batch through a segment that is not the last, and keep what later ones read."""
+        # Copies: an array of the session's own would keep all of what the session allocated beside it.
+        found = {name: array.copy() for name, array in self._run(session, segment, batch).items()}
+        batch.values = {name: array for name, array in (batch.values | found).items() if name in later}
+
+    def _finish(self, session: Any, segment: Segment, batch: _Passing) -> list[Array]:
+        """Bring a batch through the last segment, and return the outputs."""
+        found = batch.values | self._run(session, segment, batch)
+        batch.values = {}
+        return [found[name] for name in self.outputs]
+
+    def _in_turn(self, work: Callable[[_Passing], _T], batches: Sequence[_Passing]) -> Iterator[_T]:
+        """What work gives of each batch, in their order; several are worked on at the same time."""
+        if self._side_by_side == 1:
+            yield from map(work, batches)
+            return
+        pending: deque[Future[_T]] = deque()
+        with ThreadPoolExecutor(self._side_by_side) as pool:
+            for batch in batches:
+                pending.append(pool.submit(work, batch))
+                if len(pending) == self._side_by_side:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def _run(self, session: Any, segment: Segment, batch: _Passing) -> dict[str, Array]:
+        names = {spec.name for spec in session.get_inputs()}
+        given = {name: array for name, array in (batch.feed | batch.values).items() if name in names}
+        wanted = [name for name in segment.gives if name in self._wanted]
+        with self.failures(batch.shape):
+            return dict(zip(wanted, session.run(wanted, given), strict=True))
+
+    def _session(self, segment: Segment, values: dict[str, Array]) -> Any:
+        # Those of the runtime's own pool help whoever asks: with the callers there is one thread for each core.
+        threads = max(1, cores() + 1 - self._side_by_side) if self._side_by_side > 1 else 0
+        if len(self._model.segments) > 1:
+            return open_segment(segment, values, self._model.where, threads=threads)
+        if self._open is None:
+            self._open = open_segment(segment, values, self._model.where, threads=threads)
+        return self._open
+
+    def execute_once(self, ids: Ids) -> Executed:
+        """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
+        batch = self.filled(ids, np.ones_like(ids))
+        passing = _Passing(self.token_feeds(*batch) | self.empty_past(*batch[0].shape), batch[0].shape)
+        with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
+            profiles: list[Path] = []
+            for number, segment in enumerate(self._model.segments):
+                profile = Path(folder) / f"profile-{number}"
+                session = open_segment(segment, passing.values, self._model.where, profile=profile)
+                passing.values |= self._run(session, segment, passing)
+                profiles.append(Path(session.end_profiling()))
+            return executed_in(profiles)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_segment(
+    segment: Segment, values: dict[str, Array], where: Path, profile: Path | None = None, threads: int = 0
+) -> Any:
+    """A session over a segment.
+
+    Args:
+        segment: the segment.
+        values: what it is handed, of any one batch; their types are those of its inputs.
+        where: the model's file.
+        profile: where to write a profile of the kernels; None for no profile.
+        threads: of the runtime's own; 0 takes all cores.
+
+    Raises:
+        SourceError: ONNX Runtime cannot load it.
+    """
+    handed: dict[str, Handed] = {
+        name: (type_of(values[name]), values[name].ndim) for name in segment.reads if name in values
+    }
+    options = session_options(threads, profile)
+    options.add_session_config_entry(FOLDER_KEY, str(where.resolve().parent))
+    weights = {name: _value_of(make()) for name, make in segment.weights.items()}
+    options.add_external_initializers(list(weights), list(weights.values()))
+    return open_session(segment.proto(handed), options, where)
+
+
+def _value_of(weight: Weight) -> Any:
+    array = weight.array
+    if array.dtype.isbuiltin == 1:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    codes = array.view(f"uint{8 * array.itemsize}")  # a type that numpy lacks
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, weight.element_type)
+
+
+def give_back_memory() -> None:
+    """Let the C library return what is free to the system, where it is one that would keep it (glibc)."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None) is not None:
+        trim(0)
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Counts what is done of a total."""
+
+    total: int
+    progress: Progress | None
+    count: int = 0
+
+    def done(self) -> None:
+        self.count += 1
+        if self.progress is not None:
+            self.progress(self.count, self.total)

@@ -1,0 +1,288 @@
+"""Run a decoder on token ids, whatever inputs its exporter gave it, and read back what really ran."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from spq_graph.runtime.sessions.executed import Executed, executed_by
+from spq_graph.runtime.sessions.inputs import (
+    AttentionFacts,
+    attention_facts,
+    empty_past,
+    is_past,
+    number_feed,
+    positions,
+)
+from spq_graph.runtime.sessions.library import cannot_load, register
+from spq_graph.runtime.text.sequences import Ids
+from spq_graph.terms.errors import GraphError
+
+Array = npt.NDArray[Any]
+CPU = "CPUExecutionProvider"
+
+_TYPES: dict[str, type[np.generic]] = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(bool)": np.bool_,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+}
+
+
+class Decoder:
+    """What a decoder takes and gives: token ids brought into the form that its exporter chose.
+
+    Args:
+        path: the .onnx file, for errors.
+        inputs, given: inputs and outputs of the graph, each with `name`, `type` and `shape`.
+        outputs: names of those to compute; by default the logits.
+
+    Raises:
+        GraphError: the graph has no token ids to take, or no logits to give.
+    """
+
+    runtime = "ONNX Runtime"
+
+    def __init__(
+        self, path: Path, inputs: Sequence[Any], given: Sequence[Any], outputs: Sequence[str] | None = None
+    ) -> None:
+        self.path = path
+        self._inputs = list(inputs)
+        self._given = list(given)
+        self._known: AttentionFacts | None = None
+        self._ids_name = self._find_ids()
+        self.outputs = list(outputs) if outputs is not None else [self._find_logits()]
+
+    def _find_ids(self) -> str:
+        names = [i.name for i in self._inputs]
+        if "input_ids" in names:
+            return "input_ids"
+        integers = [i for i in self._inputs if "int" in i.type and len(i.shape) == 2]
+        candidates: list[str] = [i.name for i in integers if "mask" not in i.name and "position" not in i.name]
+        if len(candidates) != 1:
+            raise GraphError(
+                f"no input 'input_ids' among {names}", where=str(self.path), remedy="this must be a decoder"
+            )
+        return candidates[0]
+
+    def _find_logits(self) -> str:
+        names = [o.name for o in self._given]
+        if "logits" in names:
+            return "logits"
+        floats: list[str] = [o.name for o in self._given if len(o.shape) == 3 and "float" in o.type]
+        if not floats:
+            raise GraphError(f"no output 'logits' among {names}", where=str(self.path), remedy="this must be a decoder")
+        return floats[0]
+
+    @property
+    def fixed_shape(self) -> tuple[int | None, int | None]:
+        """Batch size and length that the graph insists on; None where they are free."""
+        shape = next(i.shape for i in self._inputs if i.name == self._ids_name)
+        batch, length = (d if isinstance(d, int) else None for d in (*shape, None, None)[:2])  # it may state no shape
+        return batch, length
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Size of the vocabulary, where the graph states it."""
+        sizes = [o.shape[-1] for o in self._given if o.name == self.outputs[0] and o.shape]
+        return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
+    def filled(self, ids: Ids, mask: Ids) -> tuple[Ids, Ids]:
+        """A batch in the shape that the graph insists on: copies of the first row below, padding on the right."""
+        batch, length = self.fixed_shape
+        rows = np.arange(max(batch or 0, len(ids)))
+        rows[len(ids) :] = 0
+        padding = ((0, 0), (0, max(length or 0, ids.shape[1]) - ids.shape[1]))
+        return np.pad(ids[rows], padding), np.pad(mask[rows], padding)
+
+    @contextmanager
+    def failures(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """Turn what ONNX Runtime raises while it runs a batch of this shape into a GraphError."""
+        try:
+            yield
+        except Exception as cause:  # the binding raises a class of its own for every status code
+            raise GraphError(
+                f"{self.runtime} failed on a batch of shape {shape}: {str(cause).splitlines()[0]}", where=str(self.path)
+            ) from cause
+
+    def token_feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
+        """What the graph's inputs take but for its cache: ids [batch, new], and a mask over them and all before them.
+
+        Raises:
+            GraphError: there is an input that a decoder does not have.
+        """
+        feeds: dict[str, Array] = {}
+        for spec in self._inputs:
+            dtype = _TYPES.get(spec.type, np.float32)
+            if spec.name == self._ids_name:
+                feeds[spec.name] = ids.astype(dtype)
+            elif "position" in spec.name:
+                feeds[spec.name] = positions(mask, ids.shape[1], len(spec.shape)).astype(dtype)
+            elif "mask" in spec.name:
+                feeds[spec.name] = mask.astype(dtype)
+            elif not self._is_past(spec):
+                feed = number_feed(spec.name, mask, spec.shape, self._facts)
+                if feed is None:
+                    what = f"input '{spec.name}' ({spec.type}) is not one that a decoder has"
+                    raise GraphError(what, where=str(self.path))
+                feeds[spec.name] = feed.astype(dtype)
+        return feeds
+
+    @property
+    def past_names(self) -> list[str]:
+        """Inputs that hold keys and values of earlier tokens."""
+        return [spec.name for spec in self._inputs if self._is_past(spec)]
+
+    def empty_past(self, rows: int, new: int) -> dict[str, Array]:
+        """What the graph's cache begins with.
+
+        Args:
+            rows: how many sequences.
+            new: most tokens of each that will be fed at once; where the cache keeps a window only, it has room for
+                these beside it.
+
+        Raises:
+            GraphError: its shape is not known, or its length is fixed.
+        """
+        found: dict[str, Array] = {}
+        for spec in self._inputs:
+            if self._is_past(spec):
+                known = None if all(isinstance(d, int) for d in spec.shape) else self._facts
+                window = known.windows.get(spec.name) if known is not None else None
+                width = known.widths.get(spec.name) if known is not None else None
+                room = window + new if window is not None else 0
+                dtype = _TYPES.get(spec.type, np.float32)
+                found[spec.name] = empty_past(spec.name, spec.shape, rows, dtype, width, room)
+        return found
+
+    @property
+    def keeps_window(self) -> bool:
+        """Whether a cache keeps the latest tokens only, so that how many may be fed at once is limited."""
+        return bool(self._facts.windows)
+
+    @property
+    def feeds_rows_alone(self) -> bool:
+        """Whether several tokens may follow others in one row only, as ONNX Runtime's fused attention has it."""
+        return self._facts.right_padding
+
+    def _is_past(self, spec: ort.NodeArg) -> bool:
+        return is_past(spec.name) and len(spec.shape) not in (1, 2)
+
+    @property
+    def _facts(self) -> AttentionFacts:
+        """What the attention operators say; read once, and only where names and shapes are not enough."""
+        if self._known is None:
+            self._known = attention_facts(self.path)
+        return self._known
+
+    @property
+    def takes_padding(self) -> bool:
+        """Whether rows padded on the left mean the same as without: the graph is told of padding and of positions."""
+        names = [spec.name for spec in self._inputs]
+        told = any("mask" in name for name in names) and any("position" in name for name in names)
+        return told and not self._facts.right_padding
+
+
+class Runner(Decoder):
+    """One session over a decoder, of ONNX Runtime unless a subclass opens another.
+
+    Args:
+        path: the .onnx file.
+        outputs: what to compute; by default the logits.
+        threads: intra-op threads; 0 takes all cores.
+        profile: where to write a profile of the kernels; None for no profile.
+        provider: ONNX Runtime's execution provider; what it has no kernel for runs on the CPU.
+
+    Raises:
+        SourceError: the runtime cannot load the file.
+        GraphError: the graph has inputs that token ids alone do not determine.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        outputs: Sequence[str] | None = None,
+        threads: int = 0,
+        profile: Path | None = None,
+        provider: str = CPU,
+    ) -> None:
+        self.session = self._open(path, threads, profile, provider)
+        super().__init__(path, self.session.get_inputs(), self.session.get_outputs(), outputs)
+
+    def _open(self, path: Path, threads: int, profile: Path | None, provider: str) -> Any:
+        return open_session(str(path), session_options(threads, profile), path, provider)
+
+    def run(self, ids: Ids, mask: Ids) -> list[Array]:
+        """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
+        feeds = self.token_feeds(ids, mask) | self.empty_past(len(ids), ids.shape[1])
+        with self.failures(ids.shape):
+            results: list[Array] = self.session.run(self.outputs, feeds)
+        return results
+
+    def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
+        """Logits of a batch, float32 [batch, length, vocabulary]; in parts where the graph takes fewer rows."""
+        most = self.fixed_shape[0] or len(ids)
+        if len(ids) > most:
+            parts = [slice(start, start + most) for start in range(0, len(ids), most)]
+            return np.concatenate([self.logits(ids[part], mask[part]) for part in parts])
+        whole = self.run(*self.filled(ids, mask))[0]
+        return whole[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
+
+    def stream(self, batches: Sequence[tuple[Ids, Ids]]) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of one batch after the other; ids and mask are int64 [batch, length]."""
+        return (self.logits(ids, mask) for ids, mask in batches)
+
+
+def session_options(threads: int = 0, profile: Path | None = None) -> Any:
+    """What every session here is opened with.
+
+    Args:
+        threads: intra-op threads; 0 takes all cores.
+        profile: where to write a profile of the kernels; None for no profile.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # The runtime keeps a plan and an arena for every shape of a batch that it meets, and text has many: a quarter
+    # of the peak, for no time that could be measured.
+    options.enable_mem_pattern = False
+    # Nodes in the order of the file: by default reductions wait until the end, and what they read waits with them.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    register(options)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return options
+
+
+def open_session(model: str | bytes, options: Any, where: Path, provider: str = CPU) -> Any:
+    """A session over a file or a serialized model; what the provider has no kernel for runs on the CPU.
+
+    Raises:
+        SourceError: ONNX Runtime cannot load it.
+    """
+    try:
+        return ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU])))
+    except Exception as cause:  # the binding raises a class of its own for every status code
+        raise cannot_load(str(cause).splitlines()[0], where) from cause
+
+
+def execute_once(path: Path, ids: Ids, provider: str = CPU) -> Executed:
+    """Run one short batch, int64 [1, length], under the profiler and list the kernels that ran."""
+    with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
+        runner = Runner(path, profile=Path(folder) / "profile", provider=provider)
+        runner.run(*runner.filled(ids, np.ones_like(ids)))
+        return executed_by(runner.session)

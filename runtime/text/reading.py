@@ -1,0 +1,201 @@
+"""What calibration and evaluation run on, read from text, JSON lists or arrays of ids and cut into rows."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spq_graph.runtime.text.sequences import Ids, Sequences, cut
+from spq_graph.runtime.text.tokenizer import TextTokenizer
+from spq_graph.terms.errors import DataError, UsageError
+
+__all__ = ["Sequences", "TextTokenizer", "load_sequences", "windows"]
+
+
+def windows(
+    tokenizer: TextTokenizer,
+    text: str | Sequence[str],
+    *,
+    window: int,
+    bos: bool,
+    origin: str = "",
+    min_windows: int = 1,
+    max_tokens: int | None = None,
+) -> Sequences:
+    """Cut a text, or several that have nothing to do with each other, into rows of at most `window` tokens.
+
+    The last row of a text is shorter and padded on the right.
+
+    Args:
+        tokenizer: makes the tokens and says what goes before them.
+        text: one text, or a list of documents: no row crosses from one to the next.
+        window: tokens in a full row, prepended ones included.
+        bos: prepend BOS even where the tokenizer does not.
+        origin: where the text comes from, named in errors.
+        min_windows: how many full windows the text has to fill; 0 takes anything with a token to predict.
+        max_tokens: as `take(max_tokens)` afterwards, but the rest of the text is not even tokenized.
+
+    Raises:
+        DataError: the text is empty or too short.
+        UsageError: `window` leaves no room for text, or BOS is asked for and not known.
+    """
+    documents = [text] if isinstance(text, str) else text
+    if not any(document.strip() for document in documents):
+        raise DataError("the text is empty", where=origin, remedy="Give a UTF-8 text with some pages of prose.")
+    prefix = tokenizer.prepended(bos)
+    # Enough for the asked tokens, the check of min_windows, and a last row that is not cut short.
+    enough = None if max_tokens is None else max(max_tokens, min_windows * window) + window
+    encoded = _encode(tokenizer, documents, enough)
+    sequences = cut(encoded, prefix, window=window, origin=origin, min_windows=min_windows)
+    return sequences if max_tokens is None else sequences.take(max_tokens)
+
+
+def load_sequences(
+    path: Path,
+    tokenizer: TextTokenizer | None,
+    *,
+    window: int,
+    bos: bool,
+    vocab_size: int | None,
+    min_windows: int = 1,
+    max_tokens: int | None = None,
+) -> Sequences:
+    """Read what to calibrate or evaluate on.
+
+    `.npz`: `input_ids`, int [n, length] or [length] (a lone array may have any name), `attention_mask` beside it if
+    some of it is padding. Rows are taken as they are, those longer than `window` are cut. `.json`: a list of strings,
+    each its own document. Anything else: UTF-8 text.
+
+    Args:
+        path: the file.
+        tokenizer: needed for text; for ids it says which one is BOS.
+        window: tokens in a full row.
+        bos: prepend BOS even where the tokenizer does not. Ids must have it already.
+        vocab_size: the model's; ids are checked against it where it is known.
+        min_windows: full windows that text has to fill, or rows that an `.npz` has to hold.
+        max_tokens: keep the first whole rows of so many tokens.
+
+    Raises:
+        DataError: unreadable, empty, too short, not UTF-8, or ids outside the vocabulary.
+        UsageError: text without a tokenizer; BOS asked for where there is none.
+    """
+    if path.suffix == ".npz":
+        ids, mask = _read_npz(path)
+        _check_vocabulary(ids, mask, vocab_size, path)
+        sequences = _from_ids(ids, mask, tokenizer, window=window, bos=bos, path=path)
+        if len(sequences) < min_windows:
+            raise DataError(
+                f"{len(sequences)} rows where {min_windows} are needed", where=str(path), remedy="Save more rows."
+            )
+        return sequences if max_tokens is None else sequences.take(max_tokens)
+    if tokenizer is None:
+        raise UsageError("text needs a tokenizer", where=str(path), remedy="Pass --tokenizer DIR, or ids as .npz.")
+    text = _read_documents(path) if path.suffix == ".json" else _read_text(path)
+    sequences = windows(
+        tokenizer, text, window=window, bos=bos, origin=str(path), min_windows=min_windows, max_tokens=max_tokens
+    )
+    _check_vocabulary(sequences.ids, sequences.mask, vocab_size, path)
+    return sequences
+
+
+def _encode(tokenizer: TextTokenizer, documents: Iterable[str], enough: int | None) -> list[Ids]:
+    """Ids of each document, until there are enough."""
+    encoded: list[Ids] = []
+    total = 0
+    for document in documents:
+        pieces: list[list[int]] = []
+        for piece in tokenizer.pieces(document):
+            pieces.append(piece)
+            total += len(piece)
+            if enough is not None and total >= enough:
+                break
+        encoded.append(np.fromiter(chain.from_iterable(pieces), dtype=np.int64))
+        if enough is not None and total >= enough:
+            break
+    return encoded
+
+
+def _from_ids(ids: Ids, mask: Ids, tokenizer: TextTokenizer | None, *, window: int, bos: bool, path: Path) -> Sequences:
+    begin = tokenizer.bos_id if tokenizer is not None else None
+    led = begin is not None and bool((ids[:, 0] == begin).all())
+    if bos and not led:
+        raise UsageError(
+            "--bos does nothing to ids, and not every row is known to start with BOS",
+            where=str(path),
+            remedy="Put BOS into the file, or leave out --bos.",
+        )
+    if ids.shape[1] <= window:
+        return Sequences(np.where(mask == 1, ids, 0), mask, prefix=int(led), origin=str(path))
+    documents = [row[keep == 1][int(led) :] for row, keep in zip(ids, mask, strict=True)]
+    return cut(documents, ids[0, : int(led)].tolist(), window=window, origin=str(path))
+
+
+def _read_npz(path: Path) -> tuple[Ids, Ids]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays: dict[str, npt.NDArray[Any]] = dict(archive)
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"not a readable .npz: {error}", where=str(path), remedy="numpy.savez makes one.") from error
+    others = [name for name in arrays if name != "attention_mask"]
+    name = "input_ids" if "input_ids" in arrays else others[0] if len(others) == 1 else None
+    if name is None:
+        raise DataError(f"no input_ids among {sorted(arrays)}", where=str(path), remedy="Name the array input_ids.")
+    ids = arrays[name]
+    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
+        raise DataError(
+            f"{name} is {ids.dtype} {list(ids.shape)}", where=str(path), remedy="Ids are integers, [n, length]."
+        )
+    mask = arrays.get("attention_mask", np.ones_like(ids))
+    if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
+        raise DataError(f"attention_mask must be 0 or 1 and {list(ids.shape)} like {name}", where=str(path))
+    ids, mask = np.atleast_2d(ids).astype(np.int64), np.atleast_2d(mask).astype(np.int64)
+    if not (mask[:, :-1] & mask[:, 1:]).any():
+        raise DataError("no row holds two tokens", where=str(path), remedy="Save rows of a few hundred ids.")
+    return ids, mask
+
+
+def _read_documents(path: Path) -> list[str]:
+    try:
+        content = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"not valid JSON: {error}", where=str(path), remedy="A JSON list of strings.") from error
+    if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
+        raise DataError("not a JSON list of strings", where=str(path), remedy='Like ["one text", "another"].')
+    for number, item in enumerate(content):
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"document {number} holds half a surrogate pair", where=str(path)) from error
+    return content
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}",
+            where=str(path),
+            remedy="Convert it, for instance with iconv -f LATIN1 -t UTF-8.",
+        ) from error
+
+
+def _check_vocabulary(ids: Ids, mask: Ids, vocab_size: int | None, path: Path) -> None:
+    outside = (ids < 0) | (ids >= (np.iinfo(np.int64).max if vocab_size is None else vocab_size))
+    rows, columns = np.nonzero(outside & (mask == 1))
+    if rows.size:
+        known = "" if vocab_size is None else f" of {vocab_size}"
+        raise DataError(
+            f"token id {ids[rows[0], columns[0]]} in row {rows[0]} is outside the vocabulary{known}",
+            where=str(path),
+            remedy="Use the tokenizer that belongs to the model.",
+        )

@@ -1,0 +1,79 @@
+"""The command line. Human text on standard output, or one JSON object with --json; progress on standard error."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import logging
+import signal
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from spq_graph import __version__
+from spq_graph.cli import looking, making, running
+from spq_graph.cli import options as o
+from spq_graph.cli.terminal import errors, print_json
+
+app = typer.Typer(
+    name="spq-graph",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Spike-aware quantization of GLU language models (LLaMA and its kind) for ONNX Runtime.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Shared by all verbs."""
+
+
+app.command()(making.quantize)
+app.command()(making.export)
+app.command()(making.calibrate)
+app.command()(making.plan)
+app.command()(making.apply)
+
+
+@app.command()
+def doctor(as_json: o.Json = False) -> None:
+    """Versions, operator library and instruction sets, and what every precision runs as on this machine."""
+    from spq_graph.jobs.doctor import examine
+    from spq_graph.views.examined import show
+
+    found = examine()
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found, Console())
+
+
+app.command("eval")(running.evaluate)
+app.command()(running.generate)
+app.command()(running.bench)
+for _verb in (looking.inspect, looking.diff, looking.view):
+    app.command()(_verb)
+
+
+def main() -> None:
+    """Entry point of the `spq-graph` command."""
+    from spq_graph.cli.guard import errors_for_people, on_terminate
+
+    atexit.register(gc.freeze)  # what is left goes with the process; to search it for cycles takes a third of a second
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, on_terminate)
+    with errors_for_people(errors):
+        app(prog_name="spq-graph")

@@ -1,0 +1,78 @@
+"""The verbs that look at a model and change nothing: `inspect`, `diff` and `view`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from spq_graph.cli import options as o
+from spq_graph.cli.terminal import print_json, steps
+
+_Inspected = Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")]
+
+
+def inspect(
+    path: _Inspected,
+    chosen: Annotated[str | None, typer.Argument(help="as --site", metavar="SITE", show_default=False)] = None,
+    site: Annotated[str | None, typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
+    why: Annotated[bool, typer.Option("--why", help="reason and evidence in full, of one SITE or of all")] = False,
+    unmatched: Annotated[bool, typer.Option("--unmatched", help="products that are no sites, and why")] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="measure the file on this, without changing it: text, JSON list of strings, or .npz of input_ids",
+            metavar="FILE",
+        ),
+    ] = None,
+    calibration_tokens: o.CalibrationTokens = None,
+    tokenizer: o.Tokenizer = None,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    as_json: o.Json = False,
+) -> None:
+    """Sites, roles, precision, reasons and evidence of a file, ours or not."""
+    from spq_graph.jobs.inspect import Measuring, inspect_path
+    from spq_graph.terms.errors import UsageError
+    from spq_graph.views.inspected import show_inspection
+
+    if chosen is not None and site is not None and chosen != site:
+        raise UsageError("two sites were named", where=f"{chosen} and --site {site}", remedy="name one, or a glob")
+    measuring = Measuring(calibration, calibration_tokens, tokenizer, bos, window) if calibration else None
+    found = inspect_path(path, chosen or site, measuring=measuring, steps=steps())
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show_inspection(found, Console(), why=why, unmatched=unmatched)
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(help="a plan.json, OUT folder or .onnx file", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="another", metavar="B")],
+    as_json: o.Json = False,
+) -> None:
+    """What two plans or artifacts decide differently, and what came of it."""
+    from spq_graph.jobs.compare import differences
+    from spq_graph.views.inspected import show_difference
+
+    found = differences(a, b)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show_difference(found, Console())
+
+
+def view(
+    path: _Inspected,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="port to serve at (default: any)")] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="only serve, and print the address")] = False,
+) -> None:
+    """Open a file in Netron, where that is installed."""
+    from spq_graph.jobs.view import view as run
+    from spq_graph.jobs.view import wait
+
+    address = run(path, port=port, browse=not no_browser)
+    typer.echo(f"{address}  (Ctrl+C ends it)")
+    wait()

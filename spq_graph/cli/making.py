@@ -1,0 +1,236 @@
+"""The verbs that make something: `quantize`, and its single steps `export`, `calibrate`, `plan` and `apply`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from spq_graph.cli import options as o
+from spq_graph.cli.terminal import answer, print_json, steps
+
+if TYPE_CHECKING:
+    from spq_graph.documents.recipe import Recipe
+    from spq_graph.workbench.data import Data
+    from spq_graph.workbench.opening import Opening
+
+
+def quantize(
+    source: o.Source = "reference",
+    out: o.Out = Path("spq-out"),
+    bits: o.LadderBits = None,
+    recipe: o.RecipeFile = None,
+    calibration: o.Calibration = None,
+    calibration_tokens: o.CalibrationTokens = None,
+    text: o.Text = None,
+    max_eval_tokens: o.MaxEvalTokens = None,
+    tokenizer: o.Tokenizer = None,
+    high_precision: o.HighPrecision = None,
+    keep: o.Keep = None,
+    spike_ratio: o.SpikeRatio = None,
+    target: o.Target = None,
+    quantize_lm_head: o.QuantizeLmHead = False,
+    seed: o.Seed = None,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    ranges: o.KnownRanges = None,
+    memory_limit: o.MemoryLimit = None,
+    force: o.Force = False,
+    no_eval: o.NoEval = False,
+    dry_run: o.DryRun = False,
+    allow_no_glu: o.AllowNoGlu = False,
+    as_json: o.Json = False,
+) -> None:
+    """The whole way: export, find, measure, decide, insert, prove, evaluate, report."""
+    from spq_graph.documents.recipe import load_recipe
+    from spq_graph.workbench.data import Data
+    from spq_graph.workbench.opening import Opening
+
+    # The embedded model shows what few bits cost, where nothing else was asked for.
+    shown = bits or ([8, 6] if source == "reference" and recipe is None else [])
+    given = load_recipe(
+        recipe,
+        bits=shown[0] if shown else None,
+        high_precision=high_precision,
+        spike_ratio=spike_ratio,
+        target=target,
+        keep=tuple(keep) if keep else None,
+        quantize_lm_head=quantize_lm_head or None,
+        seed=seed,
+        calibration_tokens=calibration_tokens,
+    )
+    opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
+    data = Data(calibration, calibration_tokens, ranges, text, max_eval_tokens)
+    asked = _Asked(opening, out, given, data, shown[1:], force)
+    if dry_run:
+        _forecast(asked, as_json=as_json)
+    else:
+        _quantize(asked, ladder=not no_eval, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What `quantize` was asked for, dry or not."""
+
+    opening: Opening
+    out: Path
+    recipe: Recipe
+    data: Data
+    ladder_bits: list[int]
+    force: bool
+
+
+def _forecast(asked: _Asked, *, as_json: bool) -> None:
+    from spq_graph.jobs.forecast import forecast
+    from spq_graph.views.results import facts_in_words
+
+    found = forecast(
+        asked.opening,
+        asked.out,
+        asked.recipe,
+        data=asked.data,
+        ladder_bits=asked.ladder_bits,
+        force=asked.force,
+        steps=steps(),
+    ).to_dict()
+    answer(found, facts_in_words(found), as_json=as_json)
+
+
+def _quantize(asked: _Asked, *, ladder: bool, as_json: bool) -> None:
+    from spq_graph.jobs.quantize import quantize as run
+    from spq_graph.views.results import show_outcome
+
+    made = run(
+        asked.opening,
+        asked.out,
+        asked.recipe,
+        data=asked.data,
+        ladder=ladder,
+        ladder_bits=asked.ladder_bits,
+        force=asked.force,
+        command=shlex.join(["spq-graph", *sys.argv[1:]]),
+        steps=steps(),
+    )
+    if as_json:
+        print_json(made.to_dict())
+    else:
+        show_outcome(made, Console())
+
+
+def export(
+    source: o.Source,
+    out: o.Out,
+    opset: Annotated[int, typer.Option(min=18, max=24, help="ONNX operator set")] = 21,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="without keys and values as inputs and outputs")] = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+) -> None:
+    """A Hugging Face folder to ONNX, with KV cache."""
+    from spq_graph.jobs.export import export as run
+    from spq_graph.views.results import exported_in_words
+
+    found = run(source, out, opset=opset, cache=not no_cache, force=force, steps=steps())
+    answer(found.to_dict(), exported_in_words(found), as_json=as_json)
+
+
+def calibrate(
+    model: o.Source,
+    out: Annotated[Path, typer.Option("--out", "-o", help="ranges to write (JSON, arrays beside it)", metavar="FILE")],
+    calibration: o.Calibration = None,
+    calibration_tokens: o.CalibrationTokens = None,
+    tokenizer: o.Tokenizer = None,
+    shard: Annotated[str | None, typer.Option(help="I/N: the I-th of N shards of the sequences, from 0")] = None,
+    merge: Annotated[
+        list[Path] | None, typer.Option(help="merge these ranges files instead of measuring (repeatable)")
+    ] = None,
+    seed: o.Seed = None,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    memory_limit: o.MemoryLimit = None,
+    allow_no_glu: o.AllowNoGlu = False,
+    as_json: o.Json = False,
+) -> None:
+    """Measure the ranges of every site's input, or merge shards that were measured apart."""
+    from spq_graph.documents.ranges import json_file
+    from spq_graph.jobs import calibrate as job
+    from spq_graph.views.results import facts_of_ranges, ranges_in_words
+    from spq_graph.workbench.opening import Opening
+
+    if merge:
+        ranges = job.merge(merge, out)
+    else:
+        ranges = job.calibrate(
+            Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu),
+            out,
+            calibration=calibration,
+            tokens=calibration_tokens,
+            seed=seed or 0,
+            shard=shard,
+            steps=steps(),
+        )
+    file = json_file(out)
+    answer(facts_of_ranges(ranges, file), ranges_in_words(ranges, file), as_json=as_json)
+
+
+def plan(
+    model: o.Source,
+    ranges: Annotated[Path, typer.Argument(help="what `calibrate` wrote", metavar="RANGES")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="plan to write", metavar="FILE")],
+    bits: o.Bits = None,
+    recipe: o.RecipeFile = None,
+    calibration: o.Calibration = None,
+    tokenizer: o.Tokenizer = None,
+    high_precision: o.HighPrecision = None,
+    keep: o.Keep = None,
+    spike_ratio: o.SpikeRatio = None,
+    target: o.Target = None,
+    quantize_lm_head: o.QuantizeLmHead = False,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    memory_limit: o.MemoryLimit = None,
+    allow_no_glu: o.AllowNoGlu = False,
+    as_json: o.Json = False,
+) -> None:
+    """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
+    from spq_graph.documents.recipe import load_recipe
+    from spq_graph.jobs.plan import plan as run
+    from spq_graph.views.console import spike_table
+    from spq_graph.workbench.opening import Opening
+
+    given = load_recipe(
+        recipe,
+        bits=bits,
+        high_precision=high_precision,
+        spike_ratio=spike_ratio,
+        target=target,
+        keep=tuple(keep) if keep else None,
+        quantize_lm_head=quantize_lm_head or None,
+    )
+    opening = Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
+    made = run(opening, out, given, ranges=ranges, calibration=calibration, steps=steps())
+    if as_json:
+        print_json(made.to_dict())
+    else:
+        Console().print(spike_table(made))
+        typer.echo(f"plan written to {out}")
+
+
+def apply(
+    model: Annotated[Path, typer.Argument(help="the .onnx file that the plan was made for", metavar="MODEL")],
+    plan_file: Annotated[Path, typer.Argument(help="plan.json", metavar="PLAN")],
+    out: o.Out,
+    target: o.Target = None,
+    force: o.Force = False,
+    as_json: o.Json = False,
+) -> None:
+    """Apply a plan, for its own target or another, and prove that every site runs as planned."""
+    from spq_graph.jobs.apply import apply as run
+    from spq_graph.views.results import applied_in_words
+
+    found = run(model, out, plan_file, target=target, force=force, steps=steps())
+    answer(found.to_dict(), applied_in_words(found), as_json=as_json)

@@ -1,0 +1,124 @@
+"""The verbs that run a model: `eval` and `generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from spq_graph.cli import options as o
+from spq_graph.cli.terminal import answer, errors, print_json, steps, write_text
+
+
+def evaluate(
+    path: o.AnyModel,
+    text: o.Text = None,
+    against: Annotated[
+        str | None, typer.Option(help="floating-point model: adds KL and top-1 agreement", metavar="FP_MODEL")
+    ] = None,
+    tasks: Annotated[list[Path] | None, typer.Option(help="zero-shot tasks in jsonl (repeatable)")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="examples of each task")] = None,
+    tokenizer: o.Tokenizer = None,
+    max_eval_tokens: o.MaxEvalTokens = None,
+    bos: o.Bos = False,
+    window: o.Window = None,
+    target: Annotated[str | None, typer.Option(help="cpu (ONNX Runtime, the default) or openvino")] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Perplexity, agreement with another model, and zero-shot accuracy."""
+    from spq_graph.jobs.evaluate import evaluate as run
+    from spq_graph.views.results import evaluation_in_words
+    from spq_graph.workbench.opening import Opening
+
+    found = run(
+        Opening(path, tokenizer, bos, window),
+        text=text,
+        max_tokens=max_eval_tokens,
+        against=against,
+        tasks=tasks or (),
+        limit=limit,
+        target=target,
+        steps=steps(),
+    )
+    answer(found.to_dict(), evaluation_in_words(found), as_json=as_json)
+
+
+def bench(
+    path: o.AnyModel,
+    against: Annotated[
+        str | None, typer.Option(help="floating-point model, which all ratios refer to", metavar="FP_MODEL")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="targets to time as well (repeatable); by default all that run here")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="how often each model is timed")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="threads of every session")] = 1,
+    length: Annotated[list[int] | None, typer.Option(min=1, help="prompt lengths (repeatable; 128 and 512)")] = None,
+    report: Annotated[bool, typer.Option("--report", help="write the figures into OUT's report")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Prefill, decoding, load time and memory, in turns with the models it is compared with."""
+    from spq_graph.jobs.bench import LENGTHS, add_to_report, check_report
+    from spq_graph.jobs.bench import bench as run
+    from spq_graph.views.speeds import show
+
+    if report:
+        check_report(Path(path))
+
+    found = run(
+        path,
+        against=against,
+        targets=target or (),
+        rounds=rounds,
+        threads=threads,
+        lengths=length or LENGTHS,
+        steps=steps(),
+    )
+    if report:
+        add_to_report(Path(path), found)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found, Console())
+
+
+def generate(
+    path: o.AnyModel,
+    prompt: Annotated[list[str], typer.Option(help="text to continue; repeatable: several run as one batch")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="most tokens to add to each")] = 64,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 is greedy, the default; 1 if only --top-k or --top-p is given")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="sample from so many of the likeliest tokens")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="sample from the likeliest tokens that reach this probability")
+    ] = None,
+    seed: o.Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="text to end at, not shown (repeatable)")] = None,
+    tokenizer: o.Tokenizer = None,
+    bos: o.Bos = False,
+    as_json: o.Json = False,
+) -> None:
+    """Continue text, shown as it arrives: over the KV cache where the graph has one."""
+    from spq_graph.jobs.generate import generate as run
+    from spq_graph.runtime.generation.sampling import Sampling
+    from spq_graph.views.results import generation_in_words
+    from spq_graph.workbench.opening import Opening
+
+    if temperature is None:
+        temperature = 0.0 if top_k is None and top_p is None else 1.0
+    found = run(
+        Opening(path, tokenizer, bos),
+        prompt,
+        sampling=Sampling(temperature, top_k, top_p, seed or 0),
+        max_new_tokens=max_new_tokens,
+        stops=stop or (),
+        write=None if as_json else write_text,
+        steps=steps(),
+    )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        errors.print(generation_in_words(found), style="dim", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Which rule decides: what stays, in which format, ready or not?"""

@@ -1,0 +1,195 @@
+"""What is known of every site while a plan comes about. Pure, as `decide` is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from spq_graph.decisions.kept_formats import by_rule
+from spq_graph.documents.plan import Evidence, Reason, SitePlan
+from spq_graph.documents.recipe import Recipe, matches
+from spq_graph.documents.value_range import ValueRange
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Site
+
+
+@dataclass(slots=True)
+class Choice:
+    """What is known of one site on the way to its plan.
+
+    Attributes:
+        stored: format of its weight in the graph.
+        seen: what calibration saw at its input.
+        high: what it becomes if it is kept.
+        wants_high: whether it is kept by hand.
+        instead: why the target made `high` another format than was asked for.
+    """
+
+    site: Site
+    stored: Precision
+    seen: ValueRange | None
+    precision: Precision
+    reason: Reason
+    high: Precision
+    wants_high: bool = False
+    kl: float | None = None
+    rank: int | None = None
+    threshold: float | None = None
+    note: str | None = None
+    formats: dict[str, float] | None = None
+    instead: str | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether the rule may decide over this site."""
+        return self.reason is Reason.DEFAULT and self.precision.bits is not None
+
+    def set_high(self, wanted: Precision, recipe: Recipe) -> None:
+        """Say what the site becomes if it is kept, or the nearest to it that the target can run."""
+        if wanted is self.stored:
+            self.high, self.instead = wanted, None  # as the graph has it: nothing is written
+        else:
+            self.high, self.instead = recipe.profile.settle(wanted, largest_of(self.seen))
+
+
+def largest_of(seen: ValueRange | None) -> float | None:
+    """Largest absolute activation of a range."""
+    return max(abs(seen.low), abs(seen.high)) if seen is not None else None
+
+
+def start(site: Site, stored: Precision, seen: ValueRange | None, recipe: Recipe) -> Choice:
+    """What is known of a site before anything is decided: integers where nothing speaks against it."""
+    choice = _start(site, stored, seen, recipe)
+    choice.set_high(by_rule(recipe, stored, seen.ratio if seen is not None else None), recipe)
+    return choice
+
+
+def _start(site: Site, stored: Precision, seen: ValueRange | None, recipe: Recipe) -> Choice:
+    if site.left_alone(recipe.quantize_lm_head):
+        note = f"{site.role.value} stays as it is unless asked for"
+        return Choice(site, stored, seen, stored, Reason.DEFAULT, stored, note=note)
+    tokens = seen.tokens if seen is not None else 0
+    if site.expert is not None and tokens < recipe.min_expert_tokens:
+        note = (
+            f"expert {site.expert} saw {tokens} tokens of the calibration data, and its range is trusted from "
+            f"{recipe.min_expert_tokens} on (min_expert_tokens): calibrate on more text"
+        )
+        return Choice(site, stored, seen, stored, Reason.TOO_FEW_TOKENS, stored, note=note)
+    if seen is None:
+        note = "no range was measured for its input"
+        return Choice(site, stored, None, stored, Reason.UNSUPPORTED, stored, note=note)
+    return Choice(site, stored, seen, Precision.integer(recipe.bits), Reason.DEFAULT, stored)
+
+
+def _rules(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What was set by hand: pattern, what is wanted, and where it was said; the last match wins."""
+    rules = [(pattern, "stored", "ignore") for pattern in recipe.ignore]
+    rules += [(o.pattern, o.precision, "overrides") for o in recipe.overrides]
+    return rules + [(pattern, "high", "keep") for pattern in recipe.keep]
+
+
+def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:
+    """Carry out what the recipe sets by hand.
+
+    Raises:
+        UsageError: a pattern fits no site, or asks for activations in a format without their range.
+    """
+    for pattern, wanted, where in _rules(recipe):
+        hit = [c for c in choices.values() if matches(pattern, c.site.key, c.site.node)]
+        if not hit:
+            raise UsageError(
+                f"'{pattern}' fits no site", where=where, remedy="`spq-graph inspect MODEL` lists the keys of all sites"
+            )
+        for choice in hit:
+            choice.wants_high = wanted == "high"
+            special = {"stored": choice.stored, "high": choice.high}
+            precision = special.get(wanted) or Precision(wanted)
+            if precision.needs_range and choice.seen is None:
+                raise UsageError(f"'{pattern}' asks for {precision} without a range", where=choice.site.key)
+            choice.precision, choice.reason, choice.note = precision, Reason.OVERRIDE, f"by hand: {where} '{pattern}'"
+            if wanted not in special:
+                choice.precision, why = recipe.profile.settle(precision, largest_of(choice.seen))
+                if why is not None:
+                    choice.reason, choice.note = Reason.UNSUPPORTED, f"{choice.note}; {why}"
+
+
+def keep(choice: Choice, note: str) -> None:
+    """Keep a site in its high precision."""
+    choice.precision, choice.reason, choice.note = choice.high, Reason.SPIKE, note
+
+
+def above(choices: dict[str, Choice], threshold: float) -> list[Choice]:
+    """The sites whose ratio exceeds a threshold, which is noted at every site that was held against it."""
+    free = [choice for choice in choices.values() if choice.free and choice.seen is not None]
+    for choice in free:
+        choice.threshold = threshold
+    return [choice for choice in free if choice.seen is not None and choice.seen.ratio > threshold]
+
+
+def _counted(choices: dict[str, Choice]) -> list[Choice]:
+    """The sites that count in shares."""
+    return [c for c in choices.values() if c.free or c.reason is not Reason.DEFAULT]
+
+
+def cap_of(choices: dict[str, Choice], recipe: Recipe) -> int:
+    """How many sites the rule may keep: the recipe's share, less those that are kept by hand."""
+    counted = _counted(choices)
+    by_hand = sum(c.precision.bits is None and c.reason is Reason.OVERRIDE for c in counted)
+    return max(0, math.floor(recipe.max_kept * len(counted)) - by_hand)
+
+
+def assigned(
+    choices: dict[str, Choice], kept: Collection[str], recipe: Recipe, high: Precision | None = None
+) -> dict[str, Precision]:
+    """Every site that is not as the graph has it, where these are kept; in `high` instead of their own, if given."""
+
+    def becomes(choice: Choice) -> Precision:
+        return recipe.profile.settle(high, largest_of(choice.seen))[0] if high is not None else choice.high
+
+    precisions = {key: becomes(c) if key in kept or c.wants_high else c.precision for key, c in choices.items()}
+    return {key: p for key, p in precisions.items() if p is not choices[key].stored}
+
+
+def evidence_of(seen: ValueRange, token_text: Callable[[int], str] | None) -> Evidence:
+    """What was measured at a site's input; token and position only where they are known."""
+    known = seen.peak.token >= 0
+    return Evidence(
+        ratio=six(seen.ratio),
+        sequence_ratio=six(seen.sequence_ratio),
+        max=six(seen.peak.value),
+        median=six(seen.median),
+        token=seen.peak.token if known else None,
+        token_text=token_text(seen.peak.token) if known and token_text is not None else None,
+        position=seen.peak.position if known else None,
+    )
+
+
+def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan:
+    """What the plan says of a site."""
+    seen, reason, note = choice.seen, choice.reason, choice.note
+    if choice.instead is not None and (choice.wants_high or reason is Reason.SPIKE):
+        reason, note = Reason.UNSUPPORTED, f"{note}; {choice.instead}"
+    measured = evidence_of(seen, token_text) if seen is not None else Evidence()
+    evidence = measured.model_copy(
+        update={
+            "kl": choice.kl,
+            "rank": choice.rank,
+            "threshold": choice.threshold,
+            "note": note,
+            "formats": choice.formats,
+        }
+    )
+    return SitePlan(
+        site=choice.site,
+        precision=choice.precision,
+        reason=reason,
+        range=(seen.low, seen.high) if seen is not None else None,
+        evidence=evidence,
+    )
+
+
+def six(value: float) -> float:
+    """Six significant digits: what is below them differs between machines and is not evidence."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,202 @@
+"""Which sites keep high precision, and why. Pure: no graph, no file; what costs time is passed in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from spq_graph.decisions.choices import Choice, above, apply_overrides, assigned, cap_of, keep, planned, six, start
+from spq_graph.decisions.kept_formats import candidates, pick
+from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, UnmatchedNode
+from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.recipe import ROUNDED, Recipe
+from spq_graph.terms.errors import GraphError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Site, Unmatched
+
+# KL(FP || model), nats a token, where the named sites have the given precisions and the rest is as the graph has it.
+Measure = Callable[[Mapping[str, Precision]], float]
+
+
+@dataclass(slots=True)
+class _Oracle:
+    """Measures every choice once, and counts."""
+
+    measure: Measure
+    known: dict[frozenset[tuple[str, Precision]], float] = field(default_factory=dict)
+
+    def __call__(self, precisions: Mapping[str, Precision]) -> float:
+        """KL of these precisions."""
+        if not precisions:
+            return 0.0
+        key = frozenset(precisions.items())
+        if key not in self.known:
+            self.known[key] = self.measure(precisions)
+        return self.known[key]
+
+
+def decide(
+    sites: Sequence[Site],
+    ranges: Ranges,
+    recipe: Recipe,
+    model: ModelRef,
+    *,
+    stored: Mapping[str, Precision] = MappingProxyType({}),
+    unmatched: Sequence[Unmatched] = (),
+    origin: str = "",
+    measure: Measure | None = None,
+    tokens: int = 0,
+    token_text: Callable[[int], str] | None = None,
+) -> Plan:
+    """Decide the precision of every site.
+
+    With `measure`, rule `auto`: candidates (ratio above the recipe's) are ordered by the KL of quantizing each
+    alone, and the smallest prefix of that order is kept that meets the KL budget within the cap (with the recipe's
+    margin where the cap allows it: other text costs more or less than calibration text). Where the cap does not
+    suffice, it is the smallest prefix that wins back the asked share of what the cap wins back. With `spike_ratio`,
+    the ratio rule: keep what exceeds it (QFeM, arXiv 2405.14428), no evaluation. With neither, candidates are kept
+    in the order of their ratio, as many as the cap allows.
+
+    What kept sites become is then measured too: with high precision `fp8`, for each site the FP8 format with the
+    smaller KL; with `auto`, for all of them together, see `formats.pick`.
+
+    Args:
+        sites: every site of the model.
+        ranges: what calibration saw, by input value.
+        recipe: what the user wants.
+        model: which model this is.
+        stored: format of each weight in the graph, by site key; float32 where it does not say.
+        unmatched: products that are no sites, and why.
+        origin: where the calibration data came from.
+        measure: KL of a choice of precisions; called once for each distinct choice.
+        tokens: how many tokens `measure` runs on, to be noted.
+        token_text: decodes a token id, to be noted beside it.
+
+    Raises:
+        UsageError: a pattern of the recipe fits no site, or nothing is left to quantize.
+    """
+    choices = {
+        site.key: start(site, stored.get(site.key, Precision.FP32), ranges.values.get(site.input), recipe)
+        for site in sites
+    }
+    apply_overrides(choices, recipe)
+    if recipe.spike_ratio is not None or measure is None:
+        search, met = _by_ratio(choices, recipe)
+    else:
+        search, met = _by_kl(choices, recipe, _Oracle(measure))
+        search.tokens = tokens
+    return Plan(
+        model=model,
+        recipe=recipe,
+        calibration=CalibrationRef(
+            digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences, origin=origin
+        ),
+        search=search,
+        sites=[planned(choice, token_text) for choice in choices.values()],
+        budget_met=met,
+        unmatched=[UnmatchedNode(node=u.node, reason=u.reason) for u in unmatched],
+    )
+
+
+def _by_ratio(choices: dict[str, Choice], recipe: Recipe) -> tuple[Search, bool]:
+    threshold = recipe.spike_ratio if recipe.spike_ratio is not None else recipe.candidate_ratio
+    hits = sorted(above(choices, threshold), key=lambda c: (-c.seen.ratio if c.seen is not None else 0.0, c.site.key))
+    # A ratio that was asked for is an order; the one that only marks candidates must not outgrow the cap.
+    cap = len(hits) if recipe.spike_ratio is not None else cap_of(choices, recipe)
+    for rank, choice in enumerate(hits):
+        choice.rank = rank
+        if rank < cap:
+            keep(choice, f"max/median ratio above {threshold:g}")
+        else:
+            choice.reason, choice.note = Reason.BUDGET, f"the cap of {cap} sites is reached"
+    return Search(rule="ratio", candidates=len(hits), cap=cap), len(hits) <= cap
+
+
+def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple[Search, bool]:
+    cap = cap_of(choices, recipe)
+
+    def keeping(keys: Collection[str]) -> float:
+        return oracle(assigned(choices, keys, recipe))
+
+    everywhere = keeping([])
+    search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=six(everywhere))
+    found = above(choices, recipe.candidate_ratio)
+    order: list[Choice] = []
+    kept, met = 0, everywhere <= recipe.kl_budget
+    if everywhere > recipe.kl_aim:
+        for choice in found:
+            choice.kl = six(oracle({choice.site.key: choice.precision}))
+        order = sorted(found, key=lambda c: (-(c.kl or 0.0), c.site.key))
+        keys = [c.site.key for c in order]
+        kept, met = _smallest_prefix(lambda n: keeping(keys[:n]), min(cap, len(keys)), recipe)
+    names = [c.site.key for c in order[:kept]]
+    _settle_formats(choices, names, recipe, oracle, everywhere, search)
+    for rank, choice in enumerate(order):
+        choice.rank = rank
+        if rank < kept:
+            keep(choice, f"quantizing it alone costs KL {choice.kl:.3g}, place {rank + 1} of {len(order)}")
+        else:
+            choice.reason = Reason.BUDGET
+            enough = met or kept < cap
+            choice.note = "keeping it as well is not needed" if enough else f"the cap of {cap} sites is reached"
+    final = keeping(names)
+    search.candidates = len(found)
+    search.kl = six(final)
+    search.evaluations = len(oracle.known)
+    return search, final <= recipe.kl_budget
+
+
+def _settle_formats(
+    choices: dict[str, Choice], names: Sequence[str], recipe: Recipe, oracle: _Oracle, everywhere: float, search: Search
+) -> None:
+    """Measure what kept sites may become, where the recipe leaves that open, and give it to them."""
+    kept = [c for key, c in choices.items() if key in names or c.wants_high]
+    if not kept or recipe.high_precision not in ("auto", "fp8"):
+        return
+    if recipe.high_precision == "fp8":
+        for choice in kept:
+            errors = {p: six(_error(oracle, {choice.site.key: p})) for p in ROUNDED if recipe.allows(p)}
+            choice.set_high(min(errors, key=lambda p: errors[p]), recipe)
+            choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
+    else:
+        stored = frozenset(c.stored for c in kept)
+        errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
+        as_is = oracle(assigned(choices, names, recipe))
+        best = pick(errors, as_is, everywhere, recipe)
+        search.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)} | {"as_is": six(as_is)}
+        if best is not None:
+            for choice in kept:
+                choice.set_high(best, recipe)
+    for choice in kept:
+        if choice.wants_high:
+            choice.precision = choice.high
+
+
+def _error(oracle: _Oracle, precisions: Mapping[str, Precision]) -> float:
+    """Infinite where the graph cannot have a format, such as a weight beyond float16."""
+    try:
+        return oracle(precisions)
+    except GraphError:
+        return math.inf
+
+
+def _smallest_prefix(kl_of: Callable[[int], float], cap: int, recipe: Recipe) -> tuple[int, bool]:
+    """The smallest number of kept sites that meets the budget, or wins back the asked share; and whether it is met."""
+    everywhere, best = kl_of(0), kl_of(cap)
+    met = min(everywhere, best) <= recipe.kl_budget
+    if best <= recipe.kl_aim:
+        goal = recipe.kl_aim
+    elif everywhere <= recipe.kl_budget or best >= everywhere:
+        return 0, met  # met as it is, or keeping wins nothing back: better not to pay for it
+    else:
+        goal = recipe.kl_budget if met else everywhere - recipe.recovery * (everywhere - best)
+    low, high = 0, cap  # kl_of(low) > goal >= kl_of(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if kl_of(middle) <= goal:
+            high = middle
+        else:
+            low = middle
+    return high, met

@@ -1,0 +1,68 @@
+"""The same plan for another target. Pure, as `decide` is: no graph, no file."""
+
+from __future__ import annotations
+
+from spq_graph.documents.plan import Plan, Reason, SitePlan
+from spq_graph.documents.recipe import Recipe, legal_name
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.targets import PROFILES, Target
+
+
+def retarget(plan: Plan, target: Target) -> Plan:
+    """The plan for another target: every site as planned, or the nearest to it that the target can run.
+
+    Sites that change get reason `unsupported_on_target`, and a note of what was planned for them and why it is not
+    possible. Ranges serve any target: what follows from them is worked out when the plan is applied.
+    """
+    if target == plan.recipe.target:
+        return plan
+    recipe = _recipe_for(plan.recipe, target)
+    sites = [_settled(site, recipe) for site in plan.sites]
+    return plan.model_copy(update={"recipe": recipe, "sites": sites})
+
+
+def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
+    """The recipe for another target, less what has no near there: the sites say one by one what became of it."""
+    profile = PROFILES[target]
+    changed: dict[str, object] = {"target": target}
+    if profile.signed:
+        changed["activations"] = "symmetric"
+    changed["high_precision"] = legal_name(recipe.high_precision, profile) or "auto"
+    named = [(o.pattern, legal_name(o.precision, profile)) for o in recipe.overrides]
+    changed["overrides"] = [{"pattern": pattern, "precision": name} for pattern, name in named if name is not None]
+    return Recipe.model_validate(recipe.model_dump() | changed)
+
+
+def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
+    if site.reason is Reason.DEFAULT and site.precision.bits is None:
+        return site  # as the graph has it: nothing is written
+    precision, why = recipe.profile.settle(site.precision, site.largest)
+    if why is None:
+        return site
+    before = f"{site.reason.value}: {site.evidence.note}; " if site.evidence.note else f"{site.reason.value}; "
+    evidence = site.evidence.model_copy(update={"note": before + why})
+    return site.model_copy(update={"precision": precision, "reason": Reason.UNSUPPORTED, "evidence": evidence})
+
+
+def refuse_unsupported(plan: Plan) -> None:
+    """Check that a plan asks for nothing that its target cannot run; a plan can be written by hand.
+
+    Raises:
+        UsageError: naming the sites and what is missing.
+    """
+    profile = plan.recipe.profile
+    wrong = [s for s in plan.sites if not profile.allows(s.precision) and _written(s)]
+    if wrong:
+        sites = ", ".join(f"{s.key} ({s.precision})" for s in wrong[:5])
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UsageError(
+            f"target '{profile.name}' cannot run {len(wrong)} sites of this plan as planned: {sites}{more}: "
+            f"{profile.why_not(wrong[0].precision)}",
+            where="plan",
+            remedy=f"`spq-graph apply --target {profile.name}` replaces them and notes why; or plan for another target",
+        )
+
+
+def _written(site: SitePlan) -> bool:
+    """Whether anything is written for a site; what the graph has already is the graph's own."""
+    return not (site.reason is Reason.DEFAULT and site.precision.bits is None)

@@ -1,0 +1,114 @@
+"""Which rows the ladder of a plan has, and what each of them decides: pure, nothing is measured here."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from spq_graph.documents.plan import Plan, Reason, SitePlan
+from spq_graph.documents.recipe import Recipe
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
+
+RANDOM_SEEDS = (0, 1, 2)
+# Rows that a ladder has once, whatever bits it has rows of.
+ROWS_ONCE = (FP32, WEIGHT_ONLY)
+
+Place = tuple[RowId, int]  # in a ladder: which row, at how many bits
+
+_SCHEMES: Mapping[Scheme | None, Mapping[str, str]] = {
+    None: {},
+    Scheme.SYMMETRIC: {"activations": "symmetric"},
+    Scheme.PER_TENSOR_WEIGHTS: {"weights": "per_tensor"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row to be measured: which it is, at how many bits, and the plan that it decides."""
+
+    id: RowId
+    bits: int
+    plan: Plan
+
+    @property
+    def place(self) -> Place:
+        """Where in a ladder it stands."""
+        return self.id, self.bits
+
+
+def rows_of(recipe: Recipe, *, formats: bool = True, controls: bool = True) -> list[RowId]:
+    """The rows that a plan by this recipe gets, besides those that a ladder has once.
+
+    Args:
+        recipe: what is wanted, at one bit width.
+        formats: whether the plan keeps a site that other formats can be tried at; before there is a plan, it may.
+        controls: whether it keeps sites and leaves others that could be kept in their place.
+    """
+    rows = [EVERYWHERE, *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in Scheme), SPIKE_AWARE]
+    if formats:
+        rows += [RowId(RowKind.SPIKE_AWARE, kept_in=high) for high in recipe.profile.compared]
+    if controls:
+        rows.append(RowId(RowKind.CONTROL_LOWEST))
+        rows += [RowId(RowKind.CONTROL_RANDOM, seed=recipe.seed + seed) for seed in RANDOM_SEEDS]
+    return rows
+
+
+def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
+    """The rows that belong to one plan; `stored` is the format of each weight in the graph, by site key."""
+    others = sorted((s for s in plan.counted if s not in plan.kept), key=_ratio)
+    count = min(len(plan.kept), len(others))
+    tried = {s.key for s in plan.kept if s.range is not None and s.reason is not Reason.TOO_FEW_TOKENS}
+
+    def planned(row: RowId) -> Plan:
+        if row.kind is RowKind.EVERYWHERE:
+            return _quantized_but(plan, (), stored, _SCHEMES[row.scheme])
+        if row.kind is RowKind.CONTROL_LOWEST:
+            return _quantized_but(plan, {s.key for s in others[:count]}, stored)
+        if row.kind is RowKind.CONTROL_RANDOM:
+            picked = np.random.default_rng(row.seed).choice(len(others), size=count, replace=False)
+            return _quantized_but(plan, {others[i].key for i in picked}, stored)
+        return plan if row.kept_in is None else _kept_in(plan, row.kept_in, tried)
+
+    rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count))
+    return [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
+
+
+def weight_only(plan: Plan) -> Variant:
+    """The honest rival: every weight in 8 bits by block, and no scale of activations that was settled beforehand."""
+    counted = {s.key for s in plan.counted}
+    target, by_block = plan.recipe.profile.weight_only
+    rival = plan.with_precisions(lambda s: by_block if s.key in counted else s.precision, target=target)
+    return Variant(WEIGHT_ONLY, 8, rival)
+
+
+def _quantized_but(
+    plan: Plan, kept: Collection[str], stored: Mapping[str, Precision], scheme: Mapping[str, str] = _SCHEMES[None]
+) -> Plan:
+    """The plan with every site that counts in integers, but these."""
+    counted = {s.key for s in plan.counted}
+    # The controls keep other sites in the format that most of the plan's kept ones have.
+    common = Counter(s.precision for s in plan.kept).most_common(1)
+
+    def becomes(site: SitePlan) -> Precision:
+        if site.key not in counted or site.range is None:
+            return site.precision
+        if site.key not in kept:
+            return Precision.integer(plan.recipe.bits)
+        return common[0][0] if common else stored[site.key]
+
+    return plan.with_precisions(becomes, **scheme)
+
+
+def _kept_in(plan: Plan, high: Precision, tried: Collection[str]) -> Plan:
+    """The plan with these of its kept sites in another format, or in the nearest that the target has."""
+    profile = plan.recipe.profile
+    return plan.with_precisions(lambda s: profile.settle(high, s.largest)[0] if s.key in tried else s.precision)
+
+
+def _ratio(site: SitePlan) -> tuple[float, str]:
+    return (site.evidence.ratio if site.evidence.ratio is not None else math.inf, site.key)

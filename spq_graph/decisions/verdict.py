@@ -1,0 +1,51 @@
+"""Ready or not, and what speaks against it."""
+
+from __future__ import annotations
+
+from spq_graph.documents.plan import Plan, Reason
+from spq_graph.documents.report import Report, Verdict
+from spq_graph.terms.rows import FP32, SPIKE_AWARE
+
+# Spike-aware is called ready within this much of the floating-point perplexity.
+READY_WITHIN = 0.01
+
+
+def judge(plan: Plan, report: Report) -> Verdict:
+    """Ready or not, and what speaks against it."""
+    warnings = []
+    aware, fp32 = report.rung(SPIKE_AWARE, plan.recipe.bits), report.rung(FP32)
+    if aware is not None and fp32 is not None:
+        loss = aware.perplexity / fp32.perplexity - 1
+        ready = loss <= READY_WITHIN
+        if not ready:
+            warnings.append(f"perplexity is {loss:.2%} above FP32, more than {READY_WITHIN:.0%}")
+    else:
+        ready = plan.budget_met
+        warnings.append("accuracy was not measured on a text: pass --text FILE")
+    if not plan.budget_met:
+        warnings.append(
+            f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
+            f"the sites kept (KL {plan.search.kl:.3g}); allow more with max_kept in a recipe, or more bits"
+        )
+    if report.target is not None and not report.target.executed_here:
+        where = report.target
+        warnings.append(
+            f"not executed here: {where.absent}. The graph follows the rules of target {where.name} ({where.device}); "
+            f"its figures come from the same quantizers on {where.measured_on}"
+        )
+    if report.fp8 is not None and report.fp8.kernels < report.fp8.sites:
+        missing = report.fp8.sites - report.fp8.kernels
+        reason = "is not here" if report.fp8.library is None else "did not take them"
+        warnings.append(
+            f"{missing} FP8 sites ran as functions of standard operators, in float32 with four times the memory: the "
+            f"operator library {reason}; `spq-graph doctor` says more"
+        )
+    unknown = [s for s in plan.sites if s.reason is Reason.TOO_FEW_TOKENS]
+    if unknown:
+        warnings.append(
+            f"{len(unknown)} sites of experts that saw fewer than {plan.recipe.min_expert_tokens} calibration tokens "
+            "stay as they are: calibrate on more text"
+        )
+    if plan.unmatched:
+        warnings.append(f"{len(plan.unmatched)} products are no sites; `spq-graph inspect --unmatched` says why")
+    return Verdict(ready=ready, summary="", warnings=warnings)

@@ -1,0 +1,1 @@
+"""What is written down: recipe, ranges, plan, report, and the folder OUT?"""

@@ -1,0 +1,136 @@
+"""The OUT folder. Written beside and moved into place when complete, so there is never half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spq_graph.terms.errors import OutputError, UsageError
+
+MODEL, PLAN, RANGES, REPORT, PAGE = "model.onnx", "plan.json", "ranges.json", "report.json", "report.html"
+# What a runtime needs beside the weights, as far as the source folder has it.
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Refuse an OUT that must not be written.
+
+    Args:
+        out: the folder to write.
+        force: whether an earlier artifact may be replaced.
+        inputs: files and folders that are read, and must survive.
+
+    Raises:
+        OutputError: OUT exists, or its parent cannot be written.
+        UsageError: OUT is, or holds, something that is read.
+    """
+    here = out.resolve()
+    for path in (p.resolve() for p in inputs):
+        folder = path if path.is_dir() else path.parent
+        if here in (path, folder, *path.parents):
+            raise UsageError("OUT would replace an input", where=f"{out} and {path}", remedy="choose another OUT")
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise OutputError("OUT exists already", where=str(out), remedy="choose another, or replace it with --force")
+    if not out.is_dir() or out.is_symlink() or (any(out.iterdir()) and not (out / PLAN).is_file()):
+        # --force replaces what we wrote ourselves; anything else may be somebody's only copy.
+        raise OutputError(
+            "OUT exists and is not an artifact of spq-graph, so --force does not replace it",
+            where=str(out),
+            remedy="choose another OUT, or remove it yourself",
+        )
+
+
+def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = False) -> None:
+    """Refuse to write a file over anything but an earlier one of ours.
+
+    Args:
+        path: the ranges or plan to write.
+        inputs: files that are read, and must survive.
+        arrays: whether a .safetensors file is written beside it, which might be a model's weights.
+
+    Raises:
+        UsageError: it is an input, or a folder.
+        OutputError: it exists and is not ours.
+    """
+    if path.is_dir() or any(path.resolve() == other.resolve() for other in inputs):
+        raise UsageError("this would replace an input or a folder", where=str(path), remedy="name another file")
+    if path.exists():
+        with path.open("rb") as stream:
+            ours = b'"schema": "spq-graph/' in stream.read(100)
+        if not ours:
+            raise OutputError("this file exists and is not ours", where=str(path), remedy="name another file")
+    beside = path.with_suffix(".safetensors")
+    if arrays and beside.exists() and not path.exists():
+        raise OutputError("this file exists and is not ours", where=str(beside), remedy="name another file")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder beside OUT to write into; it becomes OUT when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    here = out.absolute()
+    try:
+        here.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{here.name}.partial-", dir=here.parent))
+    except OSError as cause:
+        raise OutputError(f"OUT cannot be written: {cause.strerror}", where=str(out)) from cause
+    try:
+        yield staging
+        staging.chmod(0o755)  # mkdtemp makes private folders
+        _replace(staging, here)
+    except OSError as cause:
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                "the disk is full; nothing was left behind", where=str(out), remedy="make room, or choose another disk"
+            ) from cause
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(staging: Path, out: Path) -> None:
+    if not out.exists():
+        staging.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent)) / out.name
+    out.rename(old)
+    try:
+        staging.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy what a folder has of tokenizer and generation files."""
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+
+
+def model_file(path: Path) -> Path:
+    """The ONNX file that a path means: itself, or the model of an OUT folder."""
+    return path / MODEL if path.is_dir() else path

@@ -1,0 +1,279 @@
+"""What was decided, for every site, with the reason and the evidence. Same inputs, same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.tables import html_table, to_frame
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import OfSite, Site
+from spq_graph.terms.targets import Form
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA: Literal["spq-graph/plan/1"] = "spq-graph/plan/1"
+SHOWN_IN_NOTEBOOKS = 12
+
+
+class Reason(StrEnum):
+    """Why a site has its precision."""
+
+    SPIKE = "spike"  # kept: its spikes cost more than it saves
+    BUDGET = "budget"  # a candidate that is quantized all the same: the rule needed no more, or the cap was reached
+    OVERRIDE = "override"  # by hand
+    DEFAULT = "default"  # nothing speaks for anything else
+    UNSUPPORTED = "unsupported_on_target"  # the target cannot run what was planned, or nothing was measured
+    TOO_FEW_TOKENS = "too_few_tokens"  # an expert that calibration routed too few tokens to: its range is not trusted
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Evidence(_Strict):
+    """What was measured at a site's input, and what followed from it. Absent where nothing was measured."""
+
+    ratio: float | None = Field(None, description="max/median of the token maxima, pooled")
+    sequence_ratio: float | None = Field(None, description="mean over sequences of max/median (QFeM)")
+    max: float | None = Field(None, description="largest token maximum")
+    median: float | None = Field(None, description="median of the token maxima")
+    token: int | None = Field(None, description="token id at the maximum")
+    token_text: str | None = Field(None, description="that token, decoded")
+    position: int | None = Field(None, description="its position in the sequence")
+    kl: float | None = Field(None, description="KL(FP || this site alone quantized), nats a token")
+    rank: int | None = Field(None, description="place among the candidates, 0 the costliest")
+    formats: dict[str, float] | None = Field(None, description="KL of keeping this site alone in a format, by format")
+    threshold: float | None = Field(None, description="ratio above which a site is a candidate, or kept")
+    note: str | None = Field(None, description="the reason in words")
+
+    @field_validator("ratio", "sequence_ratio", "max", "median", "kl", mode="after")
+    @classmethod
+    def _six_digits(cls, value: float | None) -> float | None:
+        return None if value is None else float(f"{value:.6g}")
+
+
+_SITE = TypeAdapter(Site)
+# What `_SITE` reads of an entry; a "site" is no field of an entry as JSON has it, and is refused with it.
+_IN_ENTRY = frozenset({"site", *(field.name for field in fields(Site))})
+
+
+class SitePlan(OfSite, _Strict):
+    """The decision for one site."""
+
+    site: Site = Field(description="what it is for; in JSON its fields stand beside the decision")
+    precision: Precision = Field(description="the arithmetic that it gets")
+    reason: Reason = Field(description="why")
+    range: tuple[float, float] | None = Field(None, description="smallest and largest activation, for its quantizer")
+    evidence: Evidence = Field(Evidence(), description="what was measured")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_site(cls, given: Any) -> Any:
+        """Take what identifies the site out of an entry as JSON has it."""
+        if not isinstance(given, dict) or isinstance(given.get("site"), Site):
+            return given
+        site = _SITE.validate_python({name: value for name, value in given.items() if name in _IN_ENTRY})
+        return {"site": site} | {name: value for name, value in given.items() if name not in _IN_ENTRY}
+
+    @model_serializer(mode="wrap")
+    def _lay_out_site(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        return {**data.pop("site"), **data}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        fields_only = cast(CoreSchema, {key: value for key, value in core.items() if key != "serialization"})
+        entry = handler.resolve_ref_schema(handler(fields_only))
+        site = handler.resolve_ref_schema(entry["properties"].pop("site"))
+        entry["properties"] = site["properties"] | entry["properties"]
+        entry["required"] = site["required"] + [name for name in entry["required"] if name != "site"]
+        return entry
+
+    @property
+    def largest(self) -> float | None:
+        """Largest absolute activation; None where no range was measured."""
+        return max(abs(edge) for edge in self.range) if self.range is not None else None
+
+
+class UnmatchedNode(_Strict):
+    """A product or a GLU that became no site, and why."""
+
+    node: str = Field(description="name of the node")
+    reason: str = Field(description="why it is no site")
+
+
+class ModelRef(_Strict):
+    """The model that the plan is for."""
+
+    digest: str = Field(description="sha256 of the ONNX file and its external data")
+    origin: str = Field(description="name of the folder or file, never its place")
+
+
+class CalibrationRef(_Strict):
+    """The data that the ranges come from."""
+
+    digest: str = Field(description="of the sequences, in any order")
+    tokens: int = Field(description="how many were run")
+    sequences: int = Field(description="in how many sequences")
+    origin: str = Field("", description="name of the file, or how text was sampled")
+
+
+class Search(_Strict):
+    """How the rule came to its result."""
+
+    rule: Literal["auto", "ratio", "none"] = Field(description="how sites were chosen: by measured KL, or by ratio")
+    candidates: int = Field(0, description="sites whose ratio made them candidates")
+    evaluations: int = Field(0, description="choices of precisions that were measured")
+    tokens: int = Field(0, description="tokens that each of them was measured on")
+    cap: int = Field(0, description="most sites that could be kept")
+    kl_everywhere: float | None = Field(None, description="KL with everything quantized, nats a token")
+    kl: float | None = Field(None, description="KL as planned, nats a token")
+    budget: float | None = Field(None, description="KL to reach, nats a token")
+    formats: dict[str, float] | None = Field(
+        None, description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has"
+    )
+
+
+class Plan(_Strict):
+    """What was decided for one model."""
+
+    schema_: Literal["spq-graph/plan/1"] = Field(SCHEMA, alias="schema")
+    model: ModelRef = Field(description="the model that the plan is for")
+    recipe: Recipe = Field(description="what was wanted")
+    calibration: CalibrationRef = Field(description="the data that the ranges come from")
+    search: Search = Field(description="how the rule came to its result")
+    sites: list[SitePlan] = Field(description="one entry for each site, in the graph's order")
+    budget_met: bool = Field(description="whether the KL budget holds with what may be kept")
+    unmatched: list[UnmatchedNode] = Field([], description="products that became no site")
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @property
+    def integer_sites(self) -> list[SitePlan]:
+        """Sites that are to run as integer kernels."""
+        return [s for s in self.sites if s.precision.bits is not None]
+
+    @property
+    def fp8_sites(self) -> list[SitePlan]:
+        """Sites that are to run through the operator of our own."""
+        forms = self.recipe.profile.forms
+        return [s for s in self.sites if forms.get(s.precision) is Form.OPERATOR]
+
+    @property
+    def kept(self) -> list[SitePlan]:
+        """Sites kept in high precision on purpose; what stays as it is by default does not count."""
+        return [s for s in self.sites if s.precision.bits is None and s.reason is not Reason.DEFAULT]
+
+    @property
+    def counted(self) -> list[SitePlan]:
+        """Sites that count in shares: all but lm_head and routers left as they are."""
+        return [s for s in self.sites if not (s.role.left_alone and s.reason is Reason.DEFAULT)]
+
+    def with_precisions(self, precision_of: Callable[[SitePlan], Precision], **recipe: object) -> Plan:
+        """The same plan with other precisions, and with other fields of its recipe."""
+        sites = [s.model_copy(update={"precision": precision_of(s)}) for s in self.sites]
+        return self.model_copy(update={"sites": sites, "recipe": self.recipe.model_copy(update=recipe)})
+
+    def to_json(self) -> str:
+        """Deterministic JSON."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data; evidence that was not measured is left out."""
+        data = self.model_dump(mode="json", by_alias=True)
+        for site in data["sites"]:
+            site["evidence"] = {k: v for k, v in site["evidence"].items() if v is not None}
+        return data
+
+    def to_pandas(self) -> DataFrame:
+        """One row for each site, by key, with its decision and its evidence.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        rows = []
+        for site in self.sites:
+            row = site.model_dump(mode="json", exclude={"range", "evidence"})
+            rows_of_weight, columns = row.pop("shape")
+            low, high = site.range or (None, None)
+            row |= {"K": rows_of_weight, "N": columns, "low": low, "high": high}
+            rows.append(row | site.evidence.model_dump(mode="json"))
+        return to_frame(rows, "key")
+
+    def _repr_html_(self) -> str:
+        kept = {site.key for site in self.kept}
+        shown = sorted(self.sites, key=lambda s: (s.key not in kept, -(s.evidence.ratio or 0.0)))[:SHOWN_IN_NOTEBOOKS]
+        caption = (
+            f"Plan for {self.model.origin}: {len(kept)} of {len(self.counted)} sites kept, "
+            f"budget {'met' if self.budget_met else 'not met'}; {len(shown)} of {len(self.sites)} sites shown"
+        )
+        columns = ("site", "precision", "reason", "ratio", "max", "median", "token", "position", "KL alone")
+        rows = [
+            (
+                s.key,
+                s.precision.value,
+                s.reason.value,
+                e.ratio,
+                e.max,
+                e.median,
+                e.token_text or e.token,
+                e.position,
+                e.kl,
+            )
+            for s in shown
+            for e in (s.evidence,)
+        ]
+        return html_table(caption, columns, rows)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the plan's JSON."""
+        return "sha256:" + hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON."""
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            UsageError: the file is missing, not JSON, or not a plan.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as cause:
+            raise UsageError(f"the plan cannot be read: {cause.strerror}", where=str(path)) from cause
+        except ValidationError as cause:
+            first = cause.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UsageError(
+                f"this is not a valid plan ({place}: {first['msg']})",
+                where=str(path),
+                remedy="write one with `spq-graph plan`",
+            ) from cause

@@ -1,0 +1,189 @@
+"""What calibration saw at every site input; shards merged in any order give the same bytes as one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save
+
+from spq_graph.documents.tables import html_table, to_frame
+from spq_graph.documents.token_profile import IntArray, Peak, Profile
+from spq_graph.documents.value_range import ValueRange
+from spq_graph.terms.errors import DataError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA = "spq-graph/ranges/1"
+_DIGEST_MODULUS = 1 << 256
+
+
+@dataclass(slots=True)
+class Ranges:
+    """Ranges of every observed value of one model, over one set of sequences."""
+
+    model_digest: str
+    values: dict[str, ValueRange] = field(default_factory=dict)
+    data: int = 0
+    tokens: int = 0
+    sequences: int = 0
+
+    def count(self, ids: IntArray, mask: IntArray) -> None:
+        """Take note of the sequences that were run; ids and mask are int64 [batch, length]."""
+        for row, keep in zip(ids, mask.astype(bool), strict=True):
+            digest = hashlib.sha256(np.ascontiguousarray(row[keep], dtype="<i8").tobytes()).digest()
+            self.data = (self.data + int.from_bytes(digest)) % _DIGEST_MODULUS  # commutes: shards in any order
+            self.tokens += int(keep.sum())
+            self.sequences += 1
+
+    @property
+    def data_digest(self) -> str:
+        """Digest of the sequences as a set with multiplicity."""
+        return f"sum-sha256:{self.data:064x}"
+
+    def add(self, name: str, seen: ValueRange) -> None:
+        """Merge one observation of one value."""
+        if name in self.values:
+            self.values[name].merge(seen)
+        else:
+            # A copy: what is merged into this later must not reach the shard that it came from.
+            self.values[name] = replace(seen, histogram=dict(seen.histogram))
+
+    def settle(self) -> None:
+        """Bring values that did not see every sequence as one to the form that does not depend on batches.
+
+        An expert may by chance get all tokens of one batch, and then they are the batch's sequences; of the next one it
+        gets a few. Its ranges are those of rows without a sequence all the same. To be called when all is counted.
+        """
+        for seen in self.values.values():
+            if seen.sequences != self.sequences:
+                seen.forget_sequences()
+
+    def merge(self, other: Ranges) -> None:
+        """Add another shard of the same model.
+
+        Raises:
+            DataError: the shards come from different models.
+        """
+        if other.model_digest != self.model_digest:
+            raise DataError(
+                "these ranges come from different models",
+                where=f"{self.model_digest} and {other.model_digest}",
+                remedy="calibrate all shards on the same file",
+            )
+        for name, seen in other.values.items():
+            self.add(name, seen)
+        self.data = (self.data + other.data) % _DIGEST_MODULUS
+        self.tokens += other.tokens
+        self.sequences += other.sequences
+        self.settle()
+
+    def save(self, path: Path) -> None:
+        """Write `path` (JSON, named so where it is not) and, beside it, the arrays as .safetensors."""
+        path = json_file(path)
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        values: dict[str, dict[str, Any]] = {}
+        for name in sorted(self.values):
+            seen = self.values[name]
+            codes = sorted(seen.histogram)
+            arrays[f"{name}/bins"] = np.array(codes, dtype=np.int32)
+            arrays[f"{name}/counts"] = np.array([seen.histogram[c] for c in codes], dtype=np.int64)
+            arrays[f"{name}/channels"] = seen.channels
+            if seen.profile is not None:
+                arrays |= {f"{name}/{part}": array for part, array in seen.profile.arrays().items()}
+            values[name] = seen.facts() | {"ratio_sum": seen.ratio_sum}
+        head = {
+            "schema": SCHEMA,
+            "model": self.model_digest,
+            "data": self.data_digest,
+            "tokens": self.tokens,
+            "sequences": self.sequences,
+            "values": values,
+        }
+        path.write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".safetensors").write_bytes(save(arrays))
+
+    def to_pandas(self) -> DataFrame:
+        """One row for each observed value, by its name.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return to_frame(({"value": name} | seen.facts() for name, seen in sorted(self.values.items())), "value")
+
+    def _repr_html_(self) -> str:
+        first = sorted(self.values.items(), key=lambda item: (-item[1].ratio, item[0]))[:12]
+        columns = ("value", "ratio", "max", "median", "token", "position")
+        rows = [(n, v.ratio, v.peak.value, v.median, v.peak.token, v.peak.position) for n, v in first]
+        return html_table(f"Ranges of {len(self.values)} values over {self.tokens:,} tokens", columns, rows)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file is missing, broken or of another schema.
+        """
+        path = json_file(path)
+        try:
+            head = json.loads(path.read_text(encoding="utf-8"))
+            if head.get("schema") != SCHEMA:
+                raise DataError(f"expected schema {SCHEMA}, found {head.get('schema')}", where=str(path))
+            arrays = load_file(path.with_suffix(".safetensors"))
+            loaded = cls(head["model"], tokens=head["tokens"], sequences=head["sequences"])
+            loaded.data = int(head["data"].split(":")[1], 16)
+            for name, v in head["values"].items():
+                bins, counts = arrays[f"{name}/bins"].tolist(), arrays[f"{name}/counts"].tolist()
+                loaded.values[name] = ValueRange(
+                    v["min"],
+                    v["max"],
+                    Peak(v["token_max"], v["token"], v["position"]),
+                    dict(zip(bins, counts, strict=True)),
+                    v["ratio_sum"],
+                    v["sequences"],
+                    v["tokens"],
+                    arrays[f"{name}/channels"],
+                    _profile(arrays, name),
+                )
+        except DataError:
+            raise
+        except Exception as cause:
+            raise DataError(
+                f"the ranges cannot be read ({type(cause).__name__}: {cause})",
+                where=str(path),
+                remedy="run `spq-graph calibrate` again",
+            ) from cause
+        return loaded
+
+
+def _profile(arrays: dict[str, npt.NDArray[Any]], name: str) -> Profile | None:
+    parts = [f"{name}/{part}" for part in ("profile", "profile_max", "leaders", "leaders_max")]
+    return Profile.from_arrays(*(arrays[part] for part in parts)) if parts[0] in arrays else None
+
+
+def json_file(path: Path) -> Path:
+    """The file that a path to ranges means: `ranges` and `ranges.json` are the same."""
+    return path if path.suffix == ".json" else path.with_name(path.name + ".json")
+
+
+def merge_all(shards: Iterable[Ranges]) -> Ranges:
+    """Merge shards of one model.
+
+    Raises:
+        DataError: no shard, or shards of different models.
+    """
+    merged: Ranges | None = None
+    for shard in shards:
+        if merged is None:
+            merged = Ranges(shard.model_digest)
+        merged.merge(shard)
+    if merged is None:
+        raise DataError("no ranges to merge", remedy="name at least one ranges file")
+    return merged

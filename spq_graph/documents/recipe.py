@@ -1,0 +1,188 @@
+"""What the user wants. Validated, and unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import core_schema
+
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.precision import Precision, today
+from spq_graph.terms.targets import PROFILES, Profile, Target, Use
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Text that is one of these words, and which are these; names of the first edition are read as today's."""
+
+    words: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """What pydantic checks, as of a Literal."""
+        allowed = core_schema.literal_schema(list(self.words))
+        return core_schema.no_info_before_validator_function(_today, allowed)
+
+
+def _today(value: Any) -> Any:
+    return today(value) if isinstance(value, str) else value
+
+
+ROUNDED = tuple(p for p in Precision if p.is_fp8 and p.needs_range)
+# "fp8" is that of `ROUNDED` with the smaller measured error.
+HighPrecision = Annotated[str, OneOf(("auto", "fp8", *(p.value for p in Precision if p.bits is None)))]
+
+
+class Override(BaseModel):
+    """A precision for all sites whose key or node name matches a glob."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    pattern: str
+    precision: Annotated[str, OneOf((*(p.value for p in Precision), "high"))]
+
+
+class Recipe(BaseModel):
+    """What the user wants done, independent of any model."""
+
+    # Infinity has no place in JSON, and every recipe ends up in a plan.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    target: Target = Field("cpu", description="what the artifact is compiled for")
+    use: Use = Field(
+        "balanced",
+        description="what the model mostly does: prefill prefers kept formats that are fast on long prompts; decode "
+        "keeps as many sites as the budget asks for, since all 8-bit forms wait for memory there",
+    )
+    reduce_range: bool = Field(
+        False, description="7-bit weights at 8-bit sites, for x86 without VNNI, where sums of two products saturate"
+    )
+    bits: int = Field(8, ge=4, le=8, description="bits of weights and activations at integer sites")
+    high_precision: HighPrecision = Field(
+        "auto", description="what kept sites become; auto takes the cheapest format that measuring allows"
+    )
+    spike_ratio: float | None = Field(
+        None, gt=1.0, description="keep every site whose max/median ratio exceeds this, without any evaluation"
+    )
+    kl_budget: float = Field(0.005, gt=0.0, description="KL(FP || quantized) to reach, nats a token")
+    kl_margin: float = Field(
+        0.2, ge=0.0, lt=1.0, description="share of the KL budget left free, for text that was not measured"
+    )
+    max_kept: float = Field(0.15, ge=0.0, le=1.0, description="largest share of sites that may be kept")
+    recovery: float = Field(
+        0.98, gt=0.0, le=1.0, description="share of what max_kept wins back to settle for where the budget is not met"
+    )
+    candidate_ratio: float = Field(3.0, ge=0.0, description="sites below this max/median ratio are never candidates")
+    sensitivity_tokens: int = Field(4096, ge=1, description="tokens of calibration data that decisions are measured on")
+    activations: Literal["asymmetric", "symmetric"] = Field("asymmetric", description="activation quantizer")
+    weights: Literal["per_channel", "per_tensor"] = Field("per_channel", description="weight scales")
+    fp8_activations: Literal["fast", "exact"] = Field(
+        "fast", description="w8fp8a16: whether a kernel may round activations to bfloat16, or takes them as they are"
+    )
+    quantize_lm_head: bool = Field(False, description="treat lm_head like any other site")
+    keep: tuple[str, ...] = Field((), description="globs of sites to keep in high precision by hand")
+    ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")
+    overrides: tuple[Override, ...] = Field((), description="precision by glob; the last match wins")
+    min_expert_tokens: int = Field(
+        64, ge=0, description="calibration tokens that an expert must have seen for its range to be trusted"
+    )
+    calibration_tokens: int = Field(65_536, ge=1, description="how much calibration data is read")
+    seed: int = Field(0, ge=0, description="seeds the sampling of calibration text and the random controls")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_target(cls, given: Any) -> Any:
+        """What follows from other keys, where it was not given: it then stands in the plan like any other choice."""
+        if not isinstance(given, dict):
+            return given
+        profile = PROFILES.get(str(given.get("target", "cpu")))
+        if profile is not None and profile.signed:
+            given = {"activations": "symmetric", **given}
+        return {"max_kept": 1.0, **given} if given.get("use") == "decode" else given
+
+    @model_validator(mode="after")
+    def _legal_on_target(self) -> Recipe:
+        if self.profile.signed and self.activations != "symmetric":
+            raise ValueError(f"target '{self.target}' takes signed integers with zero point 0: activations = symmetric")
+        for name in (self.high_precision, *(o.precision for o in self.overrides)):
+            if not _is_legal(name, self.profile):
+                why, legal = self.profile.why_not(_asked(name)[0]), ", ".join(self.profile.high)
+                raise ValueError(
+                    f"target '{self.target}' cannot run {name}: {why}; use one of {legal}, or another target"
+                )
+        return self
+
+    @property
+    def profile(self) -> Profile:
+        """What the target executes."""
+        return PROFILES[self.target]
+
+    @property
+    def kl_aim(self) -> float:
+        """The KL to aim at: the budget less its margin, nats a token."""
+        return self.kl_budget * (1.0 - self.kl_margin)
+
+    def allows(self, precision: Precision) -> bool:
+        """Whether the target can run a precision."""
+        return self.profile.allows(precision)
+
+
+def _is_legal(name: str, profile: Profile) -> bool:
+    """Whether a target can do what a recipe calls by this name: a precision, or a word for several."""
+    return not (asked := _asked(name)) or any(map(profile.allows, asked))
+
+
+def legal_name(name: str, profile: Profile) -> str | None:
+    """What a recipe for a target calls what another calls by this name; None where nothing comes near it there."""
+    if _is_legal(name, profile):
+        return name
+    return next((near.value for one in _asked(name) for near in one.row.nearest if profile.allows(near)), None)
+
+
+def _asked(name: str) -> tuple[Precision, ...]:
+    """The precisions of which the target must have one; none for words that leave it open."""
+    if name in ("auto", "high"):
+        return ()
+    return ROUNDED if name == "fp8" else (Precision(name),)
+
+
+def matches(pattern: str, *names: str) -> bool:
+    """Whether a glob, or the plain name, fits one of the names."""
+    return any(pattern == name or fnmatchcase(name, pattern) for name in names)
+
+
+def load_recipe(path: Path | None, **given: Any) -> Recipe:
+    """Read a recipe file and lay the options that were given over it.
+
+    Args:
+        path: a TOML file, or None.
+        given: fields from the command line; those that are None are not given.
+
+    Raises:
+        UsageError: the file cannot be read, or a key or value is not valid.
+    """
+    fields: dict[str, Any] = {}
+    if path is not None:
+        try:
+            fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+            raise UsageError(f"the recipe cannot be read: {cause}", where=str(path)) from cause
+    fields |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as cause:
+        raise UsageError(_explain(cause), where=str(path) if path else "options") from cause
+
+
+def _explain(cause: ValidationError) -> str:
+    lines = []
+    for problem in cause.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key '{name}'; known keys: {', '.join(sorted(Recipe.model_fields))}")
+        else:
+            lines.append(f"{name}: {problem['msg']} (found {problem['input']!r})" if name else problem["msg"])
+    return "; ".join(lines)

@@ -1,0 +1,195 @@
+"""What came of a plan. The ladder, sizes, what really ran, and where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from spq_graph.documents.drawing import LayerDrawing
+from spq_graph.documents.speed import Speed
+from spq_graph.documents.tables import html_table, to_frame
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.rows import RowId, with_id
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Rung(_Strict):
+    """One row of the ladder; all rows are measured on the same tokens.
+
+    Attributes:
+        id: which row it is; JSON has its `name` and its `seed`.
+        bits: bits of weights and activations at integer sites; None for fp32.
+        nll: mean negative log likelihood, nats a token; perplexity is its exponential.
+        kl: KL(FP32 || this), nats a token; top1: share of tokens with the same best guess as FP32.
+        bytes: size of the weights in the file.
+        kept: keys of the sites kept in high precision.
+        executed: how often each operator type runs, from the optimized graph.
+    """
+
+    id: RowId = Field(exclude=True)
+    bits: int | None
+    perplexity: float
+    nll: float
+    kl: float
+    top1: float
+    bytes: int
+    kept: list[str]
+    executed: dict[str, int]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, given: Any) -> Any:
+        return with_id(given)
+
+    @model_serializer(mode="wrap")
+    def _write_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"name": self.id.name, **write(self), "seed": self.id.seed}
+
+
+class TextRef(_Strict):
+    """The text that the ladder was measured on."""
+
+    digest: str
+    tokens: int
+    origin: str = ""
+
+
+class OperatorRun(_Strict):
+    """How the sites in FP8 ran.
+
+    Attributes:
+        sites: how many there are.
+        kernels: how many ran in the operator library; the others ran as the function that the file carries.
+        library: version and instruction set of the library; None where there is none.
+    """
+
+    sites: int
+    kernels: int
+    library: str | None = None
+
+
+class TargetRun(_Strict):
+    """What the artifact was compiled for, and whether that was run.
+
+    Attributes:
+        name: the target; device: what it stands for.
+        opset: of ONNX, that the file has.
+        executed_here: whether the file ran on the target; `executed` and `providers` are empty where it did not.
+        absent: why it did not.
+        measured_on: the runtime that the ladder was measured on.
+    """
+
+    name: str
+    device: str
+    opset: int
+    executed_here: bool
+    absent: str | None = None
+    measured_on: str = "ONNX Runtime"
+
+
+class Verdict(_Strict):
+    """Ready or not, and why."""
+
+    ready: bool
+    summary: str
+    warnings: list[str] = []
+
+
+class Report(_Strict):
+    """What came of a plan.
+
+    Attributes:
+        verdict: ready or not, and what speaks against it.
+        ladder: the rungs; empty where nothing was measured.
+        text: what the ladder was measured on.
+        executed: how often each operator type ran, after ONNX Runtime's own fusions.
+        providers: how many nodes ran on each provider.
+        placed: `executed` apart by provider.
+        kernels: what each site of the plan ran as, by key.
+        fp8: how the sites in FP8 ran; None without any.
+        layer: one decoder layer before and after, drawn from the files.
+        speed: what `bench --report` measured of the artifact; None before that.
+        tokens: texts of the tokens that lead the profiles in the ranges, by id.
+        seconds: wall time by step.
+        peak_rss_bytes: largest memory of the process.
+        bytes, source_bytes: size of the artifact and of the source, in bytes.
+        environment: versions and machine.
+        command: as it was given.
+    """
+
+    verdict: Verdict
+    ladder: list[Rung]
+    text: TextRef | None
+    executed: dict[str, int]
+    providers: dict[str, int]
+    target: TargetRun | None = None
+    placed: dict[str, dict[str, int]] = {}
+    kernels: dict[str, str] = {}
+    fp8: OperatorRun | None = None
+    layer: LayerDrawing | None = None
+    speed: Speed | None = None
+    tokens: dict[int, str] = {}
+    seconds: dict[str, float]
+    peak_rss_bytes: int
+    bytes: int
+    source_bytes: int
+    environment: dict[str, str]
+    command: str
+
+    def rung(self, row: RowId, bits: int | None = None) -> Rung | None:
+        """The row of the ladder at so many bits, if it was measured; None for those that have no bits."""
+        return next((rung for rung in self.ladder if rung.id == row and rung.bits == bits), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return self.model_dump(mode="json")
+
+    def to_pandas(self) -> DataFrame:
+        """The ladder, one row for each rung, by name.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        rows = [rung.model_dump(exclude={"kept", "executed"}) | {"kept": len(rung.kept)} for rung in self.ladder]
+        return to_frame(rows, "name")
+
+    def _repr_html_(self) -> str:
+        ready = "Ready" if self.verdict.ready else "Not ready"
+        columns = ("rung", "bits", "seed", "perplexity", "KL", "top-1", "MB", "kept")
+        rows = [
+            (r.id.name, r.bits, r.id.seed, r.perplexity, r.kl, r.top1, r.bytes / 1e6, len(r.kept)) for r in self.ladder
+        ]
+        return html_table(f"{ready}: {self.verdict.summary}", columns, rows)
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a report.
+
+        Raises:
+            UsageError: the file is missing or not a report.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as cause:
+            raise UsageError(f"the report cannot be read ({cause})", where=str(path)) from cause

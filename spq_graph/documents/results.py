@@ -1,0 +1,197 @@
+"""What came of a job, as a program gets it and as --json prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.report import OperatorRun, Report
+from spq_graph.terms.kernels import INTEGER_KERNELS
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What `quantize` made.
+
+    Attributes:
+        out: the folder that was written.
+        plan, report: as they lie in it.
+    """
+
+    out: Path
+    plan: Plan
+    report: Report
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `quantize --json` prints."""
+        return {"out": str(self.out), "plan": self.plan.to_dict(), "report": self.report.to_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What `export` wrote: a model's ONNX file."""
+
+    model: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `export --json` prints."""
+        return {"model": str(self.model)}
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What came of applying a plan.
+
+    Attributes:
+        out: the folder that was written.
+        plan: as it was applied: its sites say what another target could not run.
+        absent: why nothing was executed; None where the target is here.
+        executed: how many nodes of each operator type ran.
+        providers: how many nodes ran on each provider.
+        fp8: how the sites in FP8 ran; None without any, and where nothing was executed.
+    """
+
+    out: Path
+    plan: Plan
+    absent: str | None
+    executed: Mapping[str, int]
+    providers: Mapping[str, int]
+    fp8: OperatorRun | None
+
+    @property
+    def integer_kernels(self) -> int:
+        """How many products ran in integers."""
+        return sum(count for op, count in self.executed.items() if op in INTEGER_KERNELS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `apply --json` prints."""
+        return {
+            "out": str(self.out),
+            "target": self.plan.recipe.target,
+            "absent": self.absent,
+            "executed": dict(self.executed),
+            "providers": dict(self.providers),
+            "fp8": self.fp8.model_dump(mode="json") if self.fp8 is not None else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """What came of a zero-shot task.
+
+    Attributes:
+        accuracy: share of examples that were right.
+        n: how many there were.
+        accuracy_normalized: by log-likelihood per byte; None for tasks that are answered greedily.
+    """
+
+    accuracy: float
+    n: int
+    accuracy_normalized: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Under the task's name in what `eval --json` prints."""
+        return _known(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `evaluate` measured; None is what was not asked for.
+
+    Attributes:
+        perplexity: exp(nll).
+        nll: mean negative log likelihood, nats a token.
+        tokens: how many were predicted.
+        kl: mean KL(other model || this one), nats a token.
+        top1: share of tokens where both rank the same token first.
+        tasks: by name.
+    """
+
+    perplexity: float | None = None
+    nll: float | None = None
+    tokens: int | None = None
+    kl: float | None = None
+    top1: float | None = None
+    tasks: Mapping[str, TaskScore] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `eval --json` prints."""
+        figures = {name: getattr(self, name) for name in ("perplexity", "nll", "tokens", "kl", "top1")}
+        tasks = {name: score.to_dict() for name, score in self.tasks.items()}
+        return _known(figures) | ({"tasks": tasks} if tasks else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Text that continues prompts; each list is by prompt.
+
+    Attributes:
+        model: as it was named.
+        prompts: as they were given.
+        prompt_tokens: how many each has.
+        texts: what was added.
+        tokens: its ids.
+        finish: why it ended: stop, length, or model_length, where the model takes no more.
+        cache: whether the graph's cache was used.
+        sampling: how tokens were chosen: `temperature`, `top_k`, `top_p` and `seed`.
+        prefill_seconds: until the first token of each was known.
+        decode_seconds: from there to the end.
+        tokens_per_second: of decoding; None where all there was came with the prefill.
+        load_seconds: until the model's session was open.
+    """
+
+    model: str
+    prompts: list[str]
+    prompt_tokens: list[int]
+    texts: list[str]
+    tokens: list[list[int]]
+    finish: list[str]
+    cache: bool
+    sampling: dict[str, float | int | None]
+    prefill_seconds: float
+    decode_seconds: float
+    tokens_per_second: float | None
+    load_seconds: float
+
+    @property
+    def reached_model_length(self) -> bool:
+        """Whether the model took no more of one of the texts."""
+        return "model_length" in self.finish
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `generate --json` prints."""
+        return asdict(self)
+
+
+def _known(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What is installed on a machine, and what runs there.
+
+    Attributes:
+        versions: of what takes part, by package.
+        machine: `processor`, `cores`, `instruction_sets`, `gpus`, `system`, `providers`.
+        library: of operators: `path`, `problem`, and where it loads `version`, `isa`, `available`, `cuda`.
+        targets: by target and precision the kernel that a small product ran as: an operator type, "function" where an
+            FP8 site ran as the standard operators that its file carries, "unsupported" and why, "not executed here"
+            and what would be written, or the error.
+        absent: by target why it is not here; None where it is.
+        warnings: what would make results on this machine differ from those elsewhere.
+    """
+
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    library: Mapping[str, Any]
+    targets: Mapping[str, Mapping[str, str]]
+    absent: Mapping[str, str | None]
+    warnings: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `doctor --json` prints."""
+        return asdict(self)

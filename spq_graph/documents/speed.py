@@ -1,0 +1,98 @@
+"""What `bench` measured, as it prints it with `--json` and as a report keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from spq_graph.terms.rows import RowId, with_id
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Prefill(_Strict):
+    """A prompt: seconds, and how many times faster than the first row."""
+
+    seconds: float
+    times: float
+
+
+class Decode(_Strict):
+    """Tokens a second over the cache, and how many times as many as the first row; None where that one has none."""
+
+    tokens_per_second: float
+    times: float | None
+
+
+class SpeedRow(_Strict):
+    """One model: medians over the rounds.
+
+    Attributes:
+        id: which row it is; JSON has its `name`.
+        target: what it runs on.
+        bytes: of its files.
+        load_seconds, resident_bytes: what loading it in a process of its own took.
+        prefill: by length of the prompt.
+        decode: None without a KV cache.
+    """
+
+    id: RowId = Field(exclude=True)
+    target: str
+    bytes: int
+    load_seconds: float
+    resident_bytes: int
+    prefill: dict[str, Prefill]
+    decode: Decode | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, given: Any) -> Any:
+        return with_id(given)
+
+    @model_serializer(mode="wrap")
+    def _write_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"name": self.id.name, **write(self)}
+
+
+class Speed(_Strict):
+    """What was timed in turns.
+
+    Attributes:
+        threads: of every session; rounds: how often each was timed; past: tokens in the cache while decoding.
+        processor, environment: where, and in which versions.
+        rows: the first is what all ratios refer to.
+    """
+
+    threads: int
+    rounds: int
+    past: int
+    processor: str
+    environment: dict[str, str]
+    rows: list[SpeedRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `bench --json` prints."""
+        return self.model_dump(mode="json")
+
+    @property
+    def conditions(self) -> str:
+        """How it was measured, in words."""
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return (
+            f"{threads}, {self.processor}; medians of {self.rounds} rounds in turns, ratios to the first row; "
+            f"decoding behind {self.past} tokens"
+        )
+
+    def charts(self) -> Iterator[tuple[str, list[tuple[SpeedRow, float, str]]]]:
+        """For each measurement its name, and the rows with how many times faster they are and what was measured."""
+        for length in self.rows[0].prefill:
+            timed = [(row, row.prefill[length]) for row in self.rows]
+            yield f"prefill {length}", [(row, one.times, f"{1e3 * one.seconds:.1f} ms") for row, one in timed]
+        decoded = [(row, row.decode) for row in self.rows if row.decode is not None]
+        shown = [(r, d.times, f"{d.tokens_per_second:.1f} tokens/s") for r, d in decoded if d.times is not None]
+        if shown:
+            yield "decode", shown

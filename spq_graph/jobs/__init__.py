@@ -1,0 +1,1 @@
+"""What does a verb do, as a function?"""

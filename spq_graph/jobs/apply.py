@@ -1,0 +1,61 @@
+"""A plan on the file that it was made for: OUT without an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from spq_graph.decisions.retarget import refuse_unsupported, retarget
+from spq_graph.documents import artifact
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.results import Applied
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.targets import target_named
+from spq_graph.workbench.companions import add_companions
+from spq_graph.workbench.opening import Openable, Opening
+from spq_graph.workbench.steps import Steps
+
+
+def apply(
+    model: Openable,
+    out: str | Path,
+    plan: Plan | str | Path,
+    *,
+    target: str | None = None,
+    force: bool = False,
+    steps: Steps | None = None,
+) -> Applied:
+    """Apply a plan to the ONNX file that it was made for, for its own target or another, and prove what runs.
+
+    Args:
+        model: the file that the plan was made for.
+        out: the folder to write.
+        plan: the plan, or its file.
+        target: what to compile for; None for the plan's own.
+        force: replace an earlier OUT.
+        steps: times and shows what is done.
+
+    Raises:
+        UsageError: there is no such target, or the plan was made for another model.
+        SpqError: as `quantize`.
+    """
+    opening, out = replace(Opening.of(model), allow_no_glu=True), Path(out)
+    named = target_named(target) if target is not None else None
+    plan = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
+    artifact.check_out(out, force=force, inputs=(Path(opening.source),))
+    plan = retarget(plan, named or plan.recipe.target)
+    refuse_unsupported(plan)
+    with opening.open(steps) as bench, artifact.staged(out) as staging:
+        if plan.model.digest != bench.digest:
+            raise UsageError(
+                "this plan was made for another model",
+                where=f"{plan.model.origin} ({plan.model.digest[:19]}…), not {opening.name} ({bench.digest[:19]}…)",
+                remedy="make a plan for this model with `spq-graph plan`",
+            )
+        with bench.steps.step("apply", "Inserting and proving"):
+            built = bench.build(plan, staging / artifact.MODEL)
+            executed = bench.prove(built, plan)
+        plan.save(staging / artifact.PLAN)
+        add_companions(bench.source, staging)
+    fp8 = executed.fp8_run(site.node for site in plan.fp8_sites) if executed.absent is None else None
+    return Applied(out, plan, executed.absent, executed.ops, executed.providers, fp8)

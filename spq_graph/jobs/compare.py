@@ -1,0 +1,100 @@
+"""What two plans or artifacts have different."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from spq_graph.documents import artifact
+from spq_graph.documents.findings import ComparedRung, Decision, Difference, InspectedSite, Pair
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.report import Report
+from spq_graph.jobs.inspect import inspect_path
+from spq_graph.passes.files.read import files_of
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Side:
+    """One of the two: what of a plan, a model and a report is there."""
+
+    sites: dict[str, InspectedSite]
+    plan: Plan | None = None
+    report: Report | None = None
+    operators: Mapping[str, int] = field(default_factory=dict)
+    bytes: int | None = None
+
+
+def differences(path_a: str | Path, path_b: str | Path) -> Difference:
+    """What differs between two plans, OUT folders or .onnx files, in any combination.
+
+    Raises:
+        UsageError: a plan or report cannot be read.
+        SourceError: a model cannot be read.
+    """
+    a, b = _side(Path(path_a)), _side(Path(path_b))
+    decided = {key: Pair(_decision(a.sites[key]), _decision(b.sites[key])) for key in a.sites if key in b.sites}
+    return Difference(
+        same_model=a.plan.model.digest == b.plan.model.digest if a.plan and b.plan else None,
+        changed={key: pair for key, pair in decided.items() if _differs(pair.a, pair.b)},
+        only_a=[key for key in a.sites if key not in b.sites],
+        only_b=[key for key in b.sites if key not in a.sites],
+        recipe=_pairs(_recipe(a.plan), _recipe(b.plan), absent=None) if a.plan and b.plan else {},
+        operators=_pairs(a.operators, b.operators, absent=0) if a.operators and b.operators else {},
+        bytes=Pair(a.bytes, b.bytes) if a.bytes is not None and b.bytes not in (None, a.bytes) else None,
+        ladder=_rows(a.report, b.report),
+    )
+
+
+def _side(path: Path) -> _Side:
+    if (path.is_dir() and not (path / artifact.MODEL).is_file()) or path.suffix == ".json":
+        plan = Plan.load(path / artifact.PLAN if path.is_dir() else path)
+        return _Side(_by_key(map(InspectedSite.planned, plan.sites)), plan)
+    found = inspect_path(path)
+    file = artifact.model_file(path)
+    side = _Side(_by_key(found.sites), operators=found.graph.operators)
+    side.bytes = sum(part.stat().st_size for part in files_of(file))
+    if path.is_dir() and (path / artifact.PLAN).is_file():
+        side.plan = Plan.load(path / artifact.PLAN)
+    if path.is_dir() and (path / artifact.REPORT).is_file():
+        side.report = Report.load(path / artifact.REPORT)
+    return side
+
+
+def _by_key(sites: Iterable[InspectedSite]) -> dict[str, InspectedSite]:
+    return {site.key: site for site in sites}
+
+
+def _decision(site: InspectedSite) -> Decision:
+    return Decision(site.precision, site.reason, site.evidence.ratio)
+
+
+def _differs(a: Decision, b: Decision) -> bool:
+    """A reason that is not recorded on one side is no difference."""
+    both = a.reason is not None and b.reason is not None
+    return a.precision != b.precision or (both and a.reason != b.reason)
+
+
+def _recipe(plan: Plan) -> dict[str, Any]:
+    return plan.recipe.model_dump(mode="json")
+
+
+def _pairs(a: Mapping[str, T], b: Mapping[str, T], absent: T) -> dict[str, Pair[T]]:
+    """The keys whose values differ."""
+    pairs = {key: Pair(a.get(key, absent), b.get(key, absent)) for key in dict.fromkeys([*a, *b])}
+    return {key: pair for key, pair in pairs.items() if pair.a != pair.b}
+
+
+def _rows(a: Report | None, b: Report | None) -> list[ComparedRung]:
+    """Perplexities of the rungs that both have, if they were measured on the same text."""
+    if a is None or b is None or a.text is None or b.text is None or a.text.digest != b.text.digest:
+        return []
+    pairs = [(one, b.rung(one.id, one.bits)) for one in a.ladder]
+    return [
+        ComparedRung(one.id, one.bits, Pair(one.perplexity, other.perplexity))
+        for one, other in pairs
+        if other is not None
+    ]

@@ -1,0 +1,48 @@
+"""A Hugging Face folder to ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spq_graph.documents import artifact
+from spq_graph.documents.results import Exported
+from spq_graph.terms.errors import UsageError
+from spq_graph.workbench.companions import add_companions
+from spq_graph.workbench.opening import Openable, Opening
+from spq_graph.workbench.steps import Steps
+
+
+def export(
+    model: Openable,
+    out: str | Path,
+    *,
+    opset: int = 21,
+    cache: bool = True,
+    force: bool = False,
+    steps: Steps | None = None,
+) -> Exported:
+    """Export a Hugging Face folder to ONNX.
+
+    Args:
+        model: the folder.
+        out: the folder to write.
+        opset: of ONNX.
+        cache: with keys and values as inputs and outputs.
+        force: replace an earlier OUT.
+        steps: times and shows what is done.
+
+    Raises:
+        UsageError: it is an ONNX file already.
+        SpqError: as `quantize`.
+    """
+    opening, out, steps = Opening.of(model), Path(out), steps or Steps()
+    found = opening.resolve()
+    if found.kind != "folder":
+        raise UsageError("this is an ONNX file already", where=opening.name, remedy="name a Hugging Face folder")
+    artifact.check_out(out, force=force, inputs=(found.path,))
+    from spq_graph.models.export import export_folder
+
+    with artifact.staged(out) as staging, steps.step("export", f"Exporting {found.origin}"):
+        export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)
+        add_companions(found, staging)
+    return Exported(out / artifact.MODEL)

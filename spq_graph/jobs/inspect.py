@@ -1,0 +1,191 @@
+"""What is in a file, ours or not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from spq_graph.decisions.choices import evidence_of
+from spq_graph.documents import artifact
+from spq_graph.documents.findings import (
+    GraphFacts,
+    InspectedSite,
+    Inspection,
+    SeenProfile,
+    SeenStretch,
+    SeenToken,
+    known,
+)
+from spq_graph.documents.plan import CalibrationRef, Plan
+from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.recipe import Recipe, matches
+from spq_graph.documents.token_profile import Profile
+from spq_graph.passes.base.marks import PREFIX
+from spq_graph.passes.base.values import attribute_of
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.files.read import load_graph
+from spq_graph.passes.find.identify import Identified, identify
+from spq_graph.passes.find.quantized import QUANTIZED_OPS
+from spq_graph.passes.find.unquantize import LookThroughQuantization
+from spq_graph.passes.forms.reading import precision_of
+from spq_graph.runtime.text.tokenizer import TextTokenizer
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.precision import Precision, today
+from spq_graph.terms.site import Unmatched
+from spq_graph.workbench.opening import Opening
+from spq_graph.workbench.steps import Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """What to measure a file on, while it is inspected.
+
+    Attributes:
+        calibration: text, JSON list of strings, or .npz of input_ids.
+        tokens: how much of it; None for as much as calibration takes.
+        tokenizer: folder with tokenizer.json, where the file has none beside it.
+        bos: prepend BOS even where the tokenizer does not.
+        window: tokens in a sequence; None for the model's length.
+    """
+
+    calibration: Path
+    tokens: int | None = None
+    tokenizer: Path | None = None
+    bos: bool = False
+    window: int | None = None
+
+
+def inspect_path(
+    path: str | Path, only: str | None = None, *, measuring: Measuring | None = None, steps: Steps | None = None
+) -> Inspection:
+    """What an ONNX file or OUT folder holds.
+
+    Nothing is changed. Sites of OUT come from its plan; those of a bare file have no evidence unless they are measured.
+
+    Args:
+        path: an .onnx file or an OUT folder.
+        only: key, node name or glob of the sites to list.
+        measuring: run the file on this and report what its sites' inputs hold.
+        steps: times and shows what is done.
+
+    Raises:
+        SourceError: the file cannot be read.
+        UsageError: `only` fits no site.
+    """
+    path = Path(path)
+    file = artifact.model_file(path)
+    model = load_graph(file)
+    facts = _facts(model)
+    Canonicalize()(model)
+    precisions = {node.name: _precision(node) for node in model.graph}
+    if any(node.op_type in QUANTIZED_OPS for node in model.graph):
+        LookThroughQuantization()(model)
+    found = identify(model)
+    plan_file = file.with_name(artifact.PLAN)
+    recorded = Plan.load(plan_file) if path.is_dir() and plan_file.is_file() else None
+    planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else None
+    sites = _chosen(planned if planned is not None else _sites_of(model, found, precisions), only, path)
+    ranges, tokenizer, measured = None, None, None
+    if measuring is not None:
+        ranges, tokenizer, origin = _measure(path, found, measuring, steps or Steps())
+        measured = CalibrationRef(
+            digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences, origin=origin
+        )
+        sites = [_with_evidence(site, ranges, tokenizer) for site in sites]
+    elif only is not None and recorded is not None and (path / artifact.RANGES).is_file():
+        ranges = Ranges.load(path / artifact.RANGES)
+        tokenizer = TextTokenizer.load(path) if (path / "tokenizer.json").is_file() else None
+    unmatched = recorded.unmatched if recorded is not None else found.unmatched
+    return Inspection(
+        path=str(path),
+        glu_blocks=len(found.blocks),
+        sites=sites,
+        unmatched=[Unmatched(one.node, one.reason) for one in unmatched],
+        graph=facts,
+        measured=measured,
+        profiles=_profiles(sites, ranges, tokenizer) if only is not None else {},
+    )
+
+
+def _chosen(sites: list[InspectedSite], only: str | None, path: Path) -> list[InspectedSite]:
+    if only is None:
+        return sites
+    chosen = [site for site in sites if matches(only, site.key, site.node)]
+    if not chosen:
+        raise UsageError(f"'{only}' fits no site", where=str(path), remedy="leave out --site to list all of them")
+    return chosen
+
+
+def _facts(model: ir.Model) -> GraphFacts:
+    """What the file says of itself, before anything is brought into our form."""
+    return GraphFacts(
+        opset=model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx")),
+        producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
+        plan=model.metadata_props.get(f"{PREFIX}plan"),
+        version=model.metadata_props.get(f"{PREFIX}version"),
+        operators=dict(sorted(Counter(node.op_type for node in model.graph).items())),
+    )
+
+
+def _precision(node: ir.Node) -> str:
+    """As the file records it, or as it is there: somebody else may have quantized to bits that we have no name for."""
+    if (recorded := _recorded(node, "precision")) is not None:
+        return today(recorded)
+    found = precision_of(node)
+    bits = int(attribute_of(node, "bits", 4)) if node.op_type == "MatMulNBits" else 8
+    if bits == 8:
+        return found.value
+    return f"w{bits}a16" if found is Precision.W8A16 else f"w{bits}a8"
+
+
+def _recorded(node: ir.Node, what: str) -> str | None:
+    return node.metadata_props.get(f"{PREFIX}{what}")
+
+
+def _sites_of(model: ir.Model, found: Identified, precisions: Mapping[str | None, str]) -> list[InspectedSite]:
+    nodes = {node.name: node for node in model.graph}
+    return [InspectedSite(s, precisions[s.node], _recorded(nodes[s.node], "reason")) for s in found.sites]
+
+
+def _measure(
+    path: Path, found: Identified, measuring: Measuring, steps: Steps
+) -> tuple[Ranges, TextTokenizer | None, str]:
+    """Ranges of every site's input, with the file as it is: quantized where it is quantized."""
+    opening = Opening(path, measuring.tokenizer, measuring.bos, measuring.window)
+    with opening.open(steps, find_sites=False) as bench:
+        bench.found = found
+        limit = measuring.tokens or Recipe().calibration_tokens
+        sequences = bench.sequences(measuring.calibration, max_tokens=limit)
+        return bench.calibrate(sequences), bench.tokenizer, sequences.origin
+
+
+def _with_evidence(site: InspectedSite, ranges: Ranges, tokenizer: TextTokenizer | None) -> InspectedSite:
+    """Add what was measured; where a plan is recorded its evidence stays what the decision was made on."""
+    seen = ranges.values.get(site.site.input)
+    if seen is None:
+        return site
+    measured = evidence_of(seen, tokenizer.token_text if tokenizer is not None else None)
+    return replace(site, measured=measured, evidence=site.evidence if known(site.evidence) else measured)
+
+
+def _profiles(
+    sites: Sequence[InspectedSite], ranges: Ranges | None, tokenizer: TextTokenizer | None
+) -> dict[str, SeenProfile]:
+    """Where in the sequence each site's input is large, and on which tokens, as far as that is known."""
+    values = ranges.values if ranges is not None else {}
+    seen = {site.key: values[site.site.input].profile for site in sites if site.site.input in values}
+    return {key: _profile(profile, tokenizer) for key, profile in seen.items() if profile is not None}
+
+
+def _profile(profile: Profile, tokenizer: TextTokenizer | None) -> SeenProfile:
+    def text(token: int) -> str | None:
+        return tokenizer.token_text(token) if tokenizer is not None else None
+
+    return SeenProfile(
+        positions=[SeenStretch(s.first, s.last, s.peak.value, s.typical) for s in profile.stretches()],
+        tokens=[SeenToken(p.token, text(p.token), p.value, p.position) for p in profile.leaders],
+    )

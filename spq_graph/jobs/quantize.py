@@ -1,0 +1,151 @@
+"""The whole way from a source to OUT."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from spq_graph.decisions.variants import variants, weight_only
+from spq_graph.decisions.verdict import judge
+from spq_graph.documents import artifact
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.report import Report, Rung, TargetRun, TextRef, Verdict
+from spq_graph.documents.results import Outcome
+from spq_graph.passes.files.read import files_of
+from spq_graph.runtime.sessions.executed import Executed
+from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.rows import SPIKE_AWARE
+from spq_graph.views.page import render, shown_profiles
+from spq_graph.views.words import headline
+from spq_graph.workbench.companions import add_companions
+from spq_graph.workbench.data import Data, measured, text_of
+from spq_graph.workbench.environment import environment
+from spq_graph.workbench.illustration import draw, token_texts
+from spq_graph.workbench.ladder import measure_ladder
+from spq_graph.workbench.opening import Openable, Opening
+from spq_graph.workbench.planning import make_plan, widths_of
+from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.workbench import Built, Workbench
+
+
+@dataclass(frozen=True, slots=True)
+class _Proved:
+    """A plan as a file that was run."""
+
+    plan: Plan
+    built: Built
+    executed: Executed
+
+
+def quantize(
+    model: Openable,
+    out: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    data: Data | None = None,
+    ladder: bool = True,
+    ladder_bits: Sequence[int] = (),
+    force: bool = False,
+    command: str = "",
+    steps: Steps | None = None,
+) -> Outcome:
+    """The main job: export, identify, calibrate, decide, apply, prove, evaluate, report.
+
+    Args:
+        model: what to quantize.
+        out: the folder to write.
+        recipe: what is wanted; None for the defaults.
+        data: what is measured on; None for text sampled from the model itself.
+        ladder: whether to measure the ladder, where there is a text to measure it on.
+        ladder_bits: bit widths that get rows in the ladder beside the recipe's.
+        force: replace an earlier OUT.
+        command: as the user gave it, for the report.
+        steps: times and shows what is done.
+
+    Raises:
+        SpqError: what is wrong, where, and what to do; nothing is left behind then.
+    """
+    opening, out = Opening.of(model), Path(out)
+    recipe, data, steps = recipe or Recipe(), data or Data(), steps or Steps()
+    widths = widths_of(recipe, ladder_bits)
+    artifact.check_out(out, force=force, inputs=(*data.inputs, *opening.inputs))
+    data.check(opening.resolve())
+    with opening.open(steps) as bench, artifact.staged(out) as staging:
+        text = text_of(bench, data) if ladder else None
+        ranges, sequences = measured(bench, data, recipe, text)
+        plans = [make_plan(bench, recipe, bits, ranges, sequences) for bits in widths]
+        report = _write(bench, plans, ranges, text, staging, command)
+    return Outcome(out, plans[0], report)
+
+
+def _write(
+    bench: Workbench, plans: Sequence[Plan], ranges: Ranges, text: Sequences | None, staging: Path, command: str
+) -> Report:
+    """Build the first plan, prove it, measure what there is to measure, and write all of OUT."""
+    plan, tokens = plans[0], token_texts(bench.tokenizer, ranges)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # draws for the page while the file is written and proved
+        profiles = beside.submit(shown_profiles, plan, ranges, tokens)
+        with bench.steps.step("apply", "Inserting and proving"):
+            built = bench.build(plan, staging / artifact.MODEL)
+            layer = beside.submit(draw, bench, built, plan)
+            proved = _Proved(plan, built, bench.prove(built, plan))
+        ladder = _ladder(bench, plans, built, text) if text is not None else []
+        report = _report(bench, proved, ladder, text, command)
+        report.layer, report.tokens = layer.result(), tokens
+        plan.save(staging / artifact.PLAN)
+        ranges.save(staging / artifact.RANGES)
+        report.save(staging / artifact.REPORT)
+        (staging / artifact.PAGE).write_text(render(plan, report, profiles.result()), encoding="utf-8")
+    add_companions(bench.source, staging)
+    return report
+
+
+def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, text: Sequences) -> list[Rung]:
+    """The rows of every plan; the artifact itself is the spike-aware one: what is measured is what is delivered."""
+    rows = [row for plan in plans for row in variants(plan, bench.stored)] + [weight_only(plans[0])]
+    ready = {} if bench.emulates(plans[0]) else {(SPIKE_AWARE, plans[0].recipe.bits): built}
+    return measure_ladder(bench, rows, text, bench.steps, ready)
+
+
+def _target_run(bench: Workbench, proved: _Proved) -> TargetRun:
+    profile, absent = proved.plan.recipe.profile, proved.executed.absent
+    emulated = bench.emulates(proved.plan)
+    return TargetRun(
+        name=profile.name,
+        device=profile.device,
+        opset=proved.built.opset,
+        executed_here=absent is None,
+        absent=absent,
+        measured_on="OpenVINO" if profile.runtime == "openvino" and not emulated else "ONNX Runtime",
+    )
+
+
+def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequences | None, command: str) -> Report:
+    plan, executed = proved.plan, proved.executed
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    report = Report(
+        verdict=Verdict(ready=False, summary=""),
+        ladder=ladder,
+        text=TextRef(digest=text.digest, tokens=text.tokens, origin=text.origin) if text is not None else None,
+        executed=executed.ops,
+        providers=executed.providers,
+        target=_target_run(bench, proved),
+        fp8=executed.fp8_run(s.node for s in plan.fp8_sites) if executed.absent is None else None,
+        placed=executed.by_provider,
+        kernels={s.key: executed.kernels[s.node] for s in plan.sites if s.node in executed.kernels},
+        seconds=bench.steps.seconds,
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        bytes=proved.built.bytes,
+        source_bytes=sum(file.stat().st_size for file in files_of(bench.model)),
+        environment=environment(),
+        command=command,
+    )
+    verdict = judge(plan, report)
+    return report.model_copy(update={"verdict": verdict.model_copy(update={"summary": headline(plan, report)})})

@@ -1,0 +1,1 @@
+"""Which words are there: site, role, precision, target, kernel, segment, error?"""

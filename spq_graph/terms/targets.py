@@ -1,0 +1,297 @@
+"""What every precision becomes on a target, and what is legal there, as data.
+
+Decisions, the inserting passes, `verify` and the proof of what ran read the same tables, so that what a target cannot
+do is refused or replaced with a reason and never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal
+
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.precision import Precision
+
+Target = Literal["cpu", "cuda", "tensorrt", "openvino", "portable"]
+Use = Literal["balanced", "prefill", "decode"]
+
+CPU_PROVIDER = "CPUExecutionProvider"
+ONNX, CONTRIB, OURS = "", "com.microsoft", "spq"
+LARGEST_HALF = 65504.0
+
+
+class Form(StrEnum):
+    """What a site's product becomes in the graph."""
+
+    QDQ = "qdq"  # QuantizeLinear and DequantizeLinear on the activation, DequantizeLinear on the weight
+    MATMUL_INTEGER = "matmul_integer"  # QuantizeLinear, MatMulInteger, and Cast and Mul that dequantize
+    NBITS = "matmul_nbits"  # com.microsoft::MatMulNBits, whose CPU kernel may round activations by block
+    NBITS_FLOAT = "matmul_nbits_float"  # the same, whose activations stay in float32
+    FP8_QDQ = "fp8_qdq"  # QuantizeLinear and DequantizeLinear in FP8 on both operands
+    OPERATOR = "operator"  # spq::Fp8MatMul, with the function that it stands for
+    WEIGHT = "weight"  # DequantizeLinear on the weight alone
+    FP8_WEIGHT = "fp8_weight"  # the same, of FP8
+    STORED = "stored"  # the weight held in it, the product as the graph computes
+    COMPUTED = "computed"  # the product itself computed in it
+    AS_IS = "as_is"  # float32
+    # What emulations have in place of what ONNX Runtime's CPU provider cannot run:
+    FP8_QDQ_WIDENED = "fp8_qdq_widened"  # Cast and Mul on the weight
+    FP8_WEIGHT_WIDENED = "fp8_weight_widened"
+    ROUNDED = "rounded"  # operands and result rounded, the product in float32
+
+    @property
+    def words(self) -> str:
+        """What is written, for people."""
+        return _WRITTEN[self]
+
+
+_WRITTEN = {
+    Form.QDQ: "Q/DQ on both operands",
+    Form.MATMUL_INTEGER: "MatMulInteger",
+    Form.NBITS: "MatMulNBits",
+    Form.NBITS_FLOAT: "MatMulNBits in float32",
+    Form.FP8_QDQ: "Q/DQ on both operands",
+    Form.OPERATOR: "spq::Fp8MatMul",
+    Form.WEIGHT: "DequantizeLinear on the weight",
+    Form.FP8_WEIGHT: "DequantizeLinear on the weight",
+    Form.STORED: "MatMul",
+    Form.COMPUTED: "MatMul in it",
+    Form.AS_IS: "MatMul",
+    Form.FP8_QDQ_WIDENED: "Q/DQ on the activation, Cast and Mul on the weight",
+    Form.FP8_WEIGHT_WIDENED: "Cast and Mul on the weight",
+    Form.ROUNDED: "MatMul between Casts",
+}
+# What stands for a form where ONNX Runtime's CPU provider cannot run it, or computes something else: same numbers.
+_STAND_INS = {
+    Form.MATMUL_INTEGER: Form.QDQ,
+    Form.NBITS: Form.NBITS_FLOAT,  # whose kernel heeds the level on a CPU only
+    Form.FP8_QDQ: Form.FP8_QDQ_WIDENED,
+    Form.FP8_WEIGHT: Form.FP8_WEIGHT_WIDENED,
+    Form.COMPUTED: Form.ROUNDED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a target executes.
+
+    Attributes:
+        name: of the target.
+        device: what it stands for, in words.
+        runtime: what runs it; `provider` is ONNX Runtime's, where that is the runtime.
+        forms: by precision, what a site becomes. What is not here is not legal.
+        missing: by precision that is not here, why.
+        signed: integer activations in int8 with zero point 0; otherwise in uint8.
+        domains: of the operators that may be in the file.
+        functions: whether the file may hold model-local functions.
+        fp8_per_channel: whether FP8 weights have a scale for each output channel, or one.
+        tiers: what kept sites may become by measured error: the first tier where one is good enough, and of a tier
+            the most exact. One row for each use.
+        compared: what the ladder tries kept sites in beside each other, in the order of its rows.
+        oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
+        divided_norms: whether norms are written as the quotient that the runtime fuses.
+        fused_attention: whether attention written out becomes one operator of opset 23.
+    """
+
+    name: Target
+    device: str
+    runtime: Literal["onnxruntime", "openvino"]
+    provider: str | None
+    forms: Mapping[Precision, Form]
+    missing: Mapping[Precision, str]
+    signed: bool = False
+    domains: frozenset[str] = frozenset({ONNX})
+    functions: bool = False
+    fp8_per_channel: bool = True
+    tiers: Mapping[Use, tuple[tuple[Precision, ...], ...]] = field(default_factory=dict)
+    compared: tuple[Precision, ...] = ()
+    oldest_opset: int = 13
+    divided_norms: bool = False
+    fused_attention: bool = False
+
+    @property
+    def emulation(self) -> Profile:
+        """What ONNX Runtime's CPU provider runs with the numbers of this target; itself where that is what runs it.
+
+        For measuring what a plan costs on a device that is not here, and never for delivery. Signed integers around 0
+        become unsigned ones around 128, with the same steps.
+        """
+        if self.provider == CPU_PROVIDER:
+            return self
+        forms = {precision: _STAND_INS.get(form, form) for precision, form in self.forms.items()}
+        return replace(self, runtime="onnxruntime", provider=CPU_PROVIDER, forms=forms, signed=False)
+
+    def allows(self, precision: Precision) -> bool:
+        """Whether the target can run a precision."""
+        return precision in self.forms
+
+    def why_not(self, precision: Precision) -> str:
+        """Why the target cannot run a precision."""
+        return self.missing.get(precision, f"target '{self.name}' has no form for it")
+
+    @property
+    def ran_on(self) -> str:
+        """What a file for this target is run on."""
+        if self.runtime == "openvino":
+            return self.device
+        return f"ONNX Runtime's {(self.provider or '').removesuffix('ExecutionProvider')} provider"
+
+    @property
+    def high(self) -> tuple[Precision, ...]:
+        """What kept sites may be asked to become."""
+        return tuple(p for p in Precision if p in self.forms and p.bits is None)
+
+    @property
+    def weight_only(self) -> tuple[Target, Precision]:
+        """Where, and in what, a model runs of which weights alone are quantized: on the CPU, where this has no such."""
+        own = next((p for p in _BY_BLOCK if p in self.forms), None)
+        return (self.name, own) if own is not None else ("cpu", _BY_BLOCK[0])
+
+    def tiers_for(self, use: Use) -> tuple[tuple[Precision, ...], ...]:
+        """The tiers of a use; the balanced ones where it has none of its own."""
+        return self.tiers.get(use, self.tiers["balanced"])
+
+    def settle(self, precision: Precision, largest: float | None = None) -> tuple[Precision, str | None]:
+        """What a site becomes that is to have a precision, and why it is another where it is.
+
+        Args:
+            precision: what is planned.
+            largest: largest absolute activation; None where it is not known.
+        """
+        if not self.allows(precision):
+            reason = f"{precision} was planned: {self.why_not(precision)}"
+            # Half precision is what every target has, and float32 where activations do not fit it.
+            near = next(filter(self.allows, precision.row.nearest), Precision.FP16)
+            instead, _ = self.settle(near, largest)
+            return instead, f"{reason}; {instead} instead"
+        too_large = largest is not None and largest > LARGEST_HALF
+        if precision is Precision.FP16 and self.forms[precision] is Form.COMPUTED and too_large:
+            instead = Precision.BF16 if self.allows(Precision.BF16) else Precision.FP32
+            return instead, f"its activations reach {largest:.4g}, beyond float16; {instead} instead"
+        return precision, None
+
+
+def target_named(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in PROFILES:
+        raise UsageError(f"no target '{name}'", where="--target", remedy=f"one of {', '.join(PROFILES)}")
+    return PROFILES[name].name
+
+
+_INTEGERS = tuple(p for p in Precision if p.bits is not None)
+_FP8 = tuple(p for p in Precision if p.is_fp8)
+_BY_BLOCK = tuple(p for p in Precision if p.row.by_block)
+_HALF = (Precision.FP16,)
+
+
+def _forms(integer: Form, **others: Form) -> Mapping[Precision, Form]:
+    rest = {Precision(name): form for name, form in others.items()}
+    return MappingProxyType({**dict.fromkeys(_INTEGERS, integer), **rest, Precision.FP32: Form.AS_IS})
+
+
+_OPERATOR = {p.value: Form.OPERATOR for p in _FP8}
+_NO_BF16 = "ONNX Runtime's CPU provider has no product in bfloat16"
+_ALL = frozenset({ONNX, CONTRIB, OURS})
+
+PROFILES: Mapping[str, Profile] = MappingProxyType(
+    {
+        "cpu": Profile(
+            name="cpu",
+            device="ONNX Runtime's CPU provider",
+            runtime="onnxruntime",
+            provider=CPU_PROVIDER,
+            forms=_forms(Form.QDQ, **_OPERATOR, w8a8_block=Form.NBITS, w8a16=Form.NBITS_FLOAT, fp16=Form.STORED),
+            missing={Precision.BF16: _NO_BF16},
+            domains=_ALL,
+            functions=True,
+            divided_norms=True,
+            fused_attention=True,
+            # w8a16 is up to 35 times as slow as float32: only who asks for it gets it.
+            tiers={
+                "balanced": ((*_FP8, Precision.W8A8_BLOCK), _HALF),
+                # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
+                # 0.59 to 0.67. At length 1 all of them wait for memory (0.26 to 0.33): no order of its own.
+                "prefill": (_FP8, (Precision.W8A8_BLOCK,), _HALF),
+            },
+            compared=(*_FP8, Precision.W8A8_BLOCK, Precision.FP16),
+        ),
+        "cuda": Profile(
+            name="cuda",
+            device="ONNX Runtime's CUDA provider",
+            runtime="onnxruntime",
+            provider="CUDAExecutionProvider",
+            # Its MatMulNBits computes in floating point, whatever `accuracy_level` tells a CPU's.
+            forms=_forms(Form.MATMUL_INTEGER, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
+            missing={Precision.W8A8_BLOCK: "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are"},
+            signed=True,
+            domains=_ALL,
+            functions=True,
+            divided_norms=True,
+            tiers={"balanced": ((*_FP8, Precision.W8A16), _HALF)},
+            compared=(*_FP8, Precision.W8A16, Precision.FP16),
+        ),
+        "tensorrt": Profile(
+            name="tensorrt",
+            device="TensorRT, strongly typed",
+            runtime="onnxruntime",
+            provider="TensorrtExecutionProvider",
+            forms=_forms(Form.QDQ, fp8_e4m3=Form.FP8_QDQ, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
+            missing={
+                Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
+                Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
+                **dict.fromkeys(
+                    _BY_BLOCK, "TensorRT has 8-bit integers on both sides of a product only, and no MatMulNBits"
+                ),
+            },
+            signed=True,
+            fp8_per_channel=False,
+            tiers={"balanced": ((Precision.FP8_E4M3,), _HALF)},
+            compared=(Precision.FP8_E4M3, Precision.FP16),
+        ),
+        "openvino": Profile(
+            name="openvino",
+            device="OpenVINO's CPU plugin",
+            runtime="openvino",
+            provider=None,
+            forms=_forms(Form.QDQ, w8a16=Form.WEIGHT, w8fp8a16=Form.FP8_WEIGHT, fp16=Form.STORED),
+            missing={
+                **dict.fromkeys(
+                    (Precision.FP8_E4M3, Precision.FP8_E5M2),
+                    "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps FP8 weights, which it widens at load",
+                ),
+                Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
+                Precision.W8A8_BLOCK: "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model "
+                "how activations are taken",
+            },
+            # Operators of com.microsoft may come with the source, as far as OpenVINO reads them; none is inserted.
+            domains=frozenset({ONNX, CONTRIB}),
+            # FP8 weights run at the speed and in the memory of float32 there; the kernel decompresses integer ones.
+            tiers={"balanced": ((Precision.W8A16,), _HALF)},
+            compared=(Precision.W8FP8A16, Precision.W8A16, Precision.FP16),
+        ),
+        "portable": Profile(
+            name="portable",
+            device="any runtime that has the opset",
+            runtime="onnxruntime",
+            provider=CPU_PROVIDER,
+            forms=_forms(Form.QDQ, **_OPERATOR, fp16=Form.STORED),
+            missing={
+                **dict.fromkeys(
+                    _BY_BLOCK, "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only"
+                ),
+                Precision.BF16: _NO_BF16,
+            },
+            domains=frozenset({ONNX, OURS}),
+            functions=True,
+            tiers={"balanced": (_FP8, _HALF)},
+            compared=(*_FP8, Precision.FP16),
+        ),
+    }
+)

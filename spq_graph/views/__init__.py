@@ -1,0 +1,1 @@
+"""How is it shown: in words, as a table, as a page?"""

@@ -1,0 +1,177 @@
+"""Plans, reports and errors as rich renderables that fit 80 columns.
+
+Names come from models and tokens from tokenizers: they are set as `Text`, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from spq_graph.documents.plan import Plan, Reason, SitePlan
+from spq_graph.documents.report import OperatorRun, Report
+from spq_graph.terms.errors import SpqError
+from spq_graph.terms.rows import FP32
+from spq_graph.views import words
+
+_REASON_STYLES = {Reason.SPIKE: "bold red", Reason.OVERRIDE: "magenta", Reason.UNSUPPORTED: "yellow"}
+_RUNG_STYLES = {"ours": "bold green", "aside": "dim", "": ""}
+_KEPT_IN_SUMMARY = 8
+
+
+def ladder_table(report: Report, plan: Plan | None = None) -> Table:
+    """The ladder, one rung a row, in the order of the report.
+
+    Args:
+        report: whose ladder to show.
+        plan: tells how many sites there are, so that kept ones are shown as "2/56" instead of "2".
+    """
+    table = _table(None, ["bits", "ppl", "vs FP32", "KL", "top-1", "MB", "kept", "int\nkernels"], first="")
+    for before, rung in zip([None, *report.ladder], report.ladder, strict=False):
+        if before and before.bits != rung.bits:
+            table.add_section()
+        table.add_row(
+            Text(words.rung_name(rung)),
+            str(rung.bits or words.NOTHING),
+            words.number(rung.perplexity, 4),
+            words.NOTHING if rung.id == FP32 else words.percent(words.over_fp32(report, rung)),
+            words.number(rung.kl),
+            f"{rung.top1:.1%}",
+            words.megabytes(rung.bytes),
+            words.kept_share(plan, rung) if plan else str(len(rung.kept)),
+            str(words.integer_kernels(rung.executed)),
+            style=_RUNG_STYLES[words.stress(rung.id)],
+        )
+    return table
+
+
+def spike_table(plan: Plan, limit: int = 12) -> Table:
+    """Kept sites, then those of highest ratio, up to `limit` rows; kept sites are never left out."""
+    columns = ["ratio", "max", "median", "token", "pos", "as", "reason"]
+    table = _table("Spikes at site inputs (max/median of token maxima)", columns)
+    for site in _spiking(plan, limit):
+        seen = site.evidence
+        table.add_row(
+            _name(site.key),
+            words.number(seen.ratio),
+            words.number(seen.max),
+            words.number(seen.median),
+            Text(_clipped(words.token(seen), 10)),
+            words.NOTHING if seen.position is None else str(seen.position),
+            site.precision.value,
+            _reason(site),
+        )
+    return table
+
+
+def sites_table(plan: Plan) -> Table:
+    """Every site with role, shape, precision and reason."""
+    table = _table(None, ["role", "shape", "as", "reason", "ratio", "KL"])
+    for site in plan.sites:
+        table.add_row(
+            _name(site.key),
+            site.role.value,
+            "x".join(map(str, site.shape)),
+            site.precision.value,
+            _reason(site),
+            words.number(site.evidence.ratio),
+            words.number(site.evidence.kl, 2),
+        )
+    return table
+
+
+def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
+    """The closing summary: ready or not and why, what was kept and why, sizes, and where the files lie."""
+    ready = report.verdict.ready
+    parts = [Text(words.printable(report.verdict.summary))]
+    if (sentence := words.headline(plan, report)) != report.verdict.summary:
+        parts.append(Text(sentence))
+    parts += [Text(f"! {words.printable(warning)}", "yellow") for warning in report.verdict.warnings]
+    parts += [Text(), *_kept_lines(plan), Text()]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("size", f"{words.megabytes(report.source_bytes)} MB -> {words.megabytes(report.bytes)} MB")
+    facts.add_row("kernels", words.kernels(plan, report))
+    if report.fp8 is not None:
+        facts.add_row("", Text(words.fp8_sites(report.fp8)))
+    if report.seconds:
+        facts.add_row("time", words.duration(sum(report.seconds.values())))
+    if out is not None:
+        facts.add_row("files", Text(str(out), "bold", overflow="fold"))
+        facts.add_row("report", Text(str(out / "report.html"), overflow="fold"))
+    title, colour = ("Ready", "green") if ready else ("Not ready", "red")
+    style = f"bold {colour}"
+    return Panel(Group(*parts, facts), title=Text(title, style), title_align="left", border_style=colour, width=80)
+
+
+def applied(plan: Plan, integer_kernels: int, fp8: OperatorRun | None, absent: str | None) -> list[str]:
+    """What came of applying a plan: what ran, or why nothing did, and what the target could not run as planned."""
+    profile = plan.recipe.profile
+    if absent is not None:
+        lines = [f"not executed here: {absent}", f"the graph follows the rules of {profile.device}"]
+    else:
+        beside = f", {words.fp8_sites(fp8)}" if fp8 is not None else ""
+        lines = [f"{integer_kernels} sites run as integer kernels on {profile.ran_on}{beside}"]
+    replaced = [s for s in plan.sites if s.reason is Reason.UNSUPPORTED and s.evidence.note]
+    return lines + [f"{words.printable(s.key)} is {s.precision}: {words.why(s)}" for s in replaced]
+
+
+def print_error(error: SpqError, console: Console) -> None:
+    """Say what is wrong, where, and what to do about it; long paths are left whole for copying."""
+    text = Text.assemble(("error: ", "bold red"), (words.printable(error.what), "bold"))
+    if error.where:
+        text.append("\n   in: ", "dim").append(words.printable(error.where))
+    if error.remedy:
+        text.append("\n  try: ", "green").append(words.printable(error.remedy))
+    console.print(text, soft_wrap=True, highlight=False)
+
+
+def _table(title: str | None, columns: Iterable[str], first: str = "site") -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in columns:
+        prose = name in ("role", "as", "reason", "token")
+        table.add_column(name, justify="left" if prose else "right", overflow="fold", no_wrap=name != "reason")
+    return table
+
+
+def _spiking(plan: Plan, limit: int) -> list[SitePlan]:
+    kept = plan.kept
+    chosen = {id(site) for site in kept}
+    rest = [site for site in plan.sites if id(site) not in chosen and site.evidence.ratio is not None]
+    rest = _by_ratio(rest)[: max(0, limit - len(kept))]
+    return _by_ratio(kept) + rest
+
+
+def _by_ratio(sites: list[SitePlan]) -> list[SitePlan]:
+    return sorted(sites, key=lambda site: (-(site.evidence.ratio or 0.0), site.key))
+
+
+def _kept_lines(plan: Plan) -> list[Text]:
+    kept = _by_ratio(plan.kept)
+    if not kept:
+        return [Text("No site is kept in high precision.")]
+    lines = [Text("Kept in high precision", "bold")]
+    for site in kept[:_KEPT_IN_SUMMARY]:
+        line = _name(site.key).append(f"  {site.precision.value}  ", "cyan")
+        lines.append(line.append(f"{site.reason.value}: {words.why(site)}", "dim"))
+    if len(kept) > _KEPT_IN_SUMMARY:
+        lines.append(Text(f"and {len(kept) - _KEPT_IN_SUMMARY} more, see plan.json", "dim"))
+    return lines
+
+
+def _reason(site: SitePlan) -> Text:
+    return Text(site.reason.value.replace("_", " "), _REASON_STYLES.get(site.reason, ""))
+
+
+def _name(text: str) -> Text:
+    return Text(words.printable(text), overflow="fold")
+
+
+def _clipped(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,66 @@
+"""What came of a job, in words: what verbs print for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome
+from spq_graph.views.console import applied, ladder_table, spike_table, summary
+
+
+def show_outcome(outcome: Outcome, console: Console) -> None:
+    """Print what `quantize` made: the ladder where there is one, the spikes, and a summary."""
+    if outcome.report.ladder:
+        console.print(ladder_table(outcome.report, outcome.plan))
+    console.print(spike_table(outcome.plan))
+    console.print(summary(outcome.plan, outcome.report, outcome.out))
+
+
+def facts_in_words(facts: Mapping[str, object]) -> Iterator[str]:
+    """A line for each fact: its name, and its value."""
+    return (f"{name.replace('_', ' ')}: {value}" for name, value in facts.items())
+
+
+def exported_in_words(found: Exported) -> list[str]:
+    """Where an export lies."""
+    return [f"exported to {found.model}"]
+
+
+def facts_of_ranges(ranges: Ranges, file: Path) -> dict[str, object]:
+    """What `calibrate --json` prints: where ranges were written, and over how much they were measured."""
+    return {"ranges": str(file), "sequences": ranges.sequences, "tokens": ranges.tokens, "values": len(ranges.values)}
+
+
+def ranges_in_words(ranges: Ranges, file: Path) -> list[str]:
+    """The same for people."""
+    return [f"{len(ranges.values)} values over {ranges.tokens} tokens, written to {file}"]
+
+
+def applied_in_words(found: Applied) -> list[str]:
+    """What ran, what the target could not run as planned, and where it lies."""
+    return [*applied(found.plan, found.integer_kernels, found.fp8, found.absent), f"written to {found.out}"]
+
+
+def evaluation_in_words(found: Evaluation) -> Iterator[str]:
+    """A line for each figure and each task."""
+    figures = found.to_dict()
+    figures.pop("tasks", None)
+    for name, value in figures.items():
+        yield f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}"
+    for name, score in found.tasks.items():
+        yield f"{name}: {score.accuracy:.4f} of {score.n}"
+
+
+def generation_in_words(found: Generation) -> str:
+    """How it went, in a line."""
+    tokens, speed = sum(map(len, found.tokens)), found.tokens_per_second
+    parts = [f"{tokens} tokens" + ("" if speed is None else f", {speed:.1f} a second")]
+    if not found.cache:
+        parts.append("this graph has no KV cache, so every token ran all of the text again")
+    if found.reached_model_length:
+        parts.append("the model's length is reached")
+    return "; ".join(parts)

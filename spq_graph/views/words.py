@@ -1,0 +1,206 @@
+"""How plans and reports are put into words and numbers, the same in the terminal and in HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import floor, isfinite, log10
+from typing import Literal
+
+from spq_graph.documents import tables
+from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
+from spq_graph.documents.report import OperatorRun, Report, Rung
+from spq_graph.documents.speed import SpeedRow
+from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
+from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme
+
+NOTHING = "–"
+printable = tables.printable
+OWN_KERNELS = INTEGER_KERNELS | {FP8_KERNEL}
+
+_KINDS = {
+    RowKind.FP32: "FP32",
+    RowKind.EVERYWHERE: "quantized everywhere",
+    RowKind.SPIKE_AWARE: "spike-aware",
+    RowKind.CONTROL_LOWEST: "control: lowest ratio",
+    RowKind.CONTROL_RANDOM: "control: random",
+    RowKind.WEIGHT_ONLY: "weight-only",
+    RowKind.MODEL: "this model",
+}
+_SCHEMES = {Scheme.SYMMETRIC: "symmetric", Scheme.PER_TENSOR_WEIGHTS: "per-tensor weights"}
+# Where speed is told, of which all rows are at 8 bits.
+_TIMED = _KINDS | {RowKind.EVERYWHERE: "INT8 everywhere", RowKind.WEIGHT_ONLY: "MatMulNBits, 8 bits"}
+
+REASONS = {
+    Reason.SPIKE: "its spikes cost more than it saves",
+    Reason.BUDGET: "a candidate, but the budget is met without it or the cap is reached",
+    Reason.OVERRIDE: "set by hand",
+    Reason.DEFAULT: "nothing speaks against the default",
+    Reason.UNSUPPORTED: "the target cannot run it otherwise",
+    Reason.TOO_FEW_TOKENS: "an expert that saw too few calibration tokens",
+}
+
+
+def rung_name(rung: Rung) -> str:
+    """A rung's name for people, such as "control: random, seed 1"."""
+    return row_name(rung.id, f" {rung.bits or 8} bit" if rung.id.kind is RowKind.WEIGHT_ONLY else "")
+
+
+def row_name(row: RowId, beside: str = "") -> str:
+    """A row's name for people, with what stands beside its kind."""
+    name = f"{_KINDS[row.kind]}{beside}" if row.kind in _KINDS else plain_name(row)
+    other = _SCHEMES[row.scheme] if row.scheme is not None else row.kept_in or row.target
+    name = f"{name} ({other})" if other is not None else name
+    name = f"{name} with {printable(row.with_remedy)}" if row.with_remedy else name
+    name = f"{name} without {printable(row.without_remedy)}" if row.without_remedy else name
+    return name if row.seed is None else f"{name}, seed {row.seed}"
+
+
+def plain_name(row: RowId) -> str:
+    """A row's name as JSON has it, with blanks."""
+    return printable(row.name).replace("_", " ")
+
+
+def timed_name(timed: SpeedRow) -> str:
+    """The name of a row of `bench` for people: its target is said where that is not the CPU."""
+    row = replace(timed.id, target=None) if timed.id.target == timed.target else timed.id
+    name = _TIMED[row.kind] if row == RowId(row.kind) else plain_name(row)
+    return name if timed.target == "cpu" else f"{name} ({printable(timed.target)})"
+
+
+def stress(row: RowId) -> Literal["ours", "aside", ""]:
+    """How a row stands out from the others: what the tool made, and the controls beside it."""
+    if row == SPIKE_AWARE:
+        return "ours"
+    return "aside" if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM) else ""
+
+
+def why(site: SitePlan) -> str:
+    """Why a site has its precision, in words."""
+    return reason_words(site.reason, site.evidence.note)
+
+
+def reason_words(reason: Reason, note: str | None) -> str:
+    """A reason in words: those of the plan where it has some."""
+    return printable(note) if note else REASONS[reason]
+
+
+def short(site: SitePlan) -> str:
+    """A site's name where there is little room, such as "1 down_proj": its layer and the end of its key."""
+    name = printable(site.key.rsplit(".", 1)[-1])
+    name = name if len(name) <= 24 else name[:23] + "…"
+    return name if site.layer is None else f"{site.layer} {name}"
+
+
+def token(evidence: Evidence) -> str:
+    """The token at the maximum: its text, quoted where blanks would hide; its number where there is no text."""
+    return token_words(evidence.token, evidence.token_text)
+
+
+def token_words(number: int | None, text: str | None) -> str:
+    """A token by its text, or by its number where there is none."""
+    if text is None:
+        return NOTHING if number is None else f"#{number}"
+    return printable(text) if text and text == text.strip() else f"'{printable(text)}'"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits and never an exponent above zero."""
+    if value is None:
+        return NOTHING
+    if not isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - floor(log10(abs(value)))
+    return f"{value:,.{max(0, decimals)}f}" if decimals < digits + 3 else f"{value:.1e}"
+
+
+def percent(share: float | None) -> str:
+    """A change in per cent, with its sign: two decimals below 10 %, fewer above."""
+    if share is None:
+        return NOTHING
+    hundredths = share * 100
+    if not isfinite(hundredths):
+        return "not finite"
+    decimals = 2 if abs(hundredths) < 9.995 else 1 if abs(hundredths) < 99.95 else 0
+    return f"{hundredths:+,.{decimals}f} %"
+
+
+def megabytes(size: int) -> str:
+    """A size in MB (10**6 bytes), with three significant digits and at most two decimals."""
+    value = size / 1e6
+    return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people, such as "2 min 05 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def over_fp32(report: Report, rung: Rung) -> float | None:
+    """How much higher the rung's perplexity is than that of FP32, as a share; None without an FP32 rung."""
+    fp32 = report.rung(FP32)
+    return None if fp32 is None else rung.perplexity / fp32.perplexity - 1
+
+
+def integer_kernels(executed: Mapping[str, int]) -> int:
+    """How many of the executed nodes multiply in integers."""
+    return sum(count for op, count in executed.items() if op in INTEGER_KERNELS)
+
+
+def kernels(plan: Plan, report: Report) -> str:
+    """How many of the planned integer sites ran as such, and on which target where it is not the CPU."""
+    planned = len(plan.integer_sites)
+    if report.target is not None and not report.target.executed_here:
+        return f"not executed here; {planned} integer sites planned for {report.target.name}"
+    beside = f", on {plan.recipe.profile.ran_on}" if plan.recipe.target != "cpu" else ""
+    return f"{integer_kernels(report.executed)} integer, of {planned} planned{beside}"
+
+
+def fp8_sites(fp8: OperatorRun) -> str:
+    """How the sites in FP8 ran, in words."""
+    if fp8.library is None:
+        return f"{fp8.sites} FP8, as the function in the file: no operator library here"
+    return f"{fp8.kernels} FP8 in the operator library ({fp8.library}), of {fp8.sites} planned"
+
+
+def precisions(plan: Plan) -> list[tuple[str, str]]:
+    """The precisions that a plan uses, and what each of them means."""
+    used = sorted({site.precision for site in plan.sites}, key=lambda p: (p.bits is None, p.value))
+    return [(precision.value, precision.row.words) for precision in used]
+
+
+def kept_share(plan: Plan, rung: Rung) -> str:
+    """Kept sites of all that count, such as "2/56"; nothing where no site is quantized as planned."""
+    if rung.id.kind in (RowKind.FP32, RowKind.WEIGHT_ONLY):
+        return NOTHING
+    return f"{len(rung.kept)}/{len(plan.counted)}"
+
+
+def won_back(report: Report, bits: int) -> float | None:
+    """The share of what quantizing everywhere loses that the spike-aware plan wins back; None if nothing is lost."""
+    everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
+    if everywhere is None or aware is None:
+        return None
+    loss, rest = over_fp32(report, everywhere), over_fp32(report, aware)
+    return None if loss is None or rest is None or loss <= 0 else (loss - rest) / loss
+
+
+def headline(plan: Plan, report: Report) -> str:
+    """The result in one sentence, with the numbers."""
+    bits = plan.recipe.bits
+    kept, total = len(plan.kept), len(plan.counted)
+    sites = f"{kept} of {total} sites stay in high precision"
+    size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
+    everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
+    change = over_fp32(report, aware) if aware else None
+    if change is None:
+        return f"At {bits} bits, {sites} and {size}; perplexity was not measured."
+    beside = (
+        f" where quantizing everywhere changes it by {percent(over_fp32(report, everywhere))}" if everywhere else ""
+    )
+    return f"At {bits} bits, perplexity changes by {percent(change)} against FP32{beside}; {sites} and {size}."

@@ -1,0 +1,21 @@
+"""What lies beside a model for other clients: tokenizer and generation files, and onnxruntime-genai's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spq_graph.documents import artifact, genai_config
+from spq_graph.models.source import Source
+from spq_graph.passes.files.read import ends_of
+
+
+def companions(source: Source) -> Path:
+    """The folder that holds a source's tokenizer and generation files."""
+    return source.path if source.kind == "folder" else source.tokenizer or source.path.parent
+
+
+def add_companions(source: Source, staging: Path) -> None:
+    """Put beside a model what other clients need: tokenizer and generation files, and onnxruntime-genai's own."""
+    artifact.copy_companions(companions(source), staging)
+    if source.kind != "onnx" or not genai_config.adopt(source.path, staging, artifact.MODEL):
+        genai_config.write(staging, artifact.MODEL, *ends_of(staging / artifact.MODEL))

@@ -1,0 +1,144 @@
+"""What a model is measured on: calibration data, or text of its own, and never the text that it is judged by."""
+
+from __future__ import annotations
+
+import filecmp
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.recipe import Recipe
+from spq_graph.models.source import REFERENCE, Source
+from spq_graph.runtime.sessions.cache import cache_pairs
+from spq_graph.runtime.text.sequences import Ids, Sequences
+from spq_graph.terms.errors import ActivationError, SourceError, UsageError
+from spq_graph.workbench.workbench import Workbench
+
+# Text sampled from the model is as slow as generation: this much of it settles ranges, and more is there on request.
+SAMPLED_TOKENS = 8_192
+SAMPLED_TOKENS_WITHOUT_CACHE = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a model is measured on. Files are text, JSON lists of strings, or .npz of input_ids.
+
+    Attributes:
+        calibration: what ranges and decisions are measured on; None for text sampled from the model itself.
+        calibration_tokens: how much of it; None for what the recipe says, or as much sampled text as settles ranges.
+        ranges: what `calibrate` measured of this model, or its file; sites are then chosen by KL only with
+            `calibration`. None to measure them.
+        text: what the ladder is measured on, never the calibration data; None for the embedded text with "reference",
+            and for no ladder with any other model.
+        max_eval_tokens: limit of the text.
+    """
+
+    calibration: str | Path | None = None
+    calibration_tokens: int | None = None
+    ranges: Ranges | str | Path | None = None
+    text: str | Path | None = None
+    max_eval_tokens: int | None = None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files that are read, as far as they exist."""
+        given = (self.calibration, self.text, self.ranges)
+        return tuple(path for place in given if isinstance(place, str | Path) and (path := Path(place)).exists())
+
+    def check(self, source: Source) -> None:
+        """Refuse what can be known to be wrong before the model is opened.
+
+        Raises:
+            SourceError: a file is not there.
+            UsageError: text without a tokenizer, or one file to calibrate and to evaluate on.
+        """
+        text, calibration = (Path(p) if p is not None else None for p in (self.text, self.calibration))
+        for path in (calibration, text):
+            if path is not None and not path.is_file():
+                raise SourceError("no such file", where=str(path))
+            if path is not None and path.suffix != ".npz" and source.tokenizer is None:
+                raise UsageError(
+                    "text needs a tokenizer", where=str(path), remedy="pass --tokenizer DIR, or ids as .npz"
+                )
+        if text is not None and calibration is not None and filecmp.cmp(text, calibration, shallow=False):
+            raise UsageError(
+                "the evaluation text is the calibration data, so its figures would flatter",
+                where=str(text),
+                remedy="evaluate on another text",
+            )
+
+
+def text_of(bench: Workbench, data: Data) -> Sequences | None:
+    """What the ladder is measured on; read before anything that takes long."""
+    path = Path(data.text) if data.text is not None else None
+    if path is None and bench.source.path == REFERENCE:
+        path = REFERENCE / "evaluation.txt"
+    return bench.sequences(path, max_tokens=data.max_eval_tokens) if path is not None else None
+
+
+def measured(bench: Workbench, data: Data, recipe: Recipe, text: Sequences | None) -> tuple[Ranges, Sequences | None]:
+    """Ranges, and what to measure decisions on; None for that where neither data nor sampling was asked for.
+
+    Raises:
+        DataError: the ranges that were given are another model's.
+        UsageError: the text holds sequences of the calibration data.
+    """
+    known = bench.known_ranges(data.ranges) if data.ranges is not None else None
+    if known is not None and data.calibration is None:
+        return known, None
+    sequences = calibration_data(bench, data, recipe)
+    _refuse_overlap(text, sequences)
+    return known if known is not None else bench.calibrate(sequences), sequences
+
+
+def calibration_data(bench: Workbench, data: Data, recipe: Recipe) -> Sequences:
+    """The calibration data that was named, or text sampled from the model."""
+    if data.calibration is not None:
+        limit = data.calibration_tokens or recipe.calibration_tokens
+        return bench.sequences(Path(data.calibration), max_tokens=limit)
+    return sampled(bench, data.calibration_tokens, recipe.seed)
+
+
+def _refuse_overlap(text: Sequences | None, calibration: Sequences) -> None:
+    if text is None:
+        return
+    seen = {row.tobytes() for row in calibration.ids}
+    common = sum(row.tobytes() in seen for row in text.ids)
+    if common:
+        raise UsageError(
+            f"{common} sequences of the evaluation text are calibration data, so its figures would flatter",
+            where=text.origin,
+            remedy="evaluate on another text",
+        )
+
+
+def sampled(bench: Workbench, tokens: int | None, seed: int) -> Sequences:
+    """Sequences sampled from the model itself, for calibration without data."""
+    folder = bench.source.kind == "folder"
+    wanted = tokens or (SAMPLED_TOKENS if folder or cache_pairs(bench.runner) else SAMPLED_TOKENS_WITHOUT_CACHE)
+    length = min(bench.sequence_length, 256)
+    count = max(1, wanted // length)
+    bos = bench.tokenizer.bos_id if bench.tokenizer is not None else None
+    bos = bench.source.bos_token_id if bos is None else bos
+    origin = f"{count} sequences of {length} tokens sampled from the model, seed {seed}"
+    with bench.steps.step("sample", "Sampling calibration text from the model itself") as tick:
+        if folder:
+            ids = _sampled_in_torch(bench, count, length, seed, bos)
+        else:
+            from spq_graph.runtime.generation.sample import sample_ids
+
+            ids = sample_ids(bench.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)
+    return Sequences(ids, np.ones_like(ids), 1, origin)
+
+
+def _sampled_in_torch(bench: Workbench, count: int, length: int, seed: int, bos: int | None) -> Ids:
+    from spq_graph.models.sample import sample_ids
+
+    try:
+        return sample_ids(bench.source.path, sequences=count, length=length, seed=seed, bos=bos)
+    except ActivationError as cause:
+        first = np.array([[bos or 0]], dtype=np.int64)
+        where = bench.name_not_finite(first, np.ones_like(first))
+        raise ActivationError(cause.what, where=where, remedy=cause.remedy) from cause

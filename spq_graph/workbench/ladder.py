@@ -1,0 +1,107 @@
+"""What quantizing everywhere costs, what keeping the spikes wins back, and the controls beside it, as measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from spq_graph.decisions.variants import Place, Variant
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.report import Rung
+from spq_graph.passes.files.read import files_of
+from spq_graph.runtime.measures.evaluate import Score, evaluate
+from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.errors import GraphError
+from spq_graph.terms.rows import FP32, RowId, RowKind
+from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.streams import execute
+from spq_graph.workbench.workbench import Built, Workbench, discard
+
+# Models whose sessions live side by side: each batch of FP logits is then computed once for all of them.
+SESSION_BYTES = 2 << 30
+
+
+def measure_ladder(
+    bench: Workbench, rows: Sequence[Variant], text: Sequences, steps: Steps, ready: Mapping[Place, Built]
+) -> list[Rung]:
+    """Build, prove and measure every row on the same tokens; FP32 comes first.
+
+    Rows that decide the same are measured once. A row in a format that the graph cannot have is left out, and said so.
+
+    Args:
+        bench: the source.
+        rows: what to measure beside it.
+        text: what it is measured on.
+        steps: times and shows what is done.
+        ready: files of rows that are built already, which are left where they are.
+
+    Raises:
+        CheckError: a row's integer sites did not run as integer kernels.
+    """
+    alike: dict[object, list[Variant]] = {}
+    for row in rows:
+        alike.setdefault(_decisions(row.plan), []).append(row)
+    distinct = [next((row for row in same if row.place in ready), same[0]) for same in alike.values()]
+    source = sum(file.stat().st_size for file in files_of(bench.model))
+    side_by_side = max(1, SESSION_BYTES // source)
+    groups = [distinct[start : start + side_by_side] for start in range(0, len(distinct), side_by_side)]
+    measured: dict[object, Rung] = {}
+    ladder: list[Rung] = []
+    with steps.step("ladder", f"Measuring {len(distinct) + 1} models on {text.tokens} tokens") as tick:
+        for number, group in enumerate(groups):
+
+            def in_all(done: int, total: int, number: int = number) -> None:
+                tick(number * total + done, len(groups) * total)
+
+            files = [(row, ready.get(row.place) or _built(bench, row, steps)) for row in group]
+            built = [(row, file) for row, file in files if file is not None]
+            streams = [bench.stream_for(row.plan, file) for row, file in built]
+            reference, scores = evaluate(bench.reference, streams, text, in_all)
+            if not ladder:
+                executed = execute(bench.reference, text.ids[:1, :8]).ops
+                ladder.append(_rung(FP32, None, reference, source, executed))
+            for (row, file), score, stream in zip(built, scores, streams, strict=True):
+                executed = {} if bench.emulates(row.plan) else bench.prove(file, row.plan, stream).ops
+                measured[_decisions(row.plan)] = _rung(row.id, row.bits, score, file.bytes, executed)
+                if row.place not in ready:
+                    discard(file)
+    for row in rows:
+        rung = measured.get(_decisions(row.plan))
+        if rung is not None:
+            ladder.append(rung.model_copy(update={"id": row.id, "bits": row.bits, "kept": _kept(row)}))
+    return ladder
+
+
+def _decisions(plan: Plan) -> object:
+    """What makes two plans the same model."""
+    recipe = plan.recipe
+    sites = tuple((site.key, site.precision) for site in plan.sites)
+    return recipe.bits, recipe.activations, recipe.weights, sites
+
+
+def _built(bench: Workbench, row: Variant, steps: Steps) -> Built | None:
+    try:
+        return bench.build(row.plan, profile=bench.measured_as(row.plan))
+    except GraphError as cause:
+        if row.id.kept_in is None:
+            raise
+        steps.console.print(f"no row {row.id.name}: {cause.what}", markup=False, highlight=False)
+        return None
+
+
+def _kept(row: Variant) -> list[str]:
+    # Of weight-only nothing is kept: it is another way to quantize everything.
+    return [] if row.id.kind is RowKind.WEIGHT_ONLY else [s.key for s in row.plan.counted if s.precision.bits is None]
+
+
+def _rung(row: RowId, bits: int | None, score: Score, size: int, executed: dict[str, int]) -> Rung:
+    return Rung(
+        id=row,
+        bits=bits,
+        perplexity=score.perplexity,
+        nll=score.nll,
+        kl=score.kl,
+        top1=score.top1,
+        bytes=size,
+        kept=[],
+        executed=executed,
+    )

@@ -1,0 +1,92 @@
+"""What is needed to open a model, as one value."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from spq_graph.documents import artifact
+from spq_graph.models.source import Source, resolve
+from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.workbench import Workbench
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is needed to open a model.
+
+    Attributes:
+        source: a Hugging Face folder, an .onnx file, or the word "reference", the embedded model; where no sites are
+            sought, an OUT folder as well.
+        tokenizer: folder with tokenizer.json; None for the source's own.
+        bos: prepend BOS even where the tokenizer does not.
+        window: tokens in a sequence; None for the model's length, at most 2048.
+        memory: bytes of weights that a session may hold; None for the default.
+        allow_no_glu: go on where no GLU is found.
+    """
+
+    source: str | Path
+    tokenizer: str | Path | None = None
+    bos: bool = False
+    window: int | None = None
+    memory: int | None = None
+    allow_no_glu: bool = False
+
+    @classmethod
+    def of(cls, model: Openable) -> Opening:
+        """The opening itself, or that of a plain source."""
+        return model if isinstance(model, Opening) else cls(model)
+
+    @property
+    def name(self) -> str:
+        """The source as it was given."""
+        return str(self.source)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files and folders that are read, as far as they exist."""
+        given = (self.tokenizer, self.source)
+        return tuple(path for place in given if place is not None and (path := Path(place)).exists())
+
+    def resolve(self) -> Source:
+        """What the source is, checked as far as that is possible without loading it.
+
+        Raises:
+            SourceError: it cannot be read.
+        """
+        return resolve(self.name, Path(self.tokenizer) if self.tokenizer is not None else None)
+
+    @contextmanager
+    def open(self, steps: Steps | None = None, *, find_sites: bool = True) -> Iterator[Workbench]:
+        """A workbench over the source, with a folder for intermediate files that vanishes at the end.
+
+        Args:
+            steps: times and shows what is done.
+            find_sites: read the graph and find its sites, for what is to be quantized. Without, any decoder will do,
+                quantized or not, and an OUT folder is opened with its own tokenizer.
+
+        Raises:
+            SourceError: the model cannot be read or exported.
+            GraphError: sites are sought, and it is quantized already, or holds no GLU.
+        """
+        source = (self if find_sites else self._in_out()).resolve()
+        with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
+            bench = Workbench(source, Path(work), steps or Steps(), self.bos, self.window, self.memory)
+            bench.open(allow_no_glu=self.allow_no_glu, find_sites=find_sites)
+            yield bench
+
+    def _in_out(self) -> Opening:
+        """Of an OUT folder its model, and the tokenizer beside that where no other is named."""
+        folder = Path(self.source)
+        if not (folder / artifact.MODEL).is_file():
+            return self
+        beside = folder if (folder / "tokenizer.json").is_file() else None
+        return replace(self, source=folder / artifact.MODEL, tokenizer=self.tokenizer or beside)
+
+
+Openable: TypeAlias = Opening | str | Path
+"""A model to open: how, or a plain source, opened as `Opening` does by default."""

@@ -1,0 +1,81 @@
+"""A model's file, opened so that its weights fit a memory limit: in one session, or segment by segment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spq_graph.passes.adapt.prepared import Prepared, prepared
+from spq_graph.passes.pieces.split import split
+from spq_graph.runtime.measures.evaluate import Stream
+from spq_graph.runtime.sessions.executed import Executed
+from spq_graph.runtime.sessions.segmented import SegmentedRunner
+from spq_graph.runtime.sessions.session import Runner, execute_once
+from spq_graph.runtime.text.sequences import Ids
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.segment import Segmented
+
+
+def open_stream(model: Path | Prepared, memory: int | None = None) -> Stream:
+    """A model, to be run on one batch after the other.
+
+    Args:
+        model: the .onnx file, or its graph where that was read already.
+        memory: bytes that the weights in a session may take; None for the default of `segments.split`.
+
+    Raises:
+        SpqError: as `prepared` and `Runner`.
+    """
+    source = _prepared(model)
+    segments = _in_segments(source, memory)
+    return SegmentedRunner(segments) if segments is not None else Runner(source.path)
+
+
+def _prepared(model: Path | Prepared) -> Prepared:
+    return model if isinstance(model, Prepared) else prepared(model)
+
+
+def _in_segments(source: Prepared, memory: int | None) -> Segmented | None:
+    """A model in segments; None where one session over its file will do.
+
+    What fits as a whole runs from its file: what is measured is then what is delivered.
+    """
+    model = split(source.copy(), source.path, memory)
+    return model if len(model.segments) > 1 or not source.runs else None
+
+
+def open_whole(source: Prepared, size: int) -> Runner:
+    """A model in one session after all, for what must run it token by token.
+
+    Args:
+        source: the model.
+        size: bytes that its weights take in a session.
+
+    Raises:
+        UsageError: the machine has less memory than it takes.
+    """
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not source.runs:
+        raise UsageError(
+            "ONNX Runtime does not run this model as it is: it has bfloat16 weights, or two nodes of one name",
+            where=str(source.path),
+            remedy="pass --calibration FILE; what is made of it by `quantize` runs",
+        )
+    if size > has:
+        raise UsageError(
+            f"in one session this model takes {size / 1e9:.1f} GB, and the machine has {has / 1e9:.1f} GB",
+            where=str(source.path),
+            remedy="pass --calibration FILE: only sampling text from the model, generation and tasks need it whole",
+        )
+    return Runner(source.path)
+
+
+def execute(stream: Stream, ids: Ids) -> Executed:
+    """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
+    return execute_once(stream.path, ids) if isinstance(stream, Runner) else stream.execute_once(ids)
+
+
+def execute_file(path: Path, ids: Ids, memory: int | None = None) -> Executed:
+    """As `execute`, of a file that is not open: what fits as a whole is opened once, under the profiler."""
+    model = _in_segments(prepared(path), memory)
+    return SegmentedRunner(model).execute_once(ids) if model is not None else execute_once(path, ids)

@@ -1,0 +1,293 @@
+"""One source model on disk, its sites, and what can be done with them: calibrate, build, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from spq_graph.documents import artifact
+from spq_graph.documents.checkpoint import Checkpoint
+from spq_graph.documents.plan import ModelRef, Plan
+from spq_graph.documents.ranges import Ranges
+from spq_graph.models.source import Source
+from spq_graph.passes.adapt.prepared import Prepared, prepared
+from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.files.read import digest_of
+from spq_graph.passes.files.save import DATA_SUFFIX, save_model
+from spq_graph.passes.find.identify import Identified, require_glu
+from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
+from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
+from spq_graph.passes.pieces.split import signature, split
+from spq_graph.runtime.measures.calibrate import calibrate, first_not_finite
+from spq_graph.runtime.measures.evaluate import Stream
+from spq_graph.runtime.proof.held import check_executed, execute_on, runner_on, why_absent
+from spq_graph.runtime.sessions.executed import Executed
+from spq_graph.runtime.sessions.session import CPU, Decoder, Runner
+from spq_graph.runtime.text.reading import load_sequences
+from spq_graph.runtime.text.sequences import Ids, Sequences
+from spq_graph.runtime.text.tokenizer import TextTokenizer
+from spq_graph.terms.errors import DataError, GraphError, UsageError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.segment import Segmented, Spec
+from spq_graph.terms.targets import PROFILES, Profile
+from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
+
+LONGEST_WINDOW = 2048
+
+
+@dataclass(slots=True)
+class Built:
+    """One model with a plan applied, as a file."""
+
+    path: Path
+    bytes: int
+    opset: int
+
+
+@dataclass(slots=True)
+class Workbench:
+    """One source model, opened.
+
+    Attributes:
+        source: what the user named.
+        work: folder for intermediate files.
+        steps: times and shows what is done.
+        bos: prepend BOS even where the tokenizer does not.
+        window: tokens in a sequence; None for the model's length, at most 2048.
+        memory: bytes that the weights in a session may take; None for the default of `segments.split`.
+        model: the ONNX file.
+        found: sites, GLU blocks and products that are no sites.
+        tokenizer: where the source has one.
+    """
+
+    source: Source
+    work: Path
+    steps: Steps
+    bos: bool = False
+    window: int | None = None
+    memory: int | None = None
+    model: Path = field(init=False)
+    found: Identified = field(init=False)
+    tokenizer: TextTokenizer | None = field(init=False, default=None)
+    _digest: Future[str] | None = None
+    _count: int = 0
+    _runner: Runner | None = None
+    _reference: Stream | None = None
+    _signature: tuple[list[Spec], list[Spec]] | None = None
+    _prepared: Prepared | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the model's file and its weights; it is computed while the graph is read."""
+        return self._digest.result() if self._digest is not None else digest_of(self.model)
+
+    @property
+    def runner(self) -> Runner:
+        """The model in one session, which is opened once; `reference` takes less memory where that will do.
+
+        Raises:
+            UsageError: the machine has less memory than it takes.
+        """
+        if self._runner is None:
+            whole = self.reference
+            self._runner = whole if isinstance(whole, Runner) else open_whole(self.prepared, whole.bytes)
+        return self._runner
+
+    @property
+    def reference(self) -> Stream:
+        """The model, to be run on one batch after the other."""
+        if self._reference is None:
+            self._reference = open_stream(self.prepared, self.memory)
+        return self._reference
+
+    @property
+    def decoder(self) -> Decoder:
+        """What the model takes and gives; once the graph was read, no session is opened to know it."""
+        return Decoder(self.model, *self._signature) if self._signature is not None else self.reference
+
+    def open(self, *, allow_no_glu: bool = False, find_sites: bool = True) -> None:
+        """Export where needed, read the graph and find its sites; without, any decoder will do, quantized or not.
+
+        Raises:
+            SourceError: the model cannot be read or exported.
+            GraphError: it is quantized already, or holds no GLU.
+        """
+        if self.source.tokenizer is not None:
+            self.tokenizer = TextTokenizer.load(self.source.tokenizer)
+        self.model = self.source.path
+        if self.source.kind == "folder":
+            from spq_graph.models.export import export_folder
+
+            # Named as `export` names it, so that both have one digest.
+            self.model = self.work / artifact.MODEL
+            with self.steps.step("export", f"Exporting {self.source.origin}"):
+                export_folder(self.source.path, self.model)
+        if not find_sites:
+            return
+        with self.steps.step("identify", "Finding GLU blocks and projections"):
+            graph = self.prepared.graph
+            self._digest = ThreadPoolExecutor(max_workers=1).submit(digest_of, self.model)
+            refuse_quantized(graph, self.source.path)
+            self._signature = signature(graph)
+            self.found = identify_floating(graph)
+        if not allow_no_glu:
+            require_glu(self.found, self.source.origin)
+        if not self.found.sites:
+            raise GraphError("no MatMul or Gemm with a constant weight was found", where=self.source.origin)
+
+    @property
+    def prepared(self) -> Prepared:
+        """The source graph, read once; who edits it takes a copy."""
+        if self._prepared is None:
+            self._prepared = prepared(self.model)
+        return self._prepared
+
+    @property
+    def stored(self) -> Mapping[str, Precision]:
+        """Floating-point format of every site's weight in the graph, by key."""
+        return self.found.stored
+
+    @property
+    def ref(self) -> ModelRef:
+        """How plans refer to this model."""
+        return ModelRef(digest=self.digest, origin=self.source.origin)
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens in a sequence.
+
+        Raises:
+            UsageError: a window was asked for that is longer than the model.
+        """
+        longest = self.source.max_length or LONGEST_WINDOW
+        if self.window is not None and self.source.max_length is not None and self.window > self.source.max_length:
+            raise UsageError(f"the model has {self.source.max_length} positions", where=f"--window {self.window}")
+        return self.decoder.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
+
+    def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
+        """Read text or ids as this model's sequences."""
+        found = load_sequences(
+            path,
+            self.tokenizer,
+            window=self.sequence_length,
+            bos=self.bos,
+            vocab_size=self.source.vocab_size or self.decoder.vocabulary,
+            max_tokens=max_tokens,
+        )
+        return replace(found, origin=path.name)  # where the file lies is not part of what was decided
+
+    def calibrate(self, sequences: Sequences, checkpoint: Checkpoint | None = None) -> Ranges:
+        """Collect the ranges of every site's input; with a checkpoint, go on where an interrupted run stopped.
+
+        Raises:
+            ActivationError: an activation is NaN or infinite, named by site.
+        """
+        # As it runs on the CPU: nothing is observed inside of a fused attention, which takes less time and memory.
+        graph = self.prepared.adapted(PROFILES["cpu"])
+        observe = Observe([site.input for site in self.found.sites])
+        observe(graph)
+        with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
+            return calibrate(
+                self.segments(graph),
+                [(p.value, p.outputs) for p in observe.probes],
+                FINITE_CHECK,
+                sequences,
+                self.digest,
+                self.name_not_finite,
+                tick,
+                checkpoint,
+            )
+
+    def segments(self, graph: ir.Model) -> Segmented:
+        """A graph made of the source's, in pieces that fit the memory limit; the graph is edited for it."""
+        return split(graph, self.model, self.memory)
+
+    def name_not_finite(self, ids: Ids, mask: Ids) -> str:
+        """The first site input that is NaN or infinite on a batch, int64 [batch, length] both, in words."""
+        graph = self.prepared.adapted(PROFILES["cpu"])
+        values = list(dict.fromkeys(site.input for site in self.found.sites))
+        check = ObserveFinite(values)
+        check(graph)
+        index = first_not_finite(self.segments(graph), [v.name or "" for v in graph.graph.outputs], ids, mask)
+        if index is None:
+            return self.source.origin
+        site = next(s for s in self.found.sites if s.input == values[index])
+        return f"input of {site.key} (value '{site.input}')"
+
+    def build(self, plan: Plan, path: Path | None = None, profile: Profile | None = None) -> Built:
+        """Apply a plan and save the result.
+
+        Args:
+            plan: what was decided.
+            path: the file; None for one beside the intermediate files.
+            profile: what runs it; by default the plan's target.
+        """
+        if path is None:
+            self._count += 1
+            path = self.work / f"variant-{self._count}.onnx"
+        model = apply_plan(self.prepared, plan, profile)
+        return Built(path, save_model(model, path), model.graph.opset_imports[""])
+
+    def prove(self, built: Built, plan: Plan, stream: Stream | None = None) -> Executed:
+        """Run once on the plan's target, where it is at hand, and check that every site ran as planned.
+
+        A session that is open already serves where the runtime can tell of it afterwards.
+
+        Raises:
+            CheckError: naming those that did not.
+        """
+        profile = plan.recipe.profile
+        if profile.provider == CPU:
+            ids = self._probe_ids()
+            executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
+        else:
+            runner = stream if isinstance(stream, Runner) else None
+            executed = execute_on(profile, built.path, self._probe_ids(), runner)
+        check_executed(executed, plan, str(built.path))
+        return executed
+
+    def measured_as(self, plan: Plan) -> Profile:
+        """What a plan is measured on: its target where that is at hand, and otherwise the target's emulation."""
+        profile = plan.recipe.profile
+        elsewhere = profile.runtime == "onnxruntime" or why_absent(profile) is not None
+        return profile.emulation if elsewhere else profile
+
+    def emulates(self, plan: Plan) -> bool:
+        """Whether figures of a plan are those of its quantizers on ONNX Runtime's CPU provider, not of its target."""
+        return self.measured_as(plan) is not plan.recipe.profile
+
+    def stream_for(self, plan: Plan, built: Built) -> Stream:
+        """What to measure a built plan in."""
+        profile = self.measured_as(plan)
+        return open_stream(built.path, self.memory) if profile.provider == CPU else runner_on(profile, built.path)
+
+    def _probe_ids(self) -> Ids:
+        batch, length = self.decoder.fixed_shape
+        return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
+
+    def known_ranges(self, given: Ranges | str | Path) -> Ranges:
+        """Ranges that were measured before, or their file.
+
+        Raises:
+            DataError: they cannot be read, or were measured on another model.
+        """
+        ranges = given if isinstance(given, Ranges) else Ranges.load(Path(given))
+        if ranges.model_digest != self.digest:
+            raise DataError(
+                "these ranges were measured on another model",
+                where=self.source.origin if isinstance(given, Ranges) else str(given),
+                remedy="run `spq-graph calibrate` on this one",
+            )
+        return ranges
+
+
+def discard(built: Built) -> None:
+    """Remove an intermediate model."""
+    built.path.unlink(missing_ok=True)
+    built.path.with_name(built.path.name + DATA_SUFFIX).unlink(missing_ok=True)

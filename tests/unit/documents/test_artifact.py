@@ -1,0 +1,163 @@
+"""OUT: what may be replaced, and that there is never half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from spq_graph.documents import artifact
+from spq_graph.documents.artifact import check_out, copy_companions, model_file, staged
+from spq_graph.terms.errors import OutputError, UsageError
+
+
+def earlier(out: Path) -> Path:
+    """An OUT as an earlier run left it."""
+    out.mkdir(parents=True)
+    (out / artifact.PLAN).write_text("{}")
+    (out / artifact.MODEL).write_text("old")
+    return out
+
+
+def stop_midway(staging: Path, stop: BaseException) -> None:
+    (staging / "model.onnx").write_text("half")
+    raise stop
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_new_out_is_welcome(tmp_path: Path) -> None:
+    check_out(tmp_path / "deep" / "out", force=False)
+    assert listing(tmp_path) == []
+
+
+def test_an_existing_out_needs_force(tmp_path: Path) -> None:
+    out = earlier(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"(?s)exists already.*--force"):
+        check_out(out, force=False)
+    check_out(out, force=True)
+    (tmp_path / "empty").mkdir()
+    check_out(tmp_path / "empty", force=True)
+
+
+def test_force_replaces_nothing_that_is_not_ours(tmp_path: Path) -> None:
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter1.txt").write_text("the only copy")
+    file = tmp_path / "file"
+    file.write_text("x")
+    link = tmp_path / "link"
+    link.symlink_to(earlier(tmp_path / "out"))
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "nowhere")
+    for out in (foreign, file, link, dangling):
+        with pytest.raises(OutputError, match="not an artifact of spq-graph"):
+            check_out(out, force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_inputs_survive(tmp_path: Path, force: bool) -> None:
+    source = tmp_path / "models" / "llama"
+    source.mkdir(parents=True)
+    model = source / "model.onnx"
+    model.write_text("x")
+    (source / artifact.PLAN).write_text("{}")
+    for out in (source, source.parent, tmp_path, model, source / ".." / "llama"):
+        for given in (source, model):
+            with pytest.raises((UsageError, OutputError), match=r"would replace an input|exists"):
+                check_out(out, force=force, inputs=(given,))
+    check_out(source / "quantized", force=force, inputs=(source, model))
+
+
+def test_moved_into_place_when_complete(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with staged(out) as staging:
+        (staging / "model.onnx").write_text("whole")
+        assert not out.exists()
+        assert staging.parent == out.parent
+    assert listing(out.parent) == ["out", "out/model.onnx"]
+    assert stat.S_IMODE(out.stat().st_mode) == 0o755
+
+
+def test_an_earlier_out_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    out = earlier(tmp_path / "out")
+    with staged(out) as staging:
+        (staging / "model.onnx").write_text("new")
+        assert (out / "model.onnx").read_text() == "old"
+    assert listing(tmp_path) == ["out", "out/model.onnx"]
+    assert (out / "model.onnx").read_text() == "new"
+
+
+@pytest.mark.parametrize("stop", [ValueError("wrong"), KeyboardInterrupt(), SystemExit(143)])
+@pytest.mark.parametrize("before", [False, True])
+def test_nothing_half_is_left(tmp_path: Path, stop: BaseException, before: bool) -> None:
+    out = tmp_path / "out"
+    if before:
+        earlier(out)
+    was = listing(tmp_path)
+    with pytest.raises(type(stop)), staged(out) as staging:
+        stop_midway(staging, stop)
+    assert listing(tmp_path) == was
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk(tmp_path: Path, number: int) -> None:
+    out = earlier(tmp_path / "out")
+    with pytest.raises(OutputError, match="the disk is full; nothing was left behind"), staged(out) as staging:
+        stop_midway(staging, OSError(number, os.strerror(number)))
+    assert (out / "model.onnx").read_text() == "old"
+    assert listing(tmp_path) == ["out", "out/model.onnx", "out/plan.json"]
+
+
+def test_other_system_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), staged(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, "denied", "somewhere")
+    assert listing(tmp_path) == []
+
+
+def test_an_earlier_out_comes_back_where_the_new_one_cannot_move_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = earlier(tmp_path / "out")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(errno.EIO, "input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="input/output"), staged(out) as staging:
+        (staging / "model.onnx").write_text("new")
+    assert (out / "model.onnx").read_text() == "old"
+    assert listing(tmp_path) == ["out", "out/model.onnx", "out/plan.json"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="OUT cannot be written"), staged(tmp_path / "file" / "out"):
+        pass
+
+
+def test_companions_are_copied_and_nothing_else(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    for name in ("tokenizer.json", "config.json", "model.safetensors", "notes.txt"):
+        (source / name).write_text(name)
+    (source / "tokenizer_config.json").mkdir()  # not a file, not copied
+    copy_companions(source, out)
+    assert listing(out) == ["config.json", "tokenizer.json"]
+    shutil.rmtree(source)
+    copy_companions(source, out)  # nothing to copy is no error
+
+
+def test_model_file(tmp_path: Path) -> None:
+    assert model_file(tmp_path) == tmp_path / "model.onnx"
+    assert model_file(tmp_path / "x.onnx") == tmp_path / "x.onnx"

@@ -1,0 +1,111 @@
+"""Inspection of a file with FP8 sites: they are listed like any other, and the file is known to be quantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from spq_graph.jobs.inspect import inspect_path
+from spq_graph.passes.base.marks import ADDED, PREFIX
+from spq_graph.passes.files.read import load_graph
+from spq_graph.passes.find.quantized import refuse_quantized
+from spq_graph.terms.errors import GraphError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role, Site
+from tests.support.decoder_graphs import Decoder, decoder, token_feeds
+from tests.support.graphs import Glu
+from tests.support.inserting import applied, plan_for
+
+CHOSEN = {
+    Role.GLU_DOWN: Precision.FP8_E5M2,
+    Role.ATTN_O: Precision.W8FP8A16,
+    Role.GLU_UP: Precision.FP8_E4M3,
+    Role.LM_HEAD: Precision.FP32,
+}
+
+
+def choose(site: Site) -> Precision:
+    return CHOSEN.get(site.role, Precision.INT8)
+
+
+def without_notes(path: Path) -> Path:
+    """The same file without the view of its plan, so that the graph alone must tell."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        kept = [p for p in node.metadata_props if not p.key.startswith(PREFIX) or p.key == ADDED]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    onnx.save(model, path.with_name("bare.onnx"))
+    return path.with_name("bare.onnx")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("opset", [17, 21])
+def test_every_site_is_listed(tmp_path: Path, dtype: type[np.generic], noted: bool, opset: int) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(glu=Glu(width=32, inner=33, bias=True)), dtype=dtype, opset=opset), path)
+    plan = plan_for(path, token_feeds(), choose)
+    made = applied(path, plan)
+    found = inspect_path(made if noted else without_notes(made))
+    assert found.glu_blocks == 2
+    assert not found.unmatched
+    listed = [(s.key, s.role, s.site.layer, s.shape, s.precision) for s in found.sites]
+    # Without notes a head that is to be computed in fp32 shows what it is stored in.
+    head = "fp16" if dtype is np.float16 and not noted else "fp32"
+    assert listed == [
+        (s.key, s.role, s.layer, s.shape, head if s.role is Role.LM_HEAD else s.precision) for s in plan.sites
+    ]
+
+
+def test_is_not_taken_for_a_source(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1)), path)
+    made = applied(path, plan_for(path, token_feeds(), Precision.W8FP8A16))
+    with pytest.raises(GraphError, match=r"quantized already \(8 Fp8MatMul\)"):
+        refuse_quantized(load_graph(made), made)
+
+
+@pytest.mark.parametrize(
+    ("bits", "level", "told"),
+    [
+        (8, 4, "w8a8_block"),
+        (8, 1, "w8a16"),
+        (8, None, "w8a16"),
+        (4, 4, "w4a8"),
+        (4, 0, "w4a16"),
+        (None, None, "w4a16"),  # 4 is ONNX Runtime's default
+        (2, 4, "w2a8"),
+    ],
+)
+def test_blocks_of_others_are_told_by_bits_and_level(
+    tmp_path: Path, bits: int | None, level: int | None, told: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1, glu=Glu(width=32, inner=32))), path)
+    model = onnx.load(without_notes(applied(path, plan_for(path, token_feeds(), Precision.W8A8_BLOCK))))
+    products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    wanted = {"bits": bits, "accuracy_level": level}
+    for node in products:
+        kept = [a for a in node.attribute if a.name not in wanted]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        node.attribute.extend(
+            onnx.helper.make_attribute(name, value) for name, value in wanted.items() if value is not None
+        )
+    onnx.save(model, path)
+    assert {site.precision for site in inspect_path(path).sites} == {told}
+
+
+def test_a_grid_that_the_first_edition_noted_has_the_name_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1, glu=Glu(width=32, inner=32))), path)
+    made = applied(path, plan_for(path, token_feeds(), Precision.INT6_IN_8))
+    model = onnx.load(made)
+    for note in (note for node in model.graph.node for note in node.metadata_props):
+        note.value = "int6" if note.key == f"{PREFIX}precision" else note.value
+    onnx.save(model, made)
+    assert {site.precision for site in inspect_path(made).sites} == {"int6_in_8"}

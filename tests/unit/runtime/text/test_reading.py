@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spq_graph.runtime.text.reading import load_sequences, windows
+from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.runtime.text.tokenizer import TextTokenizer
+from spq_graph.terms.errors import DataError, UsageError
+from tests.support.words import text_of, words
+
+
+@pytest.fixture
+def plain() -> TextTokenizer:
+    return TextTokenizer(words())
+
+
+@pytest.fixture
+def prepending() -> TextTokenizer:
+    return TextTokenizer(words("<s> $A </s>"))
+
+
+class TestWindows:
+    @given(count=st.integers(2, 200), window=st.integers(2, 40), bos=st.booleans())
+    def test_every_token_is_predicted_once_in_order(self, count: int, window: int, bos: bool) -> None:
+        tokenizer = TextTokenizer(words(), bos_id=1)
+        cut = windows(tokenizer, text_of(count), window=window, bos=bos, min_windows=0)
+        assert cut.ids.shape[1] <= window
+        assert cut.prefix == int(bos)
+        expected = tokenizer.encode(text_of(count))[0 if bos else 1 :]
+        assert cut.ids[:, 1:][cut.predicted].tolist() == expected
+        assert (cut.ids[:, 0] == 1).all() == bos
+        if not bos:
+            assert (cut.ids[1:, 0] == cut.ids[:-1, -1]).all()
+
+    def test_a_longer_prefix_is_not_predicted(self) -> None:
+        tokenizer = TextTokenizer(words("</s> <s> $A"))
+        cut = windows(tokenizer, text_of(10), window=7, bos=False)
+        assert cut.ids[:, :2].tolist() == [[2, 1], [2, 1]]
+        assert cut.ids[:, 1:][cut.predicted].tolist() == tokenizer.encode(text_of(10))
+
+    def test_documents_do_not_share_rows(self, prepending: TextTokenizer) -> None:
+        cut = windows(prepending, ["w0 w1 w2 w3", "", "w4"], window=4, bos=False)
+        assert cut.ids.tolist() == [[1, 3, 4, 5], [1, 6, 0, 0], [1, 7, 0, 0]]
+        assert cut.mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+        assert cut.tokens == 8
+
+    @given(tokens=st.integers(1, 300), documents=st.booleans())
+    def test_a_token_budget_reads_less_and_gives_the_same(self, tokens: int, documents: bool) -> None:
+        tokenizer = TextTokenizer(words("<s> $A"))
+        text = [text_of(n) for n in (3, 40, 7, 90)] if documents else text_of(250)
+        whole = windows(tokenizer, text, window=16, bos=False)
+        some = windows(tokenizer, text, window=16, bos=False, max_tokens=tokens)
+        assert some.digest == whole.take(tokens).digest
+        assert len(some) == 1 or some.tokens <= tokens
+
+    def test_a_token_budget_does_not_tokenize_the_rest(
+        self, plain: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[int] = []
+        monkeypatch.setattr(plain, "pieces", lambda text: (read.append(n) or [3] * 50 for n in range(1000)))
+        assert windows(plain, "text", window=10, bos=False, max_tokens=95).tokens == 90
+        assert len(read) == 3
+
+    def test_too_little_text_says_how_much_and_what_helps(self, prepending: TextTokenizer) -> None:
+        with pytest.raises(DataError, match=r"^here: 37 tokens .* 255 .*\n.*--window 38\.$"):
+            windows(prepending, text_of(37), window=256, bos=False, origin="here")
+        assert len(windows(prepending, text_of(37), window=38, bos=False)) == 1
+        with pytest.raises(DataError, match=r"37 tokens .* 60 .*\n.*--window 10\.$"):
+            windows(prepending, text_of(37), window=16, bos=False, min_windows=4)
+        assert len(windows(prepending, text_of(37), window=10, bos=False, min_windows=4)) == 5
+
+    def test_nothing_to_predict(self, plain: TextTokenizer) -> None:
+        for text in ("", " \n", []):
+            with pytest.raises(DataError, match="empty"):
+                windows(plain, text, window=8, bos=False)
+        with pytest.raises(DataError, match="0 tokens to predict"):
+            windows(plain, "w0", window=8, bos=False, min_windows=0)
+        with pytest.raises(UsageError, match="no room"):
+            windows(plain, text_of(9), window=1, bos=False)
+
+
+class TestSequences:
+    @pytest.fixture
+    def rows(self, prepending: TextTokenizer) -> Sequences:
+        return windows(prepending, [text_of(n) for n in (3, 9, 5, 2)], window=8, bos=False, origin="made up")
+
+    def test_batches_are_all_rows_in_order(self, rows: Sequences) -> None:
+        ids, masks = zip(*rows.batches(2), strict=True)
+        assert [len(part) for part in ids] == [2, 2, 1]
+        assert (np.concatenate(ids) == rows.ids).all()
+        assert (np.concatenate(masks) == rows.mask).all()
+
+    def test_take_keeps_whole_rows_and_at_least_one(self, rows: Sequences) -> None:
+        assert [rows.take(tokens).tokens for tokens in (1, 4, 11, 12, 1000)] == [4, 4, 4, 12, rows.tokens]
+        assert rows.take(4).ids.shape == (1, 4)
+
+    def test_shards_are_disjoint_and_complete(self, rows: Sequences) -> None:
+        shards = [rows.shard(index, 3) for index in range(3)]
+        assert sum(shard.tokens for shard in shards) == rows.tokens
+        assert [shard.prefix for shard in shards] == [1, 1, 1]
+        assert rows.shard(0, 1).digest == rows.digest
+        assert rows.shard(8, 9).tokens == 0
+        with pytest.raises(UsageError, match="no shard 3 of 3"):
+            rows.shard(3, 3)
+
+    def test_digest_tells_content_and_shape_apart(self) -> None:
+        ids = np.arange(6, dtype=np.int64)
+        flat, tall = (Sequences(ids.reshape(shape), np.ones(shape, dtype=np.int64)) for shape in ((1, 6), (2, 3)))
+        assert flat.digest != tall.digest
+        assert flat.digest == Sequences(ids[None], np.ones((1, 6), dtype=np.int64), origin="elsewhere").digest
+
+
+class TestFiles:
+    def load(self, path: Path, tokenizer: TextTokenizer | None = None, **options: object) -> Sequences:
+        settings = {"window": 8, "bos": False, "vocab_size": 32, **options}
+        return load_sequences(path, tokenizer, **settings)  # type: ignore[arg-type]
+
+    def test_text_and_documents(self, tmp_path: Path, prepending: TextTokenizer) -> None:
+        text, documents = tmp_path / "a.txt", tmp_path / "a.json"
+        text.write_bytes(b"\xef\xbb\xbf" + text_of(20).encode())
+        documents.write_text(json.dumps([text_of(20)]), encoding="utf-8")
+        read = self.load(text, prepending)
+        assert read.digest == self.load(documents, prepending).digest
+        assert read.origin == str(text)
+        with pytest.raises(UsageError, match="--tokenizer DIR"):
+            self.load(text)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.txt", b"caf\xe9 au lait", "byte 0xe9 at offset 3"),
+            ("a.txt", b"", "the text is empty"),
+            ("a.json", b"[", "not valid JSON"),
+            ("a.json", b'{"text": "x"}', "not a JSON list of strings"),
+            ("a.json", b"[1]", "not a JSON list of strings"),
+            ("a.json", b"[]", "the text is empty"),
+            ("a.json", b'["\\ud800"]', "document 0 holds half"),
+            ("a.npz", b"no archive", "not a readable"),
+        ],
+    )
+    def test_bad_files(
+        self, tmp_path: Path, prepending: TextTokenizer, name: str, content: bytes, message: str
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message) as error:
+            self.load(tmp_path / name, prepending)
+        assert error.value.where == str(tmp_path / name)
+
+    def test_absent_file_and_folder(self, tmp_path: Path, prepending: TextTokenizer) -> None:
+        for path in (tmp_path, tmp_path / "absent.txt", tmp_path / "absent.npz"):
+            with pytest.raises(DataError):
+                self.load(path, prepending)
+
+    def test_text_of_another_vocabulary(self, tmp_path: Path, prepending: TextTokenizer) -> None:
+        (tmp_path / "a.txt").write_text(text_of(20), encoding="utf-8")
+        with pytest.raises(DataError, match=r"id 10 in row 1 is outside the vocabulary of 10"):
+            self.load(tmp_path / "a.txt", prepending, vocab_size=10)
+
+    def save(self, path: Path, **arrays: object) -> Path:
+        np.savez(path / "a.npz", **arrays)  # type: ignore[arg-type]
+        return path / "a.npz"
+
+    @pytest.mark.parametrize("name", ["input_ids", "tokens"])
+    def test_ids_are_taken_as_they_are(self, tmp_path: Path, prepending: TextTokenizer, name: str) -> None:
+        ids = np.array([[1, 5, 6], [1, 7, 8]], dtype=np.uint16)
+        path = self.save(tmp_path, **{name: ids})
+        bare, known = self.load(path), self.load(path, prepending, bos=True)
+        assert bare.ids.tolist() == known.ids.tolist() == ids.tolist()
+        assert bare.ids.dtype == bare.mask.dtype == np.int64
+        assert (bare.prefix, known.prefix) == (0, 1)
+        assert (bare.predicted == known.predicted).all()
+
+    def test_padded_ids_are_cleared(self, tmp_path: Path) -> None:
+        path = self.save(tmp_path, input_ids=np.array([[4, 5, -100], [6, 7, 8]]), attention_mask=[[1, 1, 0], [1, 1, 1]])
+        assert self.load(path).ids.tolist() == [[4, 5, 0], [6, 7, 8]]
+
+    def test_long_rows_are_cut(self, tmp_path: Path, prepending: TextTokenizer) -> None:
+        stream = np.array([1, *range(3, 20)])
+        cut = self.load(self.save(tmp_path, input_ids=stream), prepending)
+        assert cut.prefix == 1
+        assert cut.ids[:, 1:][cut.predicted].tolist() == list(range(3, 20))
+        assert cut.ids[:, 0].tolist() == [1, 1, 1]
+        bare = self.load(self.save(tmp_path, input_ids=stream))
+        assert bare.ids[:, 1:][bare.predicted].tolist() == list(range(3, 20))
+
+    @pytest.mark.parametrize(
+        ("arrays", "message"),
+        [
+            ({"input_ids": np.array([[3, 4], [5, 40]])}, "token id 40 in row 1 is outside the vocabulary of 32"),
+            ({"input_ids": np.array([[3, -1]])}, "token id -1 in row 0"),
+            ({"input_ids": np.array([[3.0, 4.0]])}, "float64"),
+            ({"input_ids": np.zeros((1, 1, 2), dtype=int)}, r"\[1, 1, 2\]"),
+            ({"input_ids": np.zeros((0, 8), dtype=int)}, "no row holds two"),
+            ({"input_ids": np.array([3])}, "no row holds two"),
+            ({"a": np.array([3, 4]), "b": np.array([3, 4])}, "no input_ids among"),
+            ({"input_ids": np.array([3, 4]), "attention_mask": np.array([1])}, "attention_mask must be"),
+            ({"input_ids": np.array([3, 4]), "attention_mask": np.array([1, 2])}, "attention_mask must be"),
+            ({"input_ids": np.array([{}], dtype=object)}, "not a readable"),
+        ],
+    )
+    def test_bad_ids(self, tmp_path: Path, arrays: dict[str, object], message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            self.load(self.save(tmp_path, **arrays))
+
+    def test_ids_have_to_be_enough(self, tmp_path: Path) -> None:
+        path = self.save(tmp_path, input_ids=np.array([[3, 4], [5, 6]]))
+        assert len(self.load(path, min_windows=2)) == 2
+        with pytest.raises(DataError, match="2 rows where 3"):
+            self.load(path, min_windows=3)
+
+    def test_bos_is_not_forced_into_ids(self, tmp_path: Path, prepending: TextTokenizer) -> None:
+        path = self.save(tmp_path, input_ids=np.array([[3, 4], [5, 6]]))
+        for tokenizer in (None, prepending):
+            with pytest.raises(UsageError, match="--bos does nothing"):
+                self.load(path, tokenizer, bos=True)
