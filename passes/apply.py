@@ -34,16 +34,49 @@ def apply_plan(source: Path | Prepared, plan: Plan, profile: Profile | None = No
         CheckError: the result is not what the plan says.
     """
     refuse_unsupported(plan)
-    target, profile = plan.recipe.profile, profile or plan.recipe.profile
-    delivered = profile is target
+    profile = profile or plan.recipe.profile
+    delivered = profile == plan.recipe.profile
+    model = _adapted(source, plan, delivered)
+    run(model, applying(plan, profile, outline(model) if delivered else None))
+    strip_exporter_noise(model)
+    return model
+
+
+def check_applied(model: ir.Model, source: Path | Prepared, plan: Plan) -> None:
+    """Hold a graph, however it came here, against the plan and the source that it is said to be made of.
+
+    Args:
+        model: the graph, as its file has it.
+        source: what it was made of, as `apply_plan` takes it.
+        plan: what was decided.
+
+    Raises:
+        CheckError: naming what differs.
+        UsageError, GraphError: as `apply_plan`.
+    """
+    refuse_unsupported(plan)
+    run(model, checking(plan, outline(_adapted(source, plan, True))))
+
+
+def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
+    """The source as the plan's passes find it."""
+    target = plan.recipe.profile
     model = (source if isinstance(source, Prepared) else prepared(source)).copy()
     if delivered:
         refuse_foreign(model, target)
     # Whatever the form of FP8: the type itself is of a newer opset.
     run(model, adapting(target, fp8=any(site.precision.is_fp8 for site in plan.sites)))
-    run(model, applying(plan, profile, outline(model) if delivered else None))
-    strip_exporter_noise(model)
     return model
+
+
+def checking(plan: Plan, before: Outline) -> Sequence[Pass]:
+    """The passes that change nothing and refuse what is not as it should be.
+
+    Args:
+        plan: what was decided.
+        before: the graph as it was.
+    """
+    return VerifyPlan(plan, before), VerifyTarget(plan)
 
 
 def applying(plan: Plan, profile: Profile, before: Outline | None) -> Sequence[Pass]:
@@ -55,4 +88,4 @@ def applying(plan: Plan, profile: Profile, before: Outline | None) -> Sequence[P
         before: the graph as it was, to check against; None for a graph that is only measured.
     """
     writing = (InsertPrecisions(plan, profile), Annotate(plan))
-    return writing if before is None else (*writing, VerifyPlan(plan, before), VerifyTarget(plan))
+    return writing if before is None else (*writing, *checking(plan, before))

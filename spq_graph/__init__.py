@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spq_graph.jobs.inspect import inspect_path as inspect
     from spq_graph.jobs.plan import plan
     from spq_graph.jobs.quantize import quantize
+    from spq_graph.jobs.verify import verify
     from spq_graph.runtime.generation.sampling import Sampling
     from spq_graph.terms.errors import SpqError
     from spq_graph.workbench.data import Data
@@ -54,6 +55,7 @@ __all__ = [
     "merge",
     "plan",
     "quantize",
+    "verify",
 ]
 __version__ = "0.1.0"
 
@@ -80,6 +82,7 @@ _HOMES = {
     "merge": ("spq_graph.jobs.calibrate", "merge"),
     "plan": ("spq_graph.jobs.plan", "plan"),
     "quantize": ("spq_graph.jobs.quantize", "quantize"),
+    "verify": ("spq_graph.jobs.verify", "verify"),
 }
 
 _root = Path(__file__).resolve().parent.parent

@@ -108,8 +108,12 @@ def _differing_functions(model: ir.Model, before: Outline, calls: bool) -> Itera
     elif found is not None and ir.to_proto(found) != ir.to_proto(wanted):
         yield f"function {DOMAIN}::{OP} is not ours"
     for name in {**before.functions, **model.functions}:
-        if name != wanted.identifier() and before.functions.get(name) is not model.functions.get(name):
+        if name != wanted.identifier() and not _same_function(before.functions.get(name), model.functions.get(name)):
             yield f"function {name[0]}::{name[1]} is not the source's"
+
+
+def _same_function(one: ir.Function | None, other: ir.Function | None) -> bool:
+    return one is other or (one is not None and other is not None and ir.to_proto(one) == ir.to_proto(other))
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:

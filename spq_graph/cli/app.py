@@ -64,7 +64,7 @@ def doctor(as_json: o.Json = False) -> None:
 app.command("eval")(running.evaluate)
 app.command()(running.generate)
 app.command()(running.bench)
-for _verb in (looking.inspect, looking.diff, looking.view):
+for _verb in (looking.inspect, looking.verify, looking.diff, looking.view):
     app.command()(_verb)
 
 

@@ -1,4 +1,4 @@
-"""The verbs that look at a model and change nothing: `inspect`, `diff` and `view`."""
+"""The verbs that look at a model and change nothing: `inspect`, `verify`, `diff` and `view`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from spq_graph.cli import options as o
-from spq_graph.cli.terminal import print_json, steps
+from spq_graph.cli.terminal import answer, print_json, steps
 
 _Inspected = Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")]
 
@@ -46,6 +46,19 @@ def inspect(
         print_json(found.to_dict())
     else:
         show_inspection(found, Console(), why=why, unmatched=unmatched)
+
+
+def verify(
+    out: Annotated[Path, typer.Argument(help="an OUT folder", metavar="OUT")],
+    model: Annotated[str, typer.Argument(help="what it was made of: as the MODEL of quantize", metavar="MODEL")],
+    as_json: o.Json = False,
+) -> None:
+    """Whether a folder is what its plan makes of a model: every site, constant and node, as it lies on the disk."""
+    from spq_graph.jobs.verify import verify as run
+    from spq_graph.views.results import verified_in_words
+
+    found = run(out, model, steps=steps())
+    answer(found.to_dict(), verified_in_words(found), as_json=as_json)
 
 
 def diff(

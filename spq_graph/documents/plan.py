@@ -172,6 +172,23 @@ class Plan(_Strict):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
+    def refuse_other(self, digest: str, name: str) -> None:
+        """Check that this plan is for a model.
+
+        Args:
+            digest: of the model.
+            name: as it was given.
+
+        Raises:
+            UsageError: it was made for another.
+        """
+        if self.model.digest != digest:
+            raise UsageError(
+                "this plan was made for another model",
+                where=f"{self.model.origin} ({self.model.digest[:19]}…), not {name} ({digest[:19]}…)",
+                remedy="make a plan for this model with `spq-graph plan`",
+            )
+
     @property
     def integer_sites(self) -> list[SitePlan]:
         """Sites that are to run as integer kernels."""

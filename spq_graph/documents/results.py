@@ -79,6 +79,31 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Verified:
+    """A folder that is what its plan makes of its source; one that is not raises.
+
+    Attributes:
+        out: the folder.
+        source: what it was held against, as it was named.
+        target: of the plan.
+        plan: its digest.
+        sites, constants, nodes: how many there are in the graph, each held against plan or source.
+    """
+
+    out: Path
+    source: str
+    target: str
+    plan: str
+    sites: int
+    constants: int
+    nodes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `verify --json` prints."""
+        return asdict(self) | {"out": str(self.out)}
+
+
+@dataclass(frozen=True, slots=True)
 class TaskScore:
     """What came of a zero-shot task.
 

@@ -9,7 +9,6 @@ from spq_graph.decisions.retarget import refuse_unsupported, retarget
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.results import Applied
-from spq_graph.terms.errors import UsageError
 from spq_graph.terms.targets import target_named
 from spq_graph.workbench.companions import add_companions
 from spq_graph.workbench.opening import Openable, Opening
@@ -46,12 +45,7 @@ def apply(
     plan = retarget(plan, named or plan.recipe.target)
     refuse_unsupported(plan)
     with opening.open(steps) as bench, artifact.staged(out) as staging:
-        if plan.model.digest != bench.digest:
-            raise UsageError(
-                "this plan was made for another model",
-                where=f"{plan.model.origin} ({plan.model.digest[:19]}…), not {opening.name} ({bench.digest[:19]}…)",
-                remedy="make a plan for this model with `spq-graph plan`",
-            )
+        plan.refuse_other(bench.digest, opening.name)
         with bench.steps.step("apply", "Inserting and proving"):
             built = bench.build(plan, staging / artifact.MODEL)
             executed = bench.prove(built, plan)

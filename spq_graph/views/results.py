@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome
+from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome, Verified
 from spq_graph.views.console import applied, ladder_table, spike_table, summary
+from spq_graph.views.words import printable
 
 
 def show_outcome(outcome: Outcome, console: Console) -> None:
@@ -43,6 +44,12 @@ def ranges_in_words(ranges: Ranges, file: Path) -> list[str]:
 def applied_in_words(found: Applied) -> list[str]:
     """What ran, what the target could not run as planned, and where it lies."""
     return [*applied(found.plan, found.integer_kernels, found.fp8, found.absent), f"written to {found.out}"]
+
+
+def verified_in_words(found: Verified) -> Iterator[str]:
+    """What was held against what."""
+    yield f"{printable(str(found.out))} is what its plan makes of {printable(found.source)} for {found.target}"
+    yield f"held against it: {found.sites} sites, {found.constants} constants, {found.nodes} nodes"
 
 
 def evaluation_in_words(found: Evaluation) -> Iterator[str]:
