@@ -112,13 +112,18 @@ def _source(kind: Literal["folder", "onnx"], path: Path, tokenizer: Path | None,
     return Source(
         kind=kind,
         path=path,
-        origin="reference" if path == REFERENCE else path.resolve().name,
+        origin="reference" if path == REFERENCE else _name_of(path),
         tokenizer=tokenizer,
         bos_token_id=_first_int(config.get("bos_token_id")),
         eos_token_id=_first_int(config.get("eos_token_id")),
         max_length=_first_int(config.get("max_position_embeddings")),
         vocab_size=_first_int(config.get("vocab_size")),
     )
+
+
+def _name_of(path: Path) -> str:
+    """As it was named: what a link of a Hub cache leads to is called by its digest."""
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -7,13 +7,17 @@ are, and what is parsed says of each in which bytes of the file it lies: the for
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+
+from spq_graph.passes.files.sparse import make_dense
 
 # Field numbers of onnx.proto, which never change; a wire type of 2 is bytes with their length in front.
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
@@ -27,25 +31,34 @@ def load_mapped(path: Path) -> ir.Model:
     Raises:
         Exception: whatever the reader of onnx_ir raises for a file that it cannot read.
     """
-    model = _read(path)
+    proto = _proto(path)
+    make_dense(proto)
+    model: ir.Model = ir.from_proto(proto)
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = Mapped.of(value.const_value)
+                value.const_value = Mapped.of(value.const_value, path)
     return model
 
 
-def _read(path: Path) -> ir.Model:
-    if path.stat().st_size < _LARGE:
-        return ir.load(path)
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            proto = onnx.ModelProto.FromString(_without_weights(data, path.name))
-        except Exception:  # of the walk, or the parser's, which has no public name; the plain reader says what it is
-            return ir.load(path)
-    model: ir.Model = ir.from_proto(proto)
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    return model
+def folder_of(path: Path, location: str | os.PathLike[str]) -> Path:
+    """Where external data of a file lies.
+
+    Beside the file as it was named, also where that is a link: a Hub cache has links to both, beside each other, and
+    keeps what they lead to under other names. Else beside what the link leads to.
+    """
+    return path.parent if (path.parent / location).is_file() else path.resolve().parent
+
+
+def _proto(path: Path) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    if path.stat().st_size >= _LARGE:
+        # What fails is the walk, or the parser, whose error has no public name; the plain reader says what it is.
+        with suppress(Exception), path.open("rb") as stream:
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                proto.ParseFromString(_without_weights(data, path.name))
+            return proto
+    return onnx.load(path, load_external_data=False)
 
 
 class Mapped(ir.ExternalTensor):
@@ -56,12 +69,18 @@ class Mapped(ir.ExternalTensor):
     """
 
     @classmethod
-    def of(cls, tensor: ir.ExternalTensor) -> Mapped:
-        """The same place in the same file."""
-        return cls(*_place_of(tensor), **_named(tensor))
+    def of(cls, tensor: ir.ExternalTensor, path: Path) -> Mapped:
+        """The same place, for the model in a file."""
+        return cls(*_place_of(tensor), **_named(tensor) | {"base_dir": folder_of(path, tensor.location)})
+
+    def tofile(self, file: Any) -> None:
+        """Copy the bytes into another file."""
+        self._own().tofile(file)
 
     def _own(self) -> ir.ExternalTensor:
-        return ir.ExternalTensor(*_place_of(self), **_named(self))
+        # By its whole path, so that what may be read is decided once, by whoever loads the graph: onnx_ir knows one
+        # folder only, and takes a hard link for an attack.
+        return ir.ExternalTensor(self.path, *_place_of(self)[1:], **_named(self) | {"base_dir": ""})
 
     def numpy(self) -> npt.NDArray[Any]:
         """A view of the file."""

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx_ir as ir
 
-from spq_graph.passes.files.mapped import load_mapped
+from spq_graph.passes.files.mapped import folder_of, load_mapped
 from spq_graph.terms.errors import GraphError, SourceError
 
 _INVALID = "the graph is invalid; export the model again"
@@ -89,7 +89,6 @@ def _check_size(name: str, tensor: ir.TensorProtocol, found: int, path: Path) ->
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
-    # The name as written decides: a link inside the folder (a model cache has them) is the owner's business.
     # Windows reads a name in its own way, and a file that is safe here must be so there.
     readings = (PurePosixPath(tensor.location), PureWindowsPath(tensor.location))
     if any(reading.anchor or ".." in reading.parts for reading in readings):
@@ -98,12 +97,19 @@ def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
             where=str(path),
             remedy="external data must lie beside the model; save it again with relative paths",
         )
-    data = path.resolve().parent / tensor.location
+    data = folder_of(path, tensor.location) / tensor.location
     if not data.is_file():
         raise SourceError(
             f"external data '{tensor.location}' is missing (weight '{name}')",
             where=str(path),
             remedy="copy it beside the .onnx file",
+        )
+    # A link may lead to where the model itself does, as all of a Hub cache's do.
+    if not any(data.resolve().is_relative_to(home) for home in (path.parent.resolve(), path.resolve().parent)):
+        raise SourceError(
+            f"external data '{tensor.location}' is a link to outside of the model's folder (weight '{name}')",
+            where=str(path),
+            remedy="copy the file that it leads to beside the .onnx file",
         )
     if (tensor.offset or 0) + max(tensor.length or 0, tensor.nbytes) > data.stat().st_size:
         raise SourceError(
@@ -149,7 +155,7 @@ def files_of(path: Path) -> list[Path]:
     """The ONNX file and the external data that it refers to, in the order of their names."""
     tensors = (tensor for _, tensor in _tensors_of(load_mapped(path)))
     locations = {str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)} - {path.name}
-    return [path, *(path.parent / location for location in sorted(locations))]
+    return [path, *(folder_of(path, location) / location for location in sorted(locations))]
 
 
 def digest_of(path: Path) -> str:
