@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spq_graph.runtime.text.chat import render
+from spq_graph.runtime.text.documents import read_documents
 from spq_graph.runtime.text.sequences import Ids, Sequences, cut
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import DataError, UsageError
@@ -70,8 +72,8 @@ def load_sequences(
     """Read what to calibrate or evaluate on.
 
     `.npz`: `input_ids`, int [n, length] or [length] (a lone array may have any name), `attention_mask` beside it if
-    some of it is padding. Rows are taken as they are, those longer than `window` are cut. `.json`: a list of strings,
-    each its own document. Anything else: UTF-8 text.
+    some of it is padding. Rows are taken as they are, those longer than `window` are cut. Anything else: text, or
+    documents in JSON, as `read_documents` has it.
 
     Args:
         path: the file.
@@ -83,7 +85,7 @@ def load_sequences(
         max_tokens: keep the first whole rows of so many tokens.
 
     Raises:
-        DataError: unreadable, empty, too short, not UTF-8, or ids outside the vocabulary.
+        DataError: unreadable, empty, too short, in no Unicode encoding, or ids outside the vocabulary.
         UsageError: text without a tokenizer; BOS asked for where there is none.
     """
     if path.suffix == ".npz":
@@ -97,7 +99,7 @@ def load_sequences(
         return sequences if max_tokens is None else sequences.take(max_tokens)
     if tokenizer is None:
         raise UsageError("text needs a tokenizer", where=str(path), remedy="Pass --tokenizer DIR, or ids as .npz.")
-    text = _read_documents(path) if path.suffix == ".json" else _read_text(path)
+    text = read_documents(path, partial(render, folder=tokenizer.folder))
     sequences = windows(
         tokenizer, text, window=window, bos=bos, origin=str(path), min_windows=min_windows, max_tokens=max_tokens
     )
@@ -159,34 +161,6 @@ def _read_npz(path: Path) -> tuple[Ids, Ids]:
     if not (mask[:, :-1] & mask[:, 1:]).any():
         raise DataError("no row holds two tokens", where=str(path), remedy="Save rows of a few hundred ids.")
     return ids, mask
-
-
-def _read_documents(path: Path) -> list[str]:
-    try:
-        content = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error}", where=str(path), remedy="A JSON list of strings.") from error
-    if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
-        raise DataError("not a JSON list of strings", where=str(path), remedy='Like ["one text", "another"].')
-    for number, item in enumerate(content):
-        try:
-            item.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"document {number} holds half a surrogate pair", where=str(path)) from error
-    return content
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}",
-            where=str(path),
-            remedy="Convert it, for instance with iconv -f LATIN1 -t UTF-8.",
-        ) from error
 
 
 def _check_vocabulary(ids: Ids, mask: Ids, vocab_size: int | None, path: Path) -> None:

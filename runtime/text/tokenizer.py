@@ -26,21 +26,29 @@ class TextTokenizer:
         bos_id: the beginning-of-sequence token, where one is known. A tokenizer that prepends exactly one token is
             taken to prepend that.
         eos_id: the end-of-sequence token, where one is known.
+        folder: where it was read, with the chat template; None where it was made.
 
     Attributes:
         prefix: the ids this tokenizer prepends to a text, as its tokenizer.json says. What it appends is not kept.
         bos_id: the beginning-of-sequence token, prepended or not; None where the folder names none.
         eos_id: the end-of-sequence token; None where the folder names none.
+        unknown_id: what stands for a character that the vocabulary lacks; None where every one can be told.
         vocab_size: number of ids, added tokens included.
+        folder: where it was read.
     """
 
-    def __init__(self, tokenizer: Tokenizer, bos_id: int | None = None, eos_id: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, bos_id: int | None = None, eos_id: int | None = None, folder: Path | None = None
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.prefix = _prepended(tokenizer)
         self.bos_id = self.prefix[0] if bos_id is None and len(self.prefix) == 1 else bos_id
         self.eos_id = eos_id
+        unknown: str | None = getattr(tokenizer.model, "unk_token", "<unk>")
+        self.unknown_id: int | None = tokenizer.token_to_id(unknown) if unknown is not None else None
+        self.folder = folder
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -59,7 +67,7 @@ class TextTokenizer:
             raise SourceError(
                 f"not a tokenizer that can be read: {error}", where=str(path), remedy="Fetch the file again."
             ) from error
-        return cls(tokenizer, _special_id(folder, tokenizer, "bos"), _special_id(folder, tokenizer, "eos"))
+        return cls(tokenizer, _special_id(folder, tokenizer, "bos"), _special_id(folder, tokenizer, "eos"), folder)
 
     def prepended(self, bos: bool) -> list[int]:
         """What a sequence starts with: the prefix of the tokenizer, with BOS first where `bos` asks for it.

@@ -23,7 +23,7 @@ def inspect(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="measure the file on this, without changing it: text, JSON list of strings, or .npz of input_ids",
+            help="measure the file on this, without changing it: text, JSON, JSON lines, or .npz of input_ids",
             metavar="FILE",
         ),
     ] = None,

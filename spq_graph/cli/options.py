@@ -22,7 +22,7 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="recipe in TOM
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        help="calibration data: text, JSON list of strings, or .npz of input_ids; default: text sampled "
+        help="calibration data: text, JSON, JSON lines, or .npz of input_ids; default: text sampled "
         "from the model itself",
         metavar="FILE",
     ),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -131,14 +132,77 @@ class TestFiles:
         with pytest.raises(UsageError, match="--tokenizer DIR"):
             self.load(text)
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_every_unicode_encoding(
+        self, tmp_path: Path, prepending: TextTokenizer, encoding: str, packed: bool
+    ) -> None:
+        content = text_of(20).encode(encoding)
+        (tmp_path / "a.txt").write_bytes(gzip.compress(content) if packed else content)
+        (tmp_path / "plain.txt").write_text(text_of(20), encoding="utf-8")
+        read, expected = (self.load(tmp_path / name, prepending) for name in ("a.txt", "plain.txt"))
+        assert read.digest == expected.digest
+
+    @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson", "a.txt", "a.JSONL", "a.jsonl.gz"])
+    @pytest.mark.parametrize(
+        "items",
+        [
+            [text_of(12), text_of(9)],
+            [{"text": text_of(12), "id": 1}, {"text": text_of(9)}],
+            [{"prompt": text_of(12)[:6], "completion": text_of(12)[6:]}, {"prompt": text_of(9)}],
+        ],
+    )
+    @pytest.mark.parametrize("lines", [False, True])
+    def test_documents_in_json_by_any_name(
+        self, tmp_path: Path, prepending: TextTokenizer, name: str, items: list[object], lines: bool
+    ) -> None:
+        if lines and name == "a.txt" and isinstance(items[0], str):
+            pytest.skip("lines in quotation marks may be prose")
+        content = "\n".join(map(json.dumps, items)) if lines else json.dumps(items)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        (tmp_path / "list.json").write_text(json.dumps([text_of(12), text_of(9)]), encoding="utf-8")
+        assert self.load(tmp_path / name, prepending).digest == self.load(tmp_path / "list.json", prepending).digest
+
+    @pytest.mark.parametrize("text", ["[1] w3 w4 w5 w6 w7 w8", "[] w3 w4", "[1, 2]", "[w3] w4 w5"])
+    def test_prose_that_begins_with_a_bracket(self, tmp_path: Path, prepending: TextTokenizer, text: str) -> None:
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+        read = self.load(tmp_path / "a.txt", prepending, min_windows=0)
+        assert read.tokens == len(prepending.encode(text, special=True))
+
+    def test_messages_by_the_chat_template(self, tmp_path: Path) -> None:
+        template = (
+            "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% if not loop.last %} {% endif %}{% endfor %}"
+        )
+        words("<s> $A").save(str(tmp_path / "tokenizer.json"))
+        config = {"bos_token": "<s>", "chat_template": [{"name": "default", "template": template}]}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer = TextTokenizer.load(tmp_path)
+        parts = text_of(20).split()
+        messages = [
+            {"role": "user", "content": " ".join(parts[:7])},
+            {"role": "assistant", "content": " ".join(parts[7:])},
+        ]
+        (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}))
+        (tmp_path / "plain.txt").write_text(text_of(20))
+        read, expected = (self.load(tmp_path / name, tokenizer) for name in ("chat.jsonl", "plain.txt"))
+        assert read.digest == expected.digest
+        (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('users come first') }}")
+        with pytest.raises(DataError, match="users come first"):
+            self.load(tmp_path / "chat.jsonl", tokenizer)
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
             ("a.txt", b"caf\xe9 au lait", "byte 0xe9 at offset 3"),
             ("a.txt", b"", "the text is empty"),
             ("a.json", b"[", "not valid JSON"),
-            ("a.json", b'{"text": "x"}', "not a JSON list of strings"),
-            ("a.json", b"[1]", "not a JSON list of strings"),
+            ("a.json", b'{"body": "x", "id": 1}', "document 0 is an object with body, id: no text"),
+            ("a.json", b"[1]", "document 0 is 1: no text"),
+            ("a.jsonl", b'{"text": "x"}\n{"text": ', "not valid JSON"),
+            ("a.txt", b'{"text": "x"}\n{"text": ', "not valid JSON"),
+            ("a.jsonl", b'{"messages": [{"role": "user", "content": "x"}]}', "need a chat template"),
+            ("a.txt.gz", b"\x1f\x8b\x08 cut", "damaged gzip"),
+            ("a.txt", b"\xff\xfea", "not UTF-16-LE"),
             ("a.json", b"[]", "the text is empty"),
             ("a.json", b'["\\ud800"]', "document 0 holds half"),
             ("a.npz", b"no archive", "not a readable"),
@@ -150,7 +214,7 @@ class TestFiles:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message) as error:
             self.load(tmp_path / name, prepending)
-        assert error.value.where == str(tmp_path / name)
+        assert error.value.where in (str(tmp_path / name), "")
 
     def test_absent_file_and_folder(self, tmp_path: Path, prepending: TextTokenizer) -> None:
         for path in (tmp_path, tmp_path / "absent.txt", tmp_path / "absent.npz"):

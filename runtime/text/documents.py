@@ -1,0 +1,133 @@
+"""What a file of text holds, by its content: plain text, JSON or JSON lines, in any Unicode encoding, gzip or not."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from spq_graph.terms.errors import DataError
+
+_JSON = (".json", ".jsonl", ".ndjson")
+_MOST = 1 << 30  # bytes that a compressed file may hold
+_GZIP = b"\x1f\x8b"
+# The longer first: UTF-32's mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_WANTED = "A list of strings, or lines of objects with `text`, with `prompt` (and `completion`), or with `messages`."
+Chat = Callable[[list[Any]], str]
+
+
+def read_documents(path: Path, chat: Chat) -> str | list[str]:
+    """One text, or documents that have nothing to do with each other.
+
+    JSON is a list, or lines, of strings or of objects: `text`, else `prompt` with what `completion` adds to it, else
+    `messages`. A file that is not called JSON and does not hold such is plain text, whatever it begins with.
+
+    Args:
+        path: the file.
+        chat: renders messages, each with `role` and `content`.
+
+    Raises:
+        DataError: it cannot be read, is in no Unicode encoding, or is called JSON and holds something else.
+    """
+    text = _decoded(_content(path), path)
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    called_json = bool(suffixes) and suffixes[-1] in _JSON
+    if not called_json and not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return [_document(item, number, path, chat) for number, item in enumerate(_items(text, path))]
+    except DataError:
+        if called_json or text.lstrip().startswith("{"):
+            raise
+        return text
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            if stream.read(2) != _GZIP:
+                return path.read_bytes()
+        with gzip.open(path) as stream:
+            content = stream.read(_MOST + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"a damaged gzip file: {error}", where=str(path), remedy="Copy or compress it again."
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    if len(content) > _MOST:
+        raise DataError("more than 1 GiB of text in a gzip file", where=str(path), remedy="Pass a piece of it.")
+    return content
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    mark, encoding = next(((mark, name) for mark, name in _MARKS if content.startswith(mark)), (b"", None))
+    encoding = encoding or _unmarked(content)
+    try:
+        return content[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not {encoding.upper()}: byte 0x{error.object[error.start]:02x} at offset {len(mark) + error.start}",
+            where=str(path),
+            remedy="Convert it to UTF-8: in Latin-1 it would be iconv -f LATIN1 -t UTF-8.",
+        ) from error
+
+
+def _unmarked(content: bytes) -> str:
+    """UTF-16 without a mark has a zero in every second byte of what is mostly Latin; text in UTF-8 has none."""
+    sample = content[:4096]
+    for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        zeros = sample[first::2]
+        if len(zeros) > 1 and zeros.count(0) > 0.7 * len(zeros) and 0 not in sample[1 - first :: 2]:
+            return encoding
+    return "utf-8"
+
+
+def _items(text: str, path: Path) -> list[Any]:
+    """The list in a file, or what stands on its lines."""
+    try:
+        content = json.loads(text) if text.strip() else []
+    except (ValueError, RecursionError) as whole:
+        try:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        except (ValueError, RecursionError) as error:
+            # Of the two readings the one that came further tells more.
+            lines = text.lstrip().startswith("{")
+            raise DataError(f"not valid JSON: {error if lines else whole}", where=str(path), remedy=_WANTED) from error
+    return content if isinstance(content, list) else [content]
+
+
+def _document(item: Any, number: int, path: Path, chat: Chat) -> str:
+    """The text in one item of a file."""
+    text = item if isinstance(item, str) else _text_in(item, chat) if isinstance(item, Mapping) else None
+    if text is None:
+        what = f"an object with {', '.join(sorted(map(str, item)))}" if isinstance(item, Mapping) else repr(item)[:40]
+        raise DataError(f"document {number} is {what}: no text", where=str(path), remedy=_WANTED)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"document {number} holds half a surrogate pair", where=str(path)) from error
+    return text
+
+
+def _text_in(item: Mapping[str, Any], chat: Chat) -> str | None:
+    if isinstance(text := item.get("text"), str):
+        return text
+    if isinstance(prompt := item.get("prompt"), str):
+        added = item.get("completion")
+        return prompt + added if isinstance(added, str) else prompt
+    messages = item.get("messages")
+    if isinstance(messages, list) and messages and all(isinstance(one, Mapping) for one in messages):
+        return chat(messages)
+    return None
