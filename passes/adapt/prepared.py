@@ -18,6 +18,7 @@ from spq_graph.passes.adapt.attention import FuseAttention
 from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
 from spq_graph.passes.adapt.lift import LiftOpset
 from spq_graph.passes.adapt.norms import DivideNorms
+from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
 from spq_graph.terms.errors import CheckError
@@ -103,6 +104,18 @@ def canonical(path: Path) -> ir.Model:
     return model
 
 
+def _forget(model: ir.Model) -> None:
+    """Take a graph that a plan was applied to before, and that holds no integers, as any other.
+
+    What was inserted is the graph's own now, and a function that nothing calls is none of it.
+    """
+    for node in model.graph.all_nodes():
+        node.metadata_props.pop(ADDED, None)
+    called = {node.op_identifier() for node in model.graph.all_nodes()}
+    for name in [name for name in model.functions if name not in called]:
+        del model.functions[name]
+
+
 def prepared(path: Path) -> Prepared:
     """Read a file for whoever runs or quantizes it.
 
@@ -113,5 +126,6 @@ def prepared(path: Path) -> Prepared:
     names = [node.name for node in model.graph if node.name]
     repeated = len(set(names)) < len(names)
     run(model, canon())
+    _forget(model)
     widened = run(model, widening())
     return Prepared(path, model, not (widened or repeated))

@@ -150,10 +150,10 @@ class Editor:
         cast = ir.node("Cast", [output], {"to": int(original)}, name=self.fresh(f"{node.name}.narrowed"))
         cast.metadata_props[ADDED] = node.metadata_props.get(ADDED, node.name or "")
         self.model.graph.insert_after(node, cast)
-        cast.outputs[0].dtype, cast.outputs[0].shape = original, output.shape
+        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(original), output.shape
         self.take_over(output, cast.outputs[0])
         cast.replace_input_with(0, output)
-        output.dtype = computed
+        output.type = ir.TensorType(computed)  # a type of its own: the graph that this is a copy of has the other
         return cast
 
     def shield(self, node: ir.Node) -> None:
@@ -212,11 +212,12 @@ def _product_shape(node: ir.Node, weight: Weight) -> tuple[int, ...]:
 def drop_unused(model: ir.Model, candidates: Sequence[ir.Value]) -> None:
     """Remove constants that an edit left without a reader, and the nodes between them and their former reader."""
     graph = model.graph
-    pending = list(candidates)
+    pending, seen = list(candidates), set[ir.Value]()
     while pending:
         value = pending.pop()
-        if value.uses() or value.is_graph_output():
+        if value in seen or value.uses() or value.is_graph_output():
             continue
+        seen.add(value)
         node = value.producer()
         if node is not None:
             pending += [operand for operand in node.inputs if operand is not None]

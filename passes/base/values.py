@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _SEEN_THROUGH = frozenset({"Cast", "Identity", "Transpose"})
+_AT_ONCE = 4 << 20  # bytes that two tensors are compared in
 _LONGEST_CHAIN = 64  # so that asking takes the same time in every graph
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 
@@ -98,6 +99,33 @@ def holds_codes(value: ir.Value | None) -> bool:
     """Whether a value holds integers or numbers of 8 bits or fewer, as quantized weights do; truth values are none."""
     kind = value.dtype if value is not None else None
     return kind is not None and kind not in FLOATS and kind is not ir.DataType.BOOL
+
+
+def same_tensor(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
+    """Whether two tensors hold the same bytes; one object, or one place in a file, is not read."""
+    if one is other:
+        return True
+    if one.dtype is not other.dtype or one.shape != other.shape:
+        return False
+    if isinstance(one, ir.ExternalTensor) and isinstance(other, ir.ExternalTensor):
+        places = [(tensor.path, tensor.offset, tensor.length) for tensor in (one, other)]
+        if places[0] == places[1]:
+            return True
+    if one.dtype is ir.DataType.STRING:
+        return bool(np.array_equal(one.numpy(), other.numpy()))
+    a, b = _bytes_of(one), _bytes_of(other)
+    return all(np.array_equal(a[at : at + _AT_ONCE], b[at : at + _AT_ONCE]) for at in range(0, a.size, _AT_ONCE))
+
+
+def _bytes_of(tensor: ir.TensorProtocol) -> npt.NDArray[np.uint8]:
+    """Views where the tensor lies in a file."""
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+
+
+def holds(value: ir.Value | None, expected: ir.TensorProtocol) -> bool:
+    """Whether a value is a constant of this type, shape and content."""
+    held = value.const_value if value is not None and value.producer() is None else None
+    return held is not None and same_tensor(held, expected)
 
 
 def scalar_of(value: ir.Value | None) -> float | None:

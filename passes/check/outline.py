@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.base.operand import Operand
-from spq_graph.passes.base.values import attribute_of, is_product, weight_of
+from spq_graph.passes.base.values import attribute_of, is_product, same_tensor, weight_of
 
-_MAY_GO = frozenset(f"::{op_type}:" for op_type in ("Transpose", "Cast", "Identity"))  # as operators of lines
 _TOLD = 3
-_AT_ONCE = 1 << 26  # bytes that two tensors are compared in
 
 
 class Line(NamedTuple):
@@ -26,6 +24,7 @@ class Line(NamedTuple):
         name: of the node.
         operator: domain, type and overload.
         reads, gives: names of values.
+        types: of the values that it gives, as far as they are known.
         attributes: what they hold, by name; of a subgraph its nodes, as lines of their own.
     """
 
@@ -33,6 +32,7 @@ class Line(NamedTuple):
     operator: str
     reads: tuple[str, ...]
     gives: tuple[str, ...]
+    types: tuple[ir.DataType | None, ...]
     attributes: Mapping[str, object]
 
 
@@ -51,10 +51,11 @@ class Held:
 
 
 class Body(NamedTuple):
-    """A subgraph: its nodes, its outputs and its constants."""
+    """A subgraph: its nodes, its inputs, its outputs and its constants."""
 
     lines: list[Line]
-    gives: tuple[str, ...]
+    takes: list[str]
+    gives: list[str]
     constants: dict[str, Held]
 
 
@@ -67,7 +68,8 @@ class Outline:
         constants: what every initializer holds, by name.
         weights: the constant second operand of every product, by the product's name.
         ends: names, types and shapes of the inputs, and of the outputs.
-        opset: of ONNX's own domain.
+        imports: opsets by domain.
+        ir_version: of the file.
         functions: model-local functions by identifier.
     """
 
@@ -75,34 +77,45 @@ class Outline:
     constants: dict[str, ir.TensorProtocol]
     weights: dict[str, Operand]
     ends: tuple[list[str], list[str]]
-    opset: int
+    imports: dict[str, int]
+    ir_version: int
     functions: dict[ir.OperatorIdentifier, ir.Function]
+
+    @property
+    def opset(self) -> int:
+        """Of ONNX's own domain."""
+        return self.imports.get("", 1)
+
+    def holds(self, operand: Operand) -> bool:
+        """Whether a weight is still what its constant was."""
+        initializer = operand.weight.initializer
+        return self.constants.get(initializer.name or "") is initializer.const_value
 
 
 def outline(model: ir.Model) -> Outline:
     """What of a model must not change; no weight is read."""
     graph = model.graph
     return Outline(
-        lines=_lines(node for node in graph if ADDED not in node.metadata_props),
+        lines=[line_of(node) for node in graph if ADDED not in node.metadata_props],
         constants={name: tensor for name, v in graph.initializers.items() if (tensor := v.const_value) is not None},
         weights={node.name or "": operand for node in graph if (operand := _operand_of(node)) is not None},
         ends=(_described(graph.inputs), _described(graph.outputs)),
-        opset=graph.opset_imports.get("", 1),
+        imports=dict(graph.opset_imports),
+        ir_version=model.ir_version,
         functions=dict(model.functions),
     )
 
 
-def _lines(nodes: Iterable[ir.Node]) -> list[Line]:
-    return [
-        Line(
-            node.name or "",
-            f"{node.domain}::{node.op_type}:{node.overload}",
-            tuple((v.name or "") if v is not None else "" for v in node.inputs),
-            tuple(v.name or "" for v in node.outputs),
-            {name: _content(attribute) for name, attribute in node.attributes.items()},
-        )
-        for node in nodes
-    ]
+def line_of(node: ir.Node) -> Line:
+    """What must not change of a node."""
+    return Line(
+        node.name or "",
+        f"{node.domain}::{node.op_type}:{node.overload}",
+        tuple((v.name or "") if v is not None else "" for v in node.inputs),
+        tuple(v.name or "" for v in node.outputs),
+        tuple(v.dtype for v in node.outputs),
+        {name: _content(attribute) for name, attribute in node.attributes.items()},
+    )
 
 
 def _content(attribute: ir.Attr) -> object:
@@ -114,12 +127,14 @@ def _content(attribute: ir.Attr) -> object:
         return _body(attribute.as_graph())
     if attribute.type is ir.AttributeType.GRAPHS:
         return [_body(graph) for graph in attribute.as_graphs()]
-    return attribute.value
+    if attribute.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
+        return attribute.type, np.asarray(attribute.value, dtype=np.float32).tobytes()  # NaN is what it was
+    return attribute.type, attribute.value
 
 
 def _body(graph: ir.Graph) -> Body:
     constants = {name: Held(v.const_value) for name, v in graph.initializers.items() if v.const_value is not None}
-    return Body(_lines(graph), tuple(v.name or "" for v in graph.outputs), constants)
+    return Body([line_of(node) for node in graph], _described(graph.inputs), _described(graph.outputs), constants)
 
 
 def _operand_of(node: ir.Node) -> Operand | None:
@@ -129,27 +144,6 @@ def _operand_of(node: ir.Node) -> Operand | None:
 
 def _described(values: Iterable[ir.Value]) -> list[str]:
     return [f"{value.name}: {value.dtype} {value.shape}" for value in values]
-
-
-def same_tensor(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
-    """Whether two tensors hold the same bytes; one object, or one place in a file, is not read."""
-    if one is other:
-        return True
-    if one.dtype is not other.dtype or one.shape != other.shape:
-        return False
-    if isinstance(one, ir.ExternalTensor) and isinstance(other, ir.ExternalTensor):
-        places = [(tensor.path, tensor.offset, tensor.length) for tensor in (one, other)]
-        if places[0] == places[1]:
-            return True
-    if one.dtype is ir.DataType.STRING:
-        return bool(np.array_equal(one.numpy(), other.numpy()))
-    a, b = _bytes_of(one), _bytes_of(other)
-    return all(np.array_equal(a[at : at + _AT_ONCE], b[at : at + _AT_ONCE]) for at in range(0, a.size, _AT_ONCE))
-
-
-def _bytes_of(tensor: ir.TensorProtocol) -> npt.NDArray[np.uint8]:
-    """Views where the tensor lies in a file."""
-    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
 
 
 def changed(before: Outline, model: ir.Model, sites: Collection[str], belonging: Collection[ir.Value]) -> Iterator[str]:
@@ -162,25 +156,60 @@ def changed(before: Outline, model: ir.Model, sites: Collection[str], belonging:
         belonging: constants that belong to those, which are held against the plan elsewhere.
     """
     after = outline(model)
-    yield from _changed_nodes(before.lines, after.lines, sites)
-    yield from _changed_constants(before, model.graph, belonging)
+    yield from _ambiguous(model.graph)
+    yield from _out_of_order(model.graph)
+    yield from _changed_nodes(before, after.lines, sites)
+    yield from _renamed(before, model.graph, sites)
+    yield from _changed_constants(before, model, belonging)
     for what, old, new in zip(("inputs", "outputs"), before.ends, after.ends, strict=True):
         if old != new:
             yield f"the graph's {what} changed: {', '.join(sorted(set(old) ^ set(new)) or ['their order'])}"
-    if before.opset != after.opset:
-        yield f"the opset changed from {before.opset} to {after.opset}"
 
 
-def _changed_nodes(before: Iterable[Line], after: Iterable[Line], sites: Collection[str]) -> Iterator[str]:
+def _ambiguous(graph: ir.Graph) -> Iterator[str]:
+    """Names that a node or a value shares with another: all that follows tells them apart by these."""
+    given = [value for node in graph for value in node.outputs if value.name or value.uses()]
+    values = {*graph.inputs, *graph.initializers.values(), *graph.outputs, *given}
+    for what, names in (("nodes", [node.name for node in graph]), ("values", [value.name for value in values])):
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1 or not all(names):
+            yield f"several {what} are called '{name}'" if count > 1 else f"one of the {what} has no name"
+
+
+def _out_of_order(graph: ir.Graph) -> Iterator[str]:
+    """Nodes in front of what they read, and outputs that nothing gives."""
+    known = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        late = next((v for v in node.inputs if v is not None and v not in known and v.producer() is not None), None)
+        if late is not None:
+            yield f"{node.name} stands in front of what gives '{late.name}'"
+        known.update(node.outputs)
+    for value in graph.outputs:
+        if value not in known:
+            yield f"nothing gives the output '{value.name}'"
+
+
+def _renamed(before: Outline, graph: ir.Graph, sites: Collection[str]) -> Iterator[str]:
+    """Inserted values under the name of one that was there, which readers would take them for."""
+    names = {name for line in before.lines if line.name not in sites for name in line.gives if name}
+    own = {line.name for line in before.lines if line.name not in sites}
+    for node in graph:
+        if node.name not in own and (taken := next((v.name for v in node.outputs if v.name in names), None)):
+            yield f"{node.name} gives '{taken}', which is another value's name"
+
+
+def _changed_nodes(before: Outline, after: Iterable[Line], sites: Collection[str]) -> Iterator[str]:
     """Nodes outside of the sites that came, went, moved, or are something else than they were.
 
-    What led from a constant to a product may be gone. Whatever else read it would have to read something else now.
+    What led from a constant to a product of a site may be gone. Whatever else read it would have to read something
+    else now.
     """
+    led = {node.name for name, operand in before.weights.items() if name in sites for node in operand.weight.through}
     new = {line.name: line for line in after if line.name not in sites}
     old = {
         line.name: line
-        for line in before
-        if line.name not in sites and (line.name in new or line.operator not in _MAY_GO)
+        for line in before.lines
+        if line.name not in sites and (line.name in new or line.name not in led)
     }
     wrong = sorted(name for name in {**old, **new} if old.get(name) != new.get(name))
     if not wrong and list(old) != list(new):
@@ -198,11 +227,12 @@ def _difference(old: Line | None, new: Line | None) -> str:
     names = [name for name in names if old.attributes.get(name) != new.attributes.get(name)]
     if names:
         return f" (attribute {', '.join(names)})"
-    return next((f" ({what})" for what in Line._fields[1:4] if getattr(old, what) != getattr(new, what)), "")
+    return next((f" ({what})" for what in Line._fields[1:5] if getattr(old, what) != getattr(new, what)), "")
 
 
-def _changed_constants(before: Outline, graph: ir.Graph, belonging: Collection[ir.Value]) -> Iterator[str]:
+def _changed_constants(before: Outline, model: ir.Model, belonging: Collection[ir.Value]) -> Iterator[str]:
     """Constants that hold something else than they did, came with no site, or are read and are not the graph's."""
+    graph = model.graph
     for name, value in graph.initializers.items():
         held = before.constants.get(name)
         if value in belonging and held is None:
@@ -211,9 +241,9 @@ def _changed_constants(before: Outline, graph: ir.Graph, belonging: Collection[i
             yield f"constant {name} is in no source, and belongs to no site of the plan"
         elif not same_tensor(held, value.const_value):
             yield f"constant {name} does not hold what the source does"
-    for node in graph:
+    known = {v for inner in model.graphs() for v in inner.initializers.values()}
+    for node in graph.all_nodes():
         for read in node.inputs:
-            if read is None or read.producer() is not None or read.is_graph_input():
+            if read is None or read.producer() is not None or read.is_graph_input() or read in known:
                 continue
-            if graph.initializers.get(read.name or "") is not read:
-                yield f"{node.name} reads '{read.name}', which is not the graph's constant of that name"
+            yield f"{node.name} reads '{read.name}', which is not the graph's constant of that name"

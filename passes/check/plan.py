@@ -7,19 +7,20 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from spq_graph.documents.plan import Plan, SitePlan
-from spq_graph.passes.base.marks import ADDED, DOMAIN, OP, is_fp8_matmul
+from spq_graph.passes.base.marks import ADDED, DOMAIN, OP, VERSION, is_fp8_matmul
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import weight_of
-from spq_graph.passes.check.outline import Line, Outline, changed
+from spq_graph.passes.check.outline import Line, Outline, changed, line_of
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
 from spq_graph.passes.forms.differs import differing_weight, differs
-from spq_graph.passes.forms.operator import fp8_matmul_function
+from spq_graph.passes.forms.operator import OLDEST_IR, fp8_matmul_function
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import Form
 
 _TOLD = 5
+_INSERTED = {DOMAIN: VERSION, "com.microsoft": 1}  # domains of operators that forms have
 
 
 class VerifyPlan(ir.passes.InPlacePass):
@@ -46,6 +47,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         names = {site.node for site in self._written}
         wrong += _unpaired(model.graph, self.plan.recipe.profile.forms[Precision.INT8])
         wrong += changed(self.before, model, names, belonging.constants)
+        wrong += _differing_imports(self.before, model)
         wrong += _strangers(model.graph, names, belonging.nodes)
         wrong += _differing_functions(model, self.before, any(map(is_fp8_matmul, model.graph)))
         if wrong:
@@ -88,13 +90,18 @@ class VerifyPlan(ir.passes.InPlacePass):
     ) -> str | None:
         """What is wrong at one site, told from the coarse to the fine."""
         if wanted.is_as_it_was(operand):
-            return differs(node, wanted)
+            # That it is what it was is compared with all nodes that no site changes; here it is told what it became.
+            return differs(node, wanted) if line_of(node) != line else None
+        if not self.before.holds(operand):
+            return "its weight was exchanged while the plan was applied"
+        if len(node.inputs) < 2:
+            return f"its product reads {len(node.inputs)} values"
         around, opset = surroundings(node, wanted, line), self.before.opset
         for part in (node, *around.activation, *around.weight, *around.result):
             belonging.add(part)
         return (
             differs(node, wanted)
-            or misplaced(around, wanted, operand, line, opset)
+            or misplaced(node, around, wanted, operand, line, opset)
             or differing_weight(node, wanted, operand, opset)
         )
 
@@ -110,6 +117,19 @@ def _differing_functions(model: ir.Model, before: Outline, calls: bool) -> Itera
     for name in {**before.functions, **model.functions}:
         if name != wanted.identifier() and not _same_function(before.functions.get(name), model.functions.get(name)):
             yield f"function {name[0]}::{name[1]} is not the source's"
+
+
+def _differing_imports(before: Outline, model: ir.Model) -> Iterator[str]:
+    """Whether the model imports what it did, and beside that only what was inserted asks for."""
+    inserted = {node.domain for node in model.graph if node.domain in _INSERTED}
+    imports, allowed = model.graph.opset_imports, {domain: _INSERTED[domain] for domain in inserted}
+    for domain in {**before.imports, **imports}:
+        old, new = before.imports.get(domain), imports.get(domain)
+        if old != new and not (old is None and allowed.get(domain) == new):
+            yield f"the opset{f' of {domain}' if domain else ''} changed from {old} to {new}"
+    oldest = max(before.ir_version, OLDEST_IR) if DOMAIN in inserted else before.ir_version
+    if model.ir_version != oldest:
+        yield f"the IR version is {model.ir_version}, where it is to be {oldest}"
 
 
 def _same_function(one: ir.Function | None, other: ir.Function | None) -> bool:

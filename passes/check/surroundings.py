@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.base.operand import Operand
-from spq_graph.passes.base.values import is_standard
+from spq_graph.passes.base.values import holds, is_standard
 from spq_graph.passes.check.outline import Line
 from spq_graph.passes.forms.registry import RULES
-from spq_graph.passes.forms.rules import Step, Wanted, attributes_of
+from spq_graph.passes.forms.rules import Step, Wanted
 from spq_graph.terms.targets import Form
 
 _LONGEST = 8  # nodes between a product and what it reads or gives, of which no form inserts as many
@@ -43,14 +44,14 @@ class Surroundings:
         weight: from the product to its constant.
         result: from the product to what the site gives.
         reads: name of the value at the end of the first.
-        gives: name of the value at the end of the last.
+        gives: name and element type of the value at the end of the last.
     """
 
     activation: list[ir.Node]
     weight: list[ir.Node]
     result: list[ir.Node]
     reads: str
-    gives: str
+    gives: tuple[str, ir.DataType | None]
 
 
 def surroundings(node: ir.Node, wanted: Wanted, line: Line) -> Surroundings:
@@ -65,7 +66,7 @@ def surroundings(node: ir.Node, wanted: Wanted, line: Line) -> Surroundings:
             break
         result.append(users[0])
         given = users[0].outputs[0]
-    return Surroundings(activation, weight, result, _name(read), _name(given))
+    return Surroundings(activation, weight, result, _name(read), (_name(given), given.dtype))
 
 
 def _up(value: ir.Value | None, end: str) -> tuple[list[ir.Node], ir.Value | None]:
@@ -83,12 +84,22 @@ def _name(value: ir.Value | None) -> str:
     return (value.name or "") if value is not None else ""
 
 
-def misplaced(found: Surroundings, wanted: Wanted, operand: Operand, line: Line, opset: int) -> str | None:
-    """How what stands around a product differs from what its form inserts, in words; None where it does not."""
+def misplaced(
+    node: ir.Node, found: Surroundings, wanted: Wanted, operand: Operand, line: Line, opset: int
+) -> str | None:
+    """How a product and what stands around it differ from what its form has there, in words; None where they do not."""
     if found.reads != wanted.site.input:
         return f"it reads {found.reads}, the plan says {wanted.site.input}"
-    if found.gives != line.gives[0]:
-        return f"it gives {found.gives}, and gave {line.gives[0]}"
+    if found.gives[0] != line.gives[0]:
+        return f"it gives {found.gives[0]}, and gave {line.gives[0]}"
+    if line.types[0] not in (None, found.gives[1]):
+        return f"its result is {found.gives[1]}, and was {line.types[0]}"
+    if (text := RULES[wanted.form].product(wanted).differs(node)) is not None:
+        return f"its product is {text}"
+    return _unlike_form(found, wanted, operand, line, opset)
+
+
+def _unlike_form(found: Surroundings, wanted: Wanted, operand: Operand, line: Line, opset: int) -> str | None:
     around = RULES[wanted.form].around(wanted, operand, opset)
     result, bias = found.result, _bias_of(line)
     if wanted.form is Form.QDQ and result and result[0].op_type in ("Reshape", "Sum"):
@@ -98,7 +109,7 @@ def misplaced(found: Surroundings, wanted: Wanted, operand: Operand, line: Line,
     for what, nodes, steps in (
         ("in front of its activation", found.activation, around.activation),
         ("in front of its weight", found.weight, around.weight),
-        ("behind its product", result, [*around.result, *([Step("Add")] if bias else [])]),
+        ("behind its product", result, [*around.result, *([Step("Add", 2)] if bias else [])]),
     ):
         if (text := _unlike(nodes, steps)) is not None:
             return f"{what} {text}"
@@ -114,10 +125,8 @@ def _bias_of(line: Line) -> str:
 
 def _unlike(nodes: list[ir.Node], steps: list[Step]) -> str | None:
     for node, step in zip(nodes, steps, strict=False):
-        if node.op_type != step.op_type or not is_standard(node):
-            return f"stands {node.name}, a {node.op_type}, where its form has a {step.op_type}"
-        if attributes_of(node) != step.attributes:
-            return f"stands {node.name} with other attributes than its form has: {attributes_of(node)}"
+        if (text := step.differs(node)) is not None:
+            return f"stands {text}"
     if len(nodes) == len(steps):
         return None
     more = [node.name or "" for node in nodes[len(steps) :]]
@@ -130,5 +139,6 @@ def _changes_nothing(node: ir.Node) -> bool:
         return False
     if node.op_type == "Sum":
         return len(node.inputs) == 1
-    shape = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    return shape is not None and not shape.numpy().any()
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    zeros = ir.tensor(np.zeros(0 if shape is None else len(shape), dtype=np.int64))
+    return len(node.inputs) == 2 and holds(node.inputs[1], zeros)

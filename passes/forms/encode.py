@@ -104,7 +104,22 @@ class Encoded(ir.LazyTensor):
                     where=f"{self.key} ({self.name})",
                     remedy="please report this",
                 )
-        return ir.tensor(storage.pack(codes), dtype=storage.dtype)
+        stored = storage.pack(codes)
+        if stored is not codes and not _same_bytes(storage.unpack(stored), codes):
+            raise CheckError(
+                "what was packed of a weight does not hold its codes",
+                where=f"{self.key} ({self.name})",
+                remedy="please report this",
+            )
+        return ir.tensor(stored, dtype=storage.dtype)
+
+
+def _same_bytes(one: Codes, other: Codes) -> bool:
+    """Whether two arrays hold the same, whatever a type takes for equal."""
+    if one is other:
+        return True
+    kind = np.dtype(f"u{one.dtype.itemsize}")
+    return bool(np.array_equal(np.ascontiguousarray(one).view(kind), np.ascontiguousarray(other).view(kind)))
 
 
 def unlike(storage: Storage, stored: ir.TensorProtocol) -> str | None:
@@ -114,7 +129,10 @@ def unlike(storage: Storage, stored: ir.TensorProtocol) -> str | None:
     """
     if isinstance(stored, Encoded) and stored.storage == storage:
         return None
-    codes = storage.unpack(np.asarray(stored.numpy()))
+    found = np.asarray(stored.numpy())
+    codes = storage.unpack(found)
+    if not _same_bytes(storage.pack(codes), found):
+        return "what fills up its weight's codes is not what its form has there"
     for rows, block in storage.operand.blocks():
         if not storage.near(block, codes[rows], rows):
             return f"rows {rows.start} to {rows.stop - 1} of its weight are not the source's within half a step"

@@ -6,10 +6,10 @@ import onnx_ir as ir
 
 from spq_graph.passes.base.marks import DOMAIN, OP
 from spq_graph.passes.base.operand import Operand
-from spq_graph.passes.base.values import scalar_of
+from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.operator import Fp8Call, add_function
-from spq_graph.passes.forms.rules import FormRules, Place, Wanted, attributes_of
+from spq_graph.passes.forms.rules import FormRules, Place, Step, Wanted, attributes_of
 from spq_graph.passes.forms.storages import Fp8Panels
 from spq_graph.passes.numbers.fp8 import WEIGHTS
 
@@ -43,11 +43,13 @@ class Fp8Operator(FormRules):
         if attributes_of(node) != call.attributes:
             return "its node has other attributes than the plan asks for"
         scale = node.inputs[3] if len(node.inputs) == 4 else None
-        held = scale.const_value if scale is not None else None
-        plain = held is not None and held.dtype is ir.DataType.FLOAT and not len(held.shape)
-        if not plain or scalar_of(scale) != float(call.a_scale):
+        if not holds(scale, ir.tensor(call.a_scale)):
             return "its activation has another scale than its range asks for"
         return None
+
+    def product(self, wanted: Wanted) -> Step:
+        """The operator, with panels, their scales and that of the activation."""
+        return Step(OP, 4, Fp8Call.of(wanted.site, wanted.recipe).attributes, DOMAIN)
 
     def computes_in(self, dtype: ir.DataType) -> bool:
         """It reads and writes float16 itself."""

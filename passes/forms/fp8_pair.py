@@ -9,10 +9,20 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.base.operand import Operand
-from spq_graph.passes.base.values import scalar_of
+from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.integer import NEVER_QUANTIZED, dequantized
-from spq_graph.passes.forms.rules import Around, FormRules, Place, Step, Wanted, cast_to, producer_of
+from spq_graph.passes.forms.rules import (
+    QUANTIZE,
+    Around,
+    FormRules,
+    Place,
+    Step,
+    Wanted,
+    cast_to,
+    dequantize,
+    producer_of,
+)
 from spq_graph.passes.forms.storages import FP8, Fp8Codes
 from spq_graph.passes.numbers.fp8 import E4M3, activation_scale
 
@@ -44,9 +54,9 @@ def insert_weight(at: Place, storage: Storage, *, widened: bool) -> None:
 def around_weight(wanted: Wanted, *, widened: bool) -> list[Step]:
     """What `insert_weight` inserts."""
     if widened:
-        return [Step("Mul"), cast_to(ir.DataType.FLOAT)]
+        return [Step("Mul", 2), cast_to(ir.DataType.FLOAT)]
     whole = wanted.recipe.weights == "per_tensor" or not wanted.profile.fp8_per_channel
-    return [Step("DequantizeLinear", {} if whole else {"axis": 1})]
+    return [dequantize(2) if whole else dequantize(2, axis=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +94,12 @@ class Fp8Pair(FormRules):
         quantize = producer_of(back.inputs[0], "QuantizeLinear") if back is not None else None
         if quantize is None:
             return NEVER_QUANTIZED
-        if scalar_of(quantize.inputs[1]) != float(activation_scale(*wanted.range, E4M3)):
+        scale, zero = ir.tensor(activation_scale(*wanted.range, E4M3)), ir.tensor(np.zeros((), E4M3.dtype), dtype=FP8)
+        if len(quantize.inputs) != 3 or not (holds(quantize.inputs[1], scale) and holds(quantize.inputs[2], zero)):
             return "its activation has another scale than its range asks for"
         return None
 
     def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
         """Both pairs."""
-        pair = [Step("DequantizeLinear"), Step("QuantizeLinear")]
+        pair = [dequantize(), QUANTIZE]
         return self.widened(Around(pair, around_weight(wanted, widened=self.widened_weight), []), operand)

@@ -15,9 +15,19 @@ import onnx_ir as ir
 from spq_graph.passes.base.editor import Editor, describe_like
 from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.base.operand import Operand
-from spq_graph.passes.base.values import scalar_of
+from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.forms.rules import Around, FormRules, Place, Step, Wanted, cast_to, producer_of
+from spq_graph.passes.forms.rules import (
+    QUANTIZE,
+    Around,
+    FormRules,
+    Place,
+    Step,
+    Wanted,
+    cast_to,
+    dequantize,
+    producer_of,
+)
 from spq_graph.passes.forms.storages import Integers
 from spq_graph.passes.numbers.scales import ActivationQuantizer
 
@@ -65,13 +75,20 @@ def differing_quantizer(quantize: ir.Node | None, wanted: ActivationQuantizer) -
     """Whether a node is the quantizer that a range asks for, and a Clip in front of it keeps to its bits."""
     if quantize is None:
         return NEVER_QUANTIZED
-    if [scalar_of(v) for v in quantize.inputs[1:]] != [float(wanted.scale), float(wanted.zero_point)]:
+    if not _reads(quantize, wanted.scale, wanted.zero_point):
         return _OTHER_QUANTIZER
     clip = producer_of(quantize.inputs[0], "Clip")
-    limits = [scalar_of(v) for v in clip.inputs[1:]] if clip is not None else []
-    if wanted.bits < 8 and limits != [float(wanted.low), float(wanted.high)]:
+    if wanted.bits < 8 and not (clip is not None and _reads(clip, wanted.low, wanted.high)):
         return f"no Clip keeps its activation within {wanted.bits} bits"
     return None
+
+
+def _reads(node: ir.Node, *expected: np.generic) -> bool:
+    """Whether a node reads these constants behind its first input."""
+    found = node.inputs[1:]
+    return len(found) == len(expected) and all(
+        holds(value, ir.tensor(number)) for value, number in zip(found, expected, strict=True)
+    )
 
 
 class IntegerQdq(FormRules):
@@ -108,15 +125,16 @@ class IntegerQdq(FormRules):
         text = differing_quantizer(quantize, wanted.quantizer)
         if text is not None:
             return text
-        zero = self.holder(node).inputs[2:3]
-        held = zero[0].const_value if zero and zero[0] is not None else None
-        return None if held is None or not held.numpy().any() else "its weight has a zero point that is not 0"
+        reads = self.holder(node).inputs
+        scales = reads[1].const_value if len(reads) == 3 and reads[1] is not None else None
+        zeros = ir.tensor(np.zeros(() if scales is None else scales.shape.numpy(), dtype=np.int8))
+        return None if scales is not None and holds(reads[2], zeros) else "its weight has a zero point that is not 0"
 
     def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
         """Both pairs, and a Clip below 8 bits."""
         axis = {} if wanted.recipe.weights == "per_tensor" else {"axis": 1}
-        pair = [Step("DequantizeLinear"), *_quantizing(wanted)]
-        return self.widened(Around(pair, [Step("DequantizeLinear", axis)], []), operand)
+        pair = [dequantize(), *_quantizing(wanted)]
+        return self.widened(Around(pair, [dequantize(**axis)], []), operand)
 
 
 class MatMulInteger(FormRules):
@@ -143,7 +161,7 @@ class MatMulInteger(FormRules):
             added.outputs[0].name = editor.fresh(f"{added.name}.out")
         editor.take_over(sums, scaled.outputs[0])
         cast.replace_input_with(0, sums)
-        sums.dtype = ir.DataType.INT32
+        sums.type = ir.TensorType(ir.DataType.INT32)
 
     def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
         """Symmetric codes."""
@@ -155,9 +173,13 @@ class MatMulInteger(FormRules):
             return f"it is a {node.op_type}, the target takes {wanted.form}"
         return differing_quantizer(producer_of(node.inputs[0], "QuantizeLinear"), wanted.quantizer)
 
+    def product(self, wanted: Wanted) -> Step:
+        """Of codes."""
+        return Step("MatMulInteger", 2)
+
     def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
         """The quantizer, and what makes numbers of the sums."""
-        return self.widened(Around(_quantizing(wanted), [], [cast_to(ir.DataType.FLOAT), Step("Mul")]), operand)
+        return self.widened(Around(_quantizing(wanted), [], [cast_to(ir.DataType.FLOAT), Step("Mul", 2)]), operand)
 
     def scales(self, node: ir.Node) -> ir.Value | None:
         """What the sums are multiplied by, behind the Cast that makes numbers of them."""
@@ -179,4 +201,4 @@ def _only_user(node: ir.Node, op_type: str) -> ir.Node | None:
 
 def _quantizing(wanted: Wanted) -> list[Step]:
     bits = wanted.site.precision.bits
-    return [Step("QuantizeLinear"), *([Step("Clip")] if bits is not None and bits < 8 else [])]
+    return [QUANTIZE, *([Step("Clip", 3)] if bits is not None and bits < 8 else [])]

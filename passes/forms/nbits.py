@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.forms.rules import FormRules, Place, Wanted, attributes_of
+from spq_graph.passes.forms.rules import FormRules, Place, Step, Wanted, attributes_of
 from spq_graph.passes.forms.storages import Blocks
 from spq_graph.passes.numbers.scales import block_size_for
 from spq_graph.terms.targets import Form
@@ -47,6 +47,10 @@ class NBits(FormRules):
         """Whether its attributes are those that shape and level ask for."""
         found, expected = attributes_of(node), self._attributes(wanted)
         return None if found == expected else f"its node has the attributes {found}, not {expected}"
+
+    def product(self, wanted: Wanted) -> Step:
+        """The operator, with codes and scales."""
+        return Step("MatMulNBits", 3, self._attributes(wanted), "com.microsoft")
 
     def _attributes(self, wanted: Wanted) -> dict[str, int]:
         rows, columns = wanted.site.shape

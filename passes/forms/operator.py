@@ -58,7 +58,8 @@ class Fp8Call:
 def precision_of_call(node: ir.Node) -> Precision:
     """The precision that a node of the operator has."""
     attribute = node.attributes.get("a_type")
-    a_type = _AS_THEY_ARE if attribute is None else attribute.as_int()
+    said = attribute is not None and attribute.type is ir.AttributeType.INT
+    a_type = attribute.as_int() if attribute is not None and said else _AS_THEY_ARE
     rounded = {form.element_type: precision for precision, form in ACTIVATIONS.items() if form is not None}
     return rounded.get(a_type, Precision.W8FP8A16)
 

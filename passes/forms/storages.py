@@ -136,6 +136,7 @@ class Blocks(Storage):
         scales = np.empty(self.shape[:2], dtype=np.float32)
         for rows, block in self.operand.blocks():
             scales[:, self._place(rows)] = blocked_scales(block, self.block)
+        scales.flags.writeable = False
         return scales
 
     @property

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.fp8_pair import around_weight, codes_of, insert_weight
-from spq_graph.passes.forms.rules import Around, FormRules, Place, Step, Wanted
+from spq_graph.passes.forms.rules import Around, FormRules, Place, Wanted, dequantize
 from spq_graph.passes.forms.storages import Integers, SignedBlocks
 from spq_graph.passes.numbers.scales import block_size_for
 
@@ -42,7 +42,7 @@ class IntegerWeight(FormRules):
 
     def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
         """DequantizeLinear on the weight."""
-        return self.widened(Around([], [Step("DequantizeLinear", _attributes(wanted, opset))], []), operand)
+        return self.widened(Around([], [dequantize(2, **_attributes(wanted, opset))], []), operand)
 
 
 def _attributes(wanted: Wanted, opset: int) -> dict[str, Any]:

@@ -113,7 +113,9 @@ def _positive(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Scales that can be divided by: of zeros, any scale will do."""
     if not np.isfinite(scales).all():
         raise GraphError("the weight holds NaN or infinity", remedy="the checkpoint is damaged: no scale fits it")
-    return np.where(scales > SMALLEST, scales, np.float32(1.0)).astype(np.float32)
+    found = np.where(scales > SMALLEST, scales, np.float32(1.0)).astype(np.float32)
+    found.flags.writeable = False  # the graph's constant and what it is held against are one array
+    return found
 
 
 def weight_codes(weight: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.int8]:
