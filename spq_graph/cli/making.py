@@ -199,7 +199,7 @@ def plan(
     """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
     from spq_graph.documents.recipe import load_recipe
     from spq_graph.jobs.plan import plan as run
-    from spq_graph.views.console import spike_table
+    from spq_graph.views.made import spike_table
     from spq_graph.workbench.opening import Opening
 
     given = load_recipe(

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome
-from spq_graph.views.console import applied, ladder_table, spike_table, summary
+from spq_graph.views.made import applied, ladder_table, spike_table, summary
 
 
 def show_outcome(outcome: Outcome, console: Console) -> None:

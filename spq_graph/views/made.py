@@ -1,26 +1,19 @@
-"""Plans, reports and errors as rich renderables that fit 80 columns.
-
-Names come from models and tokens from tokenizers: they are set as `Text`, never as markup.
-"""
+"""What was made, a plan and its report, as rich renderables that fit 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.report import OperatorRun, Report
-from spq_graph.terms.errors import SpqError
 from spq_graph.terms.rows import FP32
-from spq_graph.views import words
+from spq_graph.views import cells, words
 
-_REASON_STYLES = {Reason.SPIKE: "bold red", Reason.OVERRIDE: "magenta", Reason.UNSUPPORTED: "yellow"}
 _RUNG_STYLES = {"ours": "bold green", "aside": "dim", "": ""}
 _KEPT_IN_SUMMARY = 8
 
@@ -32,7 +25,7 @@ def ladder_table(report: Report, plan: Plan | None = None) -> Table:
         report: whose ladder to show.
         plan: tells how many sites there are, so that kept ones are shown as "2/56" instead of "2".
     """
-    table = _table(None, ["bits", "ppl", "vs FP32", "KL", "top-1", "MB", "kept", "int\nkernels"], first="")
+    table = cells.table("", "bits", "ppl", "vs FP32", "KL", "top-1", "MB", "kept", "int\nkernels")
     for before, rung in zip([None, *report.ladder], report.ladder, strict=False):
         if before and before.bits != rung.bits:
             table.add_section()
@@ -53,37 +46,10 @@ def ladder_table(report: Report, plan: Plan | None = None) -> Table:
 
 def spike_table(plan: Plan, limit: int = 12) -> Table:
     """Kept sites, then those of highest ratio, up to `limit` rows; kept sites are never left out."""
-    columns = ["ratio", "max", "median", "token", "pos", "as", "reason"]
-    table = _table("Spikes at site inputs (max/median of token maxima)", columns)
-    for site in _spiking(plan, limit):
-        seen = site.evidence
-        table.add_row(
-            _name(site.key),
-            words.number(seen.ratio),
-            words.number(seen.max),
-            words.number(seen.median),
-            Text(_clipped(words.token(seen), 10)),
-            words.NOTHING if seen.position is None else str(seen.position),
-            site.precision.value,
-            _reason(site),
-        )
-    return table
-
-
-def sites_table(plan: Plan) -> Table:
-    """Every site with role, shape, precision and reason."""
-    table = _table(None, ["role", "shape", "as", "reason", "ratio", "KL"])
-    for site in plan.sites:
-        table.add_row(
-            _name(site.key),
-            site.role.value,
-            "x".join(map(str, site.shape)),
-            site.precision.value,
-            _reason(site),
-            words.number(site.evidence.ratio),
-            words.number(site.evidence.kl, 2),
-        )
-    return table
+    entries = [
+        (site.key, site.evidence, (site.precision.value, cells.reason(site.reason))) for site in _spiking(plan, limit)
+    ]
+    return cells.spikes("site", entries, ("as", "reason"), "Spikes at site inputs (max/median of token maxima)")
 
 
 def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
@@ -121,25 +87,6 @@ def applied(plan: Plan, integer_kernels: int, fp8: OperatorRun | None, absent: s
     return lines + [f"{words.printable(s.key)} is {s.precision}: {words.why(s)}" for s in replaced]
 
 
-def print_error(error: SpqError, console: Console) -> None:
-    """Say what is wrong, where, and what to do about it; long paths are left whole for copying."""
-    text = Text.assemble(("error: ", "bold red"), (words.printable(error.what), "bold"))
-    if error.where:
-        text.append("\n   in: ", "dim").append(words.printable(error.where))
-    if error.remedy:
-        text.append("\n  try: ", "green").append(words.printable(error.remedy))
-    console.print(text, soft_wrap=True, highlight=False)
-
-
-def _table(title: str | None, columns: Iterable[str], first: str = "site") -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in columns:
-        prose = name in ("role", "as", "reason", "token")
-        table.add_column(name, justify="left" if prose else "right", overflow="fold", no_wrap=name != "reason")
-    return table
-
-
 def _spiking(plan: Plan, limit: int) -> list[SitePlan]:
     kept = plan.kept
     chosen = {id(site) for site in kept}
@@ -158,20 +105,8 @@ def _kept_lines(plan: Plan) -> list[Text]:
         return [Text("No site is kept in high precision.")]
     lines = [Text("Kept in high precision", "bold")]
     for site in kept[:_KEPT_IN_SUMMARY]:
-        line = _name(site.key).append(f"  {site.precision.value}  ", "cyan")
+        line = cells.name(site.key).append(f"  {site.precision.value}  ", "cyan")
         lines.append(line.append(f"{site.reason.value}: {words.why(site)}", "dim"))
     if len(kept) > _KEPT_IN_SUMMARY:
         lines.append(Text(f"and {len(kept) - _KEPT_IN_SUMMARY} more, see plan.json", "dim"))
     return lines
-
-
-def _reason(site: SitePlan) -> Text:
-    return Text(site.reason.value.replace("_", " "), _REASON_STYLES.get(site.reason, ""))
-
-
-def _name(text: str) -> Text:
-    return Text(words.printable(text), overflow="fold")
-
-
-def _clipped(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
