@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from rich.console import Console
 
@@ -30,14 +29,9 @@ def exported_in_words(found: Exported) -> list[str]:
     return [f"exported to {found.model}"]
 
 
-def facts_of_ranges(ranges: Ranges, file: Path) -> dict[str, object]:
-    """What `calibrate --json` prints: where ranges were written, and over how much they were measured."""
-    return {"ranges": str(file), "sequences": ranges.sequences, "tokens": ranges.tokens, "values": len(ranges.values)}
-
-
-def ranges_in_words(ranges: Ranges, file: Path) -> list[str]:
-    """The same for people."""
-    return [f"{len(ranges.values)} values over {ranges.tokens} tokens, written to {file}"]
+def ranges_in_words(ranges: Ranges) -> list[str]:
+    """Over how much ranges were measured, and where they lie."""
+    return [f"{len(ranges.values)} values over {ranges.tokens} tokens, written to {ranges.file}"]
 
 
 def applied_in_words(found: Applied) -> list[str]:
