@@ -9,8 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from spq_graph.documents.plan import Plan, Reason, SitePlan
-from spq_graph.documents.report import OperatorRun, Report
+from spq_graph.documents.plan import Plan, SitePlan
+from spq_graph.documents.report import Report
 from spq_graph.terms.rows import FP32
 from spq_graph.views import cells, words
 
@@ -73,18 +73,6 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     title, colour = ("Ready", "green") if ready else ("Not ready", "red")
     style = f"bold {colour}"
     return Panel(Group(*parts, facts), title=Text(title, style), title_align="left", border_style=colour, width=80)
-
-
-def applied(plan: Plan, integer_kernels: int, fp8: OperatorRun | None, absent: str | None) -> list[str]:
-    """What came of applying a plan: what ran, or why nothing did, and what the target could not run as planned."""
-    profile = plan.recipe.profile
-    if absent is not None:
-        lines = [f"not executed here: {absent}", f"the graph follows the rules of {profile.device}"]
-    else:
-        beside = f", {words.fp8_sites(fp8)}" if fp8 is not None else ""
-        lines = [f"{integer_kernels} sites run as integer kernels on {profile.ran_on}{beside}"]
-    replaced = [s for s in plan.sites if s.reason is Reason.UNSUPPORTED and s.evidence.note]
-    return lines + [f"{words.printable(s.key)} is {s.precision}: {words.why(s)}" for s in replaced]
 
 
 def _spiking(plan: Plan, limit: int) -> list[SitePlan]:

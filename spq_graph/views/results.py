@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 
+from spq_graph.documents.plan import Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome
-from spq_graph.views.made import applied, ladder_table, spike_table, summary
+from spq_graph.views import words
+from spq_graph.views.made import ladder_table, spike_table, summary
 
 
 def show_outcome(outcome: Outcome, console: Console) -> None:
@@ -35,8 +37,16 @@ def ranges_in_words(ranges: Ranges) -> list[str]:
 
 
 def applied_in_words(found: Applied) -> list[str]:
-    """What ran, what the target could not run as planned, and where it lies."""
-    return [*applied(found.plan, found.integer_kernels, found.fp8, found.absent), f"written to {found.out}"]
+    """What ran, or why nothing did, what the target could not run as planned, and where it lies."""
+    profile = found.plan.recipe.profile
+    if found.absent is not None:
+        lines = [f"not executed here: {found.absent}", f"the graph follows the rules of {profile.device}"]
+    else:
+        beside = f", {words.fp8_sites(found.fp8)}" if found.fp8 is not None else ""
+        lines = [f"{found.integer_kernels} sites run as integer kernels on {profile.ran_on}{beside}"]
+    replaced = [s for s in found.plan.sites if s.reason is Reason.UNSUPPORTED and s.evidence.note]
+    lines += [f"{words.printable(s.key)} is {s.precision}: {words.why(s)}" for s in replaced]
+    return [*lines, f"written to {found.out}"]
 
 
 def evaluation_in_words(found: Evaluation) -> Iterator[str]:
