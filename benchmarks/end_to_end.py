@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from keeping import keep
-from rich.console import Console
 
+from spq_graph.cli import terminal
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.recipe import Override, Recipe
 from spq_graph.runtime.measures import timing
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     given = parser.parse_args()
     given.work.mkdir(exist_ok=True)
-    steps = Steps(Console(stderr=True))
+    steps = terminal.steps()
     files = built(exported(given.work, steps), given.work, steps)
     runners = {name: Runner(path, threads=given.threads) for name, path in files.items()}
     seconds = timing.in_turns(runners, LENGTHS, PAST, given.rounds, lambda done, total: None)

@@ -59,12 +59,11 @@ def prepare(folder: Path, work: Path, rows: Path) -> None:
     import numpy as np
     import onnxruntime as ort
     from end_to_end import exported
-    from rich.console import Console
 
-    from spq_graph.workbench.steps import Steps
+    from spq_graph.cli.terminal import steps
 
     work.mkdir(exist_ok=True)
-    model = exported(work, Steps(Console(stderr=True)))
+    model = exported(work, steps())
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (int(rows.name), LENGTH))
     np.savez(folder / "ids.npz", input_ids=ids)
     inputs = ort.InferenceSession(model, providers=["CPUExecutionProvider"]).get_inputs()

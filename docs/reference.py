@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from enum import EnumMeta
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
+from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.recipe import OneOf, Override, Recipe
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.site import Role, Site
+from spq_graph.terms.site import Role, Site, Unmatched
 from spq_graph.views.words import REASONS
 
 HERE = Path(__file__).parent
@@ -36,22 +36,25 @@ def type_words(kind: Any) -> str:
     if origin is dict:
         return f"object of {inner[1]} by {inner[0]}"
     names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
-    if isinstance(kind, EnumMeta) or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+    if isinstance(kind, EnumMeta) or (isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind))):
         return f"[{kind.__name__}](#{kind.__name__.lower()})"
     return names.get(kind, str(kind))
 
 
-def keys_of(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+def keys_of(model: type[Any]) -> Iterator[tuple[str, FieldInfo]]:
     """A model's fields as JSON has them: those of a site stand among those of its entry."""
+    if is_dataclass(model):
+        hints = get_type_hints(model, include_extras=True)
+        yield from ((inner.name, FieldInfo.from_annotation(hints[inner.name])) for inner in fields(model))
+        return
     for name, field in model.model_fields.items():
         if field.annotation is Site:
-            hints = get_type_hints(Site, include_extras=True)
-            yield from ((inner.name, FieldInfo.from_annotation(hints[inner.name])) for inner in fields(Site))
+            yield from keys_of(Site)
         else:
             yield name, field
 
 
-def fields_of(model: type[BaseModel], *, defaults: bool) -> list[str]:
+def fields_of(model: type[Any], *, defaults: bool) -> list[str]:
     """A table of a model's fields."""
     head = "| field | type | default | |" if defaults else "| key | type | |"
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
@@ -119,7 +122,7 @@ def plan() -> str:
         "",
         *fields_of(Plan, defaults=False),
     ]
-    for model in (SitePlan, Evidence, Search, ModelRef, CalibrationRef, UnmatchedNode):
+    for model in (SitePlan, Evidence, Search, ModelRef, CalibrationRef, Unmatched):
         text += [
             "",
             f"## {model.__name__}",

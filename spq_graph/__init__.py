@@ -28,11 +28,16 @@ if TYPE_CHECKING:
     from spq_graph.jobs.verify import verify
     from spq_graph.runtime.generation.sampling import Sampling
     from spq_graph.terms.errors import SpqError
+    from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY
     from spq_graph.workbench.data import Data
     from spq_graph.workbench.opening import Opening
     from spq_graph.workbench.steps import Steps
 
 __all__ = [
+    "EVERYWHERE",
+    "FP32",
+    "SPIKE_AWARE",
+    "WEIGHT_ONLY",
     "Data",
     "Opening",
     "Plan",
@@ -61,6 +66,10 @@ __version__ = "0.1.0"
 
 # Where each name comes from: its module, and what it is called there.
 _HOMES = {
+    "EVERYWHERE": ("spq_graph.terms.rows", "EVERYWHERE"),
+    "FP32": ("spq_graph.terms.rows", "FP32"),
+    "SPIKE_AWARE": ("spq_graph.terms.rows", "SPIKE_AWARE"),
+    "WEIGHT_ONLY": ("spq_graph.terms.rows", "WEIGHT_ONLY"),
     "Data": ("spq_graph.workbench.data", "Data"),
     "Opening": ("spq_graph.workbench.opening", "Opening"),
     "Plan": ("spq_graph.documents.plan", "Plan"),

@@ -13,9 +13,10 @@ import onnx_ir as ir
 from spq_graph.documents.drawing import Box, BoxKind
 from spq_graph.documents.plan import SitePlan
 from spq_graph.passes.base.marks import ADDED
-from spq_graph.passes.base.values import scalar_of
+from spq_graph.passes.base.values import scalar_of, weight_of
 from spq_graph.passes.draw.layer_part import Layer, cut_out, is_constant, producers_of
 from spq_graph.passes.forms.reading import precision_of
+from spq_graph.passes.forms.rules import producer_of
 from spq_graph.terms.precision import Precision
 
 _QUANTIZERS = frozenset({"Clip", "Cast", "QuantizeLinear", "DequantizeLinear"})
@@ -203,7 +204,7 @@ def _words(group: _Group, shown: dict[ir.Node, SitePlan], hidden: set[str]) -> t
     if first in shown:
         return _words_of_site(first, shown[first])
     if group.kind == "quantizer":
-        return "quantizer", " → ".join(dict.fromkeys(n.op_type for n in group.nodes)), _scale_of(group.nodes)
+        return "quantizer", " → ".join(dict.fromkeys(n.op_type for n in group.nodes)), _codes_of(group.nodes)
     others = sum(node.name in hidden for node in group.nodes)
     ops = [node.op_type for node in group.nodes]
     title = next((title for title, known in _TITLES if known.intersection(ops)), "")
@@ -222,14 +223,33 @@ def _words_of_site(node: ir.Node, site: SitePlan) -> tuple[BoxKind, str, str]:
     shape = f"{site.shape[0]} × {site.shape[1]}"
     name = site.key.rsplit(".", 1)[-1] if "." in site.key else site.role.value
     if found is Precision.INT8:
-        return "site", name, f"{node.op_type} {shape}\nint8 weight → DQ"
+        return "site", name, f"{node.op_type} {shape}\n{_weight_of(node)}"
+    if found.row.by_block and site.precision.row.by_block:
+        found = site.precision  # which of the two it is, its level tells on a CPU alone
     kept = site.precision.bits is None and not site.role.left_alone
     return "kept" if kept else "site", name, f"{node.op_type} {shape}\n{found.value}"
 
 
-def _scale_of(nodes: Sequence[ir.Node]) -> str:
+def _weight_of(node: ir.Node) -> str:
+    """What an integer product holds its weight in, and whether it is dequantized in front of it."""
+    back = producer_of(node.inputs[1], "DequantizeLinear")
+    codes = weight_of(back.inputs[0] if back is not None else node.inputs[1])
+    kind = _type_of(codes.tensor.dtype) if codes is not None else "integer"
+    return f"{kind} weight → DQ" if back is not None else f"{kind} weight"
+
+
+def _codes_of(nodes: Sequence[ir.Node]) -> str:
+    """What an activation becomes: the type of its codes, their scale, and the zero point that integers have."""
     quantize = next((node for node in nodes if node.op_type == "QuantizeLinear"), None)
     if quantize is None:
         return ""
-    scale, zero = (scalar_of(value) for value in quantize.inputs[1:3])
-    return f"uint8, scale {scale:.3g}, zero point {zero:.0f}" if scale is not None and zero is not None else "uint8"
+    scale, zero = scalar_of(quantize.inputs[1]), weight_of(quantize.inputs[2])
+    if scale is None or zero is None:
+        return ""
+    kind, place = zero.tensor.dtype, scalar_of(quantize.inputs[2])
+    beside = f", zero point {place:.0f}" if kind.is_integer() and place is not None else ""
+    return f"{_type_of(kind)}, scale {scale:.3g}{beside}"
+
+
+def _type_of(kind: ir.DataType) -> str:
+    return kind.name.lower()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.encode import Encoded, unlike
 from spq_graph.passes.forms.reading import level_of, precision_of
 from spq_graph.passes.forms.registry import RULES
@@ -69,6 +69,6 @@ def differing_weight(node: ir.Node, wanted: Wanted, operand: Operand, opset: int
     found = scales.const_value if scales is not None else None
     if found is None or tuple(found.shape.numpy()) != expected.shape:
         return f"its weight has no scales of shape {list(expected.shape)}"
-    if not np.array_equal(found.numpy(), expected):
+    if not holds(scales, ir.tensor(expected)):
         return "its weight has other scales than the source's weight and the recipe ask for"
     return None

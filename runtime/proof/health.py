@@ -8,12 +8,12 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from spq_graph.documents.examination import Gpu, Library, LibraryBuild, Machine
 from spq_graph.runtime.sessions.executed import Executed, executed_by
 from spq_graph.runtime.sessions.library import OVERRIDE, library_info, library_path, register
 from spq_graph.runtime.sessions.openvino import OpenVinoSession, executed_in
@@ -38,16 +38,16 @@ _INSTRUCTIONS = (
 )
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Machine:
     """The processor, its cores, and what ONNX Runtime may run on."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "instruction_sets": instruction_sets(),
-        "gpus": gpus(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "providers": list(ort.get_available_providers()),
-    }
+    return Machine(
+        processor=processor(),
+        cores=os.cpu_count(),
+        instruction_sets=instruction_sets(),
+        gpus=gpus(),
+        system=f"{platform.system()} {platform.machine()}",
+        providers=list(ort.get_available_providers()),
+    )
 
 
 def processor() -> str:
@@ -59,21 +59,21 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def library() -> dict[str, Any]:
-    """The operator library: `path`, what it says of itself, and `problem` where it does not serve."""
+def library() -> Library:
+    """The operator library, what it says of itself, and why it does not serve where it does not."""
     try:
         path = library_path()
     except SourceError as cause:
-        return {"path": None, "problem": str(cause)}
+        return Library(None, str(cause))
     if path is None:
         off = os.environ.get(OVERRIDE) == ""
-        return {"path": None, "problem": f"{OVERRIDE} turns it off" if off else "it was not built: no C++ compiler"}
+        return Library(None, f"{OVERRIDE} turns it off" if off else "it was not built: no C++ compiler")
     info = library_info(path)
     if info is None:
-        return {"path": str(path), "problem": "it cannot be loaded on this machine"}
-    if not register(ort.SessionOptions()):
-        return {"path": str(path), **info, "problem": f"ONNX Runtime {ort.__version__} does not take it"}
-    return {"path": str(path), **info, "problem": None}
+        return Library(str(path), "it cannot be loaded on this machine")
+    taken = register(ort.SessionOptions())
+    problem = None if taken else f"ONNX Runtime {ort.__version__} does not take it"
+    return Library(str(path), problem, LibraryBuild(**info))
 
 
 def kernels_of(
@@ -112,17 +112,15 @@ def _on_openvino(path: Path, feeds: Mapping[str, npt.NDArray[np.float32]]) -> tu
     return executed_in(session, path), result
 
 
-def gpus() -> list[dict[str, str]]:
-    """NVIDIA's GPUs by `name`, `architecture` (such as sm_90) and `driver`, as its own tool lists them."""
+def gpus() -> list[Gpu]:
+    """NVIDIA's GPUs, as its own tool lists them."""
     query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[part.strip() for part in line.split(",")] for line in found.splitlines() if line.count(",") == 2]
-    return [
-        {"name": name, "architecture": f"sm_{cap.replace('.', '')}", "driver": driver} for name, cap, driver in rows
-    ]
+    return [Gpu(name, f"sm_{cap.replace('.', '')}", driver) for name, cap, driver in rows]
 
 
 def instruction_sets() -> list[str]:

@@ -10,7 +10,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from spq_graph.terms.errors import SpqError
-from spq_graph.views.console import print_error
+from spq_graph.views.errors import print_error
 
 
 @contextmanager

@@ -156,9 +156,8 @@ def calibrate(
     as_json: o.Json = False,
 ) -> None:
     """Measure the ranges of every site's input, or merge shards that were measured apart."""
-    from spq_graph.documents.ranges import json_file
     from spq_graph.jobs import calibrate as job
-    from spq_graph.views.results import facts_of_ranges, ranges_in_words
+    from spq_graph.views.results import ranges_in_words
     from spq_graph.workbench.opening import Opening
 
     if merge:
@@ -173,8 +172,7 @@ def calibrate(
             shard=shard,
             steps=steps(),
         )
-    file = json_file(out)
-    answer(facts_of_ranges(ranges, file), ranges_in_words(ranges, file), as_json=as_json)
+    answer(ranges.to_dict(), ranges_in_words(ranges), as_json=as_json)
 
 
 def plan(
@@ -199,7 +197,7 @@ def plan(
     """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
     from spq_graph.documents.recipe import load_recipe
     from spq_graph.jobs.plan import plan as run
-    from spq_graph.views.console import spike_table
+    from spq_graph.views.made import spike_table
     from spq_graph.workbench.opening import Opening
 
     given = load_recipe(

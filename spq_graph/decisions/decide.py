@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from spq_graph.decisions.choices import Choice, above, apply_overrides, assigned, cap_of, keep, planned, six, start
 from spq_graph.decisions.kept_formats import candidates, pick
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, UnmatchedNode
+from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.terms.errors import GraphError
@@ -96,7 +96,7 @@ def decide(
         search=search,
         sites=[planned(choice, token_text) for choice in choices.values()],
         budget_met=met,
-        unmatched=[UnmatchedNode(node=u.node, reason=u.reason) for u in unmatched],
+        unmatched=list(unmatched),
     )
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from spq_graph.documents.strict import Strict
 
 BoxKind = Literal["stream", "site", "kept", "quantizer", "other"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Box(_Strict):
+class Box(Strict):
     """One or several nodes that belong together.
 
     Attributes:
@@ -34,7 +30,7 @@ class Box(_Strict):
     reads: list[int]
 
 
-class LayerDrawing(_Strict):
+class LayerDrawing(Strict):
     """One decoder layer, in the source and in the artifact; boxes in topological order."""
 
     layer: int

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -26,10 +25,11 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.strict import Strict
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.site import OfSite, Site
+from spq_graph.terms.site import OfSite, Site, Unmatched
 from spq_graph.terms.targets import Form
 
 if TYPE_CHECKING:
@@ -50,11 +50,7 @@ class Reason(StrEnum):
     TOO_FEW_TOKENS = "too_few_tokens"  # an expert that calibration routed too few tokens to: its range is not trusted
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Evidence(_Strict):
+class Evidence(Strict):
     """What was measured at a site's input, and what followed from it. Absent where nothing was measured."""
 
     ratio: float | None = Field(None, description="max/median of the token maxima, pooled")
@@ -81,7 +77,7 @@ _SITE = TypeAdapter(Site)
 _IN_ENTRY = frozenset({"site", *(field.name for field in fields(Site))})
 
 
-class SitePlan(OfSite, _Strict):
+class SitePlan(OfSite, Strict):
     """The decision for one site."""
 
     site: Site = Field(description="what it is for; in JSON its fields stand beside the decision")
@@ -119,21 +115,14 @@ class SitePlan(OfSite, _Strict):
         return max(abs(edge) for edge in self.range) if self.range is not None else None
 
 
-class UnmatchedNode(_Strict):
-    """A product or a GLU that became no site, and why."""
-
-    node: str = Field(description="name of the node")
-    reason: str = Field(description="why it is no site")
-
-
-class ModelRef(_Strict):
+class ModelRef(Strict):
     """The model that the plan is for."""
 
     digest: str = Field(description="sha256 of the ONNX file and its external data")
     origin: str = Field(description="name of the folder or file, never its place")
 
 
-class CalibrationRef(_Strict):
+class CalibrationRef(Strict):
     """The data that the ranges come from."""
 
     digest: str = Field(description="of the sequences, in any order")
@@ -142,7 +131,7 @@ class CalibrationRef(_Strict):
     origin: str = Field("", description="name of the file, or how text was sampled")
 
 
-class Search(_Strict):
+class Search(Strict):
     """How the rule came to its result."""
 
     rule: Literal["auto", "ratio", "none"] = Field(description="how sites were chosen: by measured KL, or by ratio")
@@ -158,7 +147,7 @@ class Search(_Strict):
     )
 
 
-class Plan(_Strict):
+class Plan(Strict):
     """What was decided for one model."""
 
     schema_: Literal["spq-graph/plan/1"] = Field(SCHEMA, alias="schema")
@@ -168,9 +157,9 @@ class Plan(_Strict):
     search: Search = Field(description="how the rule came to its result")
     sites: list[SitePlan] = Field(description="one entry for each site, in the graph's order")
     budget_met: bool = Field(description="whether the KL budget holds with what may be kept")
-    unmatched: list[UnmatchedNode] = Field([], description="products that became no site")
+    unmatched: list[Unmatched] = Field([], description="products that became no site")
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     def refuse_other(self, digest: str, name: str) -> None:
         """Check that this plan is for a model.

@@ -27,13 +27,22 @@ _DIGEST_MODULUS = 1 << 256
 
 @dataclass(slots=True)
 class Ranges:
-    """Ranges of every observed value of one model, over one set of sequences."""
+    """Ranges of every observed value of one model, over one set of sequences.
+
+    Attributes:
+        model_digest: of the model.
+        values: by name, what was seen of each.
+        data: of the sequences, the digest as a number.
+        tokens, sequences: how many were run.
+        file: where they were written last, or read from; None where they were not.
+    """
 
     model_digest: str
     values: dict[str, ValueRange] = field(default_factory=dict)
     data: int = 0
     tokens: int = 0
     sequences: int = 0
+    file: Path | None = field(default=None, compare=False)
 
     def count(self, ids: IntArray, mask: IntArray) -> None:
         """Take note of the sequences that were run; ids and mask are int64 [batch, length]."""
@@ -109,6 +118,12 @@ class Ranges:
         }
         path.write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".safetensors").write_bytes(save(arrays))
+        self.file = path
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `calibrate --json` prints: where they were written, and over how much they were measured."""
+        file = str(self.file) if self.file is not None else None
+        return {"ranges": file, "sequences": self.sequences, "tokens": self.tokens, "values": len(self.values)}
 
     def to_pandas(self) -> DataFrame:
         """One row for each observed value, by its name.
@@ -137,7 +152,7 @@ class Ranges:
             if head.get("schema") != SCHEMA:
                 raise DataError(f"expected schema {SCHEMA}, found {head.get('schema')}", where=str(path))
             arrays = load_file(path.with_suffix(".safetensors"))
-            loaded = cls(head["model"], tokens=head["tokens"], sequences=head["sequences"])
+            loaded = cls(head["model"], tokens=head["tokens"], sequences=head["sequences"], file=path)
             loaded.data = int(head["data"].split(":")[1], 16)
             for name, v in head["values"].items():
                 bins, counts = arrays[f"{name}/bins"].tolist(), arrays[f"{name}/counts"].tolist()

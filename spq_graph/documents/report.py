@@ -6,18 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from spq_graph.documents.drawing import LayerDrawing
 from spq_graph.documents.speed import Speed
+from spq_graph.documents.strict import Strict
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.rows import RowId, with_id
@@ -26,11 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Rung(_Strict):
+class Rung(Strict):
     """One row of the ladder; all rows are measured on the same tokens.
 
     Attributes:
@@ -63,7 +52,7 @@ class Rung(_Strict):
         return {"name": self.id.name, **write(self), "seed": self.id.seed}
 
 
-class TextRef(_Strict):
+class TextRef(Strict):
     """The text that the ladder was measured on."""
 
     digest: str
@@ -71,7 +60,7 @@ class TextRef(_Strict):
     origin: str = ""
 
 
-class OperatorRun(_Strict):
+class OperatorRun(Strict):
     """How the sites in FP8 ran.
 
     Attributes:
@@ -85,7 +74,7 @@ class OperatorRun(_Strict):
     library: str | None = None
 
 
-class TargetRun(_Strict):
+class TargetRun(Strict):
     """What the artifact was compiled for, and whether that was run.
 
     Attributes:
@@ -104,15 +93,15 @@ class TargetRun(_Strict):
     measured_on: str = "ONNX Runtime"
 
 
-class Verdict(_Strict):
+class Verdict(Strict):
     """Ready or not, and why."""
 
     ready: bool
     summary: str
-    warnings: list[str] = []
+    warnings: list[str] = Field([])
 
 
-class Report(_Strict):
+class Report(Strict):
     """What came of a plan.
 
     Attributes:
@@ -140,12 +129,12 @@ class Report(_Strict):
     executed: dict[str, int]
     providers: dict[str, int]
     target: TargetRun | None = None
-    placed: dict[str, dict[str, int]] = {}
-    kernels: dict[str, str] = {}
+    placed: dict[str, dict[str, int]] = Field({})
+    kernels: dict[str, str] = Field({})
     fp8: OperatorRun | None = None
     layer: LayerDrawing | None = None
     speed: Speed | None = None
-    tokens: dict[int, str] = {}
+    tokens: dict[int, str] = Field({})
     seconds: dict[str, float]
     peak_rss_bytes: int
     bytes: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,30 +193,3 @@ class Generation:
 
 def _known(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Examination:
-    """What is installed on a machine, and what runs there.
-
-    Attributes:
-        versions: of what takes part, by package.
-        machine: `processor`, `cores`, `instruction_sets`, `gpus`, `system`, `providers`.
-        library: of operators: `path`, `problem`, and where it loads `version`, `isa`, `available`, `cuda`.
-        targets: by target and precision the kernel that a small product ran as: an operator type, "function" where an
-            FP8 site ran as the standard operators that its file carries, "unsupported" and why, "not executed here"
-            and what would be written, or the error.
-        absent: by target why it is not here; None where it is.
-        warnings: what would make results on this machine differ from those elsewhere.
-    """
-
-    versions: Mapping[str, str]
-    machine: Mapping[str, Any]
-    library: Mapping[str, Any]
-    targets: Mapping[str, Mapping[str, str]]
-    absent: Mapping[str, str | None]
-    warnings: Sequence[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `doctor --json` prints."""
-        return asdict(self)

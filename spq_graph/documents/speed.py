@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from spq_graph.documents.strict import Strict
 from spq_graph.terms.rows import RowId, with_id
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Prefill(_Strict):
+class Prefill(Strict):
     """A prompt: seconds, and how many times faster than the first row."""
 
     seconds: float
     times: float
 
 
-class Decode(_Strict):
+class Decode(Strict):
     """Tokens a second over the cache, and how many times as many as the first row; None where that one has none."""
 
     tokens_per_second: float
     times: float | None
 
 
-class SpeedRow(_Strict):
+class SpeedRow(Strict):
     """One model: medians over the rounds.
 
     Attributes:
@@ -58,7 +55,7 @@ class SpeedRow(_Strict):
         return {"name": self.id.name, **write(self)}
 
 
-class Speed(_Strict):
+class Speed(Strict):
     """What was timed in turns.
 
     Attributes:

@@ -97,7 +97,7 @@ def _others(
 ) -> Iterator[Entry]:
     """What a plan can be compared with, where the floating-point model is the one that it was made for."""
     if plan is None or digest_of(reference.model) != plan.model.digest:
-        steps.console.print("only the two models are timed: the plan is not one of the floating-point model given")
+        steps.remark("only the two models are timed: the plan is not one of the floating-point model given")
         return
     stored = dict.fromkeys((site.key for site in plan.sites), Precision.FP32)
     rows = {row.id: row.plan for row in (*variants(plan, stored), weight_only(plan))}

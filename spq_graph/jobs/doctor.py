@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.documents.examination import Examination, Probed, ProbeStatus
 from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.recipe import Recipe
-from spq_graph.documents.results import Examination
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.files.save import save_model
 from spq_graph.runtime.proof import health
@@ -22,7 +22,6 @@ from spq_graph.terms.kernels import FP8_KERNEL
 from spq_graph.terms.precision import SMALLEST_FIRST, Precision
 from spq_graph.terms.site import Role, Site
 from spq_graph.terms.targets import PROFILES, Form, Profile
-from spq_graph.views.examined import NOT_HERE
 from spq_graph.workbench.environment import environment
 
 # The probe: one product, large enough for every kernel and small enough to be done at once.
@@ -43,7 +42,7 @@ def examine() -> Examination:
         machine=health.machine(),
         library=health.library(),
         targets={
-            target: {p.value: _kernel(p, profile, absent[target]) for p in PRECISIONS}
+            target: {p.value: _probed(p, profile, absent[target]) for p in PRECISIONS}
             for target, profile in PROFILES.items()
         },
         absent=absent,
@@ -51,20 +50,21 @@ def examine() -> Examination:
     )
 
 
-def _kernel(precision: Precision, profile: Profile, absent: str | None) -> str:
-    """What a product in this precision runs as on a target, here and now."""
+def _probed(precision: Precision, profile: Profile, absent: str | None) -> Probed:
+    """What a product in this precision becomes on a target, here and now."""
     if not profile.allows(precision):
-        return f"unsupported: {profile.why_not(precision)}"
+        return Probed(ProbeStatus.UNSUPPORTED, why=profile.why_not(precision))
+    form = profile.forms[precision]
     try:
         if absent is not None:
             _run(precision, profile, execute=False)
-            return f"{NOT_HERE}; written as {profile.forms[precision].words}"
+            return Probed(ProbeStatus.NOT_HERE, form=form)
         ran, _ = _run(precision, profile)
     except SpqError as cause:
-        return f"error: {cause.what}"
-    if profile.forms[precision] is not Form.OPERATOR:
-        return ran.kernels.get("product", "not found")
-    return FP8_KERNEL if FP8_KERNEL in ran.ops else "function"
+        return Probed(ProbeStatus.ERROR, why=cause.what)
+    if form is not Form.OPERATOR:
+        return Probed(ProbeStatus.RAN, ran.kernels.get("product"))
+    return Probed(ProbeStatus.RAN, FP8_KERNEL) if FP8_KERNEL in ran.ops else Probed(ProbeStatus.FUNCTION)
 
 
 def _run(

@@ -35,7 +35,6 @@ from spq_graph.passes.forms.reading import precision_of
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
-from spq_graph.terms.site import Unmatched
 from spq_graph.workbench.opening import Opening
 from spq_graph.workbench.steps import Steps
 
@@ -104,7 +103,7 @@ def inspect_path(
         path=str(path),
         glu_blocks=len(found.blocks),
         sites=sites,
-        unmatched=[Unmatched(one.node, one.reason) for one in unmatched],
+        unmatched=unmatched,
         graph=facts,
         measured=measured,
         profiles=_profiles(sites, ranges, tokenizer) if only is not None else {},

@@ -95,10 +95,12 @@ class OfSite:
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:
-    """A product or a GLU that became no Site, and why."""
+    """A product or a GLU that became no site, and why."""
 
-    node: str
-    reason: str
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    node: Annotated[str, Field(description="name of the node")]
+    reason: Annotated[str, Field(description="why it is no site")]
 
 
 _LAYER = re.compile(r"(?:^|[./_])(?:layers?|h|blocks?|decoder_layers?)[./_](\d+)(?=[./_]|$)", re.IGNORECASE)

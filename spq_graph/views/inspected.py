@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -22,9 +21,8 @@ from spq_graph.documents.findings import (
 )
 from spq_graph.documents.plan import Evidence, Reason
 from spq_graph.terms.precision import Precision
-from spq_graph.views import words
+from spq_graph.views import cells, words
 
-_REASON_STYLES = {"spike": "bold red", "override": "magenta", "unsupported_on_target": "yellow"}
 _BARS = "▁▂▃▄▅▆▇█"
 _SPIKES = 12
 
@@ -81,34 +79,22 @@ def _show_unmatched(found: Inspection, console: Console) -> None:
 
 
 def _sites(sites: Sequence[InspectedSite]) -> Table:
-    table = _table("site", "role", "K x N", "as", "reason", "ratio")
+    table = cells.table("site", "role", "K x N", "as", "reason", "ratio")
     for site in sites:
         table.add_row(
-            _name(site.key),
+            cells.name(site.key),
             site.role.value,
             "x".join(map(str, site.shape)),
             _precision(site.precision),
-            _reason(site.reason),
+            cells.reason(site.reason),
             words.number(site.evidence.ratio),
         )
     return table
 
 
 def _spikes(sites: Sequence[InspectedSite]) -> Table:
-    table = _table("spikes", "ratio", "max", "median", "token", "pos", "KL")
-    for site in sorted(sites, key=lambda s: -(s.evidence.ratio or 0.0))[:_SPIKES]:
-        seen = site.evidence
-        position = words.NOTHING if seen.position is None else str(seen.position)
-        table.add_row(
-            _name(site.key),
-            words.number(seen.ratio),
-            words.number(seen.max),
-            words.number(seen.median),
-            Text(_clipped(words.token(seen))),
-            position,
-            words.number(seen.kl),
-        )
-    return table
+    highest = sorted(sites, key=lambda s: -(s.evidence.ratio or 0.0))[:_SPIKES]
+    return cells.spikes("spikes", [(s.key, s.evidence, (words.number(s.evidence.kl),)) for s in highest], ("KL",))
 
 
 def _why(site: InspectedSite, profile: SeenProfile | None) -> Table:
@@ -121,7 +107,7 @@ def _why(site: InspectedSite, profile: SeenProfile | None) -> Table:
     table.add_row("role", f"{site.role.value}, {site.shape[0]} x {site.shape[1]}")
     table.add_row("precision", _precision(site.precision))
     prose = words.reason_words(Reason(site.reason), site.evidence.note) if site.reason else "no plan is recorded"
-    told = Text.assemble(_reason(site.reason), ": ", prose) if site.reason else Text(prose)
+    told = Text.assemble(cells.reason(site.reason), ": ", prose) if site.reason else Text(prose)
     table.add_row("reason", told)
     _add_evidence(table, "evidence", site.evidence)
     if site.measured is not None and site.measured != site.evidence:
@@ -129,7 +115,7 @@ def _why(site: InspectedSite, profile: SeenProfile | None) -> Table:
     if profile is not None:
         table.add_row("by position", _bars(profile.positions))
         for peak in profile.tokens:
-            word = _clipped(words.token_words(peak.token, peak.text), 30)
+            word = words.clipped(words.token_words(peak.token, peak.text), 30)
             table.add_row("", Text(f"{words.number(peak.max)} on {word} at {peak.position}"))
     return table
 
@@ -167,25 +153,25 @@ def show_difference(found: Difference, console: Console) -> None:
     if found.ladder:
         console.print(_ladder(found.ladder))
     if found.changed:
-        table = _table("site", "A", "", "B", "", "ratio")
+        table = cells.table("site", "A", "", "B", "", "ratio")
         for key, decided in found.changed.items():
             a, b = decided.a, decided.b
-            sides = (_precision(a.precision), _reason(a.reason), _precision(b.precision), _reason(b.reason))
-            table.add_row(_name(key), *sides, words.number(a.ratio if a.ratio is not None else b.ratio))
+            sides = (_precision(a.precision), cells.reason(a.reason), _precision(b.precision), cells.reason(b.reason))
+            table.add_row(cells.name(key), *sides, words.number(a.ratio if a.ratio is not None else b.ratio))
         console.print(table)
     for side, keys in (("A", found.only_a), ("B", found.only_b)):
         for key in keys:
-            console.print(_name(key).append(f": only in {side}"), highlight=False, soft_wrap=True)
+            console.print(cells.name(key).append(f": only in {side}"), highlight=False, soft_wrap=True)
     if not (found.changed or found.only_a or found.only_b):
         console.print("the plans decide the same")
 
 
 def _ladder(rungs: Sequence[ComparedRung]) -> Table:
-    table = _table("perplexity", "bits", "A", "B", "change")
+    table = cells.table("perplexity", "bits", "A", "B", "change")
     for rung in rungs:
         a, b = rung.perplexity.a, rung.perplexity.b
         change = words.percent(b / a - 1) if a else words.NOTHING
-        name, bits = Text(words.plain_name(rung.id)), str(rung.bits or words.NOTHING)
+        name, bits = Text(words.rung_name(rung)), str(rung.bits or words.NOTHING)
         table.add_row(name, bits, words.number(a, 4), words.number(b, 4), change)
     return table
 
@@ -194,29 +180,6 @@ def _shown(value: object) -> str:
     return words.NOTHING if value is None else words.printable(str(value))
 
 
-def _table(first: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in columns:
-        prose = name in ("role", "as", "reason", "token", "A", "B", "")
-        table.add_column(
-            name, justify="left" if prose else "right", overflow="fold", no_wrap=name not in ("reason", "")
-        )
-    return table
-
-
-def _name(text: str) -> Text:
-    return Text(words.printable(text), overflow="fold")
-
-
 def _precision(name: str) -> Text:
     integer = name in {p.value for p in Precision if p.bits is not None}
     return Text(words.printable(name), "" if integer else "cyan")
-
-
-def _reason(name: str | None) -> Text:
-    return Text(words.printable(name or words.NOTHING).replace("_", " "), _REASON_STYLES.get(name or "", ""))
-
-
-def _clipped(text: str, width: int = 10) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

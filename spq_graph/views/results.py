@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from rich.console import Console
 
+from spq_graph.documents.plan import Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome, Verified
-from spq_graph.views.console import applied, ladder_table, spike_table, summary
-from spq_graph.views.words import printable
+from spq_graph.views import words
+from spq_graph.views.made import ladder_table, spike_table, summary
 
 
 def show_outcome(outcome: Outcome, console: Console) -> None:
@@ -31,24 +31,28 @@ def exported_in_words(found: Exported) -> list[str]:
     return [f"exported to {found.model}"]
 
 
-def facts_of_ranges(ranges: Ranges, file: Path) -> dict[str, object]:
-    """What `calibrate --json` prints: where ranges were written, and over how much they were measured."""
-    return {"ranges": str(file), "sequences": ranges.sequences, "tokens": ranges.tokens, "values": len(ranges.values)}
-
-
-def ranges_in_words(ranges: Ranges, file: Path) -> list[str]:
-    """The same for people."""
-    return [f"{len(ranges.values)} values over {ranges.tokens} tokens, written to {file}"]
+def ranges_in_words(ranges: Ranges) -> list[str]:
+    """Over how much ranges were measured, and where they lie."""
+    return [f"{len(ranges.values)} values over {ranges.tokens} tokens, written to {ranges.file}"]
 
 
 def applied_in_words(found: Applied) -> list[str]:
-    """What ran, what the target could not run as planned, and where it lies."""
-    return [*applied(found.plan, found.integer_kernels, found.fp8, found.absent), f"written to {found.out}"]
+    """What ran, or why nothing did, what the target could not run as planned, and where it lies."""
+    profile = found.plan.recipe.profile
+    if found.absent is not None:
+        lines = [f"not executed here: {found.absent}", f"the graph follows the rules of {profile.device}"]
+    else:
+        beside = f", {words.fp8_sites(found.fp8)}" if found.fp8 is not None else ""
+        lines = [f"{found.integer_kernels} sites run as integer kernels on {profile.ran_on}{beside}"]
+    replaced = [s for s in found.plan.sites if s.reason is Reason.UNSUPPORTED and s.evidence.note]
+    lines += [f"{words.printable(s.key)} is {s.precision}: {words.why(s)}" for s in replaced]
+    return [*lines, f"written to {found.out}"]
 
 
 def verified_in_words(found: Verified) -> Iterator[str]:
     """What was held against what."""
-    yield f"{printable(str(found.out))} is what its plan makes of {printable(found.source)} for {found.target}"
+    out, source = words.printable(str(found.out)), words.printable(found.source)
+    yield f"{out} is what its plan makes of {source} for {found.target}"
     yield f"held against it: {found.sites} sites, {found.constants} constants, {found.nodes} nodes"
 
 

@@ -8,6 +8,7 @@ from math import floor, isfinite, log10
 from typing import Literal
 
 from spq_graph.documents import tables
+from spq_graph.documents.findings import ComparedRung
 from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.documents.report import OperatorRun, Report, Rung
 from spq_graph.documents.speed import SpeedRow
@@ -41,14 +42,14 @@ REASONS = {
 }
 
 
-def rung_name(rung: Rung) -> str:
+def rung_name(rung: Rung | ComparedRung) -> str:
     """A rung's name for people, such as "control: random, seed 1"."""
     return row_name(rung.id, f" {rung.bits or 8} bit" if rung.id.kind is RowKind.WEIGHT_ONLY else "")
 
 
 def row_name(row: RowId, beside: str = "") -> str:
     """A row's name for people, with what stands beside its kind."""
-    name = f"{_KINDS[row.kind]}{beside}" if row.kind in _KINDS else plain_name(row)
+    name = f"{_KINDS[row.kind]}{beside}" if row.kind in _KINDS else _plain_name(row)
     other = _SCHEMES[row.scheme] if row.scheme is not None else row.kept_in or row.target
     name = f"{name} ({other})" if other is not None else name
     name = f"{name} with {printable(row.with_remedy)}" if row.with_remedy else name
@@ -56,16 +57,16 @@ def row_name(row: RowId, beside: str = "") -> str:
     return name if row.seed is None else f"{name}, seed {row.seed}"
 
 
-def plain_name(row: RowId) -> str:
-    """A row's name as JSON has it, with blanks."""
-    return printable(row.name).replace("_", " ")
-
-
 def timed_name(timed: SpeedRow) -> str:
     """The name of a row of `bench` for people: its target is said where that is not the CPU."""
     row = replace(timed.id, target=None) if timed.id.target == timed.target else timed.id
-    name = _TIMED[row.kind] if row == RowId(row.kind) else plain_name(row)
+    name = _TIMED[row.kind] if row == RowId(row.kind) else _plain_name(row)
     return name if timed.target == "cpu" else f"{name} ({printable(timed.target)})"
+
+
+def _plain_name(row: RowId) -> str:
+    """A row's name as JSON has it, with blanks."""
+    return printable(row.name).replace("_", " ")
 
 
 def stress(row: RowId) -> Literal["ours", "aside", ""]:
@@ -87,8 +88,7 @@ def reason_words(reason: Reason, note: str | None) -> str:
 
 def short(site: SitePlan) -> str:
     """A site's name where there is little room, such as "1 down_proj": its layer and the end of its key."""
-    name = printable(site.key.rsplit(".", 1)[-1])
-    name = name if len(name) <= 24 else name[:23] + "…"
+    name = clipped(printable(site.key.rsplit(".", 1)[-1]), 24)
     return name if site.layer is None else f"{site.layer} {name}"
 
 
@@ -102,6 +102,11 @@ def token_words(number: int | None, text: str | None) -> str:
     if text is None:
         return NOTHING if number is None else f"#{number}"
     return printable(text) if text and text == text.strip() else f"'{printable(text)}'"
+
+
+def clipped(text: str, width: float) -> str:
+    """A text of so many characters at most, with an ellipsis where some are missing."""
+    return text if len(text) <= width else text[: int(width) - 1] + "…"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -25,13 +25,13 @@ def measure_ladder(
 ) -> list[Rung]:
     """Build, prove and measure every row on the same tokens; FP32 comes first.
 
-    Rows that decide the same are measured once. A row in a format that the graph cannot have is left out, and said so.
+    Rows that decide the same are measured once. One in a format that the graph cannot have is left out, with a remark.
 
     Args:
         bench: the source.
         rows: what to measure beside it.
         text: what it is measured on.
-        steps: times and shows what is done.
+        steps: times and tells what is done.
         ready: files of rows that are built already, which are left where they are.
 
     Raises:
@@ -84,7 +84,7 @@ def _built(bench: Workbench, row: Variant, steps: Steps) -> Built | None:
     except GraphError as cause:
         if row.id.kept_in is None:
             raise
-        steps.console.print(f"no row {row.id.name}: {cause.what}", markup=False, highlight=False)
+        steps.remark(f"no row {row.id.name}: {cause.what}")
         return None
 
 

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.documents.examination import Gpu
 from spq_graph.jobs import doctor
 from spq_graph.runtime.proof import health
 from spq_graph.runtime.sessions.executed import Executed
@@ -46,4 +47,4 @@ def test_a_processor_that_saturates_is_warned_of(monkeypatch: pytest.MonkeyPatch
 def test_gpus_are_listed_as_their_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     told = subprocess.CompletedProcess([], 0, "NVIDIA H100 80GB HBM3, 9.0, 580.65.06\n", "")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: told)
-    assert health.gpus() == [{"name": "NVIDIA H100 80GB HBM3", "architecture": "sm_90", "driver": "580.65.06"}]
+    assert health.gpus() == [Gpu("NVIDIA H100 80GB HBM3", "sm_90", "580.65.06")]

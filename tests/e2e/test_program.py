@@ -32,6 +32,7 @@ from spq_graph import (
     merge,
     quantize,
 )
+from spq_graph.cli import terminal
 from spq_graph.documents.results import Outcome
 from spq_graph.jobs.forecast import forecast
 from spq_graph.jobs.plan import plan
@@ -157,17 +158,27 @@ def test_speed(case: Case, made: Outcome) -> None:
     assert json.dumps(found.to_dict())
 
 
+def test_what_is_left_out_is_told(case: Case, made: Outcome) -> None:
+    """The plan is not one of the model that it is compared with: without a remark, rows would be missing silently."""
+    told: list[str] = []
+    found = bench(made.out, against=made.out, rounds=1, lengths=[8], steps=Steps(remark=told.append))
+    assert [row.id for row in found.rows] == [FP32, SPIKE_AWARE]
+    assert told == ["only the two models are timed: the plan is not one of the floating-point model given"]
+
+
 def test_progress_is_told_and_shown_where_asked_for(case: Case, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    steps = Steps(watch=lambda *what: told.append(what))
+    over: list[tuple[str, float | None]] = []
+    steps = Steps(watch=lambda *what: told.append(what), ended=lambda *what: over.append(what))
     calibrate(case.model, tmp_path / "ranges.json", calibration=case.calibration, steps=steps)
     assert list(steps.seconds) == ["identify", "calibrate"]
     labels = list(dict.fromkeys(label for label, _, _ in told))
     assert labels[0] == "Finding GLU blocks and projections"
     assert labels[1].startswith("Calibrating on ")
     assert told[-1][1] == told[-1][2] > 0
+    assert over == list(zip(labels, steps.seconds.values(), strict=True))
     with (tmp_path / "terminal").open("w") as file:
-        shown = Steps(Console(file=file, force_terminal=True))
+        shown = terminal.steps(Console(file=file, force_terminal=True))
         calibrate(case.model, tmp_path / "ranges.json", calibration=case.calibration, steps=shown)
     assert "Calibrating on" in (tmp_path / "terminal").read_text(encoding="utf-8")
 

@@ -117,6 +117,7 @@ BREACHES = [
     ("spq_graph/workbench", "import transformers", "spq_graph.workbench.newcomer -> transformers"),
     ("runtime/measures", "import torch", "spq_graph.runtime.measures.newcomer -> torch"),
     ("spq_graph/jobs", "import typer", "spq_graph.jobs.newcomer -> typer"),
+    ("spq_graph/workbench", "from rich import console", "spq_graph.workbench.newcomer -> rich"),
     ("passes/find", "import onnxruntime", "spq_graph.passes.find.newcomer -> onnxruntime"),
     ("spq_graph/documents", "import onnx_ir", "spq_graph.documents.newcomer -> onnx_ir"),
     ("spq_graph/decisions", "import json", "spq_graph.decisions.newcomer -> json"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan, UnmatchedNode
+from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung, TextRef, Verdict
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
-from spq_graph.terms.site import Role, Site
+from spq_graph.terms.site import Role, Site, Unmatched
 
 HOSTILE = "<script>alert('x')</script>\"&\n\x1b[31m\u202eevil[red]{{ 7*7 }}"
 _SHAPES = {Role.GLU_GATE: (160, 432), Role.GLU_UP: (160, 432), Role.GLU_DOWN: (432, 160)}
@@ -81,7 +81,7 @@ def sample_plan(layers: int = 8, *, hostile: bool = False) -> Plan:
         ),
         sites=[*sites, head],
         budget_met=True,
-        unmatched=[UnmatchedNode(node=name, reason="both operands are computed: no constant weight")],
+        unmatched=[Unmatched(name, "both operands are computed: no constant weight")],
     )
 
 

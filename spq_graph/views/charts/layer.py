@@ -155,22 +155,17 @@ def _box(axes: Axes, box: Box, centre: tuple[float, float], size: tuple[float, f
     weight = "normal" if box.kind in ("other", "stream", "quantizer") else "bold"
     lines = box.detail.splitlines()
     first = y - _LINE * len(lines) / 2
-    title = _clipped(box.title, wide / _LETTER / 1.1)
+    title = words.clipped(words.printable(box.title), wide / _LETTER / 1.1)
     axes.text(x, first, title, ha="center", va="center", color=palette.ink, weight=weight, zorder=4)
     for number, text in enumerate(lines):
         place = first + 16 + number * _LINE
         axes.text(
             x,
             place,
-            _clipped(text, wide / _LETTER),
+            words.clipped(words.printable(text), wide / _LETTER),
             ha="center",
             va="center",
             color=palette.muted,
             fontsize=10,
             zorder=4,
         )
-
-
-def _clipped(text: str, letters: float) -> str:
-    text = words.printable(text)
-    return text if len(text) <= letters else text[: int(letters) - 1] + "…"

@@ -100,6 +100,8 @@ def edited(edit: dict[str, Any]) -> str:
         (edited({"sites": [entry(range=[1])]}), r"sites\.0\.range\.1"),
         (edited({"sites": [entry(size=1)]}), r"sites\.0\.size: Extra"),
         (edited({"sites": [entry(site={"key": "a"})]}), r"sites\.0\.site: Unexpected"),
+        (edited({"unmatched": [{"node": "n"}]}), r"unmatched\.0\.reason"),
+        (edited({"unmatched": [{"node": "n", "reason": "why", "size": 1}]}), r"unmatched\.0\.size: Unexpected"),
         (edited({"budget_met": "perhaps"}), "budget_met"),
     ],
 )

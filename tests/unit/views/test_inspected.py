@@ -29,6 +29,7 @@ from spq_graph.views.inspected import show_difference, show_inspection
 from tests.support.samples import HOSTILE, sample_plan
 
 LONG = "model." + "very_long_" * 30 + "name"
+ROWS = [("spike_aware", None), ("spike_aware_fp8_e4m3", None), ("control_random", 1), ("weight_only", None)]
 RTL = "\u05d0\u05d1\u05d2\u202e"
 
 
@@ -116,6 +117,18 @@ def test_what_changed_is_told() -> None:
         "site: only in A",
     ):
         assert piece in text, piece
+
+
+def test_rows_are_called_as_quantize_calls_them() -> None:
+    rows = [ComparedRung(RowId.read(name, seed), 8, Pair(2.0, 3.0)) for name, seed in ROWS]
+    found = replace(difference("site"), ladder=rows)
+    lines = printed(lambda console: show_difference(found, console)).splitlines()
+    assert [line[:27].strip() for line in lines if line.endswith("+50.0 % ")] == [
+        "spike-aware",
+        "spike-aware (fp8_e4m3)",
+        "control: random, seed 1",
+        "weight-only 8 bit",
+    ]
 
 
 def test_json_of_an_inspection() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from spq_graph.passes.draw.boxes import draw_layer, layer_to_draw
 from spq_graph.passes.files.read import load_graph
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
+from spq_graph.terms.targets import Target
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.graphs import Glu
 from tests.support.inserting import applied, plan_for
@@ -88,6 +90,36 @@ def test_half_precision_shows_its_casts(tmp_path: Path) -> None:
     _, artifact, plan = made(tmp_path, Decoder(glu=GLU), np.float16)
     titles = [box.title for box in drawn(artifact, plan, 1) if box.kind == "quantizer"]
     assert any("Cast → QuantizeLinear → DequantizeLinear" in title for title in titles)
+
+
+@pytest.mark.parametrize(
+    ("target", "high", "codes", "product", "kept"),
+    [
+        ("cpu", Precision.W8A16, r"uint8, scale [\d.]+, zero point \d+", "MatMul 32 × 33\nint8 weight → DQ", "w8a16"),
+        ("cuda", Precision.W8A16, r"int8, scale [\d.]+, zero point 0", "MatMulInteger 32 × 33\nint8 weight", "w8a16"),
+        ("tensorrt", Precision.FP16, r"int8, scale [\d.]+, zero point 0", "MatMul 32 × 33\nint8 weight → DQ", "fp16"),
+    ],
+)
+def test_numbers_are_those_of_the_target(
+    tmp_path: Path, target: Target, high: Precision, codes: str, product: str, kept: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(glu=GLU)), path)
+    plan = plan_for(path, token_feeds(), lambda s: high if s.role is Role.GLU_DOWN else choose(s), target=target)
+    boxes = drawn(applied(path, plan), plan, 1)
+    quantizers = [box.detail for box in boxes if "QuantizeLinear" in box.title]
+    assert len(quantizers) == 3
+    assert [detail for detail in quantizers if not re.fullmatch(codes, detail)] == []
+    assert {box.title: box.detail for box in boxes}["gate_proj"] == product
+    assert {box.title: box.detail for box in boxes}["down_proj"].endswith(f"\n{kept}")
+
+
+def test_codes_in_fp8_have_no_zero_point(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(glu=GLU)), path)
+    plan = plan_for(path, token_feeds(), choose, target="tensorrt")
+    boxes = drawn(applied(path, plan), plan, 1)
+    assert [box for box in boxes if re.fullmatch(r"float8e4m3fn, scale [\d.e-]+", box.detail)]
 
 
 def test_of_several_experts_one_is_drawn_and_the_others_are_counted(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from spq_graph.views.made import ladder_table, spike_table, summary
+from tests.support.samples import sample_plan, sample_report
+
+
+def shown(what: RenderableType, *, width: int = 80, terminal: bool = False) -> str:
+    console = Console(
+        file=io.StringIO(), width=width, force_terminal=terminal, color_system="truecolor" if terminal else "auto"
+    )
+    console.print(what)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+PLAN, REPORT = sample_plan(), sample_report()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [ladder_table(REPORT, PLAN), spike_table(PLAN), summary(PLAN, REPORT, Path("out"))],
+    ids=["ladder", "spikes", "summary"],
+)
+def test_fits_80_columns_without_losing_text_and_is_plain_off_a_terminal(what: RenderableType) -> None:
+    text = shown(what)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "\x1b" not in text
+    assert "\x1b" in shown(what, terminal=True)
+
+
+def test_the_ladder_keeps_its_order() -> None:
+    text = shown(ladder_table(REPORT, PLAN), width=120)
+    names = [
+        "FP32",
+        "quantized everywhere (symmetric)",
+        "spike-aware",
+        "control: lowest ratio",
+        "seed 3",
+        "weight-only",
+    ]
+    places = [text.index(name) for name in names]
+    assert places == sorted(places)
+    row = next(line for line in text.splitlines() if "spike-aware" in line)
+    assert row.split() == ["spike-aware", "8", "20.05", "+0.04", "%", "3.2e-04", "100.0%", "2.78", "2/56", "54"]
+
+
+def test_spikes_lead_with_kept_sites_and_never_leave_one_out() -> None:
+    lines = shown(spike_table(PLAN, limit=1)).splitlines()
+    rows = [line.split() for line in lines if line.startswith(" model.")]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("model.layers.1.mlp.down_proj", "412", "spike"),
+        ("model.layers.3.mlp.down_proj", "36.0", "spike"),
+    ]
+
+
+def test_the_summary_says_ready_why_what_and_where() -> None:
+    text = shown(summary(PLAN, REPORT, Path("out")))
+    for piece in (
+        "Ready",
+        "+0.71 %",
+        "model.layers.1.mlp.down_proj",
+        "7.64 MB -> 2.78 MB",
+        "54 integer, of 54 planned",
+    ):
+        assert piece in text
+    assert str(Path("out") / "report.html") in text
+
+
+def test_an_unready_result_says_so() -> None:
+    report = sample_report()
+    report.verdict.ready = False
+    assert "Not ready" in shown(summary(PLAN, report))
+
+
+def test_hostile_names_are_neither_markup_nor_control() -> None:
+    plan, report = sample_plan(hostile=True), sample_report(hostile=True)
+    for what in (spike_table(plan), summary(plan, report)):
+        text = shown(what, width=400)
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert "[red]" in shown(spike_table(plan), width=400)
