@@ -66,6 +66,9 @@ WAYS = {
         lambda case, out, _: spq_graph.apply(case.model, out, case.out / "plan.json"),
         lambda case, out, _: ["apply", case.model, case.out / "plan.json", "-o", out],
     ),
+    "verify": Way(
+        lambda case, *_: spq_graph.verify(case.out, case.model), lambda case, *_: ["verify", case.out, case.model]
+    ),
     "evaluate": Way(
         lambda case, *_: spq_graph.evaluate(case.out, text=case.text),
         lambda case, *_: ["eval", case.out, "--text", case.text],
