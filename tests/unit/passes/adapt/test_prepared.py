@@ -15,7 +15,8 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.adapt import prepared as chain
 from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
 from spq_graph.passes.adapt.lift import LiftOpset
-from spq_graph.passes.adapt.prepared import adapting, canonical, prepared, run
+from spq_graph.passes.adapt.prepared import PREPARE, adapting, canonical, prepared
+from spq_graph.passes.base.run import run
 from spq_graph.passes.canon.canonicalize import CANON, Canonicalize
 from spq_graph.passes.forms.insert import InsertPrecisions
 from spq_graph.terms.errors import CheckError
@@ -79,7 +80,18 @@ def test_deciding_reads_the_file_once(path: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_the_order_of_a_chain_is_a_value() -> None:
-    assert [step.__name__ for step in CANON][:2] == ["LiftConstants", "RemoveInitializersFromInputsPass"]
+    assert [step.__name__ for step in PREPARE] == ["Canonicalize", "WidenBfloat16"]
+    assert [step.__name__ for step in CANON] == [
+        "InlineFunctions",
+        "LiftConstants",
+        "RemoveInitializersFromInputsPass",
+        "TopologicalSortPass",
+        "EinsumAsMatMul",
+        "FoldWeights",
+        "Unfuse",
+        "NameNodes",
+        "Modernize",
+    ]
     names = [type(step).__name__ for step in adapting(PROFILES["cpu"], fp8=True)]
     assert names == ["LiftOpset", "DivideNorms", "FuseAttention"]
     assert not adapting(PROFILES["tensorrt"])
