@@ -12,6 +12,7 @@ from spq_graph.passes.adapt.lift import LiftOpset, obstacle_to
 from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.editor import drop_unused
 from spq_graph.passes.base.replace import replace_by
+from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import attribute_of, is_standard, made_by, scalar_of, weight_of
 
 ATTENTION_OPSET = 23  # the first that has the operator
@@ -34,7 +35,7 @@ class FuseAttention(CanonicalPass):
         found = [core for node in model.graph if (core := _core_of(node)) is not None]
         if not found or obstacle_to(model, ATTENTION_OPSET) is not None:
             return ir.passes.PassResult(model, modified=False)
-        LiftOpset(ATTENTION_OPSET)(model)
+        run(model, [LiftOpset(ATTENTION_OPSET)])
         for core in found:
             _fuse(model, core)
         return ir.passes.PassResult(model, modified=True)

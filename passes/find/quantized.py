@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import ADDED, OP, PREFIX
+from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import FLOATS, is_product, weight_of
 from spq_graph.passes.find.identify import Identified, identify
 from spq_graph.passes.find.unquantize import LookThroughQuantization
@@ -74,7 +75,7 @@ def identify_floating(model: ir.Model) -> Identified:
     if not any(node.op_type in QUANTIZED_OPS for node in model.graph):
         return identify(model)
     seen_through = model.clone()
-    LookThroughQuantization()(seen_through)
+    run(seen_through, [LookThroughQuantization()])
     found = identify(seen_through)
     nodes = {node.name: node for node in model.graph}
     sites = []

@@ -17,6 +17,7 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.models.source import Source
 from spq_graph.passes.adapt.prepared import Prepared, prepared
 from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.base.run import run
 from spq_graph.passes.files.read import digest_of
 from spq_graph.passes.files.save import DATA_SUFFIX, save_model
 from spq_graph.passes.find.identify import Identified, require_glu
@@ -191,7 +192,7 @@ class Workbench:
         # As it runs on the CPU: nothing is observed inside of a fused attention, which takes less time and memory.
         graph = self.prepared.adapted(PROFILES["cpu"])
         observe = Observe([site.input for site in self.found.sites])
-        observe(graph)
+        run(graph, [observe])
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
             return calibrate(
                 self.segments(graph),
@@ -212,8 +213,7 @@ class Workbench:
         """The first site input that is NaN or infinite on a batch, int64 [batch, length] both, in words."""
         graph = self.prepared.adapted(PROFILES["cpu"])
         values = list(dict.fromkeys(site.input for site in self.found.sites))
-        check = ObserveFinite(values)
-        check(graph)
+        run(graph, [ObserveFinite(values)])
         index = first_not_finite(self.segments(graph), [v.name or "" for v in graph.graph.outputs], ids, mask)
         if index is None:
             return self.source.origin
