@@ -9,7 +9,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from spq_graph.passes.adapt.lift import LiftOpset, obstacle_to
-from spq_graph.passes.base.conditions import CanonicalPass
+from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.editor import drop_unused
 from spq_graph.passes.base.replace import replace_by
 from spq_graph.passes.base.run import run
@@ -39,6 +39,12 @@ class FuseAttention(CanonicalPass):
         for core in found:
             _fuse(model, core)
         return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """The graph has the opset of the operator, where it has the operator."""
+        fused = any(node.op_type == "Attention" and is_standard(node) for node in model.graph)
+        older = model.graph.opset_imports.get("", 1) < ATTENTION_OPSET
+        promise("Attention stands in a graph of an older opset" if fused and older else None)
 
 
 @dataclass(frozen=True, slots=True)

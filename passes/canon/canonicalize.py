@@ -12,7 +12,7 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
-from spq_graph.passes.base.conditions import not_canonical, repeated_name
+from spq_graph.passes.base.conditions import not_canonical, not_inlined, not_lifted, not_named, promise
 from spq_graph.passes.base.marks import DOMAIN, OP
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.einsum import EinsumAsMatMul
@@ -33,6 +33,10 @@ class InlineFunctions(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=False)
         return InlinePass(criteria=lambda function: (function.domain, function.name) != (DOMAIN, OP))(model)
 
+    def ensures(self, model: ir.Model) -> None:
+        """No function is left but ours."""
+        promise(not_inlined(model))
+
 
 class LiftConstants(ir.passes.InPlacePass):
     """Turn every Constant node, whatever its size, into an initializer."""
@@ -40,12 +44,20 @@ class LiftConstants(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         return LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
+    def ensures(self, model: ir.Model) -> None:
+        """No constant is a node."""
+        promise(not_lifted(model))
+
 
 class NameNodes(ir.passes.InPlacePass):
     """Give every node a name of its own: plans refer to nodes by name."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         return ir.passes.PassResult(model, name_nodes(model.graph))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Plans can refer to every node."""
+        promise(not_named(model))
 
 
 class Modernize(ir.passes.InPlacePass):
@@ -59,6 +71,10 @@ class Modernize(ir.passes.InPlacePass):
         if old:
             model.ir_version = FIRST_IR_WITH_FREE_INITIALIZERS
         return ir.passes.PassResult(model, long_name or old)
+
+    def ensures(self, model: ir.Model) -> None:
+        """ONNX's own domain has its short name."""
+        promise("ONNX's own domain has its long name" if "ai.onnx" in model.graph.opset_imports else None)
 
 
 # In this order: folding sees no Constant nodes, what is written out is a product whose weight was folded, and whatever
@@ -90,9 +106,7 @@ class Canonicalize(ir.passes.InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """What every pass on a canonical graph requires, and names that a plan can refer to."""
-        text, name = not_canonical(model), repeated_name(model)
-        if text is not None or name is not None:
-            raise ir.passes.PostconditionError(text or f"several nodes are called '{name}'")
+        promise(not_canonical(model) or not_named(model))
 
 
 def name_nodes(nodes: Iterable[ir.Node]) -> bool:
