@@ -13,8 +13,8 @@ import onnx_ir as ir
 from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.replace import add_constant, named_like, replace_by
 from spq_graph.passes.base.values import is_standard, weight_of
+from spq_graph.terms.targets import CONTRIB
 
-CONTRIB = "com.microsoft"
 # Activations of FusedGemm that take no numbers.
 _PLAIN_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh"})
 

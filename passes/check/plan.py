@@ -13,7 +13,7 @@ from spq_graph.passes.base.values import weight_of
 from spq_graph.passes.check.outline import Line, Outline, changed
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
 from spq_graph.passes.forms.differs import differing_weight, differs
-from spq_graph.passes.forms.operator import fp8_matmul_function
+from spq_graph.passes.forms.fp8_function import fp8_matmul_function
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.precision import Precision

@@ -16,10 +16,10 @@ import onnx_ir as ir
 from onnxscript.rewriter.pattern import Pattern
 
 from spq_graph.passes.base.values import scalar_of, users_of, weight_of
+from spq_graph.terms.targets import CONTRIB
 
 Op = Any  # onnxscript's pattern builder: any attribute of it is an operator
 Form = Callable[..., Any]
-CONTRIB = "com.microsoft"
 
 
 def silu(op: Op, gate: Any) -> Any:

@@ -8,7 +8,7 @@ from spq_graph.passes.base.marks import DOMAIN, OP
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import scalar_of
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.forms.operator import Fp8Call, add_function
+from spq_graph.passes.forms.fp8_function import Fp8Call, add_function
 from spq_graph.passes.forms.rules import FormRules, Place, Wanted, attributes_of
 from spq_graph.passes.forms.storages import Fp8Panels
 from spq_graph.passes.numbers.fp8 import WEIGHTS
@@ -19,7 +19,7 @@ class Fp8Operator(FormRules):
 
     def insert(self, at: Place) -> None:
         """Write it."""
-        call = Fp8Call.of(at.site, at.wanted.recipe)
+        call = Fp8Call.of(at.wanted)
         at.as_matmul()
         editor = at.editor
         if not self.computes_in(at.operand.dtype):
@@ -39,7 +39,7 @@ class Fp8Operator(FormRules):
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
         """Whether it calls the operator as range and shape ask for."""
-        call = Fp8Call.of(wanted.site, wanted.recipe)
+        call = Fp8Call.of(wanted)
         if attributes_of(node) != call.attributes:
             return "its node has other attributes than the plan asks for"
         scale = node.inputs[3] if len(node.inputs) == 4 else None

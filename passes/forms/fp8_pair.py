@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.base.marks import FP8
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import scalar_of
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.integer import NEVER_QUANTIZED, dequantized
 from spq_graph.passes.forms.rules import Around, FormRules, Place, Step, Wanted, cast_to, producer_of
-from spq_graph.passes.forms.storages import FP8, Fp8Codes
+from spq_graph.passes.forms.storages import Fp8Codes
 from spq_graph.passes.numbers.fp8 import E4M3, activation_scale
 
 
@@ -54,7 +55,7 @@ class Fp8Pair(FormRules):
     """Q/DQ in E4M3 on both operands.
 
     Attributes:
-        widened: whether Cast and Mul stand in for the weight's DequantizeLinear.
+        widened_weight: whether Cast and Mul stand in for the weight's DequantizeLinear.
     """
 
     widened_weight: bool = False

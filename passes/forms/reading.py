@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import is_fp8_matmul
+from spq_graph.passes.base.marks import FP8, is_fp8_matmul
 from spq_graph.passes.base.values import attribute_of, weight_of
+from spq_graph.passes.forms.fp8_function import precision_of_call
 from spq_graph.passes.forms.nbits import ACCURACY_LEVELS
-from spq_graph.passes.forms.operator import precision_of_call
 from spq_graph.passes.forms.rules import AS_IS, producer_of
-from spq_graph.passes.forms.storages import FP8
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import Form
 

@@ -28,14 +28,14 @@ from spq_graph.runtime.measures.calibrate import calibrate, first_not_finite
 from spq_graph.runtime.measures.evaluate import Stream
 from spq_graph.runtime.proof.held import check_executed, execute_on, runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
-from spq_graph.runtime.sessions.session import CPU, Decoder, Runner
+from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import DataError, GraphError, UsageError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented, Spec
-from spq_graph.terms.targets import PROFILES, Profile
+from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
@@ -243,7 +243,7 @@ class Workbench:
             CheckError: naming those that did not.
         """
         profile = plan.recipe.profile
-        if profile.provider == CPU:
+        if profile.provider == CPU_PROVIDER:
             ids = self._probe_ids()
             executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
         else:
@@ -265,7 +265,9 @@ class Workbench:
     def stream_for(self, plan: Plan, built: Built) -> Stream:
         """What to measure a built plan in."""
         profile = self.measured_as(plan)
-        return open_stream(built.path, self.memory) if profile.provider == CPU else runner_on(profile, built.path)
+        if profile.provider == CPU_PROVIDER:
+            return open_stream(built.path, self.memory)
+        return runner_on(profile, built.path)
 
     def _probe_ids(self) -> Ids:
         batch, length = self.decoder.fixed_shape
