@@ -15,20 +15,20 @@ from spq_graph.terms.targets import Profile
 
 
 class InsertPrecisions(NamedPass):
-    """Give every site of a plan its precision in the form of the plan's target; nothing else is touched.
+    """Give every site of a plan its precision in the form of what runs it; nothing else is touched.
 
     Args:
         plan: what was decided.
-        profile: what runs it; by default the plan's target. Its emulation has the same quantizers, for measuring what
-            a plan for another device costs, and never for delivery.
+        profile: what runs it: the plan's target, or its emulation, which has the same quantizers, for measuring what a
+            plan for another device costs, and never for delivery.
 
     Calling it raises GraphError where a site of the plan is not in the graph, or cannot take its precision.
     """
 
-    def __init__(self, plan: Plan, profile: Profile | None = None) -> None:
+    def __init__(self, plan: Plan, profile: Profile) -> None:
         super().__init__()
         self.plan = plan
-        self.profile = profile or plan.recipe.profile
+        self.profile = profile
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         require_opset(model, self.plan)

@@ -52,7 +52,8 @@ def test_a_copy_is_one_s_own(path: Path) -> None:
     before = bytes_of(source.graph)
     copy = source.copy()
     assert bytes_of(copy) == before
-    InsertPrecisions(plan_for(path, token_feeds(), Precision.INT8))(copy)
+    plan = plan_for(path, token_feeds(), Precision.INT8)
+    InsertPrecisions(plan, plan.recipe.profile)(copy)
     assert bytes_of(copy) != before
     assert bytes_of(source.graph) == before
     again = source.copy().graph.initializers
@@ -113,4 +114,4 @@ def test_nodes_without_a_name_of_their_own(path: Path) -> None:
     model = canonical(path)
     model.graph[1].name = model.graph[0].name
     with pytest.raises(ir.passes.PreconditionError, match="several nodes are called"):
-        InsertPrecisions(plan)(model)
+        InsertPrecisions(plan, plan.recipe.profile)(model)

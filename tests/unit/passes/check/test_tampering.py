@@ -57,7 +57,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
     Canonicalize()(graph)
     LiftOpset()(graph)
     before = outline(graph)
-    InsertPrecisions(plan)(graph)
+    InsertPrecisions(plan, plan.recipe.profile)(graph)
     VerifyPlan(plan, before)(graph)
     return graph, plan, before
 
@@ -264,7 +264,7 @@ def test_another_bias(tmp_path: Path) -> None:
     model = load_graph(path)
     Canonicalize()(model)
     before = outline(model)
-    InsertPrecisions(plan)(model)
+    InsertPrecisions(plan, plan.recipe.profile)(model)
     VerifyPlan(plan, before)(model)
     one, other, *_ = (n for n in model.graph if n.op_type == "Add" and ADDED in n.metadata_props)
     assert other.inputs[1] is not None
