@@ -16,8 +16,8 @@ from spq_graph.passes.forms.differs import differing_weight, differs
 from spq_graph.passes.forms.fp8_function import fp8_matmul_function
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form
 
 _TOLD = 5
 

@@ -16,7 +16,7 @@ from spq_graph.passes.base.values import is_standard
 from spq_graph.passes.check.outline import Line
 from spq_graph.passes.forms.registry import RULES
 from spq_graph.passes.forms.rules import Step, Wanted, attributes_of
-from spq_graph.terms.targets import Form
+from spq_graph.terms.form import Form
 
 _LONGEST = 8  # nodes between a product and what it reads or gives, of which no form inserts as many
 

@@ -14,8 +14,9 @@ from spq_graph.passes.base.values import is_standard, weight_of
 from spq_graph.passes.forms.weight import BLOCKED_OPSET
 from spq_graph.passes.numbers.fp8 import OLDEST_OPSET
 from spq_graph.terms.errors import CheckError, GraphError
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form, Profile
+from spq_graph.terms.targets import Profile
 
 FP8_TYPES = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
 INTEGER_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})

@@ -10,8 +10,8 @@ from spq_graph.passes.forms.encode import Encoded, unlike
 from spq_graph.passes.forms.reading import level_of, precision_of
 from spq_graph.passes.forms.registry import RULES
 from spq_graph.passes.forms.rules import AS_IS, Wanted
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form
 
 
 def differs(node: ir.Node, wanted: Wanted) -> str | None:

@@ -12,7 +12,8 @@ from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.rules import FormRules, Place, Wanted, attributes_of
 from spq_graph.passes.forms.storages import Blocks
 from spq_graph.passes.numbers.scales import block_size_for
-from spq_graph.terms.targets import CONTRIB, Form
+from spq_graph.terms.form import Form
+from spq_graph.terms.targets import CONTRIB
 
 # On a CPU, MatMulNBits rounds activations to int8 by block at level 4, the only one with a fast kernel: one scale for
 # each block of one token, so that a spike costs its own block only. At level 1 they stay in float32.

@@ -9,8 +9,8 @@ from spq_graph.passes.base.values import attribute_of, weight_of
 from spq_graph.passes.forms.fp8_function import precision_of_call
 from spq_graph.passes.forms.nbits import ACCURACY_LEVELS
 from spq_graph.passes.forms.rules import AS_IS, producer_of
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form
 
 
 def precision_of(node: ir.Node) -> Precision:

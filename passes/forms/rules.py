@@ -18,8 +18,9 @@ from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.numbers.scales import ActivationQuantizer
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form, Profile
+from spq_graph.terms.targets import Profile
 
 # The floating-point precision that a product has if it is left alone; doubles count as single.
 AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}

@@ -28,9 +28,9 @@ from pydantic_core import CoreSchema
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import OfSite, Site
-from spq_graph.terms.targets import Form
 
 if TYPE_CHECKING:
     from pandas import DataFrame
