@@ -14,7 +14,7 @@ from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import is_standard
 from spq_graph.passes.check.outline import Line
-from spq_graph.passes.forms.registry import RULES
+from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Step, Wanted, attributes_of
 from spq_graph.terms.form import Form
 
@@ -89,7 +89,7 @@ def misplaced(found: Surroundings, wanted: Wanted, operand: Operand, line: Line,
         return f"it reads {found.reads}, the plan says {wanted.site.input}"
     if found.gives != line.gives[0]:
         return f"it gives {found.gives}, and gave {line.gives[0]}"
-    around = RULES[wanted.form].around(wanted, operand, opset)
+    around = FORM_RULES[wanted.form].around(wanted, operand, opset)
     result, bias = found.result, _bias_of(line)
     if wanted.form is Form.QDQ and result and result[0].op_type in ("Reshape", "Sum"):
         if not _changes_nothing(result[0]):

@@ -65,7 +65,7 @@ class VerifyTarget(ir.passes.InPlacePass):
 
 def broken_rules(model: ir.Model, profile: Profile) -> list[str]:
     """What in a graph the target does not take, in words."""
-    return [text for rule in RULES for text in rule(model, profile)]
+    return [text for rule in TARGET_RULES for text in rule(model, profile)]
 
 
 def operators_are_known(model: ir.Model, profile: Profile) -> Iterator[str]:
@@ -154,7 +154,7 @@ def _of(model: ir.Model, *kinds: str) -> Iterator[ir.Node]:
     return (node for node in model.graph if node.op_type in kinds and is_standard(node))
 
 
-RULES: tuple[Rule, ...] = (
+TARGET_RULES: tuple[Rule, ...] = (
     operators_are_known,
     opset_has_the_types,
     zero_points_are_legal,

@@ -8,8 +8,8 @@ import onnx_ir as ir
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Encoded, unlike
 from spq_graph.passes.forms.reading import level_of, precision_of
-from spq_graph.passes.forms.registry import RULES
-from spq_graph.passes.forms.rules import AS_IS, Wanted
+from spq_graph.passes.forms.registry import FORM_RULES
+from spq_graph.passes.forms.rules import HALF_PRECISIONS, Wanted
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
 
@@ -21,13 +21,13 @@ def differs(node: ir.Node, wanted: Wanted) -> str | None:
     """
     found, planned = precision_of(node), _read_as(wanted)
     # What is to be computed in fp32 may be stored in half: its weights are widened exactly.
-    as_good = planned is Precision.FP32 and found in AS_IS.values()
+    as_good = planned is Precision.FP32 and found in HALF_PRECISIONS.values()
     if found is not planned and not as_good:
         level = f" (accuracy_level {level_of(node)})" if node.op_type == "MatMulNBits" else ""
         return f"planned {wanted.site.precision}, found {found}{level}"
     if planned.needs_range and wanted.site.range is None:
         return "the plan holds no range"
-    return None if as_good else RULES[wanted.form].differs(node, wanted)
+    return None if as_good else FORM_RULES[wanted.form].differs(node, wanted)
 
 
 def _read_as(wanted: Wanted) -> Precision:
@@ -51,7 +51,7 @@ def differing_weight(node: ir.Node, wanted: Wanted, operand: Operand, opset: int
         operand: the source's weight.
         opset: of the graph.
     """
-    rules = RULES[wanted.form]
+    rules = FORM_RULES[wanted.form]
     holder = rules.holder(node)
     place = 1 if holder is node else 0
     codes = holder.inputs[place] if len(holder.inputs) > place else None

@@ -8,7 +8,7 @@ from spq_graph.documents.plan import Plan
 from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.editor import Editor, drop_unused
 from spq_graph.passes.base.marks import ADDED
-from spq_graph.passes.forms.registry import RULES
+from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Place, Wanted
 from spq_graph.terms.errors import GraphError, SpqError
 from spq_graph.terms.targets import Profile
@@ -42,7 +42,7 @@ class InsertPrecisions(NamedPass):
             wanted = Wanted(site, self.plan.recipe, self.profile)
             try:
                 if not wanted.is_as_it_was(operand):
-                    RULES[wanted.form].insert(Place(editor, node, operand, wanted))
+                    FORM_RULES[wanted.form].insert(Place(editor, node, operand, wanted))
             except SpqError as cause:
                 raise type(cause)(cause.what, where=cause.where or site.key, remedy=cause.remedy) from cause
             if old is not None:

@@ -22,8 +22,8 @@ from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import Profile
 
-# The floating-point precision that a product has if it is left alone; doubles count as single.
-AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
+# The precision of a product in half precision that is left alone; any other counts as single.
+HALF_PRECISIONS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Wanted:
 
     def is_as_it_was(self, operand: Operand) -> bool:
         """Whether the graph computes in its precision already: then nothing is written."""
-        return self.site.precision is AS_IS.get(operand.dtype, Precision.FP32)
+        return self.site.precision is HALF_PRECISIONS.get(operand.dtype, Precision.FP32)
 
 
 @dataclass(slots=True)

@@ -114,6 +114,16 @@ class SitePlan(OfSite, _Strict):
         return entry
 
     @property
+    def kept(self) -> bool:
+        """Whether it is kept in high precision on purpose; what stays as it is by default is not."""
+        return self.precision.bits is None and self.reason is not Reason.DEFAULT
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it stays as the graph has it by default, so that nothing is written."""
+        return self.precision.bits is None and self.reason is Reason.DEFAULT
+
+    @property
     def largest(self) -> float | None:
         """Largest absolute activation; None where no range was measured."""
         return max(abs(edge) for edge in self.range) if self.range is not None else None
@@ -186,7 +196,7 @@ class Plan(_Strict):
     @property
     def kept(self) -> list[SitePlan]:
         """Sites kept in high precision on purpose; what stays as it is by default does not count."""
-        return [s for s in self.sites if s.precision.bits is None and s.reason is not Reason.DEFAULT]
+        return [s for s in self.sites if s.kept]
 
     @property
     def counted(self) -> list[SitePlan]:

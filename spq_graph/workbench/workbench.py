@@ -24,7 +24,7 @@ from spq_graph.passes.find.identify import Identified, require_glu
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.pieces.split import signature, split
-from spq_graph.runtime.measures.calibrate import calibrate, first_not_finite
+from spq_graph.runtime.measures.calibrate import collect_ranges, first_not_finite
 from spq_graph.runtime.measures.evaluate import Stream
 from spq_graph.runtime.proof.held import check_executed, execute_on, runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
@@ -61,7 +61,7 @@ class Workbench:
         steps: times and shows what is done.
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence; None for the model's length, at most 2048.
-        memory: bytes that the weights in a session may take; None for the default of `segments.split`.
+        memory: bytes that the weights in a session may take; None for the default of `pieces.split`.
         model: the ONNX file.
         found: sites, GLU blocks and products that are no sites.
         tokenizer: where the source has one.
@@ -194,7 +194,7 @@ class Workbench:
         observe = Observe([site.input for site in self.found.sites])
         run(graph, [observe])
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
-            return calibrate(
+            return collect_ranges(
                 self.segments(graph),
                 [(p.value, p.outputs) for p in observe.probes],
                 FINITE_CHECK,
