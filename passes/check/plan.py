@@ -56,7 +56,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=False)
 
     def _wanted(self, site: SitePlan) -> Wanted:
-        return Wanted(site, self.plan.recipe, self.plan.recipe.profile)
+        return Wanted(site, self.plan.recipe, self.plan.recipe.profile, self.before.opset)
 
     @property
     def _written(self) -> list[SitePlan]:
@@ -89,13 +89,11 @@ class VerifyPlan(ir.passes.InPlacePass):
         """What is wrong at one site, told from the coarse to the fine."""
         if wanted.is_as_it_was(operand):
             return differs(node, wanted)
-        around, opset = surroundings(node, wanted, line), self.before.opset
+        around = surroundings(node, wanted, line)
         for part in (node, *around.activation, *around.weight, *around.result):
             belonging.add(part)
         return (
-            differs(node, wanted)
-            or misplaced(around, wanted, operand, line, opset)
-            or differing_weight(node, wanted, operand, opset)
+            differs(node, wanted) or misplaced(around, wanted, operand, line) or differing_weight(node, wanted, operand)
         )
 
 

@@ -83,13 +83,13 @@ def _name(value: ir.Value | None) -> str:
     return (value.name or "") if value is not None else ""
 
 
-def misplaced(found: Surroundings, wanted: Wanted, operand: Operand, line: Line, opset: int) -> str | None:
+def misplaced(found: Surroundings, wanted: Wanted, operand: Operand, line: Line) -> str | None:
     """How what stands around a product differs from what its form inserts, in words; None where it does not."""
     if found.reads != wanted.site.input:
         return f"it reads {found.reads}, the plan says {wanted.site.input}"
     if found.gives != line.gives[0]:
         return f"it gives {found.gives}, and gave {line.gives[0]}"
-    around = FORM_RULES[wanted.form].around(wanted, operand, opset)
+    around = FORM_RULES[wanted.form].around(wanted, operand)
     result, bias = found.result, _bias_of(line)
     if wanted.form is Form.QDQ and result and result[0].op_type in ("Reshape", "Sum"):
         if not _changes_nothing(result[0]):

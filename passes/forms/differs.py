@@ -42,21 +42,20 @@ def _read_as(wanted: Wanted) -> Precision:
     return Precision.W8A8_BLOCK if by_block else wanted.site.precision
 
 
-def differing_weight(node: ir.Node, wanted: Wanted, operand: Operand, opset: int) -> str | None:
+def differing_weight(node: ir.Node, wanted: Wanted, operand: Operand) -> str | None:
     """How what a site's weight is stored as differs from the source's weight and the recipe, in words.
 
     Args:
         node: the product.
         wanted: what its plan asks for.
         operand: the source's weight.
-        opset: of the graph.
     """
     rules = FORM_RULES[wanted.form]
     holder = rules.holder(node)
     place = 1 if holder is node else 0
     codes = holder.inputs[place] if len(holder.inputs) > place else None
     held = codes.const_value if codes is not None else None
-    storage = rules.storage(wanted, operand, opset)
+    storage = rules.storage(wanted, operand)
     if held is None or held.dtype is not storage.dtype or tuple(held.shape.numpy()) != storage.shape:
         return f"its weight is not held as {storage.words}"
     if (text := unlike(storage, held)) is not None:

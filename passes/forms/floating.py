@@ -34,11 +34,11 @@ class StoredHalf(FormRules):
         held = at.editor.constant(name, weight)
         at.node.replace_input_with(1, at.editor.add(at.node, "Cast", [held], f"{name}.Cast", to, to=int(to)))
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Half precision."""
         return Halves(operand, _half(wanted, operand))
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """A Cast on the weight."""
         if wanted.site.precision is Precision.FP32:
             return self.widened(Around([], [cast_to(ir.DataType.FLOAT)], []), operand)
@@ -79,7 +79,7 @@ class Computed(FormRules):
         else:
             editor.narrow(node, half, at.operand.dtype)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Half precision."""
         return Halves(operand, HALF_TYPES[wanted.site.precision])
 
@@ -88,7 +88,7 @@ class Computed(FormRules):
         kinds = {v.dtype for v in (node.inputs[1], node.outputs[0]) if v is not None and v.dtype is not None}
         return "its product is not computed in the type of its operands" if len(kinds) > 1 else None
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """A Cast on the activation, and back."""
         half, single = cast_to(HALF_TYPES[wanted.site.precision]), cast_to(ir.DataType.FLOAT)
         if self.rounded:

@@ -25,7 +25,7 @@ class Fp8Operator(FormRules):
         if not self.computes_in(at.operand.dtype):
             at.widen()
         prefix = f"{at.site.node}.weight.{WEIGHTS.name}"
-        panels, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{prefix}.panels")
+        panels, scales = at.stored(self.storage(at.wanted, at.operand), f"{prefix}.panels")
         name = f"{at.activation}.scale" if call.rounds else "spq_graph.no_scale"
         if name not in editor.shared:
             editor.shared[name] = editor.constant(name, ir.tensor(call.a_scale))
@@ -33,7 +33,7 @@ class Fp8Operator(FormRules):
         editor.substitute(at.node, OP, inputs, DOMAIN, call.attributes)
         add_function(editor.model)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """E4M3 codes in panels."""
         return Fp8Panels(operand, wanted.recipe.weights)
 

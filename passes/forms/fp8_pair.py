@@ -73,9 +73,9 @@ class Fp8Pair(FormRules):
             value = node.inputs[0]
             editor.shared[name] = editor.add(node, "QuantizeLinear", [value, scale, zero], name, FP8, like=value)
         node.replace_input_with(0, dequantized(editor, node, prefix, editor.shared[name]))
-        insert_weight(at, self.storage(at.wanted, at.operand, at.opset), widened=self.widened_weight)
+        insert_weight(at, self.storage(at.wanted, at.operand), widened=self.widened_weight)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """E4M3 codes."""
         return codes_of(wanted, operand)
 
@@ -89,7 +89,7 @@ class Fp8Pair(FormRules):
             return "its activation has another scale than its range asks for"
         return None
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """Both pairs."""
         pair = [Step("DequantizeLinear"), Step("QuantizeLinear")]
         return self.widened(Around(pair, around_weight(wanted, widened=self.widened_weight), []), operand)

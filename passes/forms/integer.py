@@ -84,7 +84,7 @@ class IntegerQdq(FormRules):
         at.widen()
         editor, node = at.editor, at.node
         node.replace_input_with(0, dequantized(editor, node, at.activation, quantized(at, quantizer)))
-        codes, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        codes, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
         inputs = [
             codes,
             editor.constant(f"{at.weight}.scale", ir.tensor(scales)),
@@ -95,7 +95,7 @@ class IntegerQdq(FormRules):
         node.replace_input_with(1, editor.add(node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **axis))
         editor.shield(node)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Symmetric codes."""
         return Integers(operand, weight_bits(wanted), wanted.recipe.weights)
 
@@ -112,7 +112,7 @@ class IntegerQdq(FormRules):
         held = zero[0].const_value if zero and zero[0] is not None else None
         return None if held is None or not held.numpy().any() else "its weight has a zero point that is not 0"
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """Both pairs, and a Clip below 8 bits."""
         axis = {} if wanted.recipe.weights == "per_tensor" else {"axis": 1}
         pair = [Step("DequantizeLinear"), *_quantizing(wanted)]
@@ -129,7 +129,7 @@ class MatMulInteger(FormRules):
         at.widen()
         editor, site = at.editor, at.site
         codes = quantized(at, quantizer)
-        weight, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        weight, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
         editor.substitute(at.node, "MatMulInteger", [codes, weight], "", {})
         node = editor.nodes[site.node]
         sums = node.outputs[0]
@@ -145,7 +145,7 @@ class MatMulInteger(FormRules):
         cast.replace_input_with(0, sums)
         sums.dtype = ir.DataType.INT32
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Symmetric codes."""
         return Integers(operand, weight_bits(wanted), wanted.recipe.weights)
 
@@ -155,7 +155,7 @@ class MatMulInteger(FormRules):
             return f"it is a {node.op_type}, the target takes {wanted.form}"
         return differing_quantizer(producer_of(node.inputs[0], "QuantizeLinear"), wanted.quantizer)
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """The quantizer, and what makes numbers of the sums."""
         return self.widened(Around(_quantizing(wanted), [], [cast_to(ir.DataType.FLOAT), Step("Mul")]), operand)
 

@@ -35,12 +35,12 @@ class NBits(FormRules):
         at.as_matmul()
         at.widen()
         editor = at.editor
-        codes, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        codes, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
         inputs = [at.node.inputs[0], codes, editor.constant(f"{at.weight}.scale", ir.tensor(scales))]
         editor.substitute(at.node, "MatMulNBits", inputs, CONTRIB, self._attributes(at.wanted))
         editor.model.graph.opset_imports.setdefault(CONTRIB, 1)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Codes by block, around 128."""
         return Blocks(operand)
 

@@ -34,11 +34,13 @@ class Wanted:
         site: its plan.
         recipe: of the plan.
         profile: of what is to run it: the recipe's target, or its emulation.
+        opset: of the graph, in ONNX's own domain.
     """
 
     site: SitePlan
     recipe: Recipe
     profile: Profile
+    opset: int
 
     @property
     def form(self) -> Form:
@@ -123,11 +125,6 @@ class Place:
         assert scales is not None  # halves have none
         return self.editor.constant(name, storage.tensor(name, self.site.key)), scales
 
-    @property
-    def opset(self) -> int:
-        """Of ONNX's own domain."""
-        return self.editor.model.graph.opset_imports[""]
-
 
 class Step(NamedTuple):
     """An inserted node: its operator, and its attributes."""
@@ -170,14 +167,14 @@ class FormRules(ABC):
         """
 
     @abstractmethod
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """How the weight is stored."""
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
         """How a product in a file differs from what is wanted, in words; None where it does not."""
         return None
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """What is inserted around the product."""
         return self.widened(Around([], [], []), operand)
 
