@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from spq_graph.passes.base.marks import DOMAIN, OP, VERSION
-from spq_graph.passes.numbers.fp8 import E4M3, E5M2, Fp8Format, fp8_weight_codes, fp8_weight_scales, pack_panels
+from spq_graph.passes.numbers.fp8 import E4M3, E5M2, Fp8Format, fp8_weight_codes, pack_panels
+from spq_graph.passes.numbers.scales import absmax_of, scales_to
 from spq_graph.runtime.sessions.library import library_info, register
 
 PROVIDER = "CUDAExecutionProvider"
@@ -83,7 +84,7 @@ def blocks(a_scale: float | None) -> Write:
     """ONNX Runtime's own FP8 product, with the same scale in every block of a column: the same numbers as ours."""
 
     def write(name: str, weight: Array) -> Product:
-        scales = fp8_weight_scales(weight)
+        scales = scales_to(absmax_of([weight]), E4M3.largest, "per_channel")
         tensors = [
             _codes(f"{name}.B", fp8_weight_codes(weight, scales).T),
             numpy_helper.from_array(np.repeat(scales[:, None], -(-weight.shape[0] // BLOCK), axis=1), f"{name}.scale"),
@@ -102,7 +103,7 @@ def blocks(a_scale: float | None) -> Write:
 
 def ours(form: Fp8Format | None) -> Write:
     def write(name: str, weight: Array) -> Product:
-        scales = fp8_weight_scales(weight)
+        scales = scales_to(absmax_of([weight]), E4M3.largest, "per_channel")
         a_scale = 1.0 if form is None else 4.0 / form.largest
         tensors = [
             _codes(f"{name}.B", pack_panels(fp8_weight_codes(weight, scales))),

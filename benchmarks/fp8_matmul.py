@@ -26,9 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from spq_graph.passes.base.marks import DOMAIN, OP, VERSION
-from spq_graph.passes.forms.operator import fp8_matmul_function
-from spq_graph.passes.numbers.fp8 import E4M3, fp8_weight_codes, fp8_weight_scales, pack_panels
-from spq_graph.passes.numbers.scales import blocked_weight, weight_codes, weight_scales
+from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.base.values import Weight
+from spq_graph.passes.forms.fp8_function import fp8_matmul_function
+from spq_graph.passes.forms.storages import Blocks
+from spq_graph.passes.numbers.fp8 import E4M3, fp8_weight_codes, pack_panels
+from spq_graph.passes.numbers.scales import absmax_of, scales_to, top_code, weight_codes
 from spq_graph.runtime.proof.health import processor
 from spq_graph.runtime.sessions.library import library_info, register
 
@@ -54,7 +57,7 @@ def fp32(name: str, weight: Array) -> Product:
 
 
 def qdq(name: str, weight: Array) -> Product:
-    scales = weight_scales(weight, 8)
+    scales = scales_to(absmax_of([weight]), top_code(8), "per_channel")
     tensors = {
         f"{name}.codes": weight_codes(weight, scales, 8),
         f"{name}.scale": scales,
@@ -75,7 +78,7 @@ def qdq(name: str, weight: Array) -> Product:
 
 
 def nbits(name: str, weight: Array) -> Product:
-    blocked = blocked_weight(weight)
+    stored = Blocks(Operand(Weight(ir.Value(name=name, const_value=ir.tensor(weight)), ()), flipped=False))
     return Product(
         [
             helper.make_node(
@@ -86,20 +89,20 @@ def nbits(name: str, weight: Array) -> Product:
                 K=weight.shape[0],
                 N=weight.shape[1],
                 bits=8,
-                block_size=blocked.block,
+                block_size=stored.block,
                 accuracy_level=4,
             )
         ],
         [
-            numpy_helper.from_array(blocked.codes, f"{name}.codes"),
-            numpy_helper.from_array(blocked.scales.reshape(-1), f"{name}.scale"),
+            numpy_helper.from_array(stored.tensor(f"{name}.codes", name).numpy(), f"{name}.codes"),
+            numpy_helper.from_array(stored.scales, f"{name}.scale"),
         ],
     )
 
 
 def fp8(*, fast: int, a_type: int = TensorProto.FLOAT, a_scale: float = 1.0) -> Write:
     def write(name: str, weight: Array) -> Product:
-        scales = fp8_weight_scales(weight)
+        scales = scales_to(absmax_of([weight]), E4M3.largest, "per_channel")
         panels = pack_panels(fp8_weight_codes(weight, scales))
         codes = helper.make_tensor(f"{name}.B", E4M3.element_type, panels.shape, panels.tobytes(), raw=True)
         return Product(

@@ -10,11 +10,12 @@ import onnx_ir as ir
 
 from spq_graph import __version__
 from spq_graph.documents.plan import Plan, SitePlan
+from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.marks import PREFIX
 from spq_graph.views import words
 
 
-class Annotate(ir.passes.InPlacePass):
+class Annotate(NamedPass):
     """Note key, role, precision, reason and spike at every site, and the plan's digest at the model."""
 
     def __init__(self, plan: Plan) -> None:
@@ -30,6 +31,12 @@ class Annotate(ir.passes.InPlacePass):
         model.metadata_props.update({f"{PREFIX}version": __version__, f"{PREFIX}plan": self.plan.digest})
         model.producer_name, model.producer_version = "spq-graph", __version__
         return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every site of the plan says its key."""
+        noted = {node.name: node.metadata_props.get(f"{PREFIX}site") for node in model.graph}
+        silent = (site.key for site in self.plan.sites if noted.get(site.node) != site.key)
+        promise(next((f"no node says that it is {key}" for key in silent), None))
 
 
 def _notes(site: SitePlan) -> dict[str, str]:

@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from spq_graph.decisions.retarget import refuse_unsupported
 from spq_graph.documents.plan import Plan
-from spq_graph.passes.adapt.prepared import Pass, Prepared, adapting, prepared, run
+from spq_graph.passes.adapt.prepared import Prepared, adapting, prepared
 from spq_graph.passes.annotate import Annotate
+from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.canonicalize import strip_exporter_noise
 from spq_graph.passes.check.outline import Outline, outline
 from spq_graph.passes.check.plan import VerifyPlan

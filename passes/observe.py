@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.values import FLOATS
 from spq_graph.terms.errors import GraphError
 
@@ -37,7 +38,7 @@ class Probe:
 FINITE_CHECK = "spq_graph.finite"
 
 
-class Observe(ir.passes.InPlacePass):
+class Observe(CanonicalPass):
     """Replace the graph's outputs by reductions over the given values.
 
     What the reductions do not need (the head of the model) is no longer computed. ONNX Runtime's ReduceMax drops NaN,
@@ -68,11 +69,10 @@ class Observe(ir.passes.InPlacePass):
     def ensures(self, model: ir.Model) -> None:
         """Every output is one of the reductions."""
         expected = [name for probe in self.probes for name in probe.outputs] + ([FINITE_CHECK] if self.probes else [])
-        if sorted(v.name or "" for v in model.graph.outputs) != sorted(expected):
-            raise ir.passes.PostconditionError("the graph returns something else than what it observes")
+        promise(_other_outputs(model, expected))
 
 
-class ObserveFinite(ir.passes.InPlacePass):
+class ObserveFinite(CanonicalPass):
     """Replace the graph's outputs by one number for each value: finite where all of its elements are."""
 
     def __init__(self, values: Sequence[str]) -> None:
@@ -84,9 +84,18 @@ class ObserveFinite(ir.passes.InPlacePass):
         for index, name in enumerate(self.values):
             value = as_float32(tape, known, name)
             zero = tape.op("Sub", [value, value])  # NaN where the element is NaN or infinite
-            _publish(graph, tape.op("ReduceSum", [zero], {"keepdims": 0}), f"spq_graph.finite.{index}")
+            _publish(graph, tape.op("ReduceSum", [zero], {"keepdims": 0}), f"{FINITE_CHECK}.{index}")
         _right_behind(graph, tape.nodes)
         return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """The outputs are one number for each value."""
+        promise(_other_outputs(model, [f"{FINITE_CHECK}.{index}" for index in range(len(self.values))]))
+
+
+def _other_outputs(model: ir.Model, expected: Sequence[str]) -> str | None:
+    found = sorted(v.name or "" for v in model.graph.outputs)
+    return None if found == sorted(expected) else "the graph returns something else than what it observes"
 
 
 def _without_outputs(model: ir.Model) -> tuple[ir.Graph, dict[str, ir.Value], ir.tape.Tape]:

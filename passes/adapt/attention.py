@@ -9,9 +9,10 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from spq_graph.passes.adapt.lift import LiftOpset, obstacle_to
-from spq_graph.passes.base.conditions import CanonicalPass
+from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.editor import drop_unused
 from spq_graph.passes.base.replace import replace_by
+from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import attribute_of, is_standard, made_by, scalar_of, weight_of
 
 ATTENTION_OPSET = 23  # the first that has the operator
@@ -34,10 +35,16 @@ class FuseAttention(CanonicalPass):
         found = [core for node in model.graph if (core := _core_of(node)) is not None]
         if not found or obstacle_to(model, ATTENTION_OPSET) is not None:
             return ir.passes.PassResult(model, modified=False)
-        LiftOpset(ATTENTION_OPSET)(model)
+        run(model, [LiftOpset(ATTENTION_OPSET)])
         for core in found:
             _fuse(model, core)
         return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """The graph has the opset of the operator, where it has the operator."""
+        fused = any(node.op_type == "Attention" and is_standard(node) for node in model.graph)
+        older = model.graph.opset_imports.get("", 1) < ATTENTION_OPSET
+        promise("Attention stands in a graph of an older opset" if fused and older else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.conditions import CanonicalPass
+from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.editor import Editor
 from spq_graph.passes.base.values import is_standard, users_of
 
@@ -50,9 +50,8 @@ class WidenBfloat16(CanonicalPass):
 
     def ensures(self, model: ir.Model) -> None:
         """Nothing goes in or out as bfloat16."""
-        left = [v.name for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype is _FROM]
-        if left:
-            raise ir.passes.PostconditionError(f"'{left[0]}' is bfloat16 still")
+        left = (v.name for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype is _FROM)
+        promise(next((f"'{name}' is bfloat16 still" for name in left), None))
 
     def _widen_weights(self, editor: Editor) -> set[ir.Value]:
         """Put a Cast behind every weight of the main graph, or behind what is looked up in it; returns the latter."""

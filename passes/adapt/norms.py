@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.conditions import CanonicalPass
+from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.replace import replace_by
 from spq_graph.passes.base.values import attribute_of, is_standard, made_by, scalar_of, weight_of
 
@@ -25,6 +25,11 @@ class DivideNorms(CanonicalPass):
                 _divide(model.graph, node, *operands)
                 modified = True
         return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No norm multiplies by a reciprocal."""
+        left = (node.name for node in model.graph if _of_norm(node) is not None)
+        promise(next((f"{name} multiplies by the reciprocal of a root" for name in left), None))
 
 
 def _of_norm(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:

@@ -1,59 +1,31 @@
 """The one chain from a file to a graph that can be edited and run, and how far along it each reader goes.
 
-    load_graph -> CANON -> WIDEN -> adapting(profile) -> what the reader wants
+    load_graph -> Canonicalize (all of CANON) -> Disown -> WidenBfloat16 -> adapting(profile) -> what the reader wants
 
-Who looks at a file as it is stops after CANON; who runs or quantizes it goes on.
+Who looks at a file as it is stops after the first pass; who runs or quantizes it goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import onnx_ir as ir
 
 from spq_graph.passes.adapt.attention import FuseAttention
 from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
+from spq_graph.passes.adapt.disown import Disown
 from spq_graph.passes.adapt.lift import LiftOpset
 from spq_graph.passes.adapt.norms import DivideNorms
-from spq_graph.passes.base.marks import ADDED
+from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
-from spq_graph.terms.errors import CheckError
 from spq_graph.terms.targets import Profile
 
-Pass: TypeAlias = ir.passes.InPlacePass
-
-
-def run(model: ir.Model, passes: Iterable[Pass]) -> bool:
-    """Run passes in their order, in place; returns whether any of them changed something.
-
-    Raises:
-        CheckError: a pass was given what it does not take, or left what it promises not to: an error in their order.
-        SpqError: as the passes.
-    """
-    modified = False
-    for step in passes:
-        try:
-            modified |= step(model).modified
-        except (ir.passes.PassError, ir.passes.InvariantError) as error:
-            reason = error.__cause__ or error
-            raise CheckError(
-                f"{type(step).__name__}: {reason}", where=model.graph.name or "", remedy="please report this"
-            ) from error
-    return modified
-
-
-def canon() -> Sequence[Pass]:
-    """What brings any source into the one form that others expect; its numbers stay."""
-    return (Canonicalize(),)
-
-
-def widening() -> Sequence[Pass]:
-    """What lets ONNX Runtime's CPU provider compute a canonical graph; sums may be rounded less than they were."""
-    return (WidenBfloat16(),)
+# One form for any source, with the same numbers; then what lets ONNX Runtime's CPU provider compute it, where sums may
+# be rounded less than they were.
+PREPARE: tuple[type[Pass], ...] = (Canonicalize, Disown, WidenBfloat16)
 
 
 def adapting(profile: Profile, *, fp8: bool = False) -> Sequence[Pass]:
@@ -100,20 +72,8 @@ def canonical(path: Path) -> ir.Model:
         SourceError, GraphError: as `load_graph`.
     """
     model = load_graph(path)
-    run(model, canon())
+    run(model, [Canonicalize()])
     return model
-
-
-def _forget(model: ir.Model) -> None:
-    """Take a graph that a plan was applied to before, and that holds no integers, as any other.
-
-    What was inserted is the graph's own now, and a function that nothing calls is none of it.
-    """
-    for node in model.graph.all_nodes():
-        node.metadata_props.pop(ADDED, None)
-    called = {node.op_identifier() for node in model.graph.all_nodes()}
-    for name in [name for name in model.functions if name not in called]:
-        del model.functions[name]
 
 
 def prepared(path: Path) -> Prepared:
@@ -125,7 +85,5 @@ def prepared(path: Path) -> Prepared:
     model = load_graph(path)
     names = [node.name for node in model.graph if node.name]
     repeated = len(set(names)) < len(names)
-    run(model, canon())
-    _forget(model)
-    widened = run(model, widening())
-    return Prepared(path, model, not (widened or repeated))
+    changed = [step for step in PREPARE if run(model, [step()])]
+    return Prepared(path, model, not (WidenBfloat16 in changed or repeated))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from spq_graph.passes.numbers.fp8 import WEIGHTS
+from spq_graph.terms.kernels import FP8_KERNEL
+from spq_graph.terms.targets import OURS
 
 PREFIX = "spq_graph."
 ADDED = "spq_graph.added"  # node metadata: this node was inserted, for the node named
-DOMAIN, OP, VERSION = "spq", "Fp8MatMul", 1
-PANELS_TYPE = ir.DataType(WEIGHTS.element_type)
+DOMAIN, OP, VERSION = OURS, FP8_KERNEL, 1
+FP8 = ir.DataType(WEIGHTS.element_type)  # of every weight that we write in 8-bit floating point
 
 
 def is_fp8_matmul(node: ir.Node) -> bool:

@@ -12,13 +12,30 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
-from spq_graph.passes.base.conditions import not_canonical, repeated_name
+from spq_graph.passes.base.conditions import not_canonical, not_inlined, not_lifted, not_named, promise
 from spq_graph.passes.base.marks import DOMAIN, OP
+from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.einsum import EinsumAsMatMul
 from spq_graph.passes.canon.fold import FoldWeights
 from spq_graph.passes.canon.unfuse import Unfuse
 
 FIRST_IR_WITH_FREE_INITIALIZERS = 4
+
+
+class InlineFunctions(ir.passes.InPlacePass):
+    """Write the bodies of model-local functions in the place of their calls, but for our operator's.
+
+    Its body would hide the weight, and tell nobody that it is FP8.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if not model.functions:
+            return ir.passes.PassResult(model, modified=False)
+        return InlinePass(criteria=lambda function: (function.domain, function.name) != (DOMAIN, OP))(model)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No function is left but ours."""
+        promise(not_inlined(model))
 
 
 class LiftConstants(ir.passes.InPlacePass):
@@ -27,56 +44,69 @@ class LiftConstants(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         return LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
+    def ensures(self, model: ir.Model) -> None:
+        """No constant is a node."""
+        promise(not_lifted(model))
 
-# In this order: folding sees no Constant nodes, and what is written out is a product whose weight was folded.
-CANON: tuple[type[ir.passes.InPlacePass], ...] = (
+
+class NameNodes(ir.passes.InPlacePass):
+    """Give every node a name of its own: plans refer to nodes by name."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        return ir.passes.PassResult(model, name_nodes(model.graph))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Plans can refer to every node."""
+        promise(not_named(model))
+
+
+class Modernize(ir.passes.InPlacePass):
+    """Bring in what inserted nodes and constants rely on: the domain "", and initializers that need not be inputs."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        imports = model.graph.opset_imports
+        long_name, old = "ai.onnx" in imports, model.ir_version < FIRST_IR_WITH_FREE_INITIALIZERS
+        if long_name:
+            imports.setdefault("", imports.pop("ai.onnx"))
+        if old:
+            model.ir_version = FIRST_IR_WITH_FREE_INITIALIZERS
+        return ir.passes.PassResult(model, long_name or old)
+
+    def ensures(self, model: ir.Model) -> None:
+        """ONNX's own domain has its short name."""
+        promise("ONNX's own domain has its long name" if "ai.onnx" in model.graph.opset_imports else None)
+
+
+# In this order: folding sees no Constant nodes, what is written out is a product whose weight was folded, and whatever
+# these leave is named.
+CANON: tuple[type[Pass], ...] = (
+    InlineFunctions,
     LiftConstants,
     RemoveInitializersFromInputsPass,
     TopologicalSortPass,
     EinsumAsMatMul,
     FoldWeights,
     Unfuse,
+    NameNodes,
+    Modernize,
 )
 
 
 class Canonicalize(ir.passes.InPlacePass):
-    """Bring a graph into the form that the other passes expect.
+    """Bring a graph into the form that the other passes expect: all of `CANON`, which keep its numbers.
 
     Model-local functions are inlined but for our own operator's, Constant nodes lifted to initializers, initializers no
     longer listed as inputs (which would let a caller override them), nodes sorted, a linear layer left as Einsum is a
     MatMul, weights that nodes make of others are initializers of their own, what ONNX Runtime fused around weights is
-    written out, ONNX's own domain has its short name, and every node gets a unique name: plans refer to nodes by name.
+    written out, every node gets a unique name, and ONNX's own domain has its short name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = bool(model.functions) and InlinePass(criteria=_not_our_operator)(model).modified
-        for step in CANON:
-            modified |= step()(model).modified
-        modified |= name_nodes(model.graph)
-        modified |= _modernize(model)
-        return ir.passes.PassResult(model, modified)
+        return ir.passes.PassResult(model, run(model, [step() for step in CANON]))
 
     def ensures(self, model: ir.Model) -> None:
         """What every pass on a canonical graph requires, and names that a plan can refer to."""
-        text, name = not_canonical(model), repeated_name(model)
-        if text is not None or name is not None:
-            raise ir.passes.PostconditionError(text or f"several nodes are called '{name}'")
-
-
-def _not_our_operator(function: ir.Function) -> bool:
-    """Our operator's function stays a call: its body would hide the weight, and tell nobody that it is FP8."""
-    return (function.domain, function.name) != (DOMAIN, OP)
-
-
-def _modernize(model: ir.Model) -> bool:
-    """What inserted nodes and constants rely on: the domain "", and initializers that need not be inputs."""
-    imports = model.graph.opset_imports
-    long_name, old = "ai.onnx" in imports, model.ir_version < FIRST_IR_WITH_FREE_INITIALIZERS
-    if long_name:
-        imports.setdefault("", imports.pop("ai.onnx"))
-    if old:
-        model.ir_version = FIRST_IR_WITH_FREE_INITIALIZERS
-    return long_name or old
+        promise(not_canonical(model) or not_named(model))
 
 
 def name_nodes(nodes: Iterable[ir.Node]) -> bool:

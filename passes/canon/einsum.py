@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.replace import add_constant, named_like, replace_by
 from spq_graph.passes.base.values import Weight, is_standard, weight_of
 
 _REST = "."  # stands for the ellipsis, which is one label of unknown rank
 
 
-class EinsumAsMatMul(ir.passes.InPlacePass):
+class EinsumAsMatMul(CanonicalPass):
     """Replace an Einsum of activations and one constant by a MatMul, where it is one but for axes taken together.
 
     "bsk,kn->bsn" and "...k,nk->...n" are linear layers; so are, between Reshapes, "bsd,dnh->bsnh" and "bsnh,nhd->bsd",

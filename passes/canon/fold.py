@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx import NodeProto
 
+from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.replace import add_constant
 from spq_graph.passes.base.values import holds_codes, is_standard, weight_of
 
@@ -77,7 +78,7 @@ _LONGEST_CHAIN = 64  # so that time is linear, and no recursion too deep
 Array = npt.NDArray[Any]
 
 
-class FoldWeights(ir.passes.InPlacePass):
+class FoldWeights(CanonicalPass):
     """Give every product whose second operand is made of constants (Split, Reshape, Mul, ...) a weight of its own.
 
     Nothing is copied: the new initializer reads the old ones when it is asked for its numbers. Operands behind

@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.replace import add_constant, named_like, replace_by
 from spq_graph.passes.base.values import is_standard, weight_of
+from spq_graph.terms.targets import CONTRIB
 
-CONTRIB = "com.microsoft"
 # Activations of FusedGemm that take no numbers.
 _PLAIN_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh"})
 
 
-class Unfuse(ir.passes.InPlacePass):
+class Unfuse(CanonicalPass):
     """Replace fused operators of com.microsoft that hold a weight or a bias by ONNX's own; other nodes stay.
 
     A FusedMatMul becomes a MatMul behind a Transpose of its weight and in front of its factor, a FusedGemm a Gemm and

@@ -13,11 +13,11 @@ from spq_graph.passes.base.values import weight_of
 from spq_graph.passes.check.outline import Line, Outline, changed, line_of
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
 from spq_graph.passes.forms.differs import differing_weight, differs
-from spq_graph.passes.forms.operator import OLDEST_IR, fp8_matmul_function
+from spq_graph.passes.forms.fp8_function import OLDEST_IR, fp8_matmul_function
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form
 
 _TOLD = 5
 _INSERTED = {DOMAIN: VERSION, "com.microsoft": 1}  # domains of operators that forms have
@@ -58,7 +58,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=False)
 
     def _wanted(self, site: SitePlan) -> Wanted:
-        return Wanted(site, self.plan.recipe, self.plan.recipe.profile)
+        return Wanted(site, self.plan.recipe, self.plan.recipe.profile, self.before.opset)
 
     @property
     def _written(self) -> list[SitePlan]:
@@ -96,13 +96,13 @@ class VerifyPlan(ir.passes.InPlacePass):
             return "its weight was exchanged while the plan was applied"
         if len(node.inputs) < 2:
             return f"its product reads {len(node.inputs)} values"
-        around, opset = surroundings(node, wanted, line), self.before.opset
+        around = surroundings(node, wanted, line)
         for part in (node, *around.activation, *around.weight, *around.result):
             belonging.add(part)
         return (
             differs(node, wanted)
-            or misplaced(node, around, wanted, operand, line, opset)
-            or differing_weight(node, wanted, operand, opset)
+            or misplaced(node, around, wanted, operand, line)
+            or differing_weight(node, wanted, operand)
         )
 
 

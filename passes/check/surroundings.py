@@ -15,9 +15,9 @@ from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds, is_standard
 from spq_graph.passes.check.outline import Line
-from spq_graph.passes.forms.registry import RULES
+from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Step, Wanted
-from spq_graph.terms.targets import Form
+from spq_graph.terms.form import Form
 
 _LONGEST = 8  # nodes between a product and what it reads or gives, of which no form inserts as many
 
@@ -84,9 +84,7 @@ def _name(value: ir.Value | None) -> str:
     return (value.name or "") if value is not None else ""
 
 
-def misplaced(
-    node: ir.Node, found: Surroundings, wanted: Wanted, operand: Operand, line: Line, opset: int
-) -> str | None:
+def misplaced(node: ir.Node, found: Surroundings, wanted: Wanted, operand: Operand, line: Line) -> str | None:
     """How a product and what stands around it differ from what its form has there, in words; None where they do not."""
     if found.reads != wanted.site.input:
         return f"it reads {found.reads}, the plan says {wanted.site.input}"
@@ -94,13 +92,13 @@ def misplaced(
         return f"it gives {found.gives[0]}, and gave {line.gives[0]}"
     if line.types[0] not in (None, found.gives[1]):
         return f"its result is {found.gives[1]}, and was {line.types[0]}"
-    if (text := RULES[wanted.form].product(wanted).differs(node)) is not None:
+    if (text := FORM_RULES[wanted.form].product(wanted).differs(node)) is not None:
         return f"its product is {text}"
-    return _unlike_form(found, wanted, operand, line, opset)
+    return _unlike_form(found, wanted, operand, line)
 
 
-def _unlike_form(found: Surroundings, wanted: Wanted, operand: Operand, line: Line, opset: int) -> str | None:
-    around = RULES[wanted.form].around(wanted, operand, opset)
+def _unlike_form(found: Surroundings, wanted: Wanted, operand: Operand, line: Line) -> str | None:
+    around = FORM_RULES[wanted.form].around(wanted, operand)
     result, bias = found.result, _bias_of(line)
     if wanted.form is Form.QDQ and result and result[0].op_type in ("Reshape", "Sum"):
         if not _changes_nothing(result[0]):

@@ -14,8 +14,9 @@ from spq_graph.passes.base.values import is_standard, weight_of
 from spq_graph.passes.forms.weight import BLOCKED_OPSET
 from spq_graph.passes.numbers.fp8 import OLDEST_OPSET
 from spq_graph.terms.errors import CheckError, GraphError
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form, Profile
+from spq_graph.terms.targets import Profile
 
 FP8_TYPES = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
 INTEGER_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
@@ -64,7 +65,7 @@ class VerifyTarget(ir.passes.InPlacePass):
 
 def broken_rules(model: ir.Model, profile: Profile) -> list[str]:
     """What in a graph the target does not take, in words."""
-    return [text for rule in RULES for text in rule(model, profile)]
+    return [text for rule in TARGET_RULES for text in rule(model, profile)]
 
 
 def operators_are_known(model: ir.Model, profile: Profile) -> Iterator[str]:
@@ -153,7 +154,7 @@ def _of(model: ir.Model, *kinds: str) -> Iterator[ir.Node]:
     return (node for node in model.graph if node.op_type in kinds and is_standard(node))
 
 
-RULES: tuple[Rule, ...] = (
+TARGET_RULES: tuple[Rule, ...] = (
     operators_are_known,
     opset_has_the_types,
     zero_points_are_legal,

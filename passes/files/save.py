@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import PANELS_TYPE
+from spq_graph.passes.base.marks import FP8
 from spq_graph.terms.errors import SpqError
 
 DATA_SUFFIX = ".data"
@@ -47,9 +47,9 @@ def _panels_first(graph: ir.Graph) -> None:
     Tensors are packed in this order without gaps, and panels are the only ones whose sizes are all multiples of 64.
     """
     values = list(graph.initializers.values())
-    if any(value.dtype is PANELS_TYPE for value in values):
+    if any(value.dtype is FP8 for value in values):
         graph.initializers.clear()
-        for value in sorted(values, key=lambda value: value.dtype is not PANELS_TYPE):
+        for value in sorted(values, key=lambda value: value.dtype is not FP8):
             graph.initializers.add(value)
 
 

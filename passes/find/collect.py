@@ -14,9 +14,10 @@ from spq_graph.passes.base.marks import DOMAIN
 from spq_graph.passes.base.values import FLOATS, Weight, attribute_of, holds_codes, is_product, is_standard, weight_of
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site, Unmatched, expert_of, layer_of
+from spq_graph.terms.targets import CONTRIB
 
 _OTHER_LINEAR = frozenset({"FusedMatMul", "Einsum", "Conv", "FusedGemm", "GemmFastGelu"})
-_QUANTIZED_LINEAR = frozenset(
+QUANTIZED_LINEAR = frozenset(
     {
         "DynamicQuantizeMatMul",
         "GemmFloat8",
@@ -35,7 +36,7 @@ _QUANTIZED_LINEAR = frozenset(
 _FUSED_LINEAR = frozenset({"Attention", "PackedAttention", "LongformerAttention", "QAttention", "DecoderAttention"})
 
 # Whatever these hold is told operator by operator; ours is read as the product that it stands for.
-_KNOWN_DOMAINS = frozenset({"com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "ai.onnx.ml", DOMAIN})
+_KNOWN_DOMAINS = frozenset({CONTRIB, "com.microsoft.nchwc", "com.ms.internal.nhwc", "ai.onnx.ml", DOMAIN})
 
 
 def collect_sites(graph: ir.Graph) -> tuple[dict[ir.Node, Site], list[Unmatched]]:
@@ -64,13 +65,13 @@ def _holds_weight(node: ir.Node) -> bool:
         return True
     if node.op_type in _FUSED_LINEAR and not is_standard(node):
         return len(node.inputs) > 1 and weight_of(node.inputs[1]) is not None
-    return node.op_type in _OTHER_LINEAR | _QUANTIZED_LINEAR and any(weight_of(v) is not None for v in node.inputs[1:])
+    return node.op_type in _OTHER_LINEAR | QUANTIZED_LINEAR and any(weight_of(v) is not None for v in node.inputs[1:])
 
 
 def _why_untouched(node: ir.Node) -> str:
     if not is_standard(node) and node.domain not in _KNOWN_DOMAINS:
         return f"custom operator {node.domain}::{node.op_type}: nothing is known of what it does; it stays as it is"
-    if node.op_type in _QUANTIZED_LINEAR:
+    if node.op_type in QUANTIZED_LINEAR:
         return f"its weight is quantized already ({node.op_type}); it stays as it is"
     return f"{node.op_type} is not handled; it stays as it is"
 

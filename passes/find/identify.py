@@ -57,11 +57,6 @@ class Identified:
     blocks: list[GluBlock] = field(default_factory=list)
     unmatched: list[Unmatched] = field(default_factory=list)
 
-    @property
-    def by_key(self) -> dict[str, Site]:
-        """Sites by key."""
-        return {site.key: site for site in self.sites}
-
 
 @dataclass(slots=True)
 class _Glus:

@@ -16,10 +16,10 @@ import onnx_ir as ir
 from onnxscript.rewriter.pattern import Pattern
 
 from spq_graph.passes.base.values import scalar_of, users_of, weight_of
+from spq_graph.terms.targets import CONTRIB
 
 Op = Any  # onnxscript's pattern builder: any attribute of it is an operator
-Form = Callable[..., Any]
-CONTRIB = "com.microsoft"
+Written = Callable[..., Any]  # how an activation, or a whole GLU, may be written
 
 
 def silu(op: Op, gate: Any) -> Any:
@@ -89,7 +89,7 @@ def sigmoid(op: Op, gate: Any) -> Any:
     return op.Sigmoid(gate)
 
 
-def _gelu_written_out(squash: str) -> list[Form]:
+def _gelu_written_out(squash: str) -> list[Written]:
     """0.5 x (1 + squash(inner)), in the ways to associate it; `inner` and the constants are checked later."""
 
     def half_gate(op: Op, gate: Any, inner: Any, one: Any, half: Any) -> Any:
@@ -125,7 +125,7 @@ class GluMatch:
 
 
 # The operator that gives an activation away: what a GLU with it is called, and how it may be written.
-_ACTIVATIONS: dict[str, list[tuple[str, Sequence[Form]]]] = {
+_ACTIVATIONS: dict[str, list[tuple[str, Sequence[Written]]]] = {
     "Sigmoid": [("swiglu", [silu, silu_scaled, silu_cast]), ("glu", [sigmoid])],
     "Exp": [("swiglu", [silu_exp])],
     "Swish": [("swiglu", [swish])],
@@ -136,7 +136,7 @@ _ACTIVATIONS: dict[str, list[tuple[str, Sequence[Form]]]] = {
     "Tanh": [("geglu", _gelu_written_out("Tanh"))],
     "Relu": [("reglu", [relu]), ("squared_reglu", [relu_squared, relu_power])],
 }
-_WHOLE: dict[str, list[tuple[str, Sequence[Form]]]] = {
+_WHOLE: dict[str, list[tuple[str, Sequence[Written]]]] = {
     "Sigmoid": [("swiglu", [silu_product_first, silu_sigmoid_first])]
 }
 _CONSTANTS = {"one": 1.0, "half": 0.5, "two": 2.0}

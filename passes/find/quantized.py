@@ -9,7 +9,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import ADDED, OP, PREFIX
+from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import FLOATS, is_product, weight_of
+from spq_graph.passes.find.collect import QUANTIZED_LINEAR
 from spq_graph.passes.find.identify import Identified, identify
 from spq_graph.passes.find.unquantize import LookThroughQuantization
 from spq_graph.terms.errors import GraphError
@@ -18,29 +20,7 @@ from spq_graph.terms.site import Unmatched
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _NO_PRODUCTS = _QUANTIZERS | {"GatherBlockQuantized", "ConvInteger", "QLinearConv", "QMoE"}
 # What only shows in a graph that somebody has quantized already.
-QUANTIZED_OPS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "QLinearMatMul",
-        "ConvInteger",
-        "QLinearConv",
-        "MatMulNBits",
-        "MatMulBnb4",
-        "MatMulFpQ4",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "QGemm",
-        "QMoE",
-        "GatherBlockQuantized",
-        "GemmFloat8",
-        "MatMulBlockQuantizedFp8Weight",
-        "MatMulBlockQuantizedFp4Weight",
-        OP,
-    }
-)
+QUANTIZED_OPS = QUANTIZED_LINEAR | _NO_PRODUCTS | {OP}
 
 
 def refuse_quantized(model: ir.Model, path: Path) -> None:
@@ -55,7 +35,7 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
     if not found:
         return
     ours = any(ADDED in node.metadata_props or f"{PREFIX}site" in node.metadata_props for node in model.graph)
-    quantized = sum(holds_codes(node) for node in model.graph)
+    quantized = sum(multiplies_codes(node) for node in model.graph)
     floating = sum(is_product(node) and _weight_type(node) in FLOATS for node in model.graph)
     if ours or quantized >= floating:
         what = ", ".join(f"{count} {op}" for op, count in sorted(found.items()))
@@ -74,7 +54,7 @@ def identify_floating(model: ir.Model) -> Identified:
     if not any(node.op_type in QUANTIZED_OPS for node in model.graph):
         return identify(model)
     seen_through = model.clone()
-    LookThroughQuantization()(seen_through)
+    run(seen_through, [LookThroughQuantization()])
     found = identify(seen_through)
     nodes = {node.name: node for node in model.graph}
     sites = []
@@ -96,7 +76,7 @@ def identify_floating(model: ir.Model) -> Identified:
     return found
 
 
-def holds_codes(node: ir.Node) -> bool:
+def multiplies_codes(node: ir.Node) -> bool:
     """Whether a node multiplies by a weight that is quantized already."""
     if is_product(node):
         held = _weight_type(node)

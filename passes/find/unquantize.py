@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.marks import ADDED, is_fp8_matmul
 from spq_graph.passes.base.values import weight_of
 
 _PASSING = frozenset({"Clip", "Reshape", "Sum"})  # what we inserted that a reader sees through
 
 
-class LookThroughQuantization(ir.passes.InPlacePass):
+class LookThroughQuantization(CanonicalPass):
     """Take quantizers off the activations and stand-ins in for quantized weights, in memory.
 
     The result has the structure of the model before it was quantized, and none of its numbers: never run or save it.
@@ -22,12 +23,21 @@ class LookThroughQuantization(ir.passes.InPlacePass):
         for node in list(graph):
             if node.op_type == "DequantizeLinear":
                 _look_through_dequantize(graph, node)
-            elif node.op_type == "MatMulNBits" or is_fp8_matmul(node):
+            elif _is_product_of_codes(node):
                 _as_matmul(graph, node)
         for node in list(graph):
             if node.op_type in _PASSING and ADDED in node.metadata_props:
                 _bypass(graph, node, node.inputs[0])
         return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every product that reads codes itself has become a MatMul."""
+        left = (node.name for node in model.graph if _is_product_of_codes(node))
+        promise(next((f"{name} reads codes still" for name in left), None))
+
+
+def _is_product_of_codes(node: ir.Node) -> bool:
+    return node.op_type == "MatMulNBits" or is_fp8_matmul(node)
 
 
 def _look_through_dequantize(graph: ir.Graph, node: ir.Node) -> None:

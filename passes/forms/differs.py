@@ -8,10 +8,10 @@ from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.encode import Encoded, unlike
 from spq_graph.passes.forms.reading import level_of, precision_of
-from spq_graph.passes.forms.registry import RULES
-from spq_graph.passes.forms.rules import AS_IS, Wanted
+from spq_graph.passes.forms.registry import FORM_RULES
+from spq_graph.passes.forms.rules import HALF_PRECISIONS, Wanted
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form
 
 
 def differs(node: ir.Node, wanted: Wanted) -> str | None:
@@ -21,13 +21,13 @@ def differs(node: ir.Node, wanted: Wanted) -> str | None:
     """
     found, planned = precision_of(node), _read_as(wanted)
     # What is to be computed in fp32 may be stored in half: its weights are widened exactly.
-    as_good = planned is Precision.FP32 and found in AS_IS.values()
+    as_good = planned is Precision.FP32 and found in HALF_PRECISIONS.values()
     if found is not planned and not as_good:
         level = f" (accuracy_level {level_of(node)})" if node.op_type == "MatMulNBits" else ""
         return f"planned {wanted.site.precision}, found {found}{level}"
     if planned.needs_range and wanted.site.range is None:
         return "the plan holds no range"
-    return None if as_good else RULES[wanted.form].differs(node, wanted)
+    return None if as_good else FORM_RULES[wanted.form].differs(node, wanted)
 
 
 def _read_as(wanted: Wanted) -> Precision:
@@ -42,21 +42,20 @@ def _read_as(wanted: Wanted) -> Precision:
     return Precision.W8A8_BLOCK if by_block else wanted.site.precision
 
 
-def differing_weight(node: ir.Node, wanted: Wanted, operand: Operand, opset: int) -> str | None:
+def differing_weight(node: ir.Node, wanted: Wanted, operand: Operand) -> str | None:
     """How what a site's weight is stored as differs from the source's weight and the recipe, in words.
 
     Args:
         node: the product.
         wanted: what its plan asks for.
         operand: the source's weight.
-        opset: of the graph.
     """
-    rules = RULES[wanted.form]
+    rules = FORM_RULES[wanted.form]
     holder = rules.holder(node)
     place = 1 if holder is node else 0
     codes = holder.inputs[place] if len(holder.inputs) > place else None
     held = codes.const_value if codes is not None else None
-    storage = rules.storage(wanted, operand, opset)
+    storage = rules.storage(wanted, operand)
     if held is None or held.dtype is not storage.dtype or tuple(held.shape.numpy()) != storage.shape:
         return f"its weight is not held as {storage.words}"
     if (text := unlike(storage, held)) is not None:

@@ -8,11 +8,11 @@ import onnx_ir as ir
 
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.forms.rules import AS_IS, Around, FormRules, Place, Wanted, cast_to
+from spq_graph.passes.forms.rules import HALF_PRECISIONS, Around, FormRules, Place, Wanted, cast_to
 from spq_graph.passes.forms.storages import Halves, half_weight
 from spq_graph.terms.precision import Precision
 
-HALVES = {precision: dtype for dtype, precision in AS_IS.items()}
+HALF_TYPES = {precision: dtype for dtype, precision in HALF_PRECISIONS.items()}
 
 
 class StoredHalf(FormRules):
@@ -28,17 +28,17 @@ class StoredHalf(FormRules):
         half, single = _half(at.wanted, at.operand), at.site.precision is Precision.FP32
         if single:
             at.widen()
-        name = f"{at.site.node}.weight.{AS_IS[half]}"
+        name = f"{at.site.node}.weight.{HALF_PRECISIONS[half]}"
         weight = half_weight(at.operand, half, at.site.key).tensor(name, at.site.key)
         to = ir.DataType.FLOAT if single else at.operand.dtype
         held = at.editor.constant(name, weight)
         at.node.replace_input_with(1, at.editor.add(at.node, "Cast", [held], f"{name}.Cast", to, to=int(to)))
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Half precision."""
         return Halves(operand, _half(wanted, operand))
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """A Cast on the weight."""
         if wanted.site.precision is Precision.FP32:
             return self.widened(Around([], [cast_to(ir.DataType.FLOAT)], []), operand)
@@ -46,7 +46,7 @@ class StoredHalf(FormRules):
 
 
 def _half(wanted: Wanted, operand: Operand) -> ir.DataType:
-    return operand.dtype if wanted.site.precision is Precision.FP32 else HALVES[wanted.site.precision]
+    return operand.dtype if wanted.site.precision is Precision.FP32 else HALF_TYPES[wanted.site.precision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Computed(FormRules):
 
     def insert(self, at: Place) -> None:
         """Write it."""
-        editor, half = at.editor, HALVES[at.site.precision]
+        editor, half = at.editor, HALF_TYPES[at.site.precision]
         at.as_matmul()
         if self.rounded:
             at.widen()
@@ -79,18 +79,18 @@ class Computed(FormRules):
         else:
             editor.narrow(node, half, at.operand.dtype)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Half precision."""
-        return Halves(operand, HALVES[wanted.site.precision])
+        return Halves(operand, HALF_TYPES[wanted.site.precision])
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
         """Whether it is computed in the type of its operands."""
         kinds = {v.dtype for v in (node.inputs[1], node.outputs[0]) if v is not None and v.dtype is not None}
         return "its product is not computed in the type of its operands" if len(kinds) > 1 else None
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """A Cast on the activation, and back."""
-        half, single = cast_to(HALVES[wanted.site.precision]), cast_to(ir.DataType.FLOAT)
+        half, single = cast_to(HALF_TYPES[wanted.site.precision]), cast_to(ir.DataType.FLOAT)
         if self.rounded:
             return self.widened(Around([single, half], [single], [half, single]), operand)
         return Around([half], [], [cast_to(operand.dtype)])

@@ -8,7 +8,7 @@ from spq_graph.passes.base.marks import DOMAIN, OP
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.forms.operator import Fp8Call, add_function
+from spq_graph.passes.forms.fp8_function import Fp8Call, add_function
 from spq_graph.passes.forms.rules import FormRules, Place, Step, Wanted, attributes_of
 from spq_graph.passes.forms.storages import Fp8Panels
 from spq_graph.passes.numbers.fp8 import WEIGHTS
@@ -19,13 +19,13 @@ class Fp8Operator(FormRules):
 
     def insert(self, at: Place) -> None:
         """Write it."""
-        call = Fp8Call.of(at.site, at.wanted.recipe)
+        call = Fp8Call.of(at.wanted)
         at.as_matmul()
         editor = at.editor
         if not self.computes_in(at.operand.dtype):
             at.widen()
         prefix = f"{at.site.node}.weight.{WEIGHTS.name}"
-        panels, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{prefix}.panels")
+        panels, scales = at.stored(self.storage(at.wanted, at.operand), f"{prefix}.panels")
         name = f"{at.activation}.scale" if call.rounds else "spq_graph.no_scale"
         if name not in editor.shared:
             editor.shared[name] = editor.constant(name, ir.tensor(call.a_scale))
@@ -33,13 +33,13 @@ class Fp8Operator(FormRules):
         editor.substitute(at.node, OP, inputs, DOMAIN, call.attributes)
         add_function(editor.model)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """E4M3 codes in panels."""
         return Fp8Panels(operand, wanted.recipe.weights)
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
         """Whether it calls the operator as range and shape ask for."""
-        call = Fp8Call.of(wanted.site, wanted.recipe)
+        call = Fp8Call.of(wanted)
         if attributes_of(node) != call.attributes:
             return "its node has other attributes than the plan asks for"
         scale = node.inputs[3] if len(node.inputs) == 4 else None
@@ -49,7 +49,7 @@ class Fp8Operator(FormRules):
 
     def product(self, wanted: Wanted) -> Step:
         """The operator, with panels, their scales and that of the activation."""
-        return Step(OP, 4, Fp8Call.of(wanted.site, wanted.recipe).attributes, DOMAIN)
+        return Step(OP, 4, Fp8Call.of(wanted).attributes, DOMAIN)
 
     def computes_in(self, dtype: ir.DataType) -> bool:
         """It reads and writes float16 itself."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.base.marks import FP8
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.encode import Storage
@@ -23,7 +24,7 @@ from spq_graph.passes.forms.rules import (
     dequantize,
     producer_of,
 )
-from spq_graph.passes.forms.storages import FP8, Fp8Codes
+from spq_graph.passes.forms.storages import Fp8Codes
 from spq_graph.passes.numbers.fp8 import E4M3, activation_scale
 
 
@@ -64,7 +65,7 @@ class Fp8Pair(FormRules):
     """Q/DQ in E4M3 on both operands.
 
     Attributes:
-        widened: whether Cast and Mul stand in for the weight's DequantizeLinear.
+        widened_weight: whether Cast and Mul stand in for the weight's DequantizeLinear.
     """
 
     widened_weight: bool = False
@@ -82,9 +83,9 @@ class Fp8Pair(FormRules):
             value = node.inputs[0]
             editor.shared[name] = editor.add(node, "QuantizeLinear", [value, scale, zero], name, FP8, like=value)
         node.replace_input_with(0, dequantized(editor, node, prefix, editor.shared[name]))
-        insert_weight(at, self.storage(at.wanted, at.operand, at.opset), widened=self.widened_weight)
+        insert_weight(at, self.storage(at.wanted, at.operand), widened=self.widened_weight)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """E4M3 codes."""
         return codes_of(wanted, operand)
 
@@ -99,7 +100,7 @@ class Fp8Pair(FormRules):
             return "its activation has another scale than its range asks for"
         return None
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """Both pairs."""
         pair = [dequantize(), QUANTIZE]
         return self.widened(Around(pair, around_weight(wanted, widened=self.widened_weight), []), operand)

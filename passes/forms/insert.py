@@ -5,50 +5,44 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from spq_graph.documents.plan import Plan
-from spq_graph.passes.base.conditions import CanonicalPass, repeated_name
+from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.editor import Editor, drop_unused
 from spq_graph.passes.base.marks import ADDED
-from spq_graph.passes.forms.registry import RULES
+from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Place, Wanted
 from spq_graph.terms.errors import GraphError, SpqError
 from spq_graph.terms.targets import Profile
 
 
-class InsertPrecisions(CanonicalPass):
-    """Give every site of a plan its precision in the form of the plan's target; nothing else is touched.
+class InsertPrecisions(NamedPass):
+    """Give every site of a plan its precision in the form of what runs it; nothing else is touched.
 
     Args:
         plan: what was decided.
-        profile: what runs it; by default the plan's target. Its emulation has the same quantizers, for measuring what
-            a plan for another device costs, and never for delivery.
+        profile: what runs it: the plan's target, or its emulation, which has the same quantizers, for measuring what a
+            plan for another device costs, and never for delivery.
 
     Calling it raises GraphError where a site of the plan is not in the graph, or cannot take its precision.
     """
 
-    def __init__(self, plan: Plan, profile: Profile | None = None) -> None:
+    def __init__(self, plan: Plan, profile: Profile) -> None:
         super().__init__()
         self.plan = plan
-        self.profile = profile or plan.recipe.profile
-
-    def requires(self, model: ir.Model) -> None:
-        """Every node has a name of its own: plans refer to them."""
-        super().requires(model)
-        if (name := repeated_name(model)) is not None:
-            raise ir.passes.PreconditionError(f"several nodes are called '{name}'")
+        self.profile = profile
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         require_opset(model, self.plan)
-        editor = Editor(model)
+        editor, opset = Editor(model), model.graph.opset_imports.get("", 1)
         replaced: list[ir.Value] = []
         # In the graph's order: what several sites share stands in front of the first of them.
         order = {name: index for index, name in enumerate(editor.nodes)}
         for site in sorted(self.plan.sites, key=lambda s: order.get(s.node, -1)):
             node, operand = editor.find(site)
             old = node.inputs[1]
-            wanted = Wanted(site, self.plan.recipe, self.profile)
+            wanted = Wanted(site, self.plan.recipe, self.profile, opset)
             try:
                 if not wanted.is_as_it_was(operand):
-                    RULES[wanted.form].insert(Place(editor, node, operand, wanted))
+                    FORM_RULES[wanted.form].insert(Place(editor, node, operand, wanted))
             except SpqError as cause:
                 raise type(cause)(cause.what, where=cause.where or site.key, remedy=cause.remedy) from cause
             if old is not None:
@@ -60,8 +54,7 @@ class InsertPrecisions(CanonicalPass):
         """Every inserted node says for which site it is."""
         sites = {site.node for site in self.plan.sites}
         lost = [n.name for n in model.graph if n.metadata_props.get(ADDED, next(iter(sites), "")) not in sites]
-        if lost and sites:
-            raise ir.passes.PostconditionError(f"{lost[0]} was inserted for no site of the plan")
+        promise(f"{lost[0]} was inserted for no site of the plan" if lost and sites else None)
 
 
 def require_opset(model: ir.Model, plan: Plan) -> None:

@@ -101,7 +101,7 @@ class IntegerQdq(FormRules):
         at.widen()
         editor, node = at.editor, at.node
         node.replace_input_with(0, dequantized(editor, node, at.activation, quantized(at, quantizer)))
-        codes, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        codes, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
         inputs = [
             codes,
             editor.constant(f"{at.weight}.scale", ir.tensor(scales)),
@@ -112,7 +112,7 @@ class IntegerQdq(FormRules):
         node.replace_input_with(1, editor.add(node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **axis))
         editor.shield(node)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Symmetric codes."""
         return Integers(operand, weight_bits(wanted), wanted.recipe.weights)
 
@@ -130,7 +130,7 @@ class IntegerQdq(FormRules):
         zeros = ir.tensor(np.zeros(() if scales is None else scales.shape.numpy(), dtype=np.int8))
         return None if scales is not None and holds(reads[2], zeros) else "its weight has a zero point that is not 0"
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """Both pairs, and a Clip below 8 bits."""
         axis = {} if wanted.recipe.weights == "per_tensor" else {"axis": 1}
         pair = [dequantize(), *_quantizing(wanted)]
@@ -147,7 +147,7 @@ class MatMulInteger(FormRules):
         at.widen()
         editor, site = at.editor, at.site
         codes = quantized(at, quantizer)
-        weight, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        weight, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
         editor.substitute(at.node, "MatMulInteger", [codes, weight], "", {})
         node = editor.nodes[site.node]
         sums = node.outputs[0]
@@ -163,7 +163,7 @@ class MatMulInteger(FormRules):
         cast.replace_input_with(0, sums)
         sums.type = ir.TensorType(ir.DataType.INT32)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Symmetric codes."""
         return Integers(operand, weight_bits(wanted), wanted.recipe.weights)
 
@@ -177,7 +177,7 @@ class MatMulInteger(FormRules):
         """Of codes."""
         return Step("MatMulInteger", 2)
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """The quantizer, and what makes numbers of the sums."""
         return self.widened(Around(_quantizing(wanted), [], [cast_to(ir.DataType.FLOAT), Step("Mul", 2)]), operand)
 

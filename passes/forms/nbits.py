@@ -12,7 +12,8 @@ from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.rules import FormRules, Place, Step, Wanted, attributes_of
 from spq_graph.passes.forms.storages import Blocks
 from spq_graph.passes.numbers.scales import block_size_for
-from spq_graph.terms.targets import Form
+from spq_graph.terms.form import Form
+from spq_graph.terms.targets import CONTRIB
 
 # On a CPU, MatMulNBits rounds activations to int8 by block at level 4, the only one with a fast kernel: one scale for
 # each block of one token, so that a spike costs its own block only. At level 1 they stay in float32.
@@ -34,12 +35,12 @@ class NBits(FormRules):
         at.as_matmul()
         at.widen()
         editor = at.editor
-        codes, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        codes, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
         inputs = [at.node.inputs[0], codes, editor.constant(f"{at.weight}.scale", ir.tensor(scales))]
-        editor.substitute(at.node, "MatMulNBits", inputs, "com.microsoft", self._attributes(at.wanted))
-        editor.model.graph.opset_imports.setdefault("com.microsoft", 1)
+        editor.substitute(at.node, "MatMulNBits", inputs, CONTRIB, self._attributes(at.wanted))
+        editor.model.graph.opset_imports.setdefault(CONTRIB, 1)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Codes by block, around 128."""
         return Blocks(operand)
 

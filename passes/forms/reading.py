@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import is_fp8_matmul
+from spq_graph.passes.base.marks import FP8, is_fp8_matmul
 from spq_graph.passes.base.values import attribute_of, weight_of
+from spq_graph.passes.forms.fp8_function import precision_of_call
 from spq_graph.passes.forms.nbits import ACCURACY_LEVELS
-from spq_graph.passes.forms.operator import precision_of_call
-from spq_graph.passes.forms.rules import AS_IS, producer_of
-from spq_graph.passes.forms.storages import FP8
+from spq_graph.passes.forms.rules import HALF_PRECISIONS, producer_of
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form
 
 
 def precision_of(node: ir.Node) -> Precision:
@@ -26,7 +25,7 @@ def precision_of(node: ir.Node) -> Precision:
             return Precision.W8FP8A16 if activation is None else Precision.FP8_E4M3
         return Precision.W8A16 if activation is None else Precision.INT8
     held = weight_of(node.inputs[1])
-    return AS_IS.get(held.tensor.dtype, Precision.FP32) if held is not None else Precision.FP32
+    return HALF_PRECISIONS.get(held.tensor.dtype, Precision.FP32) if held is not None else Precision.FP32
 
 
 def level_of(node: ir.Node) -> int:

@@ -12,9 +12,9 @@ from spq_graph.passes.forms.integer import IntegerQdq, MatMulInteger
 from spq_graph.passes.forms.nbits import ACCURACY_LEVELS, NBits
 from spq_graph.passes.forms.rules import FormRules
 from spq_graph.passes.forms.weight import Fp8Weight, IntegerWeight
-from spq_graph.terms.targets import Form
+from spq_graph.terms.form import Form
 
-RULES: Mapping[Form, FormRules] = MappingProxyType(
+FORM_RULES: Mapping[Form, FormRules] = MappingProxyType(
     {
         Form.QDQ: IntegerQdq(),
         Form.MATMUL_INTEGER: MatMulInteger(),

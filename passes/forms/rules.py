@@ -18,11 +18,12 @@ from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.numbers.scales import ActivationQuantizer
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Form, Profile
+from spq_graph.terms.targets import Profile
 
-# The floating-point precision that a product has if it is left alone; doubles count as single.
-AS_IS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
+# The precision of a product in half precision that is left alone; any other counts as single.
+HALF_PRECISIONS = {ir.DataType.FLOAT16: Precision.FP16, ir.DataType.BFLOAT16: Precision.BF16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,13 @@ class Wanted:
         site: its plan.
         recipe: of the plan.
         profile: of what is to run it: the recipe's target, or its emulation.
+        opset: of the graph, in ONNX's own domain.
     """
 
     site: SitePlan
     recipe: Recipe
     profile: Profile
+    opset: int
 
     @property
     def form(self) -> Form:
@@ -70,7 +73,7 @@ class Wanted:
 
     def is_as_it_was(self, operand: Operand) -> bool:
         """Whether the graph computes in its precision already: then nothing is written."""
-        return self.site.precision is AS_IS.get(operand.dtype, Precision.FP32)
+        return self.site.precision is HALF_PRECISIONS.get(operand.dtype, Precision.FP32)
 
 
 @dataclass(slots=True)
@@ -121,11 +124,6 @@ class Place:
         scales = storage.scales
         assert scales is not None  # halves have none
         return self.editor.constant(name, storage.tensor(name, self.site.key)), scales
-
-    @property
-    def opset(self) -> int:
-        """Of ONNX's own domain."""
-        return self.editor.model.graph.opset_imports[""]
 
 
 class Step(NamedTuple):
@@ -190,7 +188,7 @@ class FormRules(ABC):
         """
 
     @abstractmethod
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """How the weight is stored."""
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
@@ -201,7 +199,7 @@ class FormRules(ABC):
         """The product itself."""
         return MATMUL
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """What is inserted around the product."""
         return self.widened(Around([], [], []), operand)
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.base.marks import FP8
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Codes, Floats, Granularity, Storage
 from spq_graph.passes.numbers.fp8 import WEIGHTS, fp8_near, fp8_weight_codes, pack_panels, panel_shape, unpack_panels
@@ -21,8 +22,6 @@ from spq_graph.passes.numbers.scales import (
     weight_codes,
 )
 from spq_graph.terms.errors import GraphError
-
-FP8 = ir.DataType(WEIGHTS.element_type)
 
 
 @dataclass(frozen=True)

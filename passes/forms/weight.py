@@ -17,10 +17,11 @@ from spq_graph.passes.numbers.scales import block_size_for
 BLOCKED_OPSET = 21  # the first whose DequantizeLinear takes blocks
 
 
-def block_of(shape: tuple[int, int], opset: int) -> int | None:
+def block_of(wanted: Wanted) -> int | None:
     """Rows of K that share a scale of a weight that stands alone; None for one scale for each output channel."""
-    block = block_size_for(shape[0])
-    return block if opset >= BLOCKED_OPSET and shape[0] % block == 0 else None
+    rows, _ = wanted.site.shape
+    block = block_size_for(rows)
+    return block if wanted.opset >= BLOCKED_OPSET and rows % block == 0 else None
 
 
 class IntegerWeight(FormRules):
@@ -30,23 +31,23 @@ class IntegerWeight(FormRules):
         """Write it."""
         at.as_matmul()
         at.widen()
-        codes, scales = at.stored(self.storage(at.wanted, at.operand, at.opset), f"{at.weight}.codes")
+        codes, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
         inputs = [codes, at.editor.constant(f"{at.weight}.scale", ir.tensor(scales))]
-        name, attributes = f"{at.weight}.DequantizeLinear", _attributes(at.wanted, at.opset)
+        name, attributes = f"{at.weight}.DequantizeLinear", _attributes(at.wanted)
         value = at.editor.add(at.node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **attributes)
         at.node.replace_input_with(1, value)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """By block, or by output channel."""
-        return SignedBlocks(operand) if block_of(wanted.site.shape, opset) else Integers(operand, 8)
+        return SignedBlocks(operand) if block_of(wanted) else Integers(operand, 8)
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """DequantizeLinear on the weight."""
-        return self.widened(Around([], [dequantize(2, **_attributes(wanted, opset))], []), operand)
+        return self.widened(Around([], [dequantize(2, **_attributes(wanted))], []), operand)
 
 
-def _attributes(wanted: Wanted, opset: int) -> dict[str, Any]:
-    block = block_of(wanted.site.shape, opset)
+def _attributes(wanted: Wanted) -> dict[str, Any]:
+    block = block_of(wanted)
     return {"axis": 0, "block_size": block} if block else {"axis": 1}
 
 
@@ -64,12 +65,12 @@ class Fp8Weight(FormRules):
         """Write it."""
         at.as_matmul()
         at.widen()
-        insert_weight(at, self.storage(at.wanted, at.operand, at.opset), widened=self.widened_weight)
+        insert_weight(at, self.storage(at.wanted, at.operand), widened=self.widened_weight)
 
-    def storage(self, wanted: Wanted, operand: Operand, opset: int) -> Storage:
+    def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """E4M3 codes."""
         return codes_of(wanted, operand)
 
-    def around(self, wanted: Wanted, operand: Operand, opset: int) -> Around:
+    def around(self, wanted: Wanted, operand: Operand) -> Around:
         """What dequantizes the weight."""
         return self.widened(Around([], around_weight(wanted, widened=self.widened_weight), []), operand)

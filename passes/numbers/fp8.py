@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from spq_graph.passes.numbers.scales import SMALLEST, absmax_of, scales_to
+from spq_graph.passes.numbers.scales import SMALLEST
 from spq_graph.terms.errors import ActivationError, GraphError
 from spq_graph.terms.precision import Precision
 
@@ -65,19 +65,6 @@ def activation_scale(low: float, high: float, form: Fp8Format) -> np.float32:
         )
     # A subnormal scale would overflow its reciprocal; an activation that is always zero gets it too.
     return np.float32(max(max(abs(low), abs(high)) / form.largest, SMALLEST))
-
-
-def fp8_weight_scales(
-    weight: npt.NDArray[np.float32],
-    granularity: Literal["per_channel", "per_tensor"] = "per_channel",
-    form: Fp8Format = WEIGHTS,
-) -> npt.NDArray[np.float32]:
-    """Scales of a weight [K, N]: absmax / largest number of the format, float32 [N] or [].
-
-    Raises:
-        GraphError: the weight holds NaN or infinity.
-    """
-    return scales_to(absmax_of([weight]), form.largest, granularity)
 
 
 def fp8_weight_codes(

@@ -74,17 +74,6 @@ class ActivationQuantizer:
         return cls(scale, zero, np.float32(-low), np.float32(high), bits)
 
 
-def weight_scales(
-    weight: npt.NDArray[np.float32], bits: int, granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-) -> npt.NDArray[np.float32]:
-    """Symmetric scales of a weight [K, N]: absmax / (2^(bits-1) - 1), float32 [N] or [].
-
-    Raises:
-        GraphError: the weight holds NaN or infinity.
-    """
-    return scales_to(absmax_of([weight]), top_code(bits), granularity)
-
-
 def top_code(bits: int) -> int:
     """The largest code of a symmetric quantizer: 2^(bits-1) - 1."""
     return int(2 ** (bits - 1) - 1)
@@ -152,21 +141,6 @@ def near(
     return bool((worst <= scales * np.float32(_STEP)).all())
 
 
-@dataclass(frozen=True, slots=True)
-class BlockedWeight:
-    """A weight [K, N] as com.microsoft.MatMulNBits wants it, 8 bits, symmetric around 128.
-
-    Attributes:
-        codes: uint8 [N, blocks, block].
-        scales: float32 [N, blocks].
-        block: rows of K that share a scale.
-    """
-
-    codes: npt.NDArray[np.uint8]
-    scales: npt.NDArray[np.float32]
-    block: int
-
-
 def block_size_for(rows: int) -> int:
     """The largest of 128, 64, 32 that divides K, so that no padding is stored; 32 where none does."""
     return next((block for block in (128, 64, 32) if rows % block == 0), 32)
@@ -197,17 +171,3 @@ def _in_blocks(weight: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.fl
     missing = -rows % block
     whole = np.pad(weight, ((0, missing), (0, 0))) if missing else weight
     return whole.reshape(-1, block, columns)
-
-
-def blocked_weight(weight: npt.NDArray[np.float32], block: int | None = None) -> BlockedWeight:
-    """Quantize a weight [K, N] in blocks along K; by default of the size that fits K.
-
-    Raises:
-        GraphError: the weight holds NaN or infinity.
-    """
-    rows, columns = weight.shape
-    block = block or block_size_for(rows)
-    scales = blocked_scales(weight, block)
-    codes = np.full((columns, scales.shape[1] * block), 128, dtype=np.uint8)
-    codes[:, :rows] = blocked_codes(weight, scales, block).T
-    return BlockedWeight(codes.reshape(columns, -1, block), scales, block)

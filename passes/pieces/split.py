@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.passes.base.run import run
 from spq_graph.passes.pieces.cutter import Cutter, Piece, widened
 from spq_graph.passes.pieces.wide import PartWide
 from spq_graph.terms.segment import Handed, Segment, Segmented, Spec, Weight
@@ -37,7 +38,7 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
         limit: bytes of weights in a session; None for those of the largest tensor in float32, within 128 and 256 MiB.
     """
     limit = limit or _limit_for(model.graph)
-    PartWide(limit)(model)
+    run(model, [PartWide(limit)])
     graph = model.graph
     cutter = Cutter(graph, limit // _LIGHT_SHARE)
     pieces = cutter.pieces(limit)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.passes.base.conditions import CanonicalPass
+from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.editor import Editor, describe_like, drop_unused
 from spq_graph.passes.base.values import FLOATS, Weight, is_product, weight_of
 
@@ -38,9 +38,8 @@ class PartWide(CanonicalPass):
 
     def ensures(self, model: ir.Model) -> None:
         """No product is left that could be parted."""
-        left = [n.name for n in model.graph if (weight := self._too_wide(n)) is not None and weight.shape[1] > 1]
-        if left:
-            raise ir.passes.PostconditionError(f"{left[0]} is too wide still")
+        left = (n.name for n in model.graph if (weight := self._too_wide(n)) is not None and weight.shape[1] > 1)
+        promise(next((f"{name} is too wide still" for name in left), None))
 
     def _too_wide(self, node: ir.Node) -> Weight | None:
         if not is_product(node) or node.op_type != "MatMul":

@@ -81,7 +81,7 @@ OnEnd = Callable[[int], None]
 """Is told of each prompt that is done."""
 
 
-def generate(
+def continue_prompts(
     runner: Runner,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,

@@ -29,7 +29,7 @@ def batch_size(runner: Decoder, sequences: Sequences) -> int:
     return rows or max(1, BATCH_TOKENS // (columns or sequences.ids.shape[1]))
 
 
-def calibrate(
+def collect_ranges(
     model: Segmented,
     probes: Sequence[tuple[str, Sequence[str]]],
     finite_check: str,

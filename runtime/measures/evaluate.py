@@ -114,7 +114,7 @@ def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
     score.agreed += int((best == reference.best).sum())
 
 
-def evaluate(
+def score_text(
     reference: Stream, models: Sequence[Stream], sequences: Sequences, progress: Progress | None = None
 ) -> tuple[Score, list[Score]]:
     """Score a reference and several models on the same tokens.

@@ -16,10 +16,9 @@ import onnxruntime as ort
 from spq_graph.documents.examination import Gpu, Library, LibraryBuild, Machine
 from spq_graph.runtime.sessions.executed import Executed, executed_by
 from spq_graph.runtime.sessions.library import OVERRIDE, library_info, library_path, register
-from spq_graph.runtime.sessions.openvino import OpenVinoSession, executed_in
-from spq_graph.runtime.sessions.session import CPU
+from spq_graph.runtime.sessions.openvino import OpenVinoSession, executed_by_openvino
 from spq_graph.terms.errors import SourceError
-from spq_graph.terms.targets import Profile
+from spq_graph.terms.targets import CPU_PROVIDER, Profile
 
 _INSTRUCTIONS = (
     "avx2",
@@ -92,7 +91,7 @@ def kernels_of(
     options.log_severity_level, options.intra_op_num_threads = 3, 1
     if profile.name != "portable":
         register(options)
-    providers = list(dict.fromkeys([profile.provider or CPU, CPU]))
+    providers = list(dict.fromkeys([profile.provider or CPU_PROVIDER, CPU_PROVIDER]))
     with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         try:
@@ -109,7 +108,7 @@ def _on_openvino(path: Path, feeds: Mapping[str, npt.NDArray[np.float32]]) -> tu
         [result] = session.run([port.name for port in session.get_outputs()], feeds)
     except Exception as cause:  # the binding raises RuntimeError
         raise SourceError(f"OpenVINO: {str(cause).splitlines()[-1]}", where=str(path)) from cause
-    return executed_in(session, path), result
+    return executed_by_openvino(session, path), result
 
 
 def gpus() -> list[Gpu]:

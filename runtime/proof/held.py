@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -11,18 +10,21 @@ import onnxruntime as ort
 
 from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.runtime.sessions import openvino
-from spq_graph.runtime.sessions.executed import Executed, check_integer_sites, not_as_planned
-from spq_graph.runtime.sessions.session import CPU, Runner, execute_once
+from spq_graph.runtime.sessions.executed import Executed, not_as_planned
+from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import CheckError
-from spq_graph.terms.targets import Profile
+from spq_graph.terms.targets import CPU_PROVIDER, Profile
+
+_TOLD = 8  # sites that an error names
+_REMEDY = "keep them with --keep, and please report this"
 
 
 def why_absent(profile: Profile) -> str | None:
     """Why a target cannot be run on this machine; None where it can."""
     if profile.runtime == "openvino":
         return None if openvino.is_here() else "OpenVINO is not installed: pip install 'spq-graph[openvino]'"
-    if profile.provider == CPU:
+    if profile.provider == CPU_PROVIDER:
         return None
     if profile.provider not in ort.get_available_providers():
         return f"ONNX Runtime {ort.__version__} here has no {profile.provider}: pip install 'spq-graph[gpu]'"
@@ -45,7 +47,7 @@ def _starts(provider: str) -> bool:
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA's own wheels are not where the loader looks
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider, CPU])
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider, CPU_PROVIDER])
     except Exception:  # the binding raises a class of its own for every status code
         return False
     return provider in session.get_providers()
@@ -59,7 +61,7 @@ def runner_on(profile: Profile, path: Path, *, threads: int = 0) -> Runner:
     """
     if profile.runtime == "openvino":
         return openvino.OpenVinoRunner(path, threads=threads)
-    return Runner(path, threads=threads, provider=profile.provider or CPU)
+    return Runner(path, threads=threads, provider=profile.provider or CPU_PROVIDER)
 
 
 def execute_on(profile: Profile, path: Path, ids: Ids, runner: Runner | None = None) -> Executed:
@@ -79,7 +81,7 @@ def execute_on(profile: Profile, path: Path, ids: Ids, runner: Runner | None = N
         return Executed(absent=absent)
     if profile.runtime == "openvino":
         return openvino.execute_on_openvino(runner or openvino.OpenVinoRunner(path), ids)
-    return execute_once(path, ids, profile.provider or CPU)
+    return execute_once(path, ids, profile.provider or CPU_PROVIDER)
 
 
 def check_executed(executed: Executed, plan: Plan, where: str) -> None:
@@ -92,33 +94,34 @@ def check_executed(executed: Executed, plan: Plan, where: str) -> None:
         return
     profile = plan.recipe.profile
     if profile.provider == "TensorrtExecutionProvider":
-        _check_placed(executed, _written(plan.sites), profile, where)
+        _check_placed(executed, plan, where)
         return
-    check_integer_sites(executed, plan.integer_sites, where)
-    wrong = not_as_planned(executed, [s for s in plan.sites if s.precision.row.by_block])
-    if wrong:
-        _refuse(wrong, executed, "planned with integer weights did not run so", where)
-    if profile.provider != CPU and profile.provider is not None:
-        _check_placed(executed, _written(plan.sites), profile, where)
+    if wrong := not_as_planned(executed, plan.integer_sites):
+        ran, remedy = [_ran(site, executed) for site in wrong], f"the runtime did not fuse them; {_REMEDY}"
+        _refuse(ran, "planned as integers did not run as integer kernels", where, remedy)
+    if wrong := not_as_planned(executed, [s for s in plan.sites if s.precision.row.by_block]):
+        _refuse(_with_places(wrong, executed), "planned with integer weights did not run so", where)
+    if profile.provider != CPU_PROVIDER and profile.provider is not None:
+        _check_placed(executed, plan, where)
 
 
-def _written(sites: Iterable[SitePlan]) -> list[SitePlan]:
-    return [s for s in sites if s.precision.bits is not None or s.precision.is_fp8]
-
-
-def _check_placed(executed: Executed, sites: list[SitePlan], profile: Profile, where: str) -> None:
+def _check_placed(executed: Executed, plan: Plan, where: str) -> None:
     """An accelerator's provider leaves to others what it has no kernel for, without a word."""
-    wrong = [s for s in sites if executed.placed.get(s.node, profile.provider) != profile.provider]
-    if wrong:
-        _refuse(wrong, executed, f"did not run on {profile.provider}", where)
+    provider = plan.recipe.profile.provider
+    eight_bits = [s for s in plan.sites if s.precision.bits is not None or s.precision.is_fp8]
+    if wrong := [s for s in eight_bits if executed.placed.get(s.node, provider) != provider]:
+        _refuse(_with_places(wrong, executed), f"did not run on {provider}", where)
 
 
-def _refuse(wrong: list[SitePlan], executed: Executed, what: str, where: str) -> None:
-    named = "; ".join(
-        f"{s.key} (node {s.node}): {executed.kernels.get(s.node, 'not found')} on {executed.placed.get(s.node, 'none')}"
-        for s in wrong[:8]
-    )
-    more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-    raise CheckError(
-        f"{len(wrong)} sites {what}: {named}{more}", where=where, remedy="keep them with --keep, and please report this"
-    )
+def _with_places(wrong: list[SitePlan], executed: Executed) -> list[str]:
+    """What ran at sites, and where, in words."""
+    return [f"{_ran(site, executed)} on {executed.placed.get(site.node, 'none')}" for site in wrong]
+
+
+def _ran(site: SitePlan, executed: Executed) -> str:
+    return f"{site.key} (node {site.node}): {executed.kernels.get(site.node, 'not found')}"
+
+
+def _refuse(ran: list[str], what: str, where: str, remedy: str = _REMEDY) -> None:
+    more = f" and {len(ran) - _TOLD} more" if len(ran) > _TOLD else ""
+    raise CheckError(f"{len(ran)} sites {what}: {'; '.join(ran[:_TOLD])}{more}", where=where, remedy=remedy)

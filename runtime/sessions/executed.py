@@ -1,4 +1,4 @@
-"""What really ran, as ONNX Runtime's profile tells it, and whether it is what was planned."""
+"""What really ran, as ONNX Runtime's profile tells it, and which of it is not what was planned."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import onnxruntime as ort
 from spq_graph.documents.plan import SitePlan
 from spq_graph.documents.report import OperatorRun
 from spq_graph.runtime.sessions.library import library_info
-from spq_graph.terms.errors import CheckError
-from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
+from spq_graph.terms.kernels import FP8_KERNEL
 
 
 @dataclass(slots=True)
@@ -36,11 +35,6 @@ class Executed:
     placed: dict[str, str] = field(default_factory=dict)
     absent: str | None = None
     by_provider: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    @property
-    def integer_kernels(self) -> int:
-        """How many products ran in integers."""
-        return sum(count for op, count in self.ops.items() if op in INTEGER_KERNELS)
 
     def fp8_run(self, nodes: Iterable[str]) -> OperatorRun | None:
         """How the FP8 sites with these node names ran; None where there are none."""
@@ -79,26 +73,3 @@ def executed_in(profiles: Iterable[Path]) -> Executed:
 def not_as_planned(executed: Executed, sites: Iterable[SitePlan]) -> list[SitePlan]:
     """The sites that did not run as one of the kernels by which their precision is proved."""
     return [s for s in sites if (proof := s.precision.row.kernels) and executed.kernels.get(s.node) not in proof]
-
-
-def check_integer_sites(executed: Executed, sites: Iterable[SitePlan], where: str) -> None:
-    """Check that every planned site ran as an integer kernel.
-
-    Args:
-        executed: what ran.
-        sites: those planned as integers.
-        where: the file, for the error.
-
-    Raises:
-        CheckError: naming every site that ran as something else.
-    """
-    wrong = [
-        f"{s.key} (node {s.node}): {executed.kernels.get(s.node, 'not found')}" for s in not_as_planned(executed, sites)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise CheckError(
-            f"{len(wrong)} sites planned as integers did not run as integer kernels: {'; '.join(wrong[:8])}{more}",
-            where=where,
-            remedy="the runtime did not fuse them; keep them with --keep, and please report this",
-        )

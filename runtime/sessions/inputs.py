@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.targets import CONTRIB
 
 # By operator of com.microsoft: its inputs with past keys and values, and of packed queries how many parts they have.
 _PASTS = {"GroupQueryAttention": (3, 4), "MultiHeadAttention": (6, 7)}
@@ -97,7 +98,7 @@ def attention_facts(path: Path) -> AttentionFacts:
     reader = _Reader(graph)
     facts = AttentionFacts()
     for node in graph.node:
-        if node.op_type not in _PASTS or node.domain != "com.microsoft":
+        if node.op_type not in _PASTS or node.domain != CONTRIB:
             continue
         for source in reader.pasts(node):
             if (width := reader.width_of_head(node)) is not None:

@@ -103,10 +103,10 @@ class OpenVinoRunner(Runner):
 def execute_on_openvino(runner: Runner, ids: Ids) -> Executed:
     """Run one short batch, int64 [1, length], in a session of OpenVINO, and list the kernels that ran."""
     runner.run(*runner.filled(ids, np.ones_like(ids)))
-    return executed_in(runner.session, runner.path)
+    return executed_by_openvino(runner.session, runner.path)
 
 
-def executed_in(session: OpenVinoSession, path: Path) -> Executed:
+def executed_by_openvino(session: OpenVinoSession, path: Path) -> Executed:
     """What a session ran that has run before: shapes are free until a batch is there, and so are kernels.
 
     Products are named by what they multiplied in: `FullyConnected_int8`; `FullyConnected_float_weights_int8` where the

@@ -76,11 +76,6 @@ class SegmentedRunner(Decoder):
         self._handed = 0  # bytes a token, at most, that segments were seen to hand over
 
     @property
-    def pieces(self) -> int:
-        """How many segments there are."""
-        return len(self._model.segments)
-
-    @property
     def bytes(self) -> int:
         """What the weights of all segments take together."""
         return sum(segment.size for segment in self._model.segments)

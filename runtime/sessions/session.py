@@ -24,9 +24,9 @@ from spq_graph.runtime.sessions.inputs import (
 from spq_graph.runtime.sessions.library import cannot_load, register
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.targets import CPU_PROVIDER
 
 Array = npt.NDArray[Any]
-CPU = "CPUExecutionProvider"
 
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
@@ -215,7 +215,7 @@ class Runner(Decoder):
         outputs: Sequence[str] | None = None,
         threads: int = 0,
         profile: Path | None = None,
-        provider: str = CPU,
+        provider: str = CPU_PROVIDER,
     ) -> None:
         self.session = self._open(path, threads, profile, provider)
         super().__init__(path, self.session.get_inputs(), self.session.get_outputs(), outputs)
@@ -268,19 +268,19 @@ def session_options(threads: int = 0, profile: Path | None = None) -> Any:
     return options
 
 
-def open_session(model: str | bytes, options: Any, where: Path, provider: str = CPU) -> Any:
+def open_session(model: str | bytes, options: Any, where: Path, provider: str = CPU_PROVIDER) -> Any:
     """A session over a file or a serialized model; what the provider has no kernel for runs on the CPU.
 
     Raises:
         SourceError: ONNX Runtime cannot load it.
     """
     try:
-        return ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU])))
+        return ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU_PROVIDER])))
     except Exception as cause:  # the binding raises a class of its own for every status code
         raise cannot_load(str(cause).splitlines()[0], where) from cause
 
 
-def execute_once(path: Path, ids: Ids, provider: str = CPU) -> Executed:
+def execute_once(path: Path, ids: Ids, provider: str = CPU_PROVIDER) -> Executed:
     """Run one short batch, int64 [1, length], under the profiler and list the kernels that ran."""
     with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
         runner = Runner(path, profile=Path(folder) / "profile", provider=provider)

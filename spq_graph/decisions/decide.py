@@ -60,7 +60,7 @@ def decide(
     in the order of their ratio, as many as the cap allows.
 
     What kept sites become is then measured too: with high precision `fp8`, for each site the FP8 format with the
-    smaller KL; with `auto`, for all of them together, see `formats.pick`.
+    smaller KL; with `auto`, for all of them together, see `kept_formats.pick`.
 
     Args:
         sites: every site of the model.

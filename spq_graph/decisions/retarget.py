@@ -34,8 +34,8 @@ def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
 
 
 def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
-    if site.reason is Reason.DEFAULT and site.precision.bits is None:
-        return site  # as the graph has it: nothing is written
+    if site.untouched:
+        return site
     precision, why = recipe.profile.settle(site.precision, site.largest)
     if why is None:
         return site
@@ -51,7 +51,7 @@ def refuse_unsupported(plan: Plan) -> None:
         UsageError: naming the sites and what is missing.
     """
     profile = plan.recipe.profile
-    wrong = [s for s in plan.sites if not profile.allows(s.precision) and _written(s)]
+    wrong = [s for s in plan.sites if not profile.allows(s.precision) and not s.untouched]
     if wrong:
         sites = ", ".join(f"{s.key} ({s.precision})" for s in wrong[:5])
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -61,8 +61,3 @@ def refuse_unsupported(plan: Plan) -> None:
             where="plan",
             remedy=f"`spq-graph apply --target {profile.name}` replaces them and notes why; or plan for another target",
         )
-
-
-def _written(site: SitePlan) -> bool:
-    """Whether anything is written for a site; what the graph has already is the graph's own."""
-    return not (site.reason is Reason.DEFAULT and site.precision.bits is None)

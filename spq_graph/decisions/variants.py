@@ -18,7 +18,7 @@ RANDOM_SEEDS = (0, 1, 2)
 # Rows that a ladder has once, whatever bits it has rows of.
 ROWS_ONCE = (FP32, WEIGHT_ONLY)
 
-Place = tuple[RowId, int]  # in a ladder: which row, at how many bits
+LadderPlace = tuple[RowId, int]  # in a ladder: which row, at how many bits
 
 _SCHEMES: Mapping[Scheme | None, Mapping[str, str]] = {
     None: {},
@@ -36,7 +36,7 @@ class Variant:
     plan: Plan
 
     @property
-    def place(self) -> Place:
+    def place(self) -> LadderPlace:
         """Where in a ladder it stands."""
         return self.id, self.bits
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from spq_graph.terms.targets import Form
+from spq_graph.terms.form import Form
 
 
 @dataclass(frozen=True, slots=True)

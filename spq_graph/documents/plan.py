@@ -28,9 +28,9 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.strict import Strict
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import OfSite, Site, Unmatched
-from spq_graph.terms.targets import Form
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -108,6 +108,16 @@ class SitePlan(OfSite, Strict):
         entry["properties"] = site["properties"] | entry["properties"]
         entry["required"] = site["required"] + [name for name in entry["required"] if name != "site"]
         return entry
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is kept in high precision on purpose; what stays as it is by default is not."""
+        return self.precision.bits is None and self.reason is not Reason.DEFAULT
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it stays as the graph has it by default, so that nothing is written."""
+        return self.precision.bits is None and self.reason is Reason.DEFAULT
 
     @property
     def largest(self) -> float | None:
@@ -192,7 +202,7 @@ class Plan(Strict):
     @property
     def kept(self) -> list[SitePlan]:
         """Sites kept in high precision on purpose; what stays as it is by default does not count."""
-        return [s for s in self.sites if s.precision.bits is None and s.reason is not Reason.DEFAULT]
+        return [s for s in self.sites if s.kept]
 
     @property
     def counted(self) -> list[SitePlan]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
 from spq_graph.documents.tables import html_table, to_frame
-from spq_graph.documents.token_profile import IntArray, Peak, Profile
+from spq_graph.documents.token_profile import IntArray, Peak, TokenProfile
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.terms.errors import DataError
 
@@ -178,9 +178,9 @@ class Ranges:
         return loaded
 
 
-def _profile(arrays: dict[str, npt.NDArray[Any]], name: str) -> Profile | None:
+def _profile(arrays: dict[str, npt.NDArray[Any]], name: str) -> TokenProfile | None:
     parts = [f"{name}/{part}" for part in ("profile", "profile_max", "leaders", "leaders_max")]
-    return Profile.from_arrays(*(arrays[part] for part in parts)) if parts[0] in arrays else None
+    return TokenProfile.from_arrays(*(arrays[part] for part in parts)) if parts[0] in arrays else None
 
 
 def json_file(path: Path) -> Path:

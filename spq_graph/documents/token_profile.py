@@ -62,7 +62,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class TokenProfile:
     """Token maxima along the sequence; never changed, merging makes a new one.
 
     Attributes:
@@ -94,7 +94,7 @@ class Profile:
         used = int(np.flatnonzero(counts)[-1]) + 1  # padding on the right must not show
         return cls(*_without_empty(largest[:used], places[:used]), _leaders_of(maxima, ids, valid))
 
-    def merged(self, other: Profile) -> Profile:
+    def merged(self, other: TokenProfile) -> TokenProfile:
         """Both together."""
         size = max(len(self.largest), len(other.largest))
         (a, here), (b, there) = (_padded(p, size) for p in (self, other))
@@ -104,7 +104,7 @@ class Profile:
         second = order[0] == 1
         places = np.where(second[:, None], there, here)
         places[:, 2:] = here[:, 2:] + there[:, 2:]
-        return Profile(np.where(second, b, a), places, _distinct([*self.leaders, *other.leaders]))
+        return TokenProfile(np.where(second, b, a), places, _distinct([*self.leaders, *other.leaders]))
 
     def stretches(self) -> list[Stretch]:
         """What every bucket saw, from the first position to the last; empty ones are left out."""
@@ -165,7 +165,7 @@ def _without_empty(largest: FloatArray, places: IntArray) -> tuple[FloatArray, I
     return np.where(empty, np.float32(-1.0), largest), np.where(empty[:, None], [[_NEVER, _NEVER, 0, 0]], places)
 
 
-def _padded(profile: Profile, size: int) -> tuple[FloatArray, IntArray]:
+def _padded(profile: TokenProfile, size: int) -> tuple[FloatArray, IntArray]:
     more = size - len(profile.largest)
     nothing = np.tile(np.array([[_NEVER, _NEVER, 0, 0]], dtype=np.int64), (more, 1))
     return np.append(profile.largest, np.full(more, -1.0, np.float32)), np.concatenate([profile.places, nothing])

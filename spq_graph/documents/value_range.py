@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from spq_graph.documents.token_profile import FloatArray, IntArray, Peak, Profile, bin_middle, bins_of
+from spq_graph.documents.token_profile import FloatArray, IntArray, Peak, TokenProfile, bin_middle, bins_of
 from spq_graph.terms.errors import DataError
 
 _RATIO_UNIT = 1 << 20  # per-sequence ratios are summed in fixed point: float addition is not associative
@@ -41,7 +41,7 @@ class ValueRange:
     sequences: int
     tokens: int
     channels: FloatArray
-    profile: Profile | None = None
+    profile: TokenProfile | None = None
 
     @classmethod
     def observe(
@@ -78,7 +78,7 @@ class ValueRange:
             sequences=0 if ids is None else int(valid.any(axis=1).sum()),
             tokens=int(kept.size),
             channels=np.asarray(channels, dtype=np.float32),
-            profile=Profile.observe(maxima, bins, ids, valid) if ids is not None else None,
+            profile=TokenProfile.observe(maxima, bins, ids, valid) if ids is not None else None,
         )
 
     def merge(self, other: ValueRange) -> None:

@@ -18,10 +18,11 @@ from spq_graph.runtime.proof import health
 from spq_graph.runtime.proof.held import why_absent
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.terms.errors import SpqError
+from spq_graph.terms.form import Form
 from spq_graph.terms.kernels import FP8_KERNEL
 from spq_graph.terms.precision import SMALLEST_FIRST, Precision
 from spq_graph.terms.site import Role, Site
-from spq_graph.terms.targets import PROFILES, Form, Profile
+from spq_graph.terms.targets import PROFILES, Profile
 from spq_graph.workbench.environment import environment
 
 # The probe: one product, large enough for every kernel and small enough to be done at once.

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from spq_graph.documents.results import Evaluation, TaskScore
 from spq_graph.models.source import REFERENCE
-from spq_graph.runtime.measures.evaluate import Stream
-from spq_graph.runtime.measures.evaluate import evaluate as score
+from spq_graph.runtime.measures.evaluate import Stream, score_text
 from spq_graph.runtime.measures.tasks import load_task, score_task
 from spq_graph.runtime.proof.held import runner_on
 from spq_graph.terms.errors import UsageError
@@ -77,10 +76,10 @@ def _on_text(
     sequences = bench.sequences(text, max_tokens=max_tokens)
     with bench.steps.step("evaluate", f"Evaluating on {sequences.tokens} tokens") as tick:
         if against is None:
-            own, _ = score(stream, [], sequences, tick)
+            own, _ = score_text(stream, [], sequences, tick)
             return Evaluation(own.perplexity, own.nll, own.tokens)
         with against.open(bench.steps, find_sites=False) as reference:
-            _, (own,) = score(reference.reference, [stream], sequences, tick)
+            _, (own,) = score_text(reference.reference, [stream], sequences, tick)
     return Evaluation(own.perplexity, own.nll, own.tokens, own.kl, own.top1)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from spq_graph.documents.results import Generation
-from spq_graph.runtime.generation.generate import Generated, Limits, OnEnd, OnToken
-from spq_graph.runtime.generation.generate import generate as run
+from spq_graph.runtime.generation.generate import Generated, Limits, OnEnd, OnToken, continue_prompts
 from spq_graph.runtime.generation.sampling import Sampling
 from spq_graph.runtime.text.streaming import InOrder, TextStream
 from spq_graph.runtime.text.tokenizer import TextTokenizer, read_json
@@ -65,7 +64,7 @@ def generate(
         loaded = time.perf_counter() - start
         ids = [prompt.ids for prompt in given]
         _check_vocabulary(ids, runner.vocabulary, opening.name)
-        found = run(runner, ids, sampling, limits, *_told(given, write or (lambda _: None)))
+        found = continue_prompts(runner, ids, sampling, limits, *_told(given, write or (lambda _: None)))
     return _result(opening.name, given, found, sampling, loaded)
 
 

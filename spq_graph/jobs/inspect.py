@@ -23,7 +23,7 @@ from spq_graph.documents.findings import (
 from spq_graph.documents.plan import CalibrationRef, Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, matches
-from spq_graph.documents.token_profile import Profile
+from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.passes.base.marks import PREFIX
 from spq_graph.passes.base.values import attribute_of
 from spq_graph.passes.canon.canonicalize import Canonicalize
@@ -180,7 +180,7 @@ def _profiles(
     return {key: _profile(profile, tokenizer) for key, profile in seen.items() if profile is not None}
 
 
-def _profile(profile: Profile, tokenizer: TextTokenizer | None) -> SeenProfile:
+def _profile(profile: TokenProfile, tokenizer: TextTokenizer | None) -> SeenProfile:
     def text(token: int) -> str | None:
         return tokenizer.token_text(token) if tokenizer is not None else None
 

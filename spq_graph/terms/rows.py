@@ -22,7 +22,7 @@ class RowKind(StrEnum):
     SPIKE_AWARE = "spike_aware"  # the plan
     CONTROL_LOWEST = "control_lowest"  # as many sites kept as in the plan, but those of the lowest ratio
     CONTROL_RANDOM = "control_random"  # as many sites kept as in the plan, but drawn by a seed
-    WEIGHT_ONLY = "weight_only"  # every weight in 8 bits by block, activations as they are
+    WEIGHT_ONLY = "weight_only"  # every weight in 8 bits by block, and no scale of activations settled beforehand
     MODEL = "model"  # a file without a plan, where it is timed
     OTHER = "other"  # what only another version of this program knows
 

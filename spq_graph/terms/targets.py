@@ -1,6 +1,6 @@
 """What every precision becomes on a target, and what is legal there, as data.
 
-Decisions, the inserting passes, `verify` and the proof of what ran read the same tables, so that what a target cannot
+Decisions, the passes that write and check, and the proof of what ran read the same tables, so that what a target cannot
 do is refused or replaced with a reason and never written.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal
 
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.form import STAND_INS, Form
 from spq_graph.terms.precision import Precision
 
 Target = Literal["cpu", "cuda", "tensorrt", "openvino", "portable"]
@@ -21,57 +21,6 @@ Use = Literal["balanced", "prefill", "decode"]
 CPU_PROVIDER = "CPUExecutionProvider"
 ONNX, CONTRIB, OURS = "", "com.microsoft", "spq"
 LARGEST_HALF = 65504.0
-
-
-class Form(StrEnum):
-    """What a site's product becomes in the graph."""
-
-    QDQ = "qdq"  # QuantizeLinear and DequantizeLinear on the activation, DequantizeLinear on the weight
-    MATMUL_INTEGER = "matmul_integer"  # QuantizeLinear, MatMulInteger, and Cast and Mul that dequantize
-    NBITS = "matmul_nbits"  # com.microsoft::MatMulNBits, whose CPU kernel may round activations by block
-    NBITS_FLOAT = "matmul_nbits_float"  # the same, whose activations stay in float32
-    FP8_QDQ = "fp8_qdq"  # QuantizeLinear and DequantizeLinear in FP8 on both operands
-    OPERATOR = "operator"  # spq::Fp8MatMul, with the function that it stands for
-    WEIGHT = "weight"  # DequantizeLinear on the weight alone
-    FP8_WEIGHT = "fp8_weight"  # the same, of FP8
-    STORED = "stored"  # the weight held in it, the product as the graph computes
-    COMPUTED = "computed"  # the product itself computed in it
-    AS_IS = "as_is"  # float32
-    # What emulations have in place of what ONNX Runtime's CPU provider cannot run:
-    FP8_QDQ_WIDENED = "fp8_qdq_widened"  # Cast and Mul on the weight
-    FP8_WEIGHT_WIDENED = "fp8_weight_widened"
-    ROUNDED = "rounded"  # operands and result rounded, the product in float32
-
-    @property
-    def words(self) -> str:
-        """What is written, for people."""
-        return _WRITTEN[self]
-
-
-_WRITTEN = {
-    Form.QDQ: "Q/DQ on both operands",
-    Form.MATMUL_INTEGER: "MatMulInteger",
-    Form.NBITS: "MatMulNBits",
-    Form.NBITS_FLOAT: "MatMulNBits in float32",
-    Form.FP8_QDQ: "Q/DQ on both operands",
-    Form.OPERATOR: "spq::Fp8MatMul",
-    Form.WEIGHT: "DequantizeLinear on the weight",
-    Form.FP8_WEIGHT: "DequantizeLinear on the weight",
-    Form.STORED: "MatMul",
-    Form.COMPUTED: "MatMul in it",
-    Form.AS_IS: "MatMul",
-    Form.FP8_QDQ_WIDENED: "Q/DQ on the activation, Cast and Mul on the weight",
-    Form.FP8_WEIGHT_WIDENED: "Cast and Mul on the weight",
-    Form.ROUNDED: "MatMul between Casts",
-}
-# What stands for a form where ONNX Runtime's CPU provider cannot run it, or computes something else: same numbers.
-_STAND_INS = {
-    Form.MATMUL_INTEGER: Form.QDQ,
-    Form.NBITS: Form.NBITS_FLOAT,  # whose kernel heeds the level on a CPU only
-    Form.FP8_QDQ: Form.FP8_QDQ_WIDENED,
-    Form.FP8_WEIGHT: Form.FP8_WEIGHT_WIDENED,
-    Form.COMPUTED: Form.ROUNDED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +70,7 @@ class Profile:
         """
         if self.provider == CPU_PROVIDER:
             return self
-        forms = {precision: _STAND_INS.get(form, form) for precision, form in self.forms.items()}
+        forms = {precision: STAND_INS.get(form, form) for precision, form in self.forms.items()}
         return replace(self, runtime="onnxruntime", provider=CPU_PROVIDER, forms=forms, signed=False)
 
     def allows(self, precision: Precision) -> bool:
@@ -191,12 +140,11 @@ _BY_BLOCK = tuple(p for p in Precision if p.row.by_block)
 _HALF = (Precision.FP16,)
 
 
-def _forms(integer: Form, **others: Form) -> Mapping[Precision, Form]:
-    rest = {Precision(name): form for name, form in others.items()}
-    return MappingProxyType({**dict.fromkeys(_INTEGERS, integer), **rest, Precision.FP32: Form.AS_IS})
+def _forms(integer: Form, others: Mapping[Precision, Form]) -> Mapping[Precision, Form]:
+    return MappingProxyType({**dict.fromkeys(_INTEGERS, integer), **others, Precision.FP32: Form.AS_IS})
 
 
-_OPERATOR = {p.value: Form.OPERATOR for p in _FP8}
+_OPERATOR = dict.fromkeys(_FP8, Form.OPERATOR)
 _NO_BF16 = "ONNX Runtime's CPU provider has no product in bfloat16"
 _ALL = frozenset({ONNX, CONTRIB, OURS})
 
@@ -207,7 +155,15 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             device="ONNX Runtime's CPU provider",
             runtime="onnxruntime",
             provider=CPU_PROVIDER,
-            forms=_forms(Form.QDQ, **_OPERATOR, w8a8_block=Form.NBITS, w8a16=Form.NBITS_FLOAT, fp16=Form.STORED),
+            forms=_forms(
+                Form.QDQ,
+                {
+                    **_OPERATOR,
+                    Precision.W8A8_BLOCK: Form.NBITS,
+                    Precision.W8A16: Form.NBITS_FLOAT,
+                    Precision.FP16: Form.STORED,
+                },
+            ),
             missing={Precision.BF16: _NO_BF16},
             domains=_ALL,
             functions=True,
@@ -228,7 +184,15 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             runtime="onnxruntime",
             provider="CUDAExecutionProvider",
             # Its MatMulNBits computes in floating point, whatever `accuracy_level` tells a CPU's.
-            forms=_forms(Form.MATMUL_INTEGER, **_OPERATOR, w8a16=Form.NBITS, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
+            forms=_forms(
+                Form.MATMUL_INTEGER,
+                {
+                    **_OPERATOR,
+                    Precision.W8A16: Form.NBITS,
+                    Precision.FP16: Form.COMPUTED,
+                    Precision.BF16: Form.COMPUTED,
+                },
+            ),
             missing={Precision.W8A8_BLOCK: "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are"},
             signed=True,
             domains=_ALL,
@@ -242,7 +206,10 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             device="TensorRT, strongly typed",
             runtime="onnxruntime",
             provider="TensorrtExecutionProvider",
-            forms=_forms(Form.QDQ, fp8_e4m3=Form.FP8_QDQ, fp16=Form.COMPUTED, bf16=Form.COMPUTED),
+            forms=_forms(
+                Form.QDQ,
+                {Precision.FP8_E4M3: Form.FP8_QDQ, Precision.FP16: Form.COMPUTED, Precision.BF16: Form.COMPUTED},
+            ),
             missing={
                 Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
                 Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
@@ -260,7 +227,10 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             device="OpenVINO's CPU plugin",
             runtime="openvino",
             provider=None,
-            forms=_forms(Form.QDQ, w8a16=Form.WEIGHT, w8fp8a16=Form.FP8_WEIGHT, fp16=Form.STORED),
+            forms=_forms(
+                Form.QDQ,
+                {Precision.W8A16: Form.WEIGHT, Precision.W8FP8A16: Form.FP8_WEIGHT, Precision.FP16: Form.STORED},
+            ),
             missing={
                 **dict.fromkeys(
                     (Precision.FP8_E4M3, Precision.FP8_E5M2),
@@ -281,7 +251,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             device="any runtime that has the opset",
             runtime="onnxruntime",
             provider=CPU_PROVIDER,
-            forms=_forms(Form.QDQ, **_OPERATOR, fp16=Form.STORED),
+            forms=_forms(Form.QDQ, {**_OPERATOR, Precision.FP16: Form.STORED}),
             missing={
                 **dict.fromkeys(
                     _BY_BLOCK, "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only"

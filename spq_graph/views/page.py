@@ -23,7 +23,7 @@ from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung
-from spq_graph.documents.token_profile import Profile
+from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE
 from spq_graph.views import words
 from spq_graph.views.charts.ladder import ladder_changes, ladder_figure
@@ -138,7 +138,7 @@ def shown_profiles(plan: Plan, ranges: Ranges, tokens: Mapping[int, str]) -> lis
     shown = [(sites, ranges.values[name]) for name, sites in readers.items() if name in ranges.values]
     found: list[ShownProfile] = []
     for index, (sites, seen) in enumerate([(s, v) for s, v in shown if v.profile is not None][:PROFILES]):
-        profile: Profile | None = seen.profile
+        profile: TokenProfile | None = seen.profile
         if profile is None:
             continue
         chart = for_page(profile_figure(profile, seen.median, PAGE), f"p{index}-")

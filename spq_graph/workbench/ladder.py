@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from spq_graph.decisions.variants import Place, Variant
+from spq_graph.decisions.variants import LadderPlace, Variant
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Rung
 from spq_graph.passes.files.read import files_of
-from spq_graph.runtime.measures.evaluate import Score, evaluate
+from spq_graph.runtime.measures.evaluate import Score, score_text
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.rows import FP32, RowId, RowKind
@@ -21,7 +21,7 @@ SESSION_BYTES = 2 << 30
 
 
 def measure_ladder(
-    bench: Workbench, rows: Sequence[Variant], text: Sequences, steps: Steps, ready: Mapping[Place, Built]
+    bench: Workbench, rows: Sequence[Variant], text: Sequences, steps: Steps, ready: Mapping[LadderPlace, Built]
 ) -> list[Rung]:
     """Build, prove and measure every row on the same tokens; FP32 comes first.
 
@@ -55,7 +55,7 @@ def measure_ladder(
             files = [(row, ready.get(row.place) or _built(bench, row, steps)) for row in group]
             built = [(row, file) for row, file in files if file is not None]
             streams = [bench.stream_for(row.plan, file) for row, file in built]
-            reference, scores = evaluate(bench.reference, streams, text, in_all)
+            reference, scores = score_text(bench.reference, streams, text, in_all)
             if not ladder:
                 executed = execute(bench.reference, text.ids[:1, :8]).ops
                 ladder.append(_rung(FP32, None, reference, source, executed))

@@ -21,7 +21,7 @@ def open_stream(model: Path | Prepared, memory: int | None = None) -> Stream:
 
     Args:
         model: the .onnx file, or its graph where that was read already.
-        memory: bytes that the weights in a session may take; None for the default of `segments.split`.
+        memory: bytes that the weights in a session may take; None for the default of `pieces.split`.
 
     Raises:
         SpqError: as `prepared` and `Runner`.

@@ -17,24 +17,25 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.models.source import Source
 from spq_graph.passes.adapt.prepared import Prepared, prepared
 from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.base.run import run
 from spq_graph.passes.files.read import digest_of
 from spq_graph.passes.files.save import DATA_SUFFIX, save_model
 from spq_graph.passes.find.identify import Identified, require_glu
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.pieces.split import signature, split
-from spq_graph.runtime.measures.calibrate import calibrate, first_not_finite
+from spq_graph.runtime.measures.calibrate import collect_ranges, first_not_finite
 from spq_graph.runtime.measures.evaluate import Stream
 from spq_graph.runtime.proof.held import check_executed, execute_on, runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
-from spq_graph.runtime.sessions.session import CPU, Decoder, Runner
+from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import DataError, GraphError, UsageError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented, Spec
-from spq_graph.terms.targets import PROFILES, Profile
+from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
@@ -60,7 +61,7 @@ class Workbench:
         steps: times and shows what is done.
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence; None for the model's length, at most 2048.
-        memory: bytes that the weights in a session may take; None for the default of `segments.split`.
+        memory: bytes that the weights in a session may take; None for the default of `pieces.split`.
         model: the ONNX file.
         found: sites, GLU blocks and products that are no sites.
         tokenizer: where the source has one.
@@ -191,9 +192,9 @@ class Workbench:
         # As it runs on the CPU: nothing is observed inside of a fused attention, which takes less time and memory.
         graph = self.prepared.adapted(PROFILES["cpu"])
         observe = Observe([site.input for site in self.found.sites])
-        observe(graph)
+        run(graph, [observe])
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
-            return calibrate(
+            return collect_ranges(
                 self.segments(graph),
                 [(p.value, p.outputs) for p in observe.probes],
                 FINITE_CHECK,
@@ -212,8 +213,7 @@ class Workbench:
         """The first site input that is NaN or infinite on a batch, int64 [batch, length] both, in words."""
         graph = self.prepared.adapted(PROFILES["cpu"])
         values = list(dict.fromkeys(site.input for site in self.found.sites))
-        check = ObserveFinite(values)
-        check(graph)
+        run(graph, [ObserveFinite(values)])
         index = first_not_finite(self.segments(graph), [v.name or "" for v in graph.graph.outputs], ids, mask)
         if index is None:
             return self.source.origin
@@ -243,7 +243,7 @@ class Workbench:
             CheckError: naming those that did not.
         """
         profile = plan.recipe.profile
-        if profile.provider == CPU:
+        if profile.provider == CPU_PROVIDER:
             ids = self._probe_ids()
             executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
         else:
@@ -265,7 +265,9 @@ class Workbench:
     def stream_for(self, plan: Plan, built: Built) -> Stream:
         """What to measure a built plan in."""
         profile = self.measured_as(plan)
-        return open_stream(built.path, self.memory) if profile.provider == CPU else runner_on(profile, built.path)
+        if profile.provider == CPU_PROVIDER:
+            return open_stream(built.path, self.memory)
+        return runner_on(profile, built.path)
 
     def _probe_ids(self) -> Ids:
         batch, length = self.decoder.fixed_shape

@@ -68,7 +68,8 @@ def test_notes_are_read_back_from_the_saved_file(case: Case, tmp_path: Path, aga
 
 def test_hostile_tokens_survive_as_text(tmp_path: Path) -> None:
     plan = sample_plan(1)
-    site = plan.sites[0]
+    del plan.sites[1:]
+    (site,) = plan.sites
     site.evidence.token_text = "\u202e\x00<b>\n"
     node = ir.node("MatMul", [ir.Value(name="a"), ir.Value(name="b")], name=site.node)
     graph = ir.Graph(list(node.inputs), node.outputs, nodes=[node], name="g", opset_imports={"": 21})

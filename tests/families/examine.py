@@ -19,6 +19,7 @@ from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.identify import Identified, identify, require_glu
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.errors import GraphError, SourceError
+from spq_graph.views.words import integer_kernels
 from spq_graph.workbench.opening import Opening
 from spq_graph.workbench.planning import make_plan
 from tests.families.family import VOCABULARY, Family
@@ -163,6 +164,6 @@ def _quantize(examination: Examination, graph: Path, work: Path) -> None:
         ranges = bench.calibrate(bench.sequences(work / "ids.npz"))
         plan = make_plan(bench, Recipe(max_kept=0.0), 8, ranges, None)
         built = bench.build(plan, work / "quantized.onnx")
-        examination.planned = bench.prove(built, plan).integer_kernels
+        examination.planned = integer_kernels(bench.prove(built, plan).ops)
         assert examination.planned == len(plan.integer_sites)
     examination.quantized = _logits(built.path)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.runtime.measures.evaluate import KlMeter, Score, add_batch, evaluate, reference_of
+from spq_graph.runtime.measures.evaluate import KlMeter, Score, add_batch, reference_of, score_text
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import CheckError, DataError
@@ -50,7 +50,7 @@ def padded() -> Sequences:
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 def test_against_numpy(models: list[Runner], padded: Sequences, prefix: int) -> None:
     sequences = Sequences(padded.ids, padded.mask, prefix)
-    base, scores = evaluate(models[0], models, sequences)
+    base, scores = score_text(models[0], models, sequences)
     rows: list[list[npt.NDArray[np.float32]]] = [[] for _ in models]
     targets: list[int] = []
     for ids, mask in zip(sequences.ids, sequences.mask, strict=True):
@@ -92,9 +92,9 @@ def test_extreme_logits_stay_finite() -> None:
     assert wrong.perplexity > 1e300
 
 
-def test_meter_is_evaluate(models: list[Runner], padded: Sequences) -> None:
+def test_the_meter_scores_as_text_is_scored(models: list[Runner], padded: Sequences) -> None:
     meter = KlMeter(models[0], padded)
-    _, scores = evaluate(models[0], models, padded)
+    _, scores = score_text(models[0], models, padded)
     assert meter.tokens == scores[0].tokens
     assert [meter.kl(model) for model in models] == pytest.approx([s.kl for s in scores], rel=1e-6, abs=1e-9)
 
@@ -109,12 +109,12 @@ def test_meter_keeps_within_its_memory(models: list[Runner]) -> None:
 def test_nothing_to_predict(models: list[Runner]) -> None:
     alone = Sequences(np.ones((2, 1), np.int64), np.ones((2, 1), np.int64))
     with pytest.raises(DataError, match="no token to predict"):
-        evaluate(models[0], [], alone)
+        score_text(models[0], [], alone)
 
 
 def test_logits_that_are_not_numbers(models: list[Runner], tmp_path: Path) -> None:
     broken = Runner(write_decoder(tmp_path / "broken.onnx", layers=1, broken_layer=0))
     ids = random_ids(2, 8)
     with pytest.raises(CheckError, match="NaN") as caught:
-        evaluate(models[0], [broken], Sequences(ids, np.ones_like(ids)))
+        score_text(models[0], [broken], Sequences(ids, np.ones_like(ids)))
     assert "broken.onnx" in caught.value.where

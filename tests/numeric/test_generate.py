@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from spq_graph.runtime.generation import generate as engine
-from spq_graph.runtime.generation.generate import Finish, Generated, Limits, generate
+from spq_graph.runtime.generation.generate import Finish, Generated, Limits, continue_prompts
 from spq_graph.runtime.generation.sample import finite, sample_ids
 from spq_graph.runtime.generation.sampling import Sampling
 from spq_graph.runtime.sessions.cache import Decoding, cache_pairs
@@ -50,7 +50,7 @@ def run(
         told[row].append(token)
         return False
 
-    found = generate(runner, prompts, sampling, Limits(**({"new_tokens": 20} | limits)), on_token)
+    found = continue_prompts(runner, prompts, sampling, Limits(**({"new_tokens": 20} | limits)), on_token)
     assert told == [row.tokens for row in found.rows]
     return found, told
 
@@ -131,9 +131,9 @@ def test_rows_that_have_ended_use_up_no_positions(tmp_path: Path) -> None:
     onnx.save(decoder(), tmp_path / "table.onnx")
     runner = Runner(tmp_path / "table.onnx")
     prompts, limits = [[1] * 60, [1, 4, 3]], Limits(new_tokens=30, length=64)
-    together = generate(runner, prompts, GREEDY, limits, lambda *_: False)
+    together = continue_prompts(runner, prompts, GREEDY, limits, lambda *_: False)
     assert [row.finish for row in together.rows] == [Finish.MODEL_LENGTH, Finish.LENGTH]
-    alone = [generate(runner, [prompt], GREEDY, limits, lambda *_: False).rows[0].tokens for prompt in prompts]
+    alone = [continue_prompts(runner, [prompt], GREEDY, limits, lambda *_: False).rows[0].tokens for prompt in prompts]
     assert [row.tokens for row in together.rows] == alone
 
 
@@ -178,7 +178,7 @@ def test_ends(cached: Runner) -> None:
     assert (tokens, found.tokens_per_second) == ([row[:1] for row in greedy], None)
     assert {row.finish for row in found.rows} == {Finish.LENGTH}
     ended: list[int] = []
-    generate(cached, PROMPTS, GREEDY, Limits(new_tokens=5), lambda row, _: row == 1, ended.append)
+    continue_prompts(cached, PROMPTS, GREEDY, Limits(new_tokens=5), lambda row, _: row == 1, ended.append)
     assert (ended[0], sorted(ended)) == (1, [0, 1, 2])
 
 

@@ -11,10 +11,11 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from spq_graph.runtime.sessions.executed import check_integer_sites
+from spq_graph.runtime.proof.held import check_executed
 from spq_graph.runtime.sessions.session import execute_once
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
+from spq_graph.views.words import integer_kernels
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.graphs import ACTIVATIONS, LINEAR_FORMS, Builder, Glu, LinearForm, glu_model
 from tests.support.inserting import (
@@ -212,8 +213,8 @@ class TestWholeGraphs:
         plan = plan_for(path, token_feeds(), Precision.integer(bits))
         made = applied(path, plan)
         executed = execute_once(made, token_feeds(batch=1)["input_ids"])
-        check_integer_sites(executed, plan.integer_sites, "")
-        assert executed.integer_kernels == len(plan.sites)
+        check_executed(executed, plan, "")
+        assert integer_kernels(executed.ops) == len(plan.sites)
 
     def test_mixed_precisions(self, tmp_path: Path) -> None:
         path = self.saved(tmp_path, decoder(Decoder(glu=Glu(width=32, inner=64))))
@@ -228,7 +229,7 @@ class TestWholeGraphs:
         plan = plan_for(path, feeds, lambda s: chosen.get(s.role, Precision.INT8))
         made = applied(path, plan)
         executed = execute_once(made, token_feeds(batch=1)["input_ids"])
-        check_integer_sites(executed, plan.integer_sites, "")
+        check_executed(executed, plan, "")
         assert executed.ops["MatMulNBits"] == 2
         before, after = run(path, feeds)[0], run(made, feeds)[0]
         assert 0 < np.abs(before - after).max() < 0.2 * np.abs(before).max()

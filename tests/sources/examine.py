@@ -20,6 +20,7 @@ from spq_graph.passes.find.quantized import identify_floating
 from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.errors import SpqError
+from spq_graph.views.words import integer_kernels
 from spq_graph.workbench.opening import Opening
 from spq_graph.workbench.planning import make_plan
 from tests.conftest import write_tokenizer
@@ -156,7 +157,7 @@ def examine(produced: Produced, source: str, family: str, work: Path) -> Examina
         with Opening(path, allow_no_glu=True, window=32).open() as bench:
             plan = make_plan(bench, Recipe(max_kept=0.0), 8, bench.calibrate(bench.sequences(work / "ids.npz")), None)
             built = bench.build(plan, work / "quantized.onnx")
-            result.kernels = bench.prove(built, plan).integer_kernels
+            result.kernels = integer_kernels(bench.prove(built, plan).ops)
             result.floating = bench.runner.logits(told["ids"], np.ones_like(told["ids"]))
             result.quantized = Runner(built.path).logits(told["ids"], np.ones_like(told["ids"]))
             _follow(result, bench.runner, told["greedy"], told["ids"].shape[1])

@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from spq_graph.passes.forms.operator import fp8_matmul_function
+from spq_graph.passes.forms.fp8_function import fp8_matmul_function
 from spq_graph.passes.numbers.fp8 import E4M3, Fp8Format, decode, fp8_matmul_reference, pack_panels
 from spq_graph.runtime.sessions.library import library_info, library_path
 from tests.support.graphs import Array

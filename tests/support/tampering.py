@@ -54,7 +54,7 @@ def made_for(target: Target, folder: Path) -> Made:
     Canonicalize()(graph)
     LiftOpset()(graph)
     before = outline(graph)
-    InsertPrecisions(plan)(graph)
+    InsertPrecisions(plan, plan.recipe.profile)(graph)
     VerifyPlan(plan, before)(graph)
     return graph, plan, before
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log10
 
-from spq_graph.documents.plan import Plan, Reason, SitePlan
+from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.terms.site import Role
 
 HEAT_STEPS = 10
@@ -44,7 +44,7 @@ class Cell:
     @property
     def kept(self) -> bool:
         """Whether a site here is kept in high precision on purpose."""
-        return any(site.precision.bits is None and site.reason is not Reason.DEFAULT for site in self.sites)
+        return any(site.kept for site in self.sites)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spq_graph.documents.token_profile import Profile
+from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.views import words
 from spq_graph.views.charts.svg import LIGHT, Palette, drawing_style
 
@@ -15,7 +15,7 @@ _SIZE = (360, 190)  # px at natural size
 _TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
-def profile_figure(profile: Profile, median: float, palette: Palette = LIGHT) -> Figure:
+def profile_figure(profile: TokenProfile, median: float, palette: Palette = LIGHT) -> Figure:
     """Draw the largest and the typical token maximum by position.
 
     Args:

@@ -10,9 +10,10 @@ from spq_graph.decisions.retarget import refuse_unsupported, retarget
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.recipe import Override, Recipe
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
-from spq_graph.terms.targets import PROFILES, Form, Target, target_named
+from spq_graph.terms.targets import PROFILES, Target, target_named
 from tests.support.plans import plan, site
 
 EVERY = pytest.mark.parametrize("target", PROFILES)

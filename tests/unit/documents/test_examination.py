@@ -7,7 +7,7 @@ import json
 import pytest
 
 from spq_graph.documents.examination import Examination, Gpu, Library, LibraryBuild, Machine, Probed, ProbeStatus
-from spq_graph.terms.targets import Form
+from spq_graph.terms.form import Form
 
 PROBED = {
     "int8": (Probed(ProbeStatus.RAN, "MatMulIntegerToFloat"), "MatMulIntegerToFloat"),

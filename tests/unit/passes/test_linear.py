@@ -49,7 +49,7 @@ def everything(path: Path) -> None:
     plan = planned(found.sites)
     LiftOpset()(model)
     before = outline(model)
-    for step in (InsertPrecisions(plan), Annotate(plan), VerifyPlan(plan, before)):
+    for step in (InsertPrecisions(plan, plan.recipe.profile), Annotate(plan), VerifyPlan(plan, before)):
         step(model)
     save_model(model, path.with_suffix(".out.onnx"))
 

@@ -15,7 +15,8 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.adapt import prepared as chain
 from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
 from spq_graph.passes.adapt.lift import LiftOpset
-from spq_graph.passes.adapt.prepared import adapting, canonical, prepared, run
+from spq_graph.passes.adapt.prepared import PREPARE, adapting, canonical, prepared
+from spq_graph.passes.base.run import run
 from spq_graph.passes.canon.canonicalize import CANON, Canonicalize
 from spq_graph.passes.forms.insert import InsertPrecisions
 from spq_graph.terms.errors import CheckError
@@ -51,7 +52,8 @@ def test_a_copy_is_one_s_own(path: Path) -> None:
     before = bytes_of(source.graph)
     copy = source.copy()
     assert bytes_of(copy) == before
-    InsertPrecisions(plan_for(path, token_feeds(), Precision.INT8))(copy)
+    plan = plan_for(path, token_feeds(), Precision.INT8)
+    InsertPrecisions(plan, plan.recipe.profile)(copy)
     assert bytes_of(copy) != before
     assert bytes_of(source.graph) == before
     again = source.copy().graph.initializers
@@ -79,7 +81,18 @@ def test_deciding_reads_the_file_once(path: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_the_order_of_a_chain_is_a_value() -> None:
-    assert [step.__name__ for step in CANON][:2] == ["LiftConstants", "RemoveInitializersFromInputsPass"]
+    assert [step.__name__ for step in PREPARE] == ["Canonicalize", "Disown", "WidenBfloat16"]
+    assert [step.__name__ for step in CANON] == [
+        "InlineFunctions",
+        "LiftConstants",
+        "RemoveInitializersFromInputsPass",
+        "TopologicalSortPass",
+        "EinsumAsMatMul",
+        "FoldWeights",
+        "Unfuse",
+        "NameNodes",
+        "Modernize",
+    ]
     names = [type(step).__name__ for step in adapting(PROFILES["cpu"], fp8=True)]
     assert names == ["LiftOpset", "DivideNorms", "FuseAttention"]
     assert not adapting(PROFILES["tensorrt"])
@@ -101,4 +114,4 @@ def test_nodes_without_a_name_of_their_own(path: Path) -> None:
     model = canonical(path)
     model.graph[1].name = model.graph[0].name
     with pytest.raises(ir.passes.PreconditionError, match="several nodes are called"):
-        InsertPrecisions(plan)(model)
+        InsertPrecisions(plan, plan.recipe.profile)(model)

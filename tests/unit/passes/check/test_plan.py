@@ -49,7 +49,7 @@ def done(tmp_path: Path) -> tuple[ir.Model, Plan, Outline]:
     model = load_graph(path)
     Canonicalize()(model)
     before = outline(model)
-    InsertPrecisions(plan)(model)
+    InsertPrecisions(plan, plan.recipe.profile)(model)
     return model, plan, before
 
 

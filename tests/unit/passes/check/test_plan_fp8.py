@@ -16,8 +16,8 @@ from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.check.outline import Outline, outline
 from spq_graph.passes.check.plan import VerifyPlan
 from spq_graph.passes.files.read import load_graph
+from spq_graph.passes.forms.fp8_function import add_function, fp8_matmul_function
 from spq_graph.passes.forms.insert import InsertPrecisions
-from spq_graph.passes.forms.operator import add_function, fp8_matmul_function
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
@@ -41,7 +41,7 @@ def made(folder: Path, plan_as: Callable[[Site], Precision], dtype: type[np.gene
     model = load_graph(path)
     Canonicalize()(model)
     before = outline(model)
-    InsertPrecisions(plan)(model)
+    InsertPrecisions(plan, plan.recipe.profile)(model)
     return model, plan, before
 
 

@@ -89,7 +89,7 @@ def test_another_bias(tmp_path: Path) -> None:
     model = load_graph(path)
     Canonicalize()(model)
     before = outline(model)
-    InsertPrecisions(plan)(model)
+    InsertPrecisions(plan, plan.recipe.profile)(model)
     VerifyPlan(plan, before)(model)
     one, other, *_ = (n for n in model.graph if n.op_type == "Add" and ADDED in n.metadata_props)
     assert other.inputs[1] is not None
@@ -193,7 +193,7 @@ def test_a_value_of_ours_under_the_name_of_one_that_went(tmp_path: Path) -> None
     model = load_graph(path)
     Canonicalize()(model)
     before = outline(model)
-    InsertPrecisions(plan)(model)
+    InsertPrecisions(plan, plan.recipe.profile)(model)
     VerifyPlan(plan, before)(model)
     identity = next(node for node in model.graph if node.op_type == "Identity")
     back = next(n for n in model.graph if n.op_type == "DequantizeLinear" and n.inputs[0].producer() is not None)

@@ -12,7 +12,7 @@ import pytest
 
 from spq_graph.documents.plan import Plan
 from spq_graph.passes.apply import apply_plan
-from spq_graph.passes.check.target import RULES, VerifyTarget, broken_rules, refuse_foreign
+from spq_graph.passes.check.target import TARGET_RULES, VerifyTarget, broken_rules, refuse_foreign
 from spq_graph.terms.errors import CheckError, GraphError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
@@ -165,7 +165,7 @@ def test_an_older_graph_is_taken_with_every_format_of_a_kept_site(tmp_path: Path
 
 
 def test_every_rule_is_broken_above() -> None:
-    assert len(RULES) == 6
+    assert len(TARGET_RULES) == 6
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "portable"])

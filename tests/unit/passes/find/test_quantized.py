@@ -135,9 +135,10 @@ def test_quantized_around(tmp_path: Path, edit: Callable[[onnx.ModelProto, str],
     ]
     assert found.blocks == whole.blocks
     (entry,) = found.unmatched
-    role = whole.by_key[name].role
+    (site,) = (site for site in whole.sites if site.key == name)
+    role = site.role
     how = "MatMulNBits, 4 bits" if edit is int4 else "DequantizeLinear"
-    where = "" if role is Role.LM_HEAD else f" of layer {whole.by_key[name].layer}"
+    where = "" if role is Role.LM_HEAD else f" of layer {site.layer}"
     assert (entry.node, entry.reason) == (
         name,
         f"{role}{where}: its weight is quantized already ({how}); it stays as it is",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.base.values import Weight
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.forms import storages
 from spq_graph.terms.errors import CheckError
@@ -29,3 +33,14 @@ def test_an_encoder_that_errs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
     with pytest.raises(CheckError, match="what was made of a weight does not stand for it") as caught:
         save_model(model, tmp_path / "out.onnx")
     assert caught.value.where
+
+
+@pytest.mark.parametrize("rows", [33, 64])
+def test_what_fills_the_last_block_is_zero(rows: int) -> None:
+    weight = np.random.default_rng(0).standard_normal((rows, 3)).astype(np.float32)
+    blocks = storages.Blocks(Operand(Weight(ir.Value(name="W", const_value=ir.tensor(weight)), ()), flipped=False))
+    stored = blocks.tensor("W.codes", "site").numpy()
+    assert stored.shape == blocks.shape == (3, -(-rows // blocks.block), blocks.block)
+    flat = stored.reshape(3, -1)
+    assert (flat[:, rows:] == 128).all()
+    assert (blocks.unpack(stored) == flat[:, :rows].T).all()

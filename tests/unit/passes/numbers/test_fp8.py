@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 from spq_graph.passes.numbers.fp8 import (
     E4M3,
     E5M2,
+    WEIGHTS,
     Fp8Format,
     activation_scale,
     decode,
     fp8_matmul_reference,
     fp8_near,
     fp8_weight_codes,
-    fp8_weight_scales,
     pack_panels,
     panel_shape,
     rounded,
     unpack_panels,
 )
+from spq_graph.passes.numbers.scales import absmax_of, scales_to
 from spq_graph.terms.errors import ActivationError, GraphError
 from tests.support.eight_bits import BY_NAME, Array
 
@@ -136,7 +137,7 @@ class TestScales:
 
     @given(weight=weights(), granularity=st.sampled_from(["per_channel", "per_tensor"]), form=EITHER)
     def test_weights(self, weight: Array, granularity: str, form: Fp8Format) -> None:
-        scales = fp8_weight_scales(weight, granularity, form)  # type: ignore[arg-type]
+        scales = scales_to(absmax_of([weight]), form.largest, granularity)
         assert scales.dtype == np.float32
         assert scales.shape == (() if granularity == "per_tensor" else weight.shape[1:])
         assert np.isfinite(np.float32(1.0) / scales).all()
@@ -169,7 +170,7 @@ class TestScales:
     @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
     def test_the_largest_weight_has_the_largest_code(self, granularity: str) -> None:
         weight = np.random.default_rng(1).standard_normal((30, 7)).astype(np.float32)
-        scales = fp8_weight_scales(weight, granularity)  # type: ignore[arg-type]
+        scales = scales_to(absmax_of([weight]), WEIGHTS.largest, granularity)
         restored = np.abs(decode(fp8_weight_codes(weight, scales)))
         assert (restored.max(axis=0) == 448).all() if granularity == "per_channel" else restored.max() == 448
 
@@ -178,7 +179,7 @@ class TestScales:
         weight = np.ones((3, 2), dtype=np.float32)
         weight[1, 1] = value
         with pytest.raises(GraphError, match="holds NaN or infinity"):
-            fp8_weight_scales(weight)
+            scales_to(absmax_of([weight]), WEIGHTS.largest, "per_channel")
         with pytest.raises(GraphError, match="holds NaN or infinity"):
             fp8_weight_codes(weight, np.float32([1.0, 1.0]))
 

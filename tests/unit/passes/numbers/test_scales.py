@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from spq_graph.passes.numbers.scales import (
     ActivationQuantizer,
+    absmax_of,
     block_size_for,
-    blocked_weight,
+    blocked_codes,
+    blocked_scales,
     near,
+    scales_to,
+    top_code,
     weight_codes,
-    weight_scales,
 )
 from spq_graph.terms.errors import ActivationError, GraphError
 
@@ -37,6 +40,10 @@ def weights(draw: st.DrawFn) -> Array:
     magnitudes = np.array([draw(st.sampled_from([0.0, 1e-42, 1e-38, 1e-20, 1.0, 1e20, 3e38])) for _ in range(columns)])
     unit = np.random.default_rng(draw(st.integers(0, 1000))).uniform(-1, 1, (rows, columns))
     return np.asarray(unit * magnitudes, dtype=np.float32)
+
+
+def weight_scales(weight: Array, bits: int, granularity: Literal["per_channel", "per_tensor"] = "per_channel") -> Array:
+    return scales_to(absmax_of([weight]), top_code(bits), granularity)
 
 
 def round_trip(quantizer: ActivationQuantizer, values: Array) -> tuple[Array, Array]:
@@ -133,20 +140,18 @@ def test_a_scale_that_is_halved_is_far(weight: Array) -> None:
 
 @given(weight=weights())
 def test_blocks(weight: Array) -> None:
-    blocked = blocked_weight(weight)
     rows, columns = weight.shape
-    assert blocked.block == block_size_for(rows)
-    assert blocked.codes.shape == (columns, -(-rows // blocked.block), blocked.block)
-    assert blocked.codes.min() >= 1
-    restored = (blocked.codes.astype(np.float64) - 128) * blocked.scales[..., None]
-    flat = restored.reshape(columns, -1)
-    assert not flat[:, rows:].any()
-    codes = blocked.codes.reshape(columns, -1)[:, :rows].T
-    scales = np.repeat(blocked.scales.T, blocked.block, axis=0)[:rows]
+    block = block_size_for(rows)
+    by_block = blocked_scales(weight, block)
+    assert by_block.shape == (columns, -(-rows // block))
+    codes = blocked_codes(weight, by_block, block)
+    assert codes.shape == weight.shape
+    assert codes.min() >= 1
+    scales = np.repeat(by_block.T, block, axis=0)[:rows]
     assert near(weight, codes, scales, zero=128)
     assert not near(weight, codes, scales, zero=126)
-    half = np.repeat(blocked.scales.astype(np.float64), blocked.block, axis=1)[:, :rows] * (0.5 + 1e-4)
-    assert np.all(np.abs(flat[:, :rows] - weight.T) <= half)
+    restored = (codes.astype(np.float64) - 128) * scales
+    assert np.all(np.abs(restored - weight) <= scales.astype(np.float64) * (0.5 + 1e-4))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -156,7 +161,7 @@ def test_weight_that_is_not_finite(value: float) -> None:
     for attempt in (
         lambda: weight_scales(weight, 8),
         lambda: weight_scales(weight, 8, "per_tensor"),
-        lambda: blocked_weight(weight),
+        lambda: blocked_scales(weight, 32),
     ):
         with pytest.raises(GraphError, match="NaN or infinity"):
             attempt()

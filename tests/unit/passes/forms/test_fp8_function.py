@@ -15,7 +15,7 @@ from spq_graph.passes.base.marks import DOMAIN, OP, VERSION
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import digest_of, load_graph
 from spq_graph.passes.find.quantized import QUANTIZED_OPS
-from spq_graph.passes.forms.operator import add_function, fp8_matmul_function
+from spq_graph.passes.forms.fp8_function import add_function, fp8_matmul_function
 from spq_graph.passes.numbers.fp8 import E5M2, fp8_matmul_reference, pack_panels
 from tests.support.graphs import Glu, glu_model
 from tests.support.inserting import run

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.documents.plan import SitePlan
-from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.base.marks import DOMAIN, OP, VERSION
+from spq_graph.passes.forms.rules import Wanted
 from spq_graph.passes.numbers.fp8 import ACTIVATIONS, PAIR, activation_scale
-from spq_graph.terms.errors import GraphError
 from spq_graph.terms.precision import Precision
 
 OLDEST_IR = 9
@@ -34,25 +32,21 @@ class Fp8Call:
     rounds: bool
 
     @classmethod
-    def of(cls, site: SitePlan, recipe: Recipe) -> Fp8Call:
-        """The call for a site in an FP8 precision.
+    def of(cls, wanted: Wanted) -> Fp8Call:
+        """The call for a site that is wanted in an FP8 precision.
 
         Raises:
             GraphError: the plan holds no range for an activation that is to be rounded.
         """
-        rows, columns = site.shape
-        form = ACTIVATIONS[site.precision]
+        rows, columns = wanted.site.shape
+        form = ACTIVATIONS[wanted.site.precision]
         # What was rounded to FP8 is exact in bfloat16; elsewhere it is a question of taste.
-        fast = form is not None or recipe.fp8_activations == "fast"
+        fast = form is not None or wanted.recipe.fp8_activations == "fast"
         a_type = _AS_THEY_ARE if form is None else form.element_type
         attributes = {"K": rows, "N": columns, "a_type": a_type, "fast": int(fast)}
         if form is None:
             return cls(attributes, np.float32(1.0), rounds=False)
-        if site.range is None:
-            raise GraphError(
-                "the plan holds no range for this site's activation", where=site.key, remedy="calibrate again"
-            )
-        return cls(attributes, activation_scale(*site.range, form), rounds=True)
+        return cls(attributes, activation_scale(*wanted.range, form), rounds=True)
 
 
 def precision_of_call(node: ir.Node) -> Precision:
