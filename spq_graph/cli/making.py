@@ -65,7 +65,7 @@ def quantize(
         calibration_tokens=calibration_tokens,
     )
     opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
-    data = Data(calibration, calibration_tokens, ranges, text, max_eval_tokens)
+    data = Data(calibration, ranges, text, max_eval_tokens)
     asked = _Asked(opening, out, given, data, shown[1:], force)
     if dry_run:
         _forecast(asked, as_json=as_json)

@@ -8,7 +8,7 @@ from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges, json_file
 from spq_graph.documents.recipe import Recipe
-from spq_graph.workbench.data import Data, calibration_data
+from spq_graph.workbench.data import calibration_data
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.planning import make_plan
 from spq_graph.workbench.steps import Steps
@@ -43,7 +43,8 @@ def plan(
         Ranges.load(Path(ranges))  # what cannot be read is said before anything that takes long
     with opening.open(steps) as bench:
         known = bench.known_ranges(ranges)
-        data = calibration_data(bench, Data(calibration), recipe) if calibration is not None else None
+        tokens = recipe.calibration_tokens
+        data = calibration_data(bench, calibration, tokens) if calibration is not None else None
         made = make_plan(bench, recipe, recipe.bits, known, data)
     made.save(out)
     return made

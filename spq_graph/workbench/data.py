@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.recipe import CALIBRATION_TOKENS, Recipe
 from spq_graph.models.source import REFERENCE, Source
 from spq_graph.runtime.sessions.cache import cache_pairs
 from spq_graph.runtime.text.sequences import Ids, Sequences
@@ -26,8 +26,8 @@ class Data:
     """What a model is measured on. Files are text, JSON lists of strings, or .npz of input_ids.
 
     Attributes:
-        calibration: what ranges and decisions are measured on; None for text sampled from the model itself.
-        calibration_tokens: how much of it; None for what the recipe says, or as much sampled text as settles ranges.
+        calibration: what ranges and decisions are measured on; None for text sampled from the model itself. How much of
+            it, and from which seed, the recipe says.
         ranges: what `calibrate` measured of this model, or its file; sites are then chosen by KL only with
             `calibration`. None to measure them.
         text: what the ladder is measured on, never the calibration data; None for the embedded text with "reference",
@@ -36,7 +36,6 @@ class Data:
     """
 
     calibration: str | Path | None = None
-    calibration_tokens: int | None = None
     ranges: Ranges | str | Path | None = None
     text: str | Path | None = None
     max_eval_tokens: int | None = None
@@ -88,17 +87,28 @@ def measured(bench: Workbench, data: Data, recipe: Recipe, text: Sequences | Non
     known = bench.known_ranges(data.ranges) if data.ranges is not None else None
     if known is not None and data.calibration is None:
         return known, None
-    sequences = calibration_data(bench, data, recipe)
+    sequences = calibration_data(bench, data.calibration, recipe.tokens_asked, recipe.seed)
     _refuse_overlap(text, sequences)
     return known if known is not None else bench.calibrate(sequences), sequences
 
 
-def calibration_data(bench: Workbench, data: Data, recipe: Recipe) -> Sequences:
-    """The calibration data that was named, or text sampled from the model."""
-    if data.calibration is not None:
-        limit = data.calibration_tokens or recipe.calibration_tokens
-        return bench.sequences(Path(data.calibration), max_tokens=limit)
-    return sampled(bench, data.calibration_tokens, recipe.seed)
+def calibration_data(
+    bench: Workbench, calibration: str | Path | None, tokens: int | None = None, seed: int = 0
+) -> Sequences:
+    """The calibration data that was named, or text sampled from the model.
+
+    Args:
+        bench: the model.
+        calibration: text, JSON list of strings, or .npz of input_ids; None to sample.
+        tokens: how much of it; None for a recipe's default, or for as much sampled text as settles ranges.
+        seed: of the sampling.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    if calibration is not None:
+        return bench.sequences(Path(calibration), max_tokens=tokens or CALIBRATION_TOKENS)
+    return sampled(bench, tokens, seed)
 
 
 def _refuse_overlap(text: Sequences | None, calibration: Sequences) -> None:

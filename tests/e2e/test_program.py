@@ -78,6 +78,26 @@ def test_the_width_that_out_holds_is_the_recipes(case: Case, tmp_path: Path) -> 
         quantize(case.model, tmp_path / "unused", ladder_bits=[12])
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_how_much_is_measured_stands_in_the_recipe(case: Case, tmp_path: Path, named: bool) -> None:
+    """Of data and of text sampled from the model alike: the plan's recipe says what was asked for."""
+    recipe = Recipe(calibration_tokens=64, spike_ratio=100.0)
+    data = Data(case.calibration) if named else None
+    made = quantize(Opening(case.model, window=32), tmp_path / "out", recipe, data=data, ladder=False)
+    assert made.plan.calibration.tokens == made.plan.recipe.calibration_tokens == 64
+
+
+def test_sampled_text_that_nobody_limited_is_as_much_as_settles_ranges(case: Case, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("spike_ratio = 100.0")
+    arguments = ["--recipe", recipe, "--window", 32, "--no-eval", "--json"]
+    found = done("quantize", case.model, "-o", tmp_path / "out", *arguments).json["plan"]
+    assert found["recipe"]["calibration_tokens"] == Recipe().calibration_tokens > found["calibration"]["tokens"]
+    recipe.write_text("spike_ratio = 100.0\ncalibration_tokens = 96")
+    found = done("quantize", case.model, "-o", tmp_path / "less", *arguments).json["plan"]
+    assert found["recipe"]["calibration_tokens"] == found["calibration"]["tokens"] == 96
+
+
 def test_the_single_steps_hand_on_what_they_return(case: Case, tmp_path: Path) -> None:
     parts = [calibrate(case.model, tmp_path / f"part{n}", calibration=case.calibration, shard=f"{n}/2") for n in (0, 1)]
     ranges = merge(parts, tmp_path / "ranges.json")
