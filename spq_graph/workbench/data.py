@@ -69,27 +69,64 @@ class Data:
             )
 
 
-def text_of(bench: Workbench, data: Data) -> Sequences | None:
-    """What the ladder is measured on; read before anything that takes long."""
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What of `Data` was given, as far as it can be read before anything that takes long.
+
+    Attributes:
+        text: what the ladder is measured on; None for no ladder.
+        ranges: what was measured of this model before; None to measure them.
+        calibration: the data that was named; None where none was.
+    """
+
+    text: Sequences | None
+    ranges: Ranges | None
+    calibration: Sequences | None
+
+
+def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given:
+    """Read what was given, and refuse what does not fit together.
+
+    Args:
+        bench: the model that is to be measured.
+        data: what was given.
+        recipe: says how much of the calibration data is read.
+        ladder: whether there will be one; without, its text is not read.
+
+    Raises:
+        DataError: something cannot be read, or the ranges are another model's.
+        UsageError: the text holds sequences of the calibration data.
+    """
+    text = _text(bench, data) if ladder else None
+    ranges = bench.known_ranges(data.ranges) if data.ranges is not None else None
+    named = data.calibration is not None
+    calibration = calibration_data(bench, data.calibration, recipe.calibration_tokens) if named else None
+    if calibration is not None:
+        _refuse_overlap(text, calibration)
+    return Given(text, ranges, calibration)
+
+
+def _text(bench: Workbench, data: Data) -> Sequences | None:
     path = Path(data.text) if data.text is not None else None
     if path is None and bench.source.path == REFERENCE:
         path = REFERENCE / "evaluation.txt"
     return bench.sequences(path, max_tokens=data.max_eval_tokens) if path is not None else None
 
 
-def measured(bench: Workbench, data: Data, recipe: Recipe, text: Sequences | None) -> tuple[Ranges, Sequences | None]:
-    """Ranges, and what to measure decisions on; None for that where neither data nor sampling was asked for.
+def measured(bench: Workbench, given: Given, recipe: Recipe) -> tuple[Ranges, Sequences | None]:
+    """Ranges, and what to measure decisions on; None for that where ranges were given and no data.
 
     Raises:
-        DataError: the ranges that were given are another model's.
-        UsageError: the text holds sequences of the calibration data.
+        UsageError: the text holds sequences that were sampled from the model.
+        ActivationError: an activation is NaN or infinite, named by site.
     """
-    known = bench.known_ranges(data.ranges) if data.ranges is not None else None
-    if known is not None and data.calibration is None:
-        return known, None
-    sequences = calibration_data(bench, data.calibration, recipe.tokens_asked, recipe.seed)
-    _refuse_overlap(text, sequences)
-    return known if known is not None else bench.calibrate(sequences), sequences
+    if given.ranges is not None:
+        return given.ranges, given.calibration
+    sequences = given.calibration
+    if sequences is None:
+        sequences = sampled(bench, recipe.tokens_asked, recipe.seed)
+        _refuse_overlap(given.text, sequences)
+    return bench.calibrate(sequences), sequences
 
 
 def calibration_data(

@@ -34,6 +34,7 @@ from spq_graph import (
 )
 from spq_graph.documents.results import Outcome
 from spq_graph.jobs.forecast import forecast
+from spq_graph.jobs.order import Order
 from spq_graph.jobs.plan import plan
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 from tests.conftest import write_tokenizer
@@ -163,12 +164,16 @@ def test_generation(case: Case, tokenizer: Path) -> None:
 
 
 def test_a_forecast_in_numbers(case: Case, tmp_path: Path) -> None:
-    opening = Opening(case.model, window=32)
-    found = forecast(opening, tmp_path / "out", ladder_bits=(6,), data=Data(max_eval_tokens=100))
+    order = Order(
+        Opening(case.model, window=32), tmp_path / "out", Recipe(), Data(max_eval_tokens=100), ladder_bits=(6,)
+    )
+    found = forecast(order)
     assert (found.sites, found.kept_at_most, found.bits) == (21, 3, (8, 6))
     assert found.bytes_everywhere < found.bytes_at_most < found.source_bytes
     assert 0 < (found.ladder_seconds or 0) < found.seconds
-    assert forecast(opening, tmp_path / "out").to_dict()["of_which_ladder"] == "depends on the text"
+    assert forecast(replace(order, data=Data())).to_dict()["of_which_ladder"] == "depends on the text"
+    without = forecast(replace(order, ladder=False))
+    assert without.ladder_seconds == 0
 
 
 def test_speed(case: Case, made: Outcome) -> None:
