@@ -69,7 +69,7 @@ def _by_key(sites: Iterable[InspectedSite]) -> dict[str, InspectedSite]:
 
 
 def _decision(site: InspectedSite) -> Decision:
-    return Decision(site.precision, site.reason, site.evidence.ratio)
+    return Decision(site.precision, site.reason_name, site.evidence.ratio)
 
 
 def _differs(a: Decision, b: Decision) -> bool:

@@ -20,7 +20,7 @@ from spq_graph.documents.findings import (
     SeenToken,
     known,
 )
-from spq_graph.documents.plan import CalibrationRef, Plan
+from spq_graph.documents.plan import CalibrationRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, matches
 from spq_graph.documents.token_profile import Profile
@@ -142,13 +142,19 @@ def _precision(node: ir.Node) -> str:
     return f"w{bits}a16" if found is Precision.W8A16 else f"w{bits}a8"
 
 
+def _reason(node: ir.Node) -> Reason | str | None:
+    """As the file records it: one of ours, or whatever else somebody wrote there."""
+    recorded = _recorded(node, "reason")
+    return Reason(recorded) if recorded in set(Reason) else recorded
+
+
 def _recorded(node: ir.Node, what: str) -> str | None:
     return node.metadata_props.get(f"{PREFIX}{what}")
 
 
 def _sites_of(model: ir.Model, found: Identified, precisions: Mapping[str | None, str]) -> list[InspectedSite]:
     nodes = {node.name: node for node in model.graph}
-    return [InspectedSite(s, precisions[s.node], _recorded(nodes[s.node], "reason")) for s in found.sites]
+    return [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.sites]
 
 
 def _measure(

@@ -20,7 +20,7 @@ from spq_graph.documents.findings import (
     SeenStretch,
     known,
 )
-from spq_graph.documents.plan import Evidence, Reason
+from spq_graph.documents.plan import Evidence
 from spq_graph.terms.precision import Precision
 from spq_graph.views import words
 
@@ -120,7 +120,7 @@ def _why(site: InspectedSite, profile: SeenProfile | None) -> Table:
         table.add_row("node", Text(words.printable(site.node)))
     table.add_row("role", f"{site.role.value}, {site.shape[0]} x {site.shape[1]}")
     table.add_row("precision", _precision(site.precision))
-    prose = words.reason_words(Reason(site.reason), site.evidence.note) if site.reason else "no plan is recorded"
+    prose = words.reason_words(site.reason, site.evidence.note) if site.reason else "no plan is recorded"
     told = Text.assemble(_reason(site.reason), ": ", prose) if site.reason else Text(prose)
     table.add_row("reason", told)
     _add_evidence(table, "evidence", site.evidence)

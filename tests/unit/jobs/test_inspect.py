@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
+from spq_graph.documents.plan import Reason
+from spq_graph.jobs.compare import differences
 from spq_graph.jobs.inspect import inspect_path
 from spq_graph.passes.base.marks import ADDED, PREFIX
 from spq_graph.passes.files.read import load_graph
@@ -15,6 +20,7 @@ from spq_graph.passes.find.quantized import refuse_quantized
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
+from spq_graph.views.inspected import show_difference, show_inspection
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.graphs import Glu
 from tests.support.inserting import applied, plan_for
@@ -59,6 +65,41 @@ def test_every_site_is_listed(tmp_path: Path, dtype: type[np.generic], noted: bo
     assert listed == [
         (s.key, s.role, s.layer, s.shape, head if s.role is Role.LM_HEAD else s.precision) for s in plan.sites
     ]
+
+
+def test_words_that_we_do_not_know_are_told_as_the_file_has_them(tmp_path: Path) -> None:
+    """A later version, or another program, may note what it likes: it is shown, and explained as far as we can."""
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1)), path)
+    made = applied(path, plan_for(path, token_feeds(), Precision.INT8))
+    model = onnx.load(made)
+    odd = {"reason": "full\x1b moon", "precision": "w3[b]a5", "role": "glu_sideways"}
+    for note in (note for node in model.graph.node for note in node.metadata_props):
+        note.value = odd.get(note.key.removeprefix(PREFIX), note.value)
+    onnx.save(model, made)
+    found = inspect_path(made)
+    assert {(site.precision, site.reason) for site in found.sites} == {("w3[b]a5", "full\x1b moon")}
+    assert {site.role for site in found.sites} == {site.role for site in inspect_path(path).sites}
+    assert all(site["reason"] == "full\x1b moon" for site in json.loads(json.dumps(found.to_dict()))["sites"])
+    for why in (False, True):
+        console = Console(file=io.StringIO(), width=200)
+        show_inspection(found, console, why=why)
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        assert "w3[b]a5" in text
+        assert ("moon: a reason that this version does not know" in text) == why
+        assert "\x1b" not in text
+    console = Console(file=io.StringIO(), width=200)
+    show_difference(differences(made, path), console)
+
+
+def test_a_reason_of_ours_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1)), path)
+    made = applied(path, plan_for(path, token_feeds(), Precision.INT8))
+    assert {type(site.reason) for site in inspect_path(made).sites} == {Reason}
+    assert {type(site["reason"]) for site in inspect_path(made).to_dict()["sites"]} == {str}
+    assert {type(site.reason) for site in inspect_path(path).sites} == {type(None)}
 
 
 def test_is_not_taken_for_a_source(tmp_path: Path) -> None:
