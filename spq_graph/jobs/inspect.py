@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,11 +22,11 @@ from spq_graph.documents.findings import (
 )
 from spq_graph.documents.plan import CalibrationRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.recipe import Recipe, matches
+from spq_graph.documents.recipe import matches
 from spq_graph.documents.token_profile import Profile
+from spq_graph.passes.adapt.prepared import canon, prepare, run
 from spq_graph.passes.base.marks import PREFIX
 from spq_graph.passes.base.values import attribute_of
-from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.identify import Identified, identify
 from spq_graph.passes.find.quantized import QUANTIZED_OPS
@@ -36,65 +36,55 @@ from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
 from spq_graph.terms.site import Unmatched
-from spq_graph.workbench.opening import Opening
+from spq_graph.workbench.data import calibration_data
+from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.workbench import Looked
 
 
-@dataclass(frozen=True, slots=True)
-class Measuring:
-    """What to measure a file on, while it is inspected.
-
-    Attributes:
-        calibration: text, JSON list of strings, or .npz of input_ids.
-        tokens: how much of it; None for as much as calibration takes.
-        tokenizer: folder with tokenizer.json, where the file has none beside it.
-        bos: prepend BOS even where the tokenizer does not.
-        window: tokens in a sequence; None for the model's length.
-    """
-
-    calibration: Path
-    tokens: int | None = None
-    tokenizer: Path | None = None
-    bos: bool = False
-    window: int | None = None
-
-
-def inspect_path(
-    path: str | Path, only: str | None = None, *, measuring: Measuring | None = None, steps: Steps | None = None
+def inspect(
+    model: Openable,
+    only: str | None = None,
+    *,
+    calibration: str | Path | None = None,
+    tokens: int | None = None,
+    steps: Steps | None = None,
 ) -> Inspection:
     """What an ONNX file or OUT folder holds.
 
     Nothing is changed. Sites of OUT come from its plan; those of a bare file have no evidence unless they are measured.
 
     Args:
-        path: an .onnx file or an OUT folder.
+        model: an .onnx file or an OUT folder.
         only: key, node name or glob of the sites to list.
-        measuring: run the file on this and report what its sites' inputs hold.
+        calibration: run the file on this and report what its sites' inputs hold: text, JSON list of strings, or .npz
+            of input_ids. None to run nothing.
+        tokens: how much of it; None for as much as calibration takes.
         steps: times and shows what is done.
 
     Raises:
         SourceError: the file cannot be read.
         UsageError: `only` fits no site.
+        SpqError: as `calibrate`, where the file is measured.
     """
-    path = Path(path)
+    opening = Opening.of(model)
+    path = Path(opening.source)
     file = artifact.model_file(path)
-    model = load_graph(file)
-    facts = _facts(model)
-    Canonicalize()(model)
-    precisions = {node.name: _precision(node) for node in model.graph}
-    if any(node.op_type in QUANTIZED_OPS for node in model.graph):
-        LookThroughQuantization()(model)
-    found = identify(model)
+    graph = load_graph(file)
+    facts = _facts(graph)
+    whole = prepare(file, graph.clone()) if calibration is not None else None
+    found, in_graph = _look(graph)
     plan_file = file.with_name(artifact.PLAN)
     recorded = Plan.load(plan_file) if path.is_dir() and plan_file.is_file() else None
     planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else None
-    sites = _chosen(planned if planned is not None else _sites_of(model, found, precisions), only, path)
+    sites = _chosen(planned if planned is not None else in_graph, only, path)
     ranges, tokenizer, measured = None, None, None
-    if measuring is not None:
-        ranges, tokenizer, origin = _measure(path, found, measuring, steps or Steps())
-        measured = CalibrationRef(
-            digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences, origin=origin
-        )
+    if calibration is not None and whole is not None:
+        with opening.open(steps, find_sites=False, looked=Looked(whole, found)) as bench:
+            data = calibration_data(bench, calibration, tokens)
+            ranges, tokenizer = bench.calibrate(data), bench.tokenizer
+        digest, count = ranges.data_digest, ranges.sequences
+        measured = CalibrationRef(digest=digest, tokens=ranges.tokens, sequences=count, origin=data.origin)
         sites = [_with_evidence(site, ranges, tokenizer) for site in sites]
     elif only is not None and recorded is not None and (path / artifact.RANGES).is_file():
         ranges = Ranges.load(path / artifact.RANGES)
@@ -109,6 +99,17 @@ def inspect_path(
         measured=measured,
         profiles=_profiles(sites, ranges, tokenizer) if only is not None else {},
     )
+
+
+def _look(graph: ir.Model) -> tuple[Identified, list[InspectedSite]]:
+    """What is found in a graph as it was read, which is edited for it, and its sites as the file has them."""
+    run(graph, canon())
+    precisions = {node.name: _precision(node) for node in graph.graph}
+    if any(node.op_type in QUANTIZED_OPS for node in graph.graph):
+        run(graph, (LookThroughQuantization(),))
+    found = identify(graph)
+    nodes = {node.name: node for node in graph.graph}
+    return found, [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.sites]
 
 
 def _chosen(sites: list[InspectedSite], only: str | None, path: Path) -> list[InspectedSite]:
@@ -150,23 +151,6 @@ def _reason(node: ir.Node) -> Reason | str | None:
 
 def _recorded(node: ir.Node, what: str) -> str | None:
     return node.metadata_props.get(f"{PREFIX}{what}")
-
-
-def _sites_of(model: ir.Model, found: Identified, precisions: Mapping[str | None, str]) -> list[InspectedSite]:
-    nodes = {node.name: node for node in model.graph}
-    return [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.sites]
-
-
-def _measure(
-    path: Path, found: Identified, measuring: Measuring, steps: Steps
-) -> tuple[Ranges, TextTokenizer | None, str]:
-    """Ranges of every site's input, with the file as it is: quantized where it is quantized."""
-    opening = Opening(path, measuring.tokenizer, measuring.bos, measuring.window)
-    with opening.open(steps, find_sites=False) as bench:
-        bench.found = found
-        limit = measuring.tokens or Recipe().calibration_tokens
-        sequences = bench.sequences(measuring.calibration, max_tokens=limit)
-        return bench.calibrate(sequences), bench.tokenizer, sequences.origin
 
 
 def _with_evidence(site: InspectedSite, ranges: Ranges, tokenizer: TextTokenizer | None) -> InspectedSite:

@@ -33,7 +33,7 @@ def show_inspection(found: Inspection, console: Console, *, why: bool = False, u
     """Print an inspection.
 
     Args:
-        found: what `inspect_path` returned.
+        found: what `inspect` returned.
         console: where to.
         why: reason and evidence of every site in full, instead of the table.
         unmatched: products that are no sites and why, instead of the table.

@@ -219,6 +219,14 @@ def test_an_opening_serves_every_job(case: Case, made: Outcome, tmp_path: Path) 
         assert found.found.sites
         assert found.sequence_length == plain.sequence_length == 16
     assert Opening.of(opening) is opening
+    seen = inspect(opening, "*down_proj", calibration=case.calibration, tokens=64)
+    assert seen.measured is not None
+    assert 0 < seen.measured.tokens <= 64
+    assert all(site.measured is not None and site.measured.ratio for site in seen.sites)
+    assert inspect(Opening(made.out)).to_dict() == inspect(made.out).to_dict()
+    assert compare(Opening(made.out), opening).to_dict() == compare(made.out, case.model).to_dict()
+    with pytest.raises(LookupError, match="find_sites"):
+        assert plain.found
     assert Opening.of("reference") == Opening("reference")
     with replace(opening, source=made.out).open(find_sites=False) as of_out:
         assert of_out.model == made.out / "model.onnx"
