@@ -39,7 +39,7 @@ from spq_graph.terms.site import Unmatched
 from spq_graph.workbench.data import calibration_data
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Looked
+from spq_graph.workbench.workbench import Looked, Workbench
 
 
 def inspect(
@@ -57,8 +57,7 @@ def inspect(
     Args:
         model: an .onnx file or an OUT folder.
         only: key, node name or glob of the sites to list.
-        calibration: run the file on this and report what its sites' inputs hold: text, JSON list of strings, or .npz
-            of input_ids. None to run nothing.
+        calibration: run the file on this, as `calibrate` takes it, and report what its sites' inputs hold.
         tokens: how much of it; None for as much as calibration takes.
         steps: times and shows what is done.
 
@@ -68,33 +67,26 @@ def inspect(
         SpqError: as `calibrate`, where the file is measured.
     """
     opening = Opening.of(model)
-    path = Path(opening.source)
-    file = artifact.model_file(path)
+    file = artifact.model_file(path := Path(opening.source))
     graph = load_graph(file)
     facts = _facts(graph)
     whole = prepare(file, graph.clone()) if calibration is not None else None
     found, in_graph = _look(graph)
-    plan_file = file.with_name(artifact.PLAN)
-    recorded = Plan.load(plan_file) if path.is_dir() and plan_file.is_file() else None
-    planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else None
-    sites = _chosen(planned if planned is not None else in_graph, only, path)
-    ranges, tokenizer, measured = None, None, None
+    recorded = Plan.load(path / artifact.PLAN) if (path / artifact.PLAN).is_file() else None
+    planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else in_graph
+    sites, ranges, tokenizer, measured = _chosen(planned, only, path), None, None, None
     if calibration is not None and whole is not None:
         with opening.open(steps, find_sites=False, looked=Looked(whole, found)) as bench:
-            data = calibration_data(bench, calibration, tokens)
-            ranges, tokenizer = bench.calibrate(data), bench.tokenizer
-        digest, count = ranges.data_digest, ranges.sequences
-        measured = CalibrationRef(digest=digest, tokens=ranges.tokens, sequences=count, origin=data.origin)
+            tokenizer = bench.tokenizer
+            ranges, measured = _measure(bench, calibration, tokens)
         sites = [_with_evidence(site, ranges, tokenizer) for site in sites]
-    elif only is not None and recorded is not None and (path / artifact.RANGES).is_file():
-        ranges = Ranges.load(path / artifact.RANGES)
-        tokenizer = TextTokenizer.load(path) if (path / "tokenizer.json").is_file() else None
-    unmatched = recorded.unmatched if recorded is not None else found.unmatched
+    elif only is not None and recorded is not None:
+        ranges, tokenizer = _measured_before(path)
     return Inspection(
         path=str(path),
         glu_blocks=len(found.blocks),
         sites=sites,
-        unmatched=[Unmatched(one.node, one.reason) for one in unmatched],
+        unmatched=[Unmatched(one.node, one.reason) for one in (found if recorded is None else recorded).unmatched],
         graph=facts,
         measured=measured,
         profiles=_profiles(sites, ranges, tokenizer) if only is not None else {},
@@ -151,6 +143,22 @@ def _reason(node: ir.Node) -> Reason | str | None:
 
 def _recorded(node: ir.Node, what: str) -> str | None:
     return node.metadata_props.get(f"{PREFIX}{what}")
+
+
+def _measure(bench: Workbench, calibration: str | Path, tokens: int | None) -> tuple[Ranges, CalibrationRef]:
+    """Ranges of every site's input, with the file as it is: quantized where it is quantized."""
+    data = calibration_data(bench, calibration, tokens)
+    found = bench.calibrate(data)
+    return found, CalibrationRef(
+        digest=found.data_digest, tokens=found.tokens, sequences=found.sequences, origin=data.origin
+    )
+
+
+def _measured_before(out: Path) -> tuple[Ranges | None, TextTokenizer | None]:
+    """The ranges beside a plan, and what names their tokens, where OUT holds them."""
+    if not (out / artifact.RANGES).is_file():
+        return None, None
+    return Ranges.load(out / artifact.RANGES), (TextTokenizer.load(out) if (out / "tokenizer.json").is_file() else None)
 
 
 def _with_evidence(site: InspectedSite, ranges: Ranges, tokenizer: TextTokenizer | None) -> InspectedSite:
