@@ -14,7 +14,7 @@ from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.speed import Decode, Prefill, Speed, SpeedRow
 from spq_graph.jobs.speed_report import add_to_report, check_report
-from spq_graph.passes.files.read import digest_of, files_of
+from spq_graph.passes.files.read import digest_of, size_of
 from spq_graph.runtime.measures import timing
 from spq_graph.runtime.proof.health import processor
 from spq_graph.runtime.proof.held import runner_on, why_absent
@@ -162,7 +162,7 @@ def _row(entry: Entry, times: _Times, first: Mapping[str, list[float]], lengths:
     return SpeedRow(
         id=entry.id,
         target=entry.target,
-        bytes=sum(f.stat().st_size for f in files_of(entry.path)),
+        bytes=size_of(entry.path),
         load_seconds=round(loaded.seconds, 4),
         resident_bytes=loaded.resident_bytes,
         prefill={str(n): prefill(f"prefill {n}") for n in lengths},

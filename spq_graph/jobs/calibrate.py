@@ -72,6 +72,6 @@ def merge(parts: Iterable[Ranges | str | Path], out: str | Path) -> Ranges:
     """
     out = json_file(Path(out))
     artifact.check_file(out, arrays=True)
-    ranges = merge_all(part if isinstance(part, Ranges) else Ranges.load(Path(part)) for part in parts)
+    ranges = merge_all(map(Ranges.of, parts))
     ranges.save(out)
     return ranges

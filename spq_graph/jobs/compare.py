@@ -12,7 +12,7 @@ from spq_graph.documents.findings import ComparedRung, Decision, Difference, Ins
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Report
 from spq_graph.jobs.inspect import inspect
-from spq_graph.passes.files.read import files_of
+from spq_graph.passes.files.read import size_of
 from spq_graph.workbench.opening import Openable, Opening
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def _side(path: Path) -> _Side:
     found = inspect(path)
     file = artifact.model_file(path)
     side = _Side(_by_key(found.sites), operators=found.graph.operators)
-    side.bytes = sum(part.stat().st_size for part in files_of(file))
+    side.bytes = size_of(file)
     if path.is_dir() and (path / artifact.PLAN).is_file():
         side.plan = Plan.load(path / artifact.PLAN)
     if path.is_dir() and (path / artifact.REPORT).is_file():

@@ -11,7 +11,7 @@ import numpy as np
 
 from spq_graph.decisions.variants import ROWS_ONCE, rows_of
 from spq_graph.jobs.order import Order
-from spq_graph.passes.files.read import files_of
+from spq_graph.passes.files.read import size_of
 from spq_graph.terms.precision import Precision
 from spq_graph.views.words import duration, megabytes
 from spq_graph.workbench.data import Given
@@ -78,7 +78,7 @@ def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
         cap = math.floor(recipe.max_kept * len(counted))
         weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
         size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in counted) else 2
-        source = sum(file.stat().st_size for file in files_of(bench.model))
+        source = size_of(bench.model)
         everywhere = source - sum(weights) * (size - 1)
         per_token = _seconds_per_token(bench, given)
     widths, limit = order.widths, order.data.max_eval_tokens if order.ladder else 0

@@ -39,10 +39,9 @@ def plan(
     opening, out, recipe = Opening.of(model), Path(out), recipe or Recipe()
     files = (*opening.inputs, calibration, None if isinstance(ranges, Ranges) else json_file(Path(ranges)))
     artifact.check_file(out, inputs=tuple(p for f in files if f is not None and (p := Path(f)).is_file()))
-    if not isinstance(ranges, Ranges):
-        Ranges.load(Path(ranges))  # what cannot be read is said before anything that takes long
+    known = Ranges.of(ranges)  # what cannot be read is said before anything that takes long
     with opening.open(steps) as bench:
-        known = bench.known_ranges(ranges)
+        bench.refuse_foreign(known, ranges)
         tokens = recipe.calibration_tokens
         data = calibration_data(bench, calibration, tokens) if calibration is not None else None
         made = make_plan(bench, recipe, recipe.bits, known, data)

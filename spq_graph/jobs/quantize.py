@@ -18,7 +18,7 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung, TargetRun, TextRef, Verdict
 from spq_graph.documents.results import Outcome
 from spq_graph.jobs.order import Order
-from spq_graph.passes.files.read import files_of
+from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.rows import SPIKE_AWARE
@@ -113,7 +113,7 @@ def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, text: Sequenc
     """The rows of every plan; the artifact itself is the spike-aware one: what is measured is what is delivered."""
     rows = [row for plan in plans for row in variants(plan, bench.stored)] + [weight_only(plans[0])]
     ready = {} if bench.emulates(plans[0]) else {(SPIKE_AWARE, plans[0].recipe.bits): built}
-    return measure_ladder(bench, rows, text, bench.steps, ready)
+    return measure_ladder(bench, rows, text, ready)
 
 
 def _target_run(bench: Workbench, proved: _Proved) -> TargetRun:
@@ -146,7 +146,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
         seconds=bench.steps.seconds,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         bytes=proved.built.bytes,
-        source_bytes=sum(file.stat().st_size for file in files_of(bench.model)),
+        source_bytes=size_of(bench.model),
         environment=environment(),
         command=command,
     )

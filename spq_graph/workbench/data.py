@@ -10,7 +10,7 @@ import numpy as np
 
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import CALIBRATION_TOKENS, Recipe
-from spq_graph.models.source import REFERENCE, Source
+from spq_graph.models.source import Source, embedded_text
 from spq_graph.runtime.sessions.cache import cache_pairs
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.terms.errors import ActivationError, SourceError, UsageError
@@ -98,7 +98,10 @@ def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given
         UsageError: the text holds sequences of the calibration data.
     """
     text = _text(bench, data) if ladder else None
-    ranges = bench.known_ranges(data.ranges) if data.ranges is not None else None
+    ranges = None
+    if data.ranges is not None:
+        ranges = Ranges.of(data.ranges)
+        bench.refuse_foreign(ranges, data.ranges)
     named = data.calibration is not None
     calibration = calibration_data(bench, data.calibration, recipe.calibration_tokens) if named else None
     if calibration is not None:
@@ -107,9 +110,7 @@ def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given
 
 
 def _text(bench: Workbench, data: Data) -> Sequences | None:
-    path = Path(data.text) if data.text is not None else None
-    if path is None and bench.source.path == REFERENCE:
-        path = REFERENCE / "evaluation.txt"
+    path = Path(data.text) if data.text is not None else embedded_text(str(bench.source.path))
     return bench.sequences(path, max_tokens=data.max_eval_tokens) if path is not None else None
 
 

@@ -263,20 +263,22 @@ class Workbench:
         batch, length = self.decoder.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
-    def known_ranges(self, given: Ranges | str | Path) -> Ranges:
-        """Ranges that were measured before, or their file.
+    def refuse_foreign(self, ranges: Ranges, given: Ranges | str | Path) -> None:
+        """Refuse ranges of another model.
+
+        Args:
+            ranges: that were measured before.
+            given: themselves, or the file that they come from, which is then named.
 
         Raises:
-            DataError: they cannot be read, or were measured on another model.
+            DataError: they were measured on another model.
         """
-        ranges = given if isinstance(given, Ranges) else Ranges.load(Path(given))
         if ranges.model_digest != self.digest:
             raise DataError(
                 "these ranges were measured on another model",
                 where=self.source.origin if isinstance(given, Ranges) else str(given),
                 remedy="run `spq-graph calibrate` on this one",
             )
-        return ranges
 
 
 def discard(built: Built) -> None:
