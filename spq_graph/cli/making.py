@@ -65,8 +65,10 @@ def quantize(
     opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     data = Data(calibration, ranges, text, max_eval_tokens)
     order = Order(opening, out, given, data, not no_eval, tuple(shown[1:]), force)
-    carry_out = _forecast if dry_run else _fulfil
-    carry_out(order, as_json=as_json)
+    if dry_run:
+        _forecast(order, as_json=as_json)
+    else:
+        _fulfil(order, as_json=as_json)
 
 
 def _forecast(order: Order, *, as_json: bool) -> None:
