@@ -50,6 +50,16 @@ class Source:
     vocab_size: int | None = None
 
 
+def embedded_text(source: str) -> Path | None:
+    """The text beside the embedded model, which it is evaluated on where no other is named; None for any other model.
+
+    Args:
+        source: the word `reference`, or a path, be it that of the embedded model itself.
+    """
+    embedded = source == "reference" or Path(source).expanduser() == REFERENCE
+    return REFERENCE / "evaluation.txt" if embedded else None
+
+
 def resolve(source: str, tokenizer: Path | None = None) -> Source:
     """Finds out what `source` is and checks that it can be read.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spq_graph.jobs.evaluate import evaluate
     from spq_graph.jobs.export import export
     from spq_graph.jobs.generate import generate
-    from spq_graph.jobs.inspect import inspect_path as inspect
+    from spq_graph.jobs.inspect import inspect
     from spq_graph.jobs.plan import plan
     from spq_graph.jobs.quantize import quantize
     from spq_graph.jobs.verify import verify
@@ -87,7 +87,7 @@ _HOMES = {
     "examine": ("spq_graph.jobs.doctor", "examine"),
     "export": ("spq_graph.jobs.export", "export"),
     "generate": ("spq_graph.jobs.generate", "generate"),
-    "inspect": ("spq_graph.jobs.inspect", "inspect_path"),
+    "inspect": ("spq_graph.jobs.inspect", "inspect"),
     "merge": ("spq_graph.jobs.calibrate", "merge"),
     "plan": ("spq_graph.jobs.plan", "plan"),
     "quantize": ("spq_graph.jobs.quantize", "quantize"),

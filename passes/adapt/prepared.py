@@ -82,7 +82,19 @@ def prepared(path: Path) -> Prepared:
     Raises:
         SourceError, GraphError: as `load_graph`.
     """
-    model = load_graph(path)
+    return prepare(path, load_graph(path))
+
+
+def prepare(path: Path, model: ir.Model) -> Prepared:
+    """As `prepared`, of a graph that was read already, in place.
+
+    Args:
+        path: the file.
+        model: what `load_graph` gave of it.
+
+    Raises:
+        CheckError, GraphError: as the passes.
+    """
     names = [node.name for node in model.graph if node.name]
     repeated = len(set(names)) < len(names)
     changed = [step for step in PREPARE if run(model, [step()])]

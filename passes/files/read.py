@@ -158,6 +158,11 @@ def files_of(path: Path) -> list[Path]:
     return [path, *(folder_of(path, location) / location for location in sorted(locations))]
 
 
+def size_of(path: Path) -> int:
+    """Bytes of the ONNX file and its external data."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
 def digest_of(path: Path) -> str:
     """sha256 over the ONNX file and its external data."""
     digest = hashlib.sha256()

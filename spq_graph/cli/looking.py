@@ -34,14 +34,15 @@ def inspect(
     as_json: o.Json = False,
 ) -> None:
     """Sites, roles, precision, reasons and evidence of a file, ours or not."""
-    from spq_graph.jobs.inspect import Measuring, inspect_path
+    from spq_graph.jobs.inspect import inspect as run
     from spq_graph.terms.errors import UsageError
     from spq_graph.views.inspected import show_inspection
+    from spq_graph.workbench.opening import Opening
 
     if chosen is not None and site is not None and chosen != site:
         raise UsageError("two sites were named", where=f"{chosen} and --site {site}", remedy="name one, or a glob")
-    measuring = Measuring(calibration, calibration_tokens, tokenizer, bos, window) if calibration else None
-    found = inspect_path(path, chosen or site, measuring=measuring, steps=steps())
+    opening = Opening(path, tokenizer, bos, window)
+    found = run(opening, chosen or site, calibration=calibration, tokens=calibration_tokens, steps=steps())
     if as_json:
         print_json(found.to_dict())
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +14,7 @@ from spq_graph.cli import options as o
 from spq_graph.cli.terminal import answer, print_json, steps
 
 if TYPE_CHECKING:
-    from spq_graph.documents.recipe import Recipe
-    from spq_graph.workbench.data import Data
-    from spq_graph.workbench.opening import Opening
+    from spq_graph.jobs.order import Order
 
 
 def quantize(
@@ -48,6 +45,7 @@ def quantize(
 ) -> None:
     """The whole way: export, find, measure, decide, insert, prove, evaluate, report."""
     from spq_graph.documents.recipe import load_recipe
+    from spq_graph.jobs.order import Order
     from spq_graph.workbench.data import Data
     from spq_graph.workbench.opening import Opening
 
@@ -65,57 +63,27 @@ def quantize(
         calibration_tokens=calibration_tokens,
     )
     opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
-    data = Data(calibration, calibration_tokens, ranges, text, max_eval_tokens)
-    asked = _Asked(opening, out, given, data, shown[1:], force)
+    data = Data(calibration, ranges, text, max_eval_tokens)
+    order = Order(opening, out, given, data, not no_eval, tuple(shown[1:]), force)
     if dry_run:
-        _forecast(asked, as_json=as_json)
+        _forecast(order, as_json=as_json)
     else:
-        _quantize(asked, ladder=not no_eval, as_json=as_json)
+        _fulfil(order, as_json=as_json)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What `quantize` was asked for, dry or not."""
-
-    opening: Opening
-    out: Path
-    recipe: Recipe
-    data: Data
-    ladder_bits: list[int]
-    force: bool
-
-
-def _forecast(asked: _Asked, *, as_json: bool) -> None:
+def _forecast(order: Order, *, as_json: bool) -> None:
     from spq_graph.jobs.forecast import forecast
     from spq_graph.views.results import facts_in_words
 
-    found = forecast(
-        asked.opening,
-        asked.out,
-        asked.recipe,
-        data=asked.data,
-        ladder_bits=asked.ladder_bits,
-        force=asked.force,
-        steps=steps(),
-    ).to_dict()
+    found = forecast(order, steps=steps()).to_dict()
     answer(found, facts_in_words(found), as_json=as_json)
 
 
-def _quantize(asked: _Asked, *, ladder: bool, as_json: bool) -> None:
-    from spq_graph.jobs.quantize import quantize as run
+def _fulfil(order: Order, *, as_json: bool) -> None:
+    from spq_graph.jobs.quantize import fulfil
     from spq_graph.views.results import show_outcome
 
-    made = run(
-        asked.opening,
-        asked.out,
-        asked.recipe,
-        data=asked.data,
-        ladder=ladder,
-        ladder_bits=asked.ladder_bits,
-        force=asked.force,
-        command=shlex.join(["spq-graph", *sys.argv[1:]]),
-        steps=steps(),
-    )
+    made = fulfil(order, command=shlex.join(["spq-graph", *sys.argv[1:]]), steps=steps())
     if as_json:
         print_json(made.to_dict())
     else:

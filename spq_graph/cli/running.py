@@ -60,12 +60,9 @@ def bench(
     as_json: o.Json = False,
 ) -> None:
     """Prefill, decoding, load time and memory, in turns with the models it is compared with."""
-    from spq_graph.jobs.bench import LENGTHS, add_to_report, check_report
+    from spq_graph.jobs.bench import LENGTHS
     from spq_graph.jobs.bench import bench as run
     from spq_graph.views.speeds import show
-
-    if report:
-        check_report(Path(path))
 
     found = run(
         path,
@@ -74,10 +71,9 @@ def bench(
         rounds=rounds,
         threads=threads,
         lengths=length or LENGTHS,
+        report=report,
         steps=steps(),
     )
-    if report:
-        add_to_report(Path(path), found)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -45,17 +45,29 @@ def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
         folder = path if path.is_dir() else path.parent
         if here in (path, folder, *path.parents):
             raise UsageError("OUT would replace an input", where=f"{out} and {path}", remedy="choose another OUT")
-    if not os.path.lexists(out):
-        return
-    if not force:
-        raise OutputError("OUT exists already", where=str(out), remedy="choose another, or replace it with --force")
-    if not out.is_dir() or out.is_symlink() or (any(out.iterdir()) and not (out / PLAN).is_file()):
-        # --force replaces what we wrote ourselves; anything else may be somebody's only copy.
-        raise OutputError(
-            "OUT exists and is not an artifact of spq-graph, so --force does not replace it",
-            where=str(out),
-            remedy="choose another OUT, or remove it yourself",
-        )
+    if os.path.lexists(out):
+        if not force:
+            raise OutputError("OUT exists already", where=str(out), remedy="choose another, or replace it with --force")
+        if not out.is_dir() or out.is_symlink() or (any(out.iterdir()) and not (out / PLAN).is_file()):
+            # --force replaces what we wrote ourselves; anything else may be somebody's only copy.
+            raise OutputError(
+                "OUT exists and is not an artifact of spq-graph, so --force does not replace it",
+                where=str(out),
+                remedy="choose another OUT, or remove it yourself",
+            )
+    _check_parent(out)
+
+
+def _check_parent(out: Path) -> None:
+    """Refuse what `staged` could not make, in its words and before anything takes long."""
+    parent = out.absolute().parent
+    there = next(folder for folder in (parent, *parent.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        code = errno.EEXIST if there == parent else errno.ENOTDIR
+    else:
+        code = 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+    if code:
+        raise OutputError(f"OUT cannot be written: {os.strerror(code)}", where=str(out))
 
 
 def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = False) -> None:

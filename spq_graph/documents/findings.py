@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
-from spq_graph.documents.plan import CalibrationRef, Evidence, SitePlan
+from spq_graph.documents.plan import CalibrationRef, Evidence, Reason, SitePlan
 from spq_graph.terms.rows import RowId
 from spq_graph.terms.site import OfSite, Site, Unmatched
 
@@ -20,7 +20,7 @@ class InspectedSite(OfSite):
     Attributes:
         site: as the plan beside the file has it, or else as it was found in the graph.
         precision: as planned, or as found in the file: other tools have precisions that no plan has.
-        reason: why; None where neither a plan nor the file says it.
+        reason: why, in the file's own words where they are none of ours; None where neither plan nor file says it.
         evidence: what was measured when that was decided, or now where no plan is recorded.
         measured: what was measured now; None where that was not asked for, or the site never ran.
         plan: the decision as it is recorded; None where none is.
@@ -28,7 +28,7 @@ class InspectedSite(OfSite):
 
     site: Site
     precision: str
-    reason: str | None
+    reason: Reason | str | None
     evidence: Evidence = field(default_factory=Evidence)
     measured: Evidence | None = None
     plan: SitePlan | None = None
@@ -36,13 +36,18 @@ class InspectedSite(OfSite):
     @classmethod
     def planned(cls, plan: SitePlan) -> InspectedSite:
         """A site as its plan has it."""
-        return cls(plan.site, plan.precision.value, plan.reason.value, plan.evidence, plan=plan)
+        return cls(plan.site, plan.precision.value, plan.reason, plan.evidence, plan=plan)
+
+    @property
+    def reason_name(self) -> str | None:
+        """The reason as plain text."""
+        return str(self.reason) if self.reason is not None else None
 
     def to_dict(self) -> dict[str, Any]:
         """An entry of `sites`: as in a plan, with `range` where one is recorded, and `measured` where it was."""
         data: dict[str, Any] = asdict(self.site)
         data |= {"role": self.role.value, "shape": list(self.shape)}
-        data |= {"precision": self.precision, "reason": self.reason}
+        data |= {"precision": self.precision, "reason": self.reason_name}
         if self.plan is not None:
             data["range"] = list(self.plan.range) if self.plan.range is not None else None
         data["evidence"] = known(self.evidence)

@@ -140,6 +140,15 @@ class Ranges:
         return html_table(f"Ranges of {len(self.values)} values over {self.tokens:,} tokens", columns, rows)
 
     @classmethod
+    def of(cls, given: Ranges | str | Path) -> Ranges:
+        """The ranges themselves, or those of a file.
+
+        Raises:
+            DataError: as `load`.
+        """
+        return given if isinstance(given, Ranges) else cls.load(Path(given))
+
+    @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote.
 

@@ -32,6 +32,8 @@ def _today(value: Any) -> Any:
     return today(value) if isinstance(value, str) else value
 
 
+CALIBRATION_TOKENS = 65_536
+
 ROUNDED = tuple(p for p in Precision if p.is_fp8 and p.needs_range)
 # "fp8" is that of `ROUNDED` with the smaller measured error.
 HighPrecision = Annotated[str, OneOf(("auto", "fp8", *(p.value for p in Precision if p.bits is None)))]
@@ -89,7 +91,7 @@ class Recipe(BaseModel):
     min_expert_tokens: int = Field(
         64, ge=0, description="calibration tokens that an expert must have seen for its range to be trusted"
     )
-    calibration_tokens: int = Field(65_536, ge=1, description="how much calibration data is read")
+    calibration_tokens: int = Field(CALIBRATION_TOKENS, ge=1, description="how much calibration data is read")
     seed: int = Field(0, ge=0, description="seeds the sampling of calibration text and the random controls")
 
     @model_validator(mode="before")
@@ -119,6 +121,14 @@ class Recipe(BaseModel):
     def profile(self) -> Profile:
         """What the target executes."""
         return PROFILES[self.target]
+
+    @property
+    def tokens_asked(self) -> int | None:
+        """The limit of calibration data where it was given, be it the default's number; None where it is the default.
+
+        Text sampled from the model costs more than text that is read, so only who asks for so much of it gets it.
+        """
+        return self.calibration_tokens if "calibration_tokens" in self.model_fields_set else None
 
     @property
     def kl_aim(self) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,9 @@ from spq_graph.decisions.retarget import retarget
 from spq_graph.decisions.variants import variants, weight_only
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
-from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.report import Report
 from spq_graph.documents.speed import Decode, Prefill, Speed, SpeedRow
-from spq_graph.passes.files.read import digest_of, files_of
+from spq_graph.jobs.speed_report import add_to_report, check_report
+from spq_graph.passes.files.read import digest_of, size_of
 from spq_graph.runtime.measures import timing
 from spq_graph.runtime.proof.health import processor
 from spq_graph.runtime.proof.held import runner_on, why_absent
@@ -24,7 +23,6 @@ from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, MODEL, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.terms.targets import PROFILES, target_named
-from spq_graph.views.page import render, shown_profiles
 from spq_graph.workbench.environment import environment
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
@@ -51,6 +49,7 @@ def bench(
     rounds: int = 5,
     threads: int = 1,
     lengths: Sequence[int] = LENGTHS,
+    report: bool = False,
     steps: Steps | None = None,
 ) -> Speed:
     """Time a model, and what it is to be compared with, in turns.
@@ -63,28 +62,38 @@ def bench(
         rounds: how often each is timed.
         threads: of every session.
         lengths: of prompts; those that the model cannot take are left out.
+        report: write the figures into the report of the OUT folder that `model` is, and draw its page again.
         steps: times and shows what is done.
 
     Raises:
+        UsageError: there is no report to write into; said before anything is timed.
         SpqError: what is wrong, where, and what to do.
     """
     opening, steps = Opening.of(model), steps or Steps()
+    if report:
+        check_report(Path(opening.source))
     for target in targets:
         target_named(target)
-    with opening.open(steps, find_sites=False) as found:
+    with opening.open(steps, find_sites=False) as found, ExitStack() as beside:
         plan = _plan_beside(opening.name)
         own = Entry(SPIKE_AWARE if plan is not None else MODEL, found.model, plan.recipe.target if plan else "cpu")
-        longest = found.runner.fixed_shape[1]
-        fitting = [n for n in lengths if longest in (None, n) and n <= (found.source.max_length or n)]
-        if not fitting:
-            raise UsageError(
-                f"the model takes no prompt of {' or '.join(map(str, lengths))} tokens", where=opening.name
-            )
-        if against is None:
-            return _timed([own], steps, rounds, threads, fitting)
-        with Opening.of(against).open(steps, find_sites=False) as reference:
+        fitting, entries = _fitting(found, lengths, opening.name), [own]
+        if against is not None:
+            reference = beside.enter_context(Opening.of(against).open(steps, find_sites=False))
             entries = [Entry(FP32, reference.model, "cpu"), *_others(reference, plan, own, targets, steps), own]
-            return _timed(entries, steps, rounds, threads, fitting)
+        speed = _timed(entries, steps, rounds, threads, fitting)
+    if report:
+        add_to_report(Path(opening.source), speed)
+    return speed
+
+
+def _fitting(found: Workbench, lengths: Sequence[int], name: str) -> list[int]:
+    """The lengths that a model can take."""
+    longest = found.runner.fixed_shape[1]
+    fitting = [n for n in lengths if longest in (None, n) and n <= (found.source.max_length or n)]
+    if not fitting:
+        raise UsageError(f"the model takes no prompt of {' or '.join(map(str, lengths))} tokens", where=name)
+    return fitting
 
 
 def _plan_beside(path: str) -> Plan | None:
@@ -111,7 +120,25 @@ def _others(
                 yield Entry(compiled, reference.build(retarget(plan, profile.name)).path, target)
 
 
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """What was taken of every model, by its name: loading it, and seconds in every round; decoding behind `past`."""
+
+    loaded: Mapping[str, timing.Loaded]
+    seconds: timing.Seconds
+    past: int
+
+
 def _timed(entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, lengths: Sequence[int]) -> Speed:
+    times = _measure(entries, steps, rounds, threads, lengths)
+    first = times.seconds[entries[0].id.name]
+    rows = [_row(entry, times, first, lengths) for entry in entries]
+    return Speed(
+        threads=threads, rounds=rounds, past=times.past, processor=processor(), environment=environment(), rows=rows
+    )
+
+
+def _measure(entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, lengths: Sequence[int]) -> _Times:
     with steps.step("load", "Loading each in a process of its own") as tick:
         loaded = {}
         for number, entry in enumerate(entries, 1):
@@ -122,68 +149,34 @@ def _timed(entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, le
     }
     with steps.step("time", f"Timing {len(entries)} models in turns") as tick:
         past = min(PAST, *lengths)
-        seconds = timing.in_turns(runners, lengths, past, rounds, tick)
-    first = seconds[entries[0].id.name]
-    rows = []
-    for entry in entries:
-        timed = seconds[entry.id.name]
-        decode = timed.get(timing.DECODE)
-        rows.append(
-            SpeedRow(
-                id=entry.id,
-                target=entry.target,
-                bytes=sum(f.stat().st_size for f in files_of(entry.path)),
-                load_seconds=round(loaded[entry.id.name].seconds, 4),
-                resident_bytes=loaded[entry.id.name].resident_bytes,
-                prefill={
-                    str(n): Prefill(
-                        seconds=statistics.median(timed[label := f"prefill {n}"]),
-                        times=times_faster(first[label], timed[label]),
-                    )
-                    for n in lengths
-                },
-                decode=None
-                if decode is None
-                else Decode(
-                    tokens_per_second=1 / statistics.median(decode),
-                    times=times_faster(first[timing.DECODE], decode) if timing.DECODE in first else None,
-                ),
-            )
-        )
-    return Speed(threads=threads, rounds=rounds, past=past, processor=processor(), environment=environment(), rows=rows)
+        return _Times(loaded, timing.in_turns(runners, lengths, past, rounds, tick), past)
+
+
+def _row(entry: Entry, times: _Times, first: Mapping[str, list[float]], lengths: Sequence[int]) -> SpeedRow:
+    """Medians over the rounds, beside the first model's."""
+    loaded, timed = times.loaded[entry.id.name], times.seconds[entry.id.name]
+
+    def prefill(label: str) -> Prefill:
+        return Prefill(seconds=statistics.median(timed[label]), times=times_faster(first[label], timed[label]))
+
+    return SpeedRow(
+        id=entry.id,
+        target=entry.target,
+        bytes=size_of(entry.path),
+        load_seconds=round(loaded.seconds, 4),
+        resident_bytes=loaded.resident_bytes,
+        prefill={str(n): prefill(f"prefill {n}") for n in lengths},
+        decode=_decode(timed.get(timing.DECODE), first.get(timing.DECODE)),
+    )
+
+
+def _decode(timed: list[float] | None, first: list[float] | None) -> Decode | None:
+    if timed is None:
+        return None
+    times = times_faster(first, timed) if first is not None else None
+    return Decode(tokens_per_second=1 / statistics.median(timed), times=times)
 
 
 def times_faster(first: Sequence[float], other: Sequence[float]) -> float:
     """Median over the rounds of how many times faster the other was."""
     return statistics.median(a / b for a, b in zip(first, other, strict=True))
-
-
-def check_report(out: Path) -> None:
-    """See to it, before anything takes long, that there is a report to write into.
-
-    Raises:
-        UsageError: OUT is no folder that `quantize` wrote.
-    """
-    absent = [name for name in (artifact.PLAN, artifact.REPORT, artifact.RANGES) if not (out / name).is_file()]
-    if absent:
-        raise UsageError(
-            f"there is no {absent[0]} here, so no report to write into",
-            where=str(out),
-            remedy="name the folder that `spq-graph quantize` wrote, or leave out --report",
-        )
-
-
-def add_to_report(out: Path, speed: Speed) -> None:
-    """Write what was measured of an artifact into its report, and draw the page again.
-
-    Raises:
-        SpqError: OUT is no folder that `quantize` wrote.
-    """
-    plan = Plan.load(out / artifact.PLAN)
-    report = Report.load(out / artifact.REPORT).model_copy(update={"speed": speed})
-    profiles = shown_profiles(plan, Ranges.load(out / artifact.RANGES), report.tokens)
-    with tempfile.TemporaryDirectory(prefix=".speed-", dir=out) as folder:
-        report.save(Path(folder, artifact.REPORT))
-        Path(folder, artifact.PAGE).write_text(render(plan, report, profiles), encoding="utf-8")
-        for name in (artifact.REPORT, artifact.PAGE):
-            Path(folder, name).replace(out / name)

@@ -8,9 +8,8 @@ from pathlib import Path
 from spq_graph.documents import artifact
 from spq_graph.documents.checkpoint import Checkpoint
 from spq_graph.documents.ranges import Ranges, json_file, merge_all
-from spq_graph.documents.recipe import Recipe
 from spq_graph.terms.errors import UsageError
-from spq_graph.workbench.data import Data, calibration_data
+from spq_graph.workbench.data import calibration_data
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 
@@ -41,11 +40,13 @@ def calibrate(
     Raises:
         SpqError: as `quantize`.
     """
-    opening, out, data = Opening.of(model), json_file(Path(out)), Data(calibration, tokens)
-    artifact.check_file(out, tuple(p for p in (*opening.inputs, *data.inputs) if p.is_file()), arrays=True)
+    opening, out = Opening.of(model), json_file(Path(out))
+    given = (*opening.inputs, calibration)
+    inputs = tuple(path for place in given if place is not None and (path := Path(place)).is_file())
+    artifact.check_file(out, inputs, arrays=True)
     part = _shard(shard) if shard is not None else None
     with opening.open(steps) as bench:
-        sequences = calibration_data(bench, data, Recipe(seed=seed))
+        sequences = calibration_data(bench, calibration, tokens, seed)
         if part is not None:
             sequences = sequences.shard(*part)
         checkpoint = Checkpoint(out)
@@ -71,6 +72,6 @@ def merge(parts: Iterable[Ranges | str | Path], out: str | Path) -> Ranges:
     """
     out = json_file(Path(out))
     artifact.check_file(out, arrays=True)
-    ranges = merge_all(part if isinstance(part, Ranges) else Ranges.load(Path(part)) for part in parts)
+    ranges = merge_all(map(Ranges.of, parts))
     ranges.save(out)
     return ranges

@@ -11,8 +11,9 @@ from spq_graph.documents import artifact
 from spq_graph.documents.findings import ComparedRung, Decision, Difference, InspectedSite, Pair
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Report
-from spq_graph.jobs.inspect import inspect_path
-from spq_graph.passes.files.read import files_of
+from spq_graph.jobs.inspect import inspect
+from spq_graph.passes.files.read import size_of
+from spq_graph.workbench.opening import Openable, Opening
 
 T = TypeVar("T")
 
@@ -28,14 +29,17 @@ class _Side:
     bytes: int | None = None
 
 
-def differences(path_a: str | Path, path_b: str | Path) -> Difference:
-    """What differs between two plans, OUT folders or .onnx files, in any combination.
+def differences(a: Openable, b: Openable) -> Difference:
+    """What differs between two plans, OUT folders or .onnx files, in any combination; nothing of them is run.
 
     Raises:
         UsageError: a plan or report cannot be read.
         SourceError: a model cannot be read.
     """
-    a, b = _side(Path(path_a)), _side(Path(path_b))
+    return _difference(*(_side(Path(Opening.of(model).source)) for model in (a, b)))
+
+
+def _difference(a: _Side, b: _Side) -> Difference:
     decided = {key: Pair(_decision(a.sites[key]), _decision(b.sites[key])) for key in a.sites if key in b.sites}
     return Difference(
         same_model=a.plan.model.digest == b.plan.model.digest if a.plan and b.plan else None,
@@ -53,10 +57,10 @@ def _side(path: Path) -> _Side:
     if (path.is_dir() and not (path / artifact.MODEL).is_file()) or path.suffix == ".json":
         plan = Plan.load(path / artifact.PLAN if path.is_dir() else path)
         return _Side(_by_key(map(InspectedSite.planned, plan.sites)), plan)
-    found = inspect_path(path)
+    found = inspect(path)
     file = artifact.model_file(path)
     side = _Side(_by_key(found.sites), operators=found.graph.operators)
-    side.bytes = sum(part.stat().st_size for part in files_of(file))
+    side.bytes = size_of(file)
     if path.is_dir() and (path / artifact.PLAN).is_file():
         side.plan = Plan.load(path / artifact.PLAN)
     if path.is_dir() and (path / artifact.REPORT).is_file():
@@ -69,7 +73,7 @@ def _by_key(sites: Iterable[InspectedSite]) -> dict[str, InspectedSite]:
 
 
 def _decision(site: InspectedSite) -> Decision:
-    return Decision(site.precision, site.reason, site.evidence.ratio)
+    return Decision(site.precision, site.reason_name, site.evidence.ratio)
 
 
 def _differs(a: Decision, b: Decision) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from spq_graph.documents.results import Evaluation, TaskScore
-from spq_graph.models.source import REFERENCE
+from spq_graph.models.source import embedded_text
 from spq_graph.runtime.measures.evaluate import Stream, score_text
 from spq_graph.runtime.measures.tasks import load_task, score_task
 from spq_graph.runtime.proof.held import runner_on
@@ -48,8 +48,8 @@ def evaluate(
     profile = PROFILES[target_named(target or "cpu")]
     if profile.name not in ("cpu", "openvino"):
         raise UsageError(f"models are measured on cpu or openvino, not on {target}", where="--target")
-    if text is None and opening.name == "reference" and not tasks:
-        text = REFERENCE / "evaluation.txt"
+    if text is None and not tasks:
+        text = embedded_text(opening.name)
     if text is None and not tasks:
         raise UsageError("there is nothing to measure on", remedy="pass --text FILE, or --tasks FILE.jsonl")
     if against is not None and text is None:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spq_graph.decisions.variants import ROWS_ONCE, rows_of
-from spq_graph.documents import artifact
-from spq_graph.documents.recipe import Recipe
-from spq_graph.passes.files.read import files_of
+from spq_graph.jobs.order import Order
+from spq_graph.passes.files.read import size_of
 from spq_graph.terms.precision import Precision
 from spq_graph.views.words import duration, megabytes
-from spq_graph.workbench.data import Data
-from spq_graph.workbench.opening import Openable, Opening
-from spq_graph.workbench.planning import widths_of
+from spq_graph.workbench.data import Given
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
 
@@ -37,7 +32,7 @@ class Forecast:
         source_bytes: of the model's files.
         bytes_everywhere, bytes_at_most: of the artifact with no site kept, and with the largest ones up to the cap.
         seconds: of calibration, decisions and the ladder together.
-        ladder_seconds: of the ladder; None where the length of its text was not limited, so that nothing tells.
+        ladder_seconds: of the ladder, 0 without one; None where its text was not limited, so that nothing tells.
         unmatched: products that are no sites.
     """
 
@@ -71,40 +66,28 @@ class Forecast:
         }
 
 
-def forecast(
-    model: Openable,
-    out: str | Path,
-    recipe: Recipe | None = None,
-    *,
-    data: Data | None = None,
-    ladder_bits: Sequence[int] = (),
-    force: bool = False,
-    steps: Steps | None = None,
-) -> Forecast:
+def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
     """What `quantize` would do: sites, the cap, bytes at both ends, and time from one timed batch.
-
-    The arguments are those of `quantize`.
 
     Raises:
         SpqError: as `quantize`, for everything that shows before calibration.
     """
-    opening, recipe, data = Opening.of(model), recipe or Recipe(), data or Data()
-    widths = widths_of(recipe, ladder_bits)
-    artifact.check_out(Path(out), force=force)
-    with opening.open(steps) as bench:
+    recipe = order.recipe
+    with order.begun(steps or Steps()) as (bench, given):
         counted = [s for s in bench.found.sites if not s.left_alone(recipe.quantize_lm_head)]
         cap = math.floor(recipe.max_kept * len(counted))
         weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
         size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in counted) else 2
-        source = sum(file.stat().st_size for file in files_of(bench.model))
+        source = size_of(bench.model)
         everywhere = source - sum(weights) * (size - 1)
-        per_token = _seconds_per_token(bench)
+        per_token = _seconds_per_token(bench, given)
+    widths, limit = order.widths, order.data.max_eval_tokens if order.ladder else 0
     evaluations = 0 if recipe.spike_ratio else len(counted) // 2 * len(widths)
     tokens = recipe.calibration_tokens + evaluations * recipe.sensitivity_tokens
     rows = len(rows_of(recipe)) * len(widths) + len(ROWS_ONCE)
-    ladder = (data.max_eval_tokens or 0) * per_token * rows
+    ladder = (limit or 0) * per_token * rows
     return Forecast(
-        source=opening.name,
+        source=order.opening.name,
         glu_blocks=len(bench.found.blocks),
         sites=len(counted),
         kept_at_most=0 if recipe.spike_ratio else cap,
@@ -113,15 +96,15 @@ def forecast(
         bytes_everywhere=everywhere,
         bytes_at_most=everywhere + sum(weights[:cap]) * (size - 1),
         seconds=tokens * per_token * 1.2 + ladder,
-        ladder_seconds=ladder if data.max_eval_tokens else None,
+        ladder_seconds=ladder if limit is not None else None,
         unmatched=len(bench.found.unmatched),
     )
 
 
-def _seconds_per_token(bench: Workbench) -> float:
-    """Of one batch of the floating-point model, once it is warm."""
+def _seconds_per_token(bench: Workbench, given: Given) -> float:
+    """Of one batch of the floating-point model, once it is warm; as long as its data, which may be shorter than it."""
     runner = bench.reference
-    length = bench.sequence_length
+    length = given.calibration.ids.shape[1] if given.calibration is not None else bench.sequence_length
     ids = np.zeros((runner.fixed_shape[0] or max(1, 1024 // length), length), dtype=np.int64)
     batch = [(ids, np.ones_like(ids))]
     list(runner.stream(batch))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,11 +20,13 @@ from spq_graph.documents.findings import (
     SeenToken,
     known,
 )
-from spq_graph.documents.plan import CalibrationRef, Plan
+from spq_graph.documents.plan import CalibrationRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.recipe import Recipe, matches
+from spq_graph.documents.recipe import matches
 from spq_graph.documents.token_profile import TokenProfile
+from spq_graph.passes.adapt.prepared import prepare
 from spq_graph.passes.base.marks import PREFIX
+from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import attribute_of
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
@@ -35,79 +37,72 @@ from spq_graph.passes.forms.reading import precision_of
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
-from spq_graph.workbench.opening import Opening
+from spq_graph.workbench.data import calibration_data
+from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.workbench import Looked, Workbench
 
 
-@dataclass(frozen=True, slots=True)
-class Measuring:
-    """What to measure a file on, while it is inspected.
-
-    Attributes:
-        calibration: text, JSON list of strings, or .npz of input_ids.
-        tokens: how much of it; None for as much as calibration takes.
-        tokenizer: folder with tokenizer.json, where the file has none beside it.
-        bos: prepend BOS even where the tokenizer does not.
-        window: tokens in a sequence; None for the model's length.
-    """
-
-    calibration: Path
-    tokens: int | None = None
-    tokenizer: Path | None = None
-    bos: bool = False
-    window: int | None = None
-
-
-def inspect_path(
-    path: str | Path, only: str | None = None, *, measuring: Measuring | None = None, steps: Steps | None = None
+def inspect(
+    model: Openable,
+    only: str | None = None,
+    *,
+    calibration: str | Path | None = None,
+    tokens: int | None = None,
+    steps: Steps | None = None,
 ) -> Inspection:
     """What an ONNX file or OUT folder holds.
 
     Nothing is changed. Sites of OUT come from its plan; those of a bare file have no evidence unless they are measured.
 
     Args:
-        path: an .onnx file or an OUT folder.
+        model: an .onnx file or an OUT folder.
         only: key, node name or glob of the sites to list.
-        measuring: run the file on this and report what its sites' inputs hold.
+        calibration: run the file on this, as `calibrate` takes it, and report what its sites' inputs hold.
+        tokens: how much of it; None for as much as calibration takes.
         steps: times and shows what is done.
 
     Raises:
         SourceError: the file cannot be read.
         UsageError: `only` fits no site.
+        SpqError: as `calibrate`, where the file is measured.
     """
-    path = Path(path)
-    file = artifact.model_file(path)
-    model = load_graph(file)
-    facts = _facts(model)
-    Canonicalize()(model)
-    precisions = {node.name: _precision(node) for node in model.graph}
-    if any(node.op_type in QUANTIZED_OPS for node in model.graph):
-        LookThroughQuantization()(model)
-    found = identify(model)
-    plan_file = file.with_name(artifact.PLAN)
-    recorded = Plan.load(plan_file) if path.is_dir() and plan_file.is_file() else None
-    planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else None
-    sites = _chosen(planned if planned is not None else _sites_of(model, found, precisions), only, path)
-    ranges, tokenizer, measured = None, None, None
-    if measuring is not None:
-        ranges, tokenizer, origin = _measure(path, found, measuring, steps or Steps())
-        measured = CalibrationRef(
-            digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences, origin=origin
-        )
+    opening = Opening.of(model)
+    file = artifact.model_file(path := Path(opening.source))
+    graph = load_graph(file)
+    facts = _facts(graph)
+    whole = prepare(file, graph.clone()) if calibration is not None else None
+    found, in_graph = _look(graph)
+    recorded = Plan.load(path / artifact.PLAN) if (path / artifact.PLAN).is_file() else None
+    planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else in_graph
+    sites, ranges, tokenizer, measured = _chosen(planned, only, path), None, None, None
+    if calibration is not None and whole is not None:
+        with opening.open(steps, find_sites=False, looked=Looked(whole, found)) as bench:
+            tokenizer = bench.tokenizer
+            ranges, measured = _measure(bench, calibration, tokens)
         sites = [_with_evidence(site, ranges, tokenizer) for site in sites]
-    elif only is not None and recorded is not None and (path / artifact.RANGES).is_file():
-        ranges = Ranges.load(path / artifact.RANGES)
-        tokenizer = TextTokenizer.load(path) if (path / "tokenizer.json").is_file() else None
-    unmatched = recorded.unmatched if recorded is not None else found.unmatched
+    elif only is not None and recorded is not None:
+        ranges, tokenizer = _measured_before(path)
     return Inspection(
         path=str(path),
         glu_blocks=len(found.blocks),
         sites=sites,
-        unmatched=unmatched,
+        unmatched=list((found if recorded is None else recorded).unmatched),
         graph=facts,
         measured=measured,
         profiles=_profiles(sites, ranges, tokenizer) if only is not None else {},
     )
+
+
+def _look(graph: ir.Model) -> tuple[Identified, list[InspectedSite]]:
+    """What is found in a graph as it was read, which is edited for it, and its sites as the file has them."""
+    run(graph, [Canonicalize()])
+    precisions = {node.name: _precision(node) for node in graph.graph}
+    if any(node.op_type in QUANTIZED_OPS for node in graph.graph):
+        run(graph, (LookThroughQuantization(),))
+    found = identify(graph)
+    nodes = {node.name: node for node in graph.graph}
+    return found, [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.sites]
 
 
 def _chosen(sites: list[InspectedSite], only: str | None, path: Path) -> list[InspectedSite]:
@@ -141,25 +136,30 @@ def _precision(node: ir.Node) -> str:
     return f"w{bits}a16" if found is Precision.W8A16 else f"w{bits}a8"
 
 
+def _reason(node: ir.Node) -> Reason | str | None:
+    """As the file records it: one of ours, or whatever else somebody wrote there."""
+    recorded = _recorded(node, "reason")
+    return Reason(recorded) if recorded in set(Reason) else recorded
+
+
 def _recorded(node: ir.Node, what: str) -> str | None:
     return node.metadata_props.get(f"{PREFIX}{what}")
 
 
-def _sites_of(model: ir.Model, found: Identified, precisions: Mapping[str | None, str]) -> list[InspectedSite]:
-    nodes = {node.name: node for node in model.graph}
-    return [InspectedSite(s, precisions[s.node], _recorded(nodes[s.node], "reason")) for s in found.sites]
-
-
-def _measure(
-    path: Path, found: Identified, measuring: Measuring, steps: Steps
-) -> tuple[Ranges, TextTokenizer | None, str]:
+def _measure(bench: Workbench, calibration: str | Path, tokens: int | None) -> tuple[Ranges, CalibrationRef]:
     """Ranges of every site's input, with the file as it is: quantized where it is quantized."""
-    opening = Opening(path, measuring.tokenizer, measuring.bos, measuring.window)
-    with opening.open(steps, find_sites=False) as bench:
-        bench.found = found
-        limit = measuring.tokens or Recipe().calibration_tokens
-        sequences = bench.sequences(measuring.calibration, max_tokens=limit)
-        return bench.calibrate(sequences), bench.tokenizer, sequences.origin
+    data = calibration_data(bench, calibration, tokens)
+    found = bench.calibrate(data)
+    return found, CalibrationRef(
+        digest=found.data_digest, tokens=found.tokens, sequences=found.sequences, origin=data.origin
+    )
+
+
+def _measured_before(out: Path) -> tuple[Ranges | None, TextTokenizer | None]:
+    """The ranges beside a plan, and what names their tokens, where OUT holds them."""
+    if not (out / artifact.RANGES).is_file():
+        return None, None
+    return Ranges.load(out / artifact.RANGES), (TextTokenizer.load(out) if (out / "tokenizer.json").is_file() else None)
 
 
 def _with_evidence(site: InspectedSite, ranges: Ranges, tokenizer: TextTokenizer | None) -> InspectedSite:

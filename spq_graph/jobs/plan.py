@@ -8,7 +8,7 @@ from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges, json_file
 from spq_graph.documents.recipe import Recipe
-from spq_graph.workbench.data import Data, calibration_data
+from spq_graph.workbench.data import calibration_data
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.planning import make_plan
 from spq_graph.workbench.steps import Steps
@@ -39,11 +39,11 @@ def plan(
     opening, out, recipe = Opening.of(model), Path(out), recipe or Recipe()
     files = (*opening.inputs, calibration, None if isinstance(ranges, Ranges) else json_file(Path(ranges)))
     artifact.check_file(out, inputs=tuple(p for f in files if f is not None and (p := Path(f)).is_file()))
-    if not isinstance(ranges, Ranges):
-        Ranges.load(Path(ranges))  # what cannot be read is said before anything that takes long
+    known = Ranges.of(ranges)  # what cannot be read is said before anything that takes long
     with opening.open(steps) as bench:
-        known = bench.known_ranges(ranges)
-        data = calibration_data(bench, Data(calibration), recipe) if calibration is not None else None
+        bench.refuse_foreign(known, ranges)
+        tokens = recipe.calibration_tokens
+        data = calibration_data(bench, calibration, tokens) if calibration is not None else None
         made = make_plan(bench, recipe, recipe.bits, known, data)
     made.save(out)
     return made

@@ -17,19 +17,20 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung, TargetRun, TextRef, Verdict
 from spq_graph.documents.results import Outcome
-from spq_graph.passes.files.read import files_of
+from spq_graph.jobs.order import Order
+from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.rows import SPIKE_AWARE
 from spq_graph.views.page import render, shown_profiles
 from spq_graph.views.words import headline
 from spq_graph.workbench.companions import add_companions
-from spq_graph.workbench.data import Data, measured, text_of
+from spq_graph.workbench.data import Data, measured
 from spq_graph.workbench.environment import environment
 from spq_graph.workbench.illustration import draw, token_texts
 from spq_graph.workbench.ladder import measure_ladder
 from spq_graph.workbench.opening import Openable, Opening
-from spq_graph.workbench.planning import make_plan, widths_of
+from spq_graph.workbench.planning import make_plan
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Built, Workbench
 
@@ -71,17 +72,19 @@ def quantize(
     Raises:
         SpqError: what is wrong, where, and what to do; nothing is left behind then.
     """
-    opening, out = Opening.of(model), Path(out)
-    recipe, data, steps = recipe or Recipe(), data or Data(), steps or Steps()
-    widths = widths_of(recipe, ladder_bits)
-    artifact.check_out(out, force=force, inputs=(*data.inputs, *opening.inputs))
-    data.check(opening.resolve())
-    with opening.open(steps) as bench, artifact.staged(out) as staging:
-        text = text_of(bench, data) if ladder else None
-        ranges, sequences = measured(bench, data, recipe, text)
-        plans = [make_plan(bench, recipe, bits, ranges, sequences) for bits in widths]
-        report = _write(bench, plans, ranges, text, staging, command)
-    return Outcome(out, plans[0], report)
+    bits = tuple(ladder_bits)
+    order = Order(Opening.of(model), Path(out), recipe or Recipe(), data or Data(), ladder, bits, force)
+    return fulfil(order, command=command, steps=steps)
+
+
+def fulfil(order: Order, *, command: str = "", steps: Steps | None = None) -> Outcome:
+    """Carry out what was ordered; as `quantize`."""
+    recipe = order.recipe
+    with order.begun(steps or Steps()) as (bench, given), artifact.staged(order.out) as staging:
+        ranges, sequences = measured(bench, given, recipe)
+        plans = [make_plan(bench, recipe, bits, ranges, sequences) for bits in order.widths]
+        report = _write(bench, plans, ranges, given.text, staging, command)
+    return Outcome(order.out, plans[0], report)
 
 
 def _write(
@@ -110,7 +113,7 @@ def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, text: Sequenc
     """The rows of every plan; the artifact itself is the spike-aware one: what is measured is what is delivered."""
     rows = [row for plan in plans for row in variants(plan, bench.stored)] + [weight_only(plans[0])]
     ready = {} if bench.emulates(plans[0]) else {(SPIKE_AWARE, plans[0].recipe.bits): built}
-    return measure_ladder(bench, rows, text, bench.steps, ready)
+    return measure_ladder(bench, rows, text, ready)
 
 
 def _target_run(bench: Workbench, proved: _Proved) -> TargetRun:
@@ -143,7 +146,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
         seconds=bench.steps.seconds,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         bytes=proved.built.bytes,
-        source_bytes=sum(file.stat().st_size for file in files_of(bench.model)),
+        source_bytes=size_of(bench.model),
         environment=environment(),
         command=command,
     )

@@ -19,7 +19,7 @@ from spq_graph.documents.findings import (
     SeenStretch,
     known,
 )
-from spq_graph.documents.plan import Evidence, Reason
+from spq_graph.documents.plan import Evidence
 from spq_graph.terms.precision import Precision
 from spq_graph.views import cells, words
 
@@ -31,7 +31,7 @@ def show_inspection(found: Inspection, console: Console, *, why: bool = False, u
     """Print an inspection.
 
     Args:
-        found: what `inspect_path` returned.
+        found: what `inspect` returned.
         console: where to.
         why: reason and evidence of every site in full, instead of the table.
         unmatched: products that are no sites and why, instead of the table.
@@ -106,7 +106,7 @@ def _why(site: InspectedSite, profile: SeenProfile | None) -> Table:
         table.add_row("node", Text(words.printable(site.node)))
     table.add_row("role", f"{site.role.value}, {site.shape[0]} x {site.shape[1]}")
     table.add_row("precision", _precision(site.precision))
-    prose = words.reason_words(Reason(site.reason), site.evidence.note) if site.reason else "no plan is recorded"
+    prose = words.reason_words(site.reason, site.evidence.note) if site.reason else "no plan is recorded"
     told = Text.assemble(cells.reason(site.reason), ": ", prose) if site.reason else Text(prose)
     table.add_row("reason", told)
     _add_evidence(table, "evidence", site.evidence)

@@ -32,7 +32,7 @@ _SCHEMES = {Scheme.SYMMETRIC: "symmetric", Scheme.PER_TENSOR_WEIGHTS: "per-tenso
 # Where speed is told, of which all rows are at 8 bits.
 _TIMED = _KINDS | {RowKind.EVERYWHERE: "INT8 everywhere", RowKind.WEIGHT_ONLY: "MatMulNBits, 8 bits"}
 
-REASONS = {
+REASONS: Mapping[str, str] = {
     Reason.SPIKE: "its spikes cost more than it saves",
     Reason.BUDGET: "a candidate, but the budget is met without it or the cap is reached",
     Reason.OVERRIDE: "set by hand",
@@ -81,9 +81,9 @@ def why(site: SitePlan) -> str:
     return reason_words(site.reason, site.evidence.note)
 
 
-def reason_words(reason: Reason, note: str | None) -> str:
-    """A reason in words: those of the plan where it has some."""
-    return printable(note) if note else REASONS[reason]
+def reason_words(reason: str, note: str | None) -> str:
+    """A reason in words: those of the plan where it has some. Files of others may name one that we do not know."""
+    return printable(note) if note else REASONS.get(reason, "a reason that this version does not know")
 
 
 def short(site: SitePlan) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.recipe import Recipe
-from spq_graph.models.source import REFERENCE, Source
+from spq_graph.documents.recipe import CALIBRATION_TOKENS, Recipe
+from spq_graph.models.source import Source, embedded_text
 from spq_graph.runtime.sessions.cache import cache_pairs
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.terms.errors import ActivationError, SourceError, UsageError
@@ -26,8 +26,8 @@ class Data:
     """What a model is measured on. Files are text, JSON lists of strings, or .npz of input_ids.
 
     Attributes:
-        calibration: what ranges and decisions are measured on; None for text sampled from the model itself.
-        calibration_tokens: how much of it; None for what the recipe says, or as much sampled text as settles ranges.
+        calibration: what ranges and decisions are measured on; None for text sampled from the model itself. How much of
+            it, and from which seed, the recipe says.
         ranges: what `calibrate` measured of this model, or its file; sites are then chosen by KL only with
             `calibration`. None to measure them.
         text: what the ladder is measured on, never the calibration data; None for the embedded text with "reference",
@@ -36,7 +36,6 @@ class Data:
     """
 
     calibration: str | Path | None = None
-    calibration_tokens: int | None = None
     ranges: Ranges | str | Path | None = None
     text: str | Path | None = None
     max_eval_tokens: int | None = None
@@ -70,35 +69,84 @@ class Data:
             )
 
 
-def text_of(bench: Workbench, data: Data) -> Sequences | None:
-    """What the ladder is measured on; read before anything that takes long."""
-    path = Path(data.text) if data.text is not None else None
-    if path is None and bench.source.path == REFERENCE:
-        path = REFERENCE / "evaluation.txt"
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What of `Data` was given, as far as it can be read before anything that takes long.
+
+    Attributes:
+        text: what the ladder is measured on; None for no ladder.
+        ranges: what was measured of this model before; None to measure them.
+        calibration: the data that was named; None where none was.
+    """
+
+    text: Sequences | None
+    ranges: Ranges | None
+    calibration: Sequences | None
+
+
+def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given:
+    """Read what was given, and refuse what does not fit together.
+
+    Args:
+        bench: the model that is to be measured.
+        data: what was given.
+        recipe: says how much of the calibration data is read.
+        ladder: whether there will be one; without, its text is not read.
+
+    Raises:
+        DataError: something cannot be read, or the ranges are another model's.
+        UsageError: the text holds sequences of the calibration data.
+    """
+    text = _text(bench, data) if ladder else None
+    ranges = None
+    if data.ranges is not None:
+        ranges = Ranges.of(data.ranges)
+        bench.refuse_foreign(ranges, data.ranges)
+    named = data.calibration is not None
+    calibration = calibration_data(bench, data.calibration, recipe.calibration_tokens) if named else None
+    if calibration is not None:
+        _refuse_overlap(text, calibration)
+    return Given(text, ranges, calibration)
+
+
+def _text(bench: Workbench, data: Data) -> Sequences | None:
+    path = Path(data.text) if data.text is not None else embedded_text(str(bench.source.path))
     return bench.sequences(path, max_tokens=data.max_eval_tokens) if path is not None else None
 
 
-def measured(bench: Workbench, data: Data, recipe: Recipe, text: Sequences | None) -> tuple[Ranges, Sequences | None]:
-    """Ranges, and what to measure decisions on; None for that where neither data nor sampling was asked for.
+def measured(bench: Workbench, given: Given, recipe: Recipe) -> tuple[Ranges, Sequences | None]:
+    """Ranges, and what to measure decisions on; None for that where ranges were given and no data.
 
     Raises:
-        DataError: the ranges that were given are another model's.
-        UsageError: the text holds sequences of the calibration data.
+        UsageError: the text holds sequences that were sampled from the model.
+        ActivationError: an activation is NaN or infinite, named by site.
     """
-    known = bench.known_ranges(data.ranges) if data.ranges is not None else None
-    if known is not None and data.calibration is None:
-        return known, None
-    sequences = calibration_data(bench, data, recipe)
-    _refuse_overlap(text, sequences)
-    return known if known is not None else bench.calibrate(sequences), sequences
+    if given.ranges is not None:
+        return given.ranges, given.calibration
+    sequences = given.calibration
+    if sequences is None:
+        sequences = sampled(bench, recipe.tokens_asked, recipe.seed)
+        _refuse_overlap(given.text, sequences)
+    return bench.calibrate(sequences), sequences
 
 
-def calibration_data(bench: Workbench, data: Data, recipe: Recipe) -> Sequences:
-    """The calibration data that was named, or text sampled from the model."""
-    if data.calibration is not None:
-        limit = data.calibration_tokens or recipe.calibration_tokens
-        return bench.sequences(Path(data.calibration), max_tokens=limit)
-    return sampled(bench, data.calibration_tokens, recipe.seed)
+def calibration_data(
+    bench: Workbench, calibration: str | Path | None, tokens: int | None = None, seed: int = 0
+) -> Sequences:
+    """The calibration data that was named, or text sampled from the model.
+
+    Args:
+        bench: the model.
+        calibration: text, JSON list of strings, or .npz of input_ids; None to sample.
+        tokens: how much of it; None for a recipe's default, or for as much sampled text as settles ranges.
+        seed: of the sampling.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    if calibration is not None:
+        return bench.sequences(Path(calibration), max_tokens=tokens or CALIBRATION_TOKENS)
+    return sampled(bench, tokens, seed)
 
 
 def _refuse_overlap(text: Sequences | None, calibration: Sequences) -> None:

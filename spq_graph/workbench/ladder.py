@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from spq_graph.decisions.variants import LadderPlace, Variant
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Rung
-from spq_graph.passes.files.read import files_of
+from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.measures.evaluate import Score, score_text
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.rows import FP32, RowId, RowKind
-from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute
 from spq_graph.workbench.workbench import Built, Workbench, discard
 
@@ -21,7 +20,7 @@ SESSION_BYTES = 2 << 30
 
 
 def measure_ladder(
-    bench: Workbench, rows: Sequence[Variant], text: Sequences, steps: Steps, ready: Mapping[LadderPlace, Built]
+    bench: Workbench, rows: Sequence[Variant], text: Sequences, ready: Mapping[LadderPlace, Built]
 ) -> list[Rung]:
     """Build, prove and measure every row on the same tokens; FP32 comes first.
 
@@ -31,7 +30,6 @@ def measure_ladder(
         bench: the source.
         rows: what to measure beside it.
         text: what it is measured on.
-        steps: times and tells what is done.
         ready: files of rows that are built already, which are left where they are.
 
     Raises:
@@ -41,18 +39,18 @@ def measure_ladder(
     for row in rows:
         alike.setdefault(_decisions(row.plan), []).append(row)
     distinct = [next((row for row in same if row.place in ready), same[0]) for same in alike.values()]
-    source = sum(file.stat().st_size for file in files_of(bench.model))
+    source = size_of(bench.model)
     side_by_side = max(1, SESSION_BYTES // source)
     groups = [distinct[start : start + side_by_side] for start in range(0, len(distinct), side_by_side)]
     measured: dict[object, Rung] = {}
     ladder: list[Rung] = []
-    with steps.step("ladder", f"Measuring {len(distinct) + 1} models on {text.tokens} tokens") as tick:
+    with bench.steps.step("ladder", f"Measuring {len(distinct) + 1} models on {text.tokens} tokens") as tick:
         for number, group in enumerate(groups):
 
             def in_all(done: int, total: int, number: int = number) -> None:
                 tick(number * total + done, len(groups) * total)
 
-            files = [(row, ready.get(row.place) or _built(bench, row, steps)) for row in group]
+            files = [(row, ready.get(row.place) or _built(bench, row)) for row in group]
             built = [(row, file) for row, file in files if file is not None]
             streams = [bench.stream_for(row.plan, file) for row, file in built]
             reference, scores = score_text(bench.reference, streams, text, in_all)
@@ -78,13 +76,13 @@ def _decisions(plan: Plan) -> object:
     return recipe.bits, recipe.activations, recipe.weights, sites
 
 
-def _built(bench: Workbench, row: Variant, steps: Steps) -> Built | None:
+def _built(bench: Workbench, row: Variant) -> Built | None:
     try:
         return bench.build(row.plan, profile=bench.measured_as(row.plan))
     except GraphError as cause:
         if row.id.kept_in is None:
             raise
-        steps.remark(f"no row {row.id.name}: {cause.what}")
+        bench.steps.remark(f"no row {row.id.name}: {cause.what}")
         return None
 
 

@@ -11,8 +11,13 @@ from typing import TypeAlias
 
 from spq_graph.documents import artifact
 from spq_graph.models.source import Source, resolve
+from spq_graph.passes.adapt.prepared import prepared
+from spq_graph.passes.find.identify import require_glu
+from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
+from spq_graph.runtime.text.tokenizer import TextTokenizer
+from spq_graph.terms.errors import GraphError
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Workbench
+from spq_graph.workbench.workbench import Looked, Workbench
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,16 @@ class Opening:
         return resolve(self.name, Path(self.tokenizer) if self.tokenizer is not None else None)
 
     @contextmanager
-    def open(self, steps: Steps | None = None, *, find_sites: bool = True) -> Iterator[Workbench]:
+    def open(
+        self, steps: Steps | None = None, *, find_sites: bool = True, looked: Looked | None = None
+    ) -> Iterator[Workbench]:
         """A workbench over the source, with a folder for intermediate files that vanishes at the end.
 
         Args:
             steps: times and shows what is done.
             find_sites: read the graph and find its sites, for what is to be quantized. Without, any decoder will do,
                 quantized or not, and an OUT folder is opened with its own tokenizer.
+            looked: the model's graph and sites, where somebody looked at it already; none are sought then.
 
         Raises:
             SourceError: the model cannot be read or exported.
@@ -75,9 +83,28 @@ class Opening:
         """
         source = (self if find_sites else self._in_out()).resolve()
         with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
-            bench = Workbench(source, Path(work), steps or Steps(), self.bos, self.window, self.memory)
-            bench.open(allow_no_glu=self.allow_no_glu, find_sites=find_sites)
-            yield bench
+            yield self._opened(source, Path(work), steps or Steps(), find_sites=find_sites, looked=looked)
+
+    def _opened(
+        self, source: Source, work: Path, steps: Steps, *, find_sites: bool, looked: Looked | None
+    ) -> Workbench:
+        tokenizer = TextTokenizer.load(source.tokenizer) if source.tokenizer is not None else None
+        model = _as_onnx(source, work, steps)
+        if find_sites and looked is None:
+            looked = self._look(source, model, steps)
+        return Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
+
+    def _look(self, source: Source, model: Path, steps: Steps) -> Looked:
+        """Read the graph of what is to be quantized, and find its sites."""
+        with steps.step("identify", "Finding GLU blocks and projections"):
+            whole = prepared(model)
+            refuse_quantized(whole.graph, source.path)
+            found = identify_floating(whole.graph)
+        if not self.allow_no_glu:
+            require_glu(found, source.origin)
+        if not found.sites:
+            raise GraphError("no MatMul or Gemm with a constant weight was found", where=source.origin)
+        return Looked(whole, found)
 
     def _in_out(self) -> Opening:
         """Of an OUT folder its model, and the tokenizer beside that where no other is named."""
@@ -86,6 +113,18 @@ class Opening:
             return self
         beside = folder if (folder / "tokenizer.json").is_file() else None
         return replace(self, source=folder / artifact.MODEL, tokenizer=self.tokenizer or beside)
+
+
+def _as_onnx(source: Source, work: Path, steps: Steps) -> Path:
+    """The source's file, exported where it is a folder; named as `export` names it, so that both have one digest."""
+    if source.kind == "onnx":
+        return source.path
+    from spq_graph.models.export import export_folder
+
+    model = work / artifact.MODEL
+    with steps.step("export", f"Exporting {source.origin}"):
+        export_folder(source.path, model)
+    return model
 
 
 Openable: TypeAlias = Opening | str | Path

@@ -27,7 +27,7 @@ class Steps:
 
     Attributes:
         watch: is told of every step as it begins, with 0 of 0, and whenever more of it is done.
-        remark: is told of what is left out, and why.
+        remark: is told of what is left out, and what makes figures doubtful, and why.
         ended: is told of every step that is over.
         seconds: wall time by step, in order.
     """

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.documents import artifact
 from spq_graph.documents.checkpoint import Checkpoint
 from spq_graph.documents.plan import ModelRef, Plan
 from spq_graph.documents.ranges import Ranges
@@ -20,8 +19,7 @@ from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.base.run import run
 from spq_graph.passes.files.read import digest_of
 from spq_graph.passes.files.save import DATA_SUFFIX, save_model
-from spq_graph.passes.find.identify import Identified, require_glu
-from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
+from spq_graph.passes.find.identify import Identified
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.pieces.split import signature, split
 from spq_graph.runtime.measures.calibrate import collect_ranges, first_not_finite
@@ -32,14 +30,15 @@ from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.terms.errors import DataError, GraphError, UsageError
+from spq_graph.terms.errors import DataError, UsageError
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.segment import Segmented, Spec
+from spq_graph.terms.segment import Segmented
 from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
 LONGEST_WINDOW = 2048
+MOSTLY_UNKNOWN = 0.1  # share of a text's tokens
 
 
 @dataclass(slots=True)
@@ -51,41 +50,64 @@ class Built:
     opset: int
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A model's graph, read once, and what was found in it."""
+
+    prepared: Prepared
+    found: Identified
+
+
 @dataclass(slots=True)
 class Workbench:
-    """One source model, opened.
+    """One source model, opened by `Opening.open`.
 
     Attributes:
         source: what the user named.
         work: folder for intermediate files.
         steps: times and shows what is done.
+        model: the ONNX file.
+        tokenizer: where the source has one.
+        looked: its graph and sites; None where no sites were sought.
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence; None for the model's length, at most 2048.
         memory: bytes that the weights in a session may take; None for the default of `pieces.split`.
-        model: the ONNX file.
-        found: sites, GLU blocks and products that are no sites.
-        tokenizer: where the source has one.
     """
 
     source: Source
     work: Path
     steps: Steps
+    model: Path
+    tokenizer: TextTokenizer | None = None
+    looked: Looked | None = None
     bos: bool = False
     window: int | None = None
     memory: int | None = None
-    model: Path = field(init=False)
-    found: Identified = field(init=False)
-    tokenizer: TextTokenizer | None = field(init=False, default=None)
-    _digest: Future[str] | None = None
-    _count: int = 0
-    _runner: Runner | None = None
-    _reference: Stream | None = None
-    _signature: tuple[list[Spec], list[Spec]] | None = None
-    _prepared: Prepared | None = None
+    _digest: Future[str] | None = field(init=False, default=None)
+    _count: int = field(init=False, default=0)
+    _runner: Runner | None = field(init=False, default=None)
+    _reference: Stream | None = field(init=False, default=None)
+    _prepared: Prepared | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.looked is not None:
+            self._prepared = self.looked.prepared
+            self._digest = ThreadPoolExecutor(max_workers=1).submit(digest_of, self.model)
+
+    @property
+    def found(self) -> Identified:
+        """Sites, GLU blocks and products that are no sites.
+
+        Raises:
+            LookupError: none were sought: an error of the program, not of who uses it.
+        """
+        if self.looked is None:
+            raise LookupError("this model was opened with find_sites=False")
+        return self.looked.found
 
     @property
     def digest(self) -> str:
-        """Of the model's file and its weights; it is computed while the graph is read."""
+        """Of the model's file and its weights; where it is sure to be asked for, it is computed beside other work."""
         return self._digest.result() if self._digest is not None else digest_of(self.model)
 
     @property
@@ -110,37 +132,8 @@ class Workbench:
     @property
     def decoder(self) -> Decoder:
         """What the model takes and gives; once the graph was read, no session is opened to know it."""
-        return Decoder(self.model, *self._signature) if self._signature is not None else self.reference
-
-    def open(self, *, allow_no_glu: bool = False, find_sites: bool = True) -> None:
-        """Export where needed, read the graph and find its sites; without, any decoder will do, quantized or not.
-
-        Raises:
-            SourceError: the model cannot be read or exported.
-            GraphError: it is quantized already, or holds no GLU.
-        """
-        if self.source.tokenizer is not None:
-            self.tokenizer = TextTokenizer.load(self.source.tokenizer)
-        self.model = self.source.path
-        if self.source.kind == "folder":
-            from spq_graph.models.export import export_folder
-
-            # Named as `export` names it, so that both have one digest.
-            self.model = self.work / artifact.MODEL
-            with self.steps.step("export", f"Exporting {self.source.origin}"):
-                export_folder(self.source.path, self.model)
-        if not find_sites:
-            return
-        with self.steps.step("identify", "Finding GLU blocks and projections"):
-            graph = self.prepared.graph
-            self._digest = ThreadPoolExecutor(max_workers=1).submit(digest_of, self.model)
-            refuse_quantized(graph, self.source.path)
-            self._signature = signature(graph)
-            self.found = identify_floating(graph)
-        if not allow_no_glu:
-            require_glu(self.found, self.source.origin)
-        if not self.found.sites:
-            raise GraphError("no MatMul or Gemm with a constant weight was found", where=self.source.origin)
+        looked = self.looked
+        return Decoder(self.model, *signature(looked.prepared.graph)) if looked is not None else self.reference
 
     @property
     def prepared(self) -> Prepared:
@@ -181,6 +174,9 @@ class Workbench:
             vocab_size=self.source.vocab_size or self.decoder.vocabulary,
             max_tokens=max_tokens,
         )
+        unknown = self.tokenizer.unknown_id if self.tokenizer is not None else None
+        if unknown is not None and (share := float((found.ids[found.mask == 1] == unknown).mean())) > MOSTLY_UNKNOWN:
+            self.steps.remark(f"{share:.0%} of the tokens of {path.name} are unknown to the tokenizer")
         return replace(found, origin=path.name)  # where the file lies is not part of what was decided
 
     def calibrate(self, sequences: Sequences, checkpoint: Checkpoint | None = None) -> Ranges:
@@ -273,20 +269,22 @@ class Workbench:
         batch, length = self.decoder.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
-    def known_ranges(self, given: Ranges | str | Path) -> Ranges:
-        """Ranges that were measured before, or their file.
+    def refuse_foreign(self, ranges: Ranges, given: Ranges | str | Path) -> None:
+        """Refuse ranges of another model.
+
+        Args:
+            ranges: that were measured before.
+            given: themselves, or the file that they come from, which is then named.
 
         Raises:
-            DataError: they cannot be read, or were measured on another model.
+            DataError: they were measured on another model.
         """
-        ranges = given if isinstance(given, Ranges) else Ranges.load(Path(given))
         if ranges.model_digest != self.digest:
             raise DataError(
                 "these ranges were measured on another model",
                 where=self.source.origin if isinstance(given, Ranges) else str(given),
                 remedy="run `spq-graph calibrate` on this one",
             )
-        return ranges
 
 
 def discard(built: Built) -> None:

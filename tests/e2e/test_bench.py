@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph import Opening, SpqError, bench
 from spq_graph.documents.report import Report
 from spq_graph.jobs.bench import times_faster
 from tests.support.command import done, spq
@@ -73,6 +74,15 @@ def test_a_report_that_is_not_there_is_said_before_anything_is_timed(cached: tup
     result = spq("bench", cached[1] / "model.onnx", "--report")
     assert result.code == 2
     assert "no plan.json here" in result.err
+
+
+def test_a_program_writes_them_into_the_report_too(cached: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(cached[1], out)
+    found = bench(Opening(out), rounds=1, lengths=[8], report=True)
+    assert Report.load(out / "report.json").speed == found
+    with pytest.raises(SpqError, match=r"no plan\.json here"):
+        bench(out / "model.onnx", report=True)
 
 
 def test_wrong_use(cached: tuple[Path, Path]) -> None:

@@ -14,6 +14,7 @@ from spq_graph import __version__
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Report
 from spq_graph.terms.kernels import INTEGER_KERNELS
+from tests.conftest import write_tokenizer
 from tests.support.command import Case, done, spq
 from tests.support.decoders import VOCABULARY, write_decoder
 
@@ -233,3 +234,13 @@ def test_masks_in_an_npz(case: Case, tmp_path: Path) -> None:
     np.savez(tmp_path / "masked.npz", input_ids=ids, attention_mask=mask)
     facts = done("calibrate", case.model, "-o", tmp_path / "r.json", "--calibration", tmp_path / "masked.npz", "--json")
     assert facts.json["tokens"] == int(mask.sum())
+
+
+def test_a_text_of_another_vocabulary_is_remarked_on(case: Case, tmp_path: Path) -> None:
+    """Words that the tokenizer does not know are one token: ranges of those say nothing of the model."""
+    write_tokenizer(tmp_path)
+    for words, told in (("w3 w4 w5 w6 ", False), ("the quick brown fox ", True)):
+        (tmp_path / "text.txt").write_text(words * 400)
+        given = ("--calibration", tmp_path / "text.txt", "--tokenizer", tmp_path, "--window", 32)
+        found = done("calibrate", case.model, "-o", tmp_path / "ranges.json", *given)
+        assert ("of the tokens of text.txt are unknown" in found.err) is told

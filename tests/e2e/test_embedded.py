@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from spq_graph.models.source import REFERENCE
+from spq_graph.models.source import REFERENCE, embedded_text
 from tests.support.command import done
 
 pytestmark = pytest.mark.slow
@@ -30,6 +30,8 @@ def perplexity(made: dict[str, Any], name: str, bits: int | None) -> float:
 def test_files() -> None:
     assert (REFERENCE / "model.safetensors").stat().st_size <= 8_000_000
     text = (REFERENCE / "evaluation.txt").read_bytes()
+    assert embedded_text("reference") == embedded_text(str(REFERENCE)) == REFERENCE / "evaluation.txt"
+    assert embedded_text(str(REFERENCE.parent)) is None
     assert len(text) >= 30_000
     assert text.isascii()
     assert {f.name for f in Path(REFERENCE).iterdir()} >= {"README.md", "config.json", "tokenizer.json", "train.py"}

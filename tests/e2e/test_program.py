@@ -35,6 +35,7 @@ from spq_graph import (
 from spq_graph.cli import terminal
 from spq_graph.documents.results import Outcome
 from spq_graph.jobs.forecast import forecast
+from spq_graph.jobs.order import Order
 from spq_graph.jobs.plan import plan
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 from tests.conftest import write_tokenizer
@@ -77,6 +78,26 @@ def test_the_width_that_out_holds_is_the_recipes(case: Case, tmp_path: Path) -> 
     assert (six.plan.recipe.bits, six.report.ladder) == (6, [])
     with pytest.raises(SpqError, match="less than or equal to 8"):
         quantize(case.model, tmp_path / "unused", ladder_bits=[12])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_how_much_is_measured_stands_in_the_recipe(case: Case, tmp_path: Path, named: bool) -> None:
+    """Of data and of text sampled from the model alike: the plan's recipe says what was asked for."""
+    recipe = Recipe(calibration_tokens=64, spike_ratio=100.0)
+    data = Data(case.calibration) if named else None
+    made = quantize(Opening(case.model, window=32), tmp_path / "out", recipe, data=data, ladder=False)
+    assert made.plan.calibration.tokens == made.plan.recipe.calibration_tokens == 64
+
+
+def test_sampled_text_that_nobody_limited_is_as_much_as_settles_ranges(case: Case, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("spike_ratio = 100.0")
+    arguments = ["--recipe", recipe, "--window", 32, "--no-eval", "--json"]
+    found = done("quantize", case.model, "-o", tmp_path / "out", *arguments).json["plan"]
+    assert found["recipe"]["calibration_tokens"] == Recipe().calibration_tokens > found["calibration"]["tokens"]
+    recipe.write_text("spike_ratio = 100.0\ncalibration_tokens = 96")
+    found = done("quantize", case.model, "-o", tmp_path / "less", *arguments).json["plan"]
+    assert found["recipe"]["calibration_tokens"] == found["calibration"]["tokens"] == 96
 
 
 def test_the_single_steps_hand_on_what_they_return(case: Case, tmp_path: Path) -> None:
@@ -144,12 +165,16 @@ def test_generation(case: Case, tokenizer: Path) -> None:
 
 
 def test_a_forecast_in_numbers(case: Case, tmp_path: Path) -> None:
-    opening = Opening(case.model, window=32)
-    found = forecast(opening, tmp_path / "out", ladder_bits=(6,), data=Data(max_eval_tokens=100))
+    order = Order(
+        Opening(case.model, window=32), tmp_path / "out", Recipe(), Data(max_eval_tokens=100), ladder_bits=(6,)
+    )
+    found = forecast(order)
     assert (found.sites, found.kept_at_most, found.bits) == (21, 3, (8, 6))
     assert found.bytes_everywhere < found.bytes_at_most < found.source_bytes
     assert 0 < (found.ladder_seconds or 0) < found.seconds
-    assert forecast(opening, tmp_path / "out").to_dict()["of_which_ladder"] == "depends on the text"
+    assert forecast(replace(order, data=Data())).to_dict()["of_which_ladder"] == "depends on the text"
+    without = forecast(replace(order, ladder=False))
+    assert without.ladder_seconds == 0
 
 
 def test_speed(case: Case, made: Outcome) -> None:
@@ -205,6 +230,14 @@ def test_an_opening_serves_every_job(case: Case, made: Outcome, tmp_path: Path) 
         assert found.found.sites
         assert found.sequence_length == plain.sequence_length == 16
     assert Opening.of(opening) is opening
+    seen = inspect(opening, "*down_proj", calibration=case.calibration, tokens=64)
+    assert seen.measured is not None
+    assert 0 < seen.measured.tokens <= 64
+    assert all(site.measured is not None and site.measured.ratio for site in seen.sites)
+    assert inspect(Opening(made.out)).to_dict() == inspect(made.out).to_dict()
+    assert compare(Opening(made.out), opening).to_dict() == compare(made.out, case.model).to_dict()
+    with pytest.raises(LookupError, match="find_sites"):
+        assert plain.found
     assert Opening.of("reference") == Opening("reference")
     with replace(opening, source=made.out).open(find_sites=False) as of_out:
         assert of_out.model == made.out / "model.onnx"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
@@ -129,3 +130,62 @@ def test_other_wrong_uses(case: Case, tmp_path: Path) -> None:
     assert same.code == 2
     assert "the evaluation text is the calibration data" in same.err
     assert not list(tmp_path.iterdir())
+
+
+def _spoilt(case: Case, folder: Path) -> dict[str, list[Any]]:
+    """Requests with one thing wrong each, all of which show before calibration."""
+    foreign, empty, few = folder / "foreign", folder / "empty.npz", folder / "few.npz"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("the only copy")
+    np.savez(empty, input_ids=np.zeros((0, 8), np.int64))
+    np.savez(few, input_ids=np.load(case.calibration)["input_ids"][:3])
+    write_decoder(folder / "other.onnx", seed=5)
+    write_decoder(folder / "plain.onnx", glu=False)
+    (folder / "text.txt").write_text("words")
+    return {
+        "out exists": ["-o", case.out],
+        "out is somebody else's": ["-o", foreign, "--force"],
+        "out is an input": ["-o", case.model.parent, "--force"],
+        "out holds the data": ["-o", folder, "--force", "--calibration", few],
+        "out below a file": ["-o", folder / "text.txt" / "out"],
+        "out far below a file": ["-o", folder / "text.txt" / "far" / "out"],
+        "width": ["--bits", 8, "--bits", 12],
+        "recipe": ["--recipe", "absent.toml"],
+        "no calibration": ["--calibration", folder / "absent.npz"],
+        "no text": ["--text", folder / "absent.npz"],
+        "text without a tokenizer": ["--calibration", folder / "text.txt"],
+        "one file for both": ["--text", case.calibration],
+        "sequences of both": ["--text", few],
+        "empty calibration": ["--calibration", empty],
+        "empty text": ["--text", empty],
+        "window and bos": ["--window", 2, "--bos"],
+        "no ranges": ["--ranges", folder / "absent.json"],
+        "ranges that are none": ["--ranges", folder / "text.txt"],
+        "no tokenizer": ["--tokenizer", folder],
+        "no model": [folder / "absent.onnx"],
+        "no GLU": [folder / "plain.onnx"],
+        "quantized already": [case.out / "model.onnx"],
+        "ranges of another": [folder / "other.onnx", "--ranges", case.out / "ranges.json"],
+    }
+
+
+def test_a_dry_run_refuses_what_the_run_refuses(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same words, and before anything that takes long: both go through one order."""
+    monkeypatch.setattr("spq_graph.workbench.workbench.calibrate", lambda *_: pytest.fail("it was calibrated"))
+    for wrong, arguments in _spoilt(case, tmp_path).items():
+        model = [] if isinstance(arguments[0], Path) else [case.model]
+        out = [] if "-o" in arguments else ["-o", tmp_path / "out"]
+        data = [] if "--calibration" in arguments else ["--calibration", case.calibration]
+        run = ["quantize", *model, *out, *data, *arguments]
+        before = contents(tmp_path, case.out)
+        real, dry = spq(*run), spq(*run, "--dry-run")
+        assert real.code != 0, wrong
+        assert (dry.code, dry.out, dry.err) == (real.code, "", real.err), wrong
+        assert contents(tmp_path, case.out) == before, wrong
+
+
+def test_without_a_ladder_its_text_is_not_read_dry_or_not(case: Case, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.npz"
+    np.savez(empty, input_ids=np.zeros((0, 8), np.int64))
+    found = usage(case, "--text", empty, "--no-eval", "--dry-run", "--max-eval-tokens", 50, "--json").json
+    assert found["of_which_ladder"] == "0.0 s"

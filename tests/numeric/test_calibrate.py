@@ -16,21 +16,23 @@ pytest.importorskip("onnxruntime")
 from spq_graph.documents.ranges import Ranges, merge_all
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.models.source import resolve
+from spq_graph.passes.adapt.prepared import prepared
+from spq_graph.passes.find.quantized import identify_floating
 from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import ActivationError
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Workbench
+from spq_graph.workbench.workbench import Looked, Workbench
 from tests.support.decoders import BOS, random_ids, write_decoder
 
 SPIKE = 700.0
 
 
 def opened(path: Path, work: Path) -> Workbench:
-    bench = Workbench(resolve(str(path)), work, Steps())
-    bench.open()
-    return bench
+    """A workbench that outlives its block, whose files lie in a folder of the test."""
+    source, found = resolve(str(path)), prepared(path)
+    return Workbench(source, work, Steps(), path, looked=Looked(found, identify_floating(found.graph)))
 
 
 @pytest.fixture(scope="module")

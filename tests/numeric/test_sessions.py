@@ -15,18 +15,20 @@ import onnxruntime as ort
 
 from spq_graph.documents.recipe import Recipe
 from spq_graph.models.source import resolve
+from spq_graph.passes.adapt.prepared import prepared
+from spq_graph.passes.find.quantized import identify_floating
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.precision import Precision
 from spq_graph.workbench.planning import make_plan
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Workbench
+from spq_graph.workbench.workbench import Looked, Workbench
 from tests.support.decoders import random_ids, write_decoder
 
 
 def opened(path: Path, work: Path) -> Workbench:
-    bench = Workbench(resolve(str(path)), work, Steps())
-    bench.open()
-    return bench
+    """A workbench that outlives its block, whose files lie in a folder of the test."""
+    source, found = resolve(str(path)), prepared(path)
+    return Workbench(source, work, Steps(), path, looked=Looked(found, identify_floating(found.graph)))
 
 
 @pytest.mark.parametrize("fixed", [None, (2, 40)])

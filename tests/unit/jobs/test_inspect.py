@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from rich.console import Console
 
-from spq_graph.jobs.inspect import inspect_path
+from spq_graph.documents.plan import Reason
+from spq_graph.jobs.compare import differences
+from spq_graph.jobs.inspect import inspect
 from spq_graph.passes.base.marks import ADDED, PREFIX
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.quantized import refuse_quantized
-from spq_graph.terms.errors import GraphError
+from spq_graph.terms.errors import CheckError, GraphError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
+from spq_graph.views.inspected import show_difference, show_inspection
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.graphs import Glu
 from tests.support.inserting import applied, plan_for
@@ -50,7 +57,7 @@ def test_every_site_is_listed(tmp_path: Path, dtype: type[np.generic], noted: bo
     onnx.save(decoder(Decoder(glu=Glu(width=32, inner=33, bias=True)), dtype=dtype, opset=opset), path)
     plan = plan_for(path, token_feeds(), choose)
     made = applied(path, plan)
-    found = inspect_path(made if noted else without_notes(made))
+    found = inspect(made if noted else without_notes(made))
     assert found.glu_blocks == 2
     assert not found.unmatched
     listed = [(s.key, s.role, s.site.layer, s.shape, s.precision) for s in found.sites]
@@ -59,6 +66,75 @@ def test_every_site_is_listed(tmp_path: Path, dtype: type[np.generic], noted: bo
     assert listed == [
         (s.key, s.role, s.layer, s.shape, head if s.role is Role.LM_HEAD else s.precision) for s in plan.sites
     ]
+
+
+def test_words_that_we_do_not_know_are_told_as_the_file_has_them(tmp_path: Path) -> None:
+    """A later version, or another program, may note what it likes: it is shown, and explained as far as we can."""
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1)), path)
+    made = applied(path, plan_for(path, token_feeds(), Precision.INT8))
+    model = onnx.load(made)
+    odd = {"reason": "full\x1b moon", "precision": "w3[b]a5", "role": "glu_sideways"}
+    for note in (note for node in model.graph.node for note in node.metadata_props):
+        note.value = odd.get(note.key.removeprefix(PREFIX), note.value)
+    onnx.save(model, made)
+    found = inspect(made)
+    assert {(site.precision, site.reason) for site in found.sites} == {("w3[b]a5", "full\x1b moon")}
+    assert {site.role for site in found.sites} == {site.role for site in inspect(path).sites}
+    assert all(site["reason"] == "full\x1b moon" for site in json.loads(json.dumps(found.to_dict()))["sites"])
+    for why in (False, True):
+        console = Console(file=io.StringIO(), width=200)
+        show_inspection(found, console, why=why)
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        assert "w3[b]a5" in text
+        assert ("moon: a reason that this version does not know" in text) == why
+        assert "\x1b" not in text
+    console = Console(file=io.StringIO(), width=200)
+    show_difference(differences(made, path), console)
+
+
+def test_a_reason_of_ours_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1)), path)
+    made = applied(path, plan_for(path, token_feeds(), Precision.INT8))
+    assert {type(site.reason) for site in inspect(made).sites} == {Reason}
+    assert {type(site["reason"]) for site in inspect(made).to_dict()["sites"]} == {str}
+    assert {type(site.reason) for site in inspect(path).sites} == {type(None)}
+
+
+def test_the_file_is_read_once_and_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    path, ids = tmp_path / "model.onnx", tmp_path / "ids.npz"
+    onnx.save(decoder(Decoder(layers=1)), path)
+    np.savez(ids, input_ids=np.random.default_rng(0).integers(0, 16, (4, 8)))
+    read: list[Path] = []
+
+    def counting(file: Path) -> ir.Model:
+        read.append(file)
+        return load_graph(file)
+
+    for module in ("spq_graph.jobs.inspect", "spq_graph.passes.adapt.prepared"):
+        monkeypatch.setattr(f"{module}.load_graph", counting)
+    found = inspect(path, calibration=ids)
+    assert read == [path]
+    assert found.measured is not None
+    assert found.measured.tokens == 32
+
+
+def test_a_pass_out_of_order_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Early(ir.passes.InPlacePass):
+        def requires(self, model: ir.Model) -> None:
+            raise ir.passes.PreconditionError("too early")
+
+        def call(self, model: ir.Model) -> ir.passes.PassResult:
+            return ir.passes.PassResult(model, modified=False)
+
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1)), path)
+    monkeypatch.setattr("spq_graph.jobs.inspect.canon", lambda: (Early(),))
+    with pytest.raises(CheckError, match="Early: too early"):
+        inspect(path)
 
 
 def test_is_not_taken_for_a_source(tmp_path: Path) -> None:
@@ -97,7 +173,7 @@ def test_blocks_of_others_are_told_by_bits_and_level(
             onnx.helper.make_attribute(name, value) for name, value in wanted.items() if value is not None
         )
     onnx.save(model, path)
-    assert {site.precision for site in inspect_path(path).sites} == {told}
+    assert {site.precision for site in inspect(path).sites} == {told}
 
 
 def test_a_grid_that_the_first_edition_noted_has_the_name_of_today(tmp_path: Path) -> None:
@@ -108,4 +184,4 @@ def test_a_grid_that_the_first_edition_noted_has_the_name_of_today(tmp_path: Pat
     for note in (note for node in model.graph.node for note in node.metadata_props):
         note.value = "int6" if note.key == f"{PREFIX}precision" else note.value
     onnx.save(model, made)
-    assert {site.precision for site in inspect_path(made).sites} == {"int6_in_8"}
+    assert {site.precision for site in inspect(made).sites} == {"int6_in_8"}

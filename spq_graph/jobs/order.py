@@ -1,0 +1,71 @@
+"""What `quantize` is asked for, as one value: what is carried out and what is forecast cannot differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from spq_graph.documents import artifact
+from spq_graph.documents.recipe import Recipe
+from spq_graph.workbench.data import Data, Given, read
+from spq_graph.workbench.opening import Opening
+from spq_graph.workbench.planning import widths_of
+from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.workbench import Workbench
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be quantized, how, and measured on what.
+
+    Attributes:
+        opening: the model.
+        out: the folder to write.
+        recipe: what is wanted.
+        data: what is measured on.
+        ladder: whether to measure the ladder, where there is a text to measure it on.
+        ladder_bits: bit widths that get rows in the ladder beside the recipe's.
+        force: replace an earlier OUT.
+    """
+
+    opening: Opening
+    out: Path
+    recipe: Recipe
+    data: Data
+    ladder: bool = True
+    ladder_bits: tuple[int, ...] = ()
+    force: bool = False
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bit widths to decide at, each once; OUT holds the first.
+
+        Raises:
+            UsageError: one of them is not legal.
+        """
+        return widths_of(self.recipe, self.ladder_bits)
+
+    def check(self) -> None:
+        """Refuse what can be known to be wrong before the model is opened.
+
+        Raises:
+            UsageError: a width is not legal, OUT would replace an input, or the data does not fit together.
+            OutputError: OUT must not or cannot be written.
+            SourceError: the model or a file of the data is not there.
+        """
+        widths_of(self.recipe, self.ladder_bits)
+        artifact.check_out(self.out, force=self.force, inputs=(*self.data.inputs, *self.opening.inputs))
+        self.data.check(self.opening.resolve())
+
+    @contextmanager
+    def begun(self, steps: Steps) -> Iterator[tuple[Workbench, Given]]:
+        """The model, opened, and what of the data was given, read: everything that shows before calibration.
+
+        Raises:
+            SpqError: as `check` and `Opening.open`; or data cannot be read, or does not belong to this model.
+        """
+        self.check()
+        with self.opening.open(steps) as bench:
+            yield bench, read(bench, self.data, self.recipe, ladder=self.ladder)

@@ -1,0 +1,45 @@
+"""Speed in the report of OUT: whether there is one to write into, and writing it there."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from spq_graph.documents import artifact
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.report import Report
+from spq_graph.documents.speed import Speed
+from spq_graph.terms.errors import UsageError
+from spq_graph.views.page import render, shown_profiles
+
+
+def check_report(out: Path) -> None:
+    """See to it, before anything takes long, that there is a report to write into.
+
+    Raises:
+        UsageError: OUT is no folder that `quantize` wrote.
+    """
+    absent = [name for name in (artifact.PLAN, artifact.REPORT, artifact.RANGES) if not (out / name).is_file()]
+    if absent:
+        raise UsageError(
+            f"there is no {absent[0]} here, so no report to write into",
+            where=str(out),
+            remedy="name the folder that `spq-graph quantize` wrote, or leave out --report",
+        )
+
+
+def add_to_report(out: Path, speed: Speed) -> None:
+    """Write what was measured of an artifact into its report, and draw the page again.
+
+    Raises:
+        SpqError: OUT is no folder that `quantize` wrote.
+    """
+    plan = Plan.load(out / artifact.PLAN)
+    report = Report.load(out / artifact.REPORT).model_copy(update={"speed": speed})
+    profiles = shown_profiles(plan, Ranges.load(out / artifact.RANGES), report.tokens)
+    with tempfile.TemporaryDirectory(prefix=".speed-", dir=out) as folder:
+        report.save(Path(folder, artifact.REPORT))
+        Path(folder, artifact.PAGE).write_text(render(plan, report, profiles), encoding="utf-8")
+        for name in (artifact.REPORT, artifact.PAGE):
+            Path(folder, name).replace(out / name)
