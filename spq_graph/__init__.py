@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from spq_graph.jobs.apply import apply
     from spq_graph.jobs.bench import bench
     from spq_graph.jobs.calibrate import calibrate, merge
-    from spq_graph.jobs.compare import differences as compare
-    from spq_graph.jobs.doctor import examine
+    from spq_graph.jobs.compare import compare
+    from spq_graph.jobs.doctor import doctor
     from spq_graph.jobs.evaluate import evaluate
     from spq_graph.jobs.export import export
     from spq_graph.jobs.generate import generate
@@ -52,8 +52,8 @@ __all__ = [
     "bench",
     "calibrate",
     "compare",
+    "doctor",
     "evaluate",
-    "examine",
     "export",
     "generate",
     "inspect",
@@ -64,34 +64,34 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Where each name comes from: its module, and what it is called there.
+# The module that each name comes from.
 _HOMES = {
-    "EVERYWHERE": ("spq_graph.terms.rows", "EVERYWHERE"),
-    "FP32": ("spq_graph.terms.rows", "FP32"),
-    "SPIKE_AWARE": ("spq_graph.terms.rows", "SPIKE_AWARE"),
-    "WEIGHT_ONLY": ("spq_graph.terms.rows", "WEIGHT_ONLY"),
-    "Data": ("spq_graph.workbench.data", "Data"),
-    "Opening": ("spq_graph.workbench.opening", "Opening"),
-    "Plan": ("spq_graph.documents.plan", "Plan"),
-    "Ranges": ("spq_graph.documents.ranges", "Ranges"),
-    "Recipe": ("spq_graph.documents.recipe", "Recipe"),
-    "Report": ("spq_graph.documents.report", "Report"),
-    "Sampling": ("spq_graph.runtime.generation.sampling", "Sampling"),
-    "SpqError": ("spq_graph.terms.errors", "SpqError"),
-    "Steps": ("spq_graph.workbench.steps", "Steps"),
-    "apply": ("spq_graph.jobs.apply", "apply"),
-    "bench": ("spq_graph.jobs.bench", "bench"),
-    "calibrate": ("spq_graph.jobs.calibrate", "calibrate"),
-    "compare": ("spq_graph.jobs.compare", "differences"),
-    "evaluate": ("spq_graph.jobs.evaluate", "evaluate"),
-    "examine": ("spq_graph.jobs.doctor", "examine"),
-    "export": ("spq_graph.jobs.export", "export"),
-    "generate": ("spq_graph.jobs.generate", "generate"),
-    "inspect": ("spq_graph.jobs.inspect", "inspect"),
-    "merge": ("spq_graph.jobs.calibrate", "merge"),
-    "plan": ("spq_graph.jobs.plan", "plan"),
-    "quantize": ("spq_graph.jobs.quantize", "quantize"),
-    "verify": ("spq_graph.jobs.verify", "verify"),
+    "EVERYWHERE": "spq_graph.terms.rows",
+    "FP32": "spq_graph.terms.rows",
+    "SPIKE_AWARE": "spq_graph.terms.rows",
+    "WEIGHT_ONLY": "spq_graph.terms.rows",
+    "Data": "spq_graph.workbench.data",
+    "Opening": "spq_graph.workbench.opening",
+    "Plan": "spq_graph.documents.plan",
+    "Ranges": "spq_graph.documents.ranges",
+    "Recipe": "spq_graph.documents.recipe",
+    "Report": "spq_graph.documents.report",
+    "Sampling": "spq_graph.runtime.generation.sampling",
+    "SpqError": "spq_graph.terms.errors",
+    "Steps": "spq_graph.workbench.steps",
+    "apply": "spq_graph.jobs.apply",
+    "bench": "spq_graph.jobs.bench",
+    "calibrate": "spq_graph.jobs.calibrate",
+    "compare": "spq_graph.jobs.compare",
+    "doctor": "spq_graph.jobs.doctor",
+    "evaluate": "spq_graph.jobs.evaluate",
+    "export": "spq_graph.jobs.export",
+    "generate": "spq_graph.jobs.generate",
+    "inspect": "spq_graph.jobs.inspect",
+    "merge": "spq_graph.jobs.calibrate",
+    "plan": "spq_graph.jobs.plan",
+    "quantize": "spq_graph.jobs.quantize",
+    "verify": "spq_graph.jobs.verify",
 }
 
 _root = Path(__file__).resolve().parent.parent
@@ -104,8 +104,7 @@ def __getattr__(name: str) -> object:
     """What a program calls, imported when it is asked for: every verb imports this package, none needs all of it."""
     if name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    home, own = _HOMES[name]
-    return getattr(import_module(home), own)
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -51,10 +51,10 @@ app.command()(making.apply)
 @app.command()
 def doctor(as_json: o.Json = False) -> None:
     """Versions, operator library and instruction sets, and what every precision runs as on this machine."""
-    from spq_graph.jobs.doctor import examine
+    from spq_graph.jobs.doctor import doctor as run
     from spq_graph.views.examined import show
 
-    found = examine()
+    found = run()
     if as_json:
         print_json(found.to_dict())
     else:

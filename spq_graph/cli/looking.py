@@ -68,10 +68,10 @@ def diff(
     as_json: o.Json = False,
 ) -> None:
     """What two plans or artifacts decide differently, and what came of it."""
-    from spq_graph.jobs.compare import differences
+    from spq_graph.jobs.compare import compare
     from spq_graph.views.inspected import show_difference
 
-    found = differences(a, b)
+    found = compare(a, b)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -117,7 +117,7 @@ class SitePlan(OfSite, Strict):
     @property
     def untouched(self) -> bool:
         """Whether it stays as the graph has it by default, so that nothing is written."""
-        return self.precision.bits is None and self.reason is Reason.DEFAULT
+        return self.reason is Reason.DEFAULT and self.precision.row.weights.width > 8
 
     @property
     def largest(self) -> float | None:

@@ -29,7 +29,7 @@ class _Side:
     bytes: int | None = None
 
 
-def differences(a: Openable, b: Openable) -> Difference:
+def compare(a: Openable, b: Openable) -> Difference:
     """What differs between two plans, OUT folders or .onnx files, in any combination; nothing of them is run.
 
     Raises:

@@ -35,7 +35,7 @@ SATURATES = (
 )
 
 
-def examine() -> Examination:
+def doctor() -> Examination:
     """Find out what is installed here, and run a small product in every precision on every target."""
     absent = {target: why_absent(profile) for target, profile in PROFILES.items()}
     return Examination(

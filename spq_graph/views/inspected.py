@@ -140,7 +140,7 @@ def _bars(positions: Sequence[SeenStretch]) -> Text:
 
 
 def show_difference(found: Difference, console: Console) -> None:
-    """Print what `differences` found."""
+    """Print what `compare` found."""
     if found.same_model is False:
         console.print("note: the plans are for different models")
     if found.bytes is not None:

@@ -40,7 +40,7 @@ def test_a_processor_that_saturates_is_warned_of(monkeypatch: pytest.MonkeyPatch
         return Executed(kernels={"product": "MatMulIntegerToFloat"}), np.full((4, 64), 32.0)
 
     monkeypatch.setattr(health, "kernels_of", halved)
-    assert doctor.examine().warnings == [doctor.SATURATES]
+    assert doctor.doctor().warnings == [doctor.SATURATES]
     assert "reduce_range = true" in done("doctor").out.replace("\n", " ")
 
 

@@ -15,7 +15,6 @@ pytest.importorskip("onnxruntime")
 
 import spq_graph
 from spq_graph import Data, Opening
-from spq_graph.jobs.inspect import inspect_path
 from spq_graph.jobs.plan import plan
 from tests.conftest import ROOT, write_tokenizer
 from tests.support.command import Case, done
@@ -81,11 +80,11 @@ WAYS = {
         lambda case, *_: spq_graph.bench(case.out, rounds=1, lengths=[8]),
         lambda case, *_: ["bench", case.out, "--rounds", 1, "--length", 8],
     ),
-    "inspect": Way(lambda case, *_: inspect_path(case.out), lambda case, *_: ["inspect", case.out]),
+    "inspect": Way(lambda case, *_: spq_graph.inspect(case.out), lambda case, *_: ["inspect", case.out]),
     "compare": Way(
         lambda case, *_: spq_graph.compare(case.out, case.model), lambda case, *_: ["diff", case.out, case.model]
     ),
-    "examine": Way(lambda *_: spq_graph.examine(), lambda *_: ["doctor"]),
+    "doctor": Way(lambda *_: spq_graph.doctor(), lambda *_: ["doctor"]),
 }
 
 

@@ -16,13 +16,13 @@ pytest.importorskip("onnxruntime")
 import spq_graph
 
 NAMES = sorted(set(spq_graph.__all__) - {"__version__"})
-JOBS = {"quantize", "export", "calibrate", "plan", "apply", "inspect", "compare", "evaluate", "generate", "bench"}
+JOBS = {"quantize", "export", "calibrate", "merge", "plan", "apply", "verify"}
+JOBS |= {"inspect", "compare", "evaluate", "generate", "bench", "doctor"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_is_there(name: str) -> None:
-    home, own = spq_graph._HOMES[name]
-    assert getattr(spq_graph, name) is getattr(import_module(home), own)
+    assert getattr(spq_graph, name) is getattr(import_module(spq_graph._HOMES[name]), name)
 
 
 def test_the_jobs_are_among_them() -> None:
@@ -41,7 +41,7 @@ def test_what_types_say_is_what_is_imported() -> None:
     tree = ast.parse(Path(spq_graph.__file__).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    said = {alias.asname or alias.name: (node.module, alias.name) for node in imports for alias in node.names}
+    said = {alias.name: node.module for node in imports for alias in node.names}
     assert said == spq_graph._HOMES
     constants = sorted(name for name in said if name.isupper())
     assert spq_graph.__all__ == [*constants, *sorted({*said, "__version__"} - {*constants})]

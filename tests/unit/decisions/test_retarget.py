@@ -183,6 +183,15 @@ def test_a_plan_written_by_hand_for_what_a_target_cannot_run_is_refused() -> Non
         refuse_unsupported(wrong)
 
 
+def test_what_is_written_by_default_is_held_against_the_target_as_well() -> None:
+    """Only floating point stays as the graph has it; anything else has to be written, whatever the reason says."""
+    wrong = plan(site("a", Precision.W8A8_BLOCK, Reason.DEFAULT), target="tensorrt")
+    with pytest.raises(UsageError, match=r"tensorrt.*a \(w8a8_block\)"):
+        refuse_unsupported(wrong)
+    there = retarget(plan(site("a", Precision.W8A8_BLOCK, Reason.DEFAULT)), "tensorrt")
+    assert (there.sites[0].precision, there.sites[0].reason) == (Precision.FP16, Reason.UNSUPPORTED)
+
+
 def test_a_kept_site_says_why_it_is_not_what_was_asked_for() -> None:
     recipe = Recipe(target="cuda", high_precision="fp16")
     from tests.support.deciding import seen

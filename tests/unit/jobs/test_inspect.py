@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from spq_graph.documents.plan import Reason
-from spq_graph.jobs.compare import differences
+from spq_graph.jobs.compare import compare
 from spq_graph.jobs.inspect import inspect
 from spq_graph.passes.base.marks import ADDED, PREFIX
 from spq_graph.passes.files.read import load_graph
@@ -91,7 +91,7 @@ def test_words_that_we_do_not_know_are_told_as_the_file_has_them(tmp_path: Path)
         assert ("moon: a reason that this version does not know" in text) == why
         assert "\x1b" not in text
     console = Console(file=io.StringIO(), width=200)
-    show_difference(differences(made, path), console)
+    show_difference(compare(made, path), console)
 
 
 def test_a_reason_of_ours_is_one(tmp_path: Path) -> None:
