@@ -132,7 +132,7 @@ def test_a_pass_out_of_order_is_a_failed_check(tmp_path: Path, monkeypatch: pyte
 
     path = tmp_path / "model.onnx"
     onnx.save(decoder(Decoder(layers=1)), path)
-    monkeypatch.setattr("spq_graph.jobs.inspect.canon", lambda: (Early(),))
+    monkeypatch.setattr("spq_graph.jobs.inspect.Canonicalize", Early)
     with pytest.raises(CheckError, match="Early: too early"):
         inspect(path)
 
