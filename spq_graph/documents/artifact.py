@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -102,14 +103,12 @@ def staged(out: Path) -> Iterator[Path]:
         OutputError: the disk is full or the folder cannot be written.
     """
     here = out.absolute()
+    # Named before it is made: whenever a signal comes, what was made is removed.
+    staging = here.with_name(f".{here.name}.partial-{secrets.token_hex(8)}")
     try:
-        here.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{here.name}.partial-", dir=here.parent))
-    except OSError as cause:
-        raise OutputError(f"OUT cannot be written: {cause.strerror}", where=str(out)) from cause
-    try:
+        _make(staging, out)
         yield staging
-        staging.chmod(0o755)  # mkdtemp makes private folders
+        staging.chmod(0o755)
         _replace(staging, here)
     except OSError as cause:
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -119,6 +118,14 @@ def staged(out: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _make(staging: Path, out: Path) -> None:
+    try:
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir(mode=0o700)
+    except OSError as cause:
+        raise OutputError(f"OUT cannot be written: {cause.strerror}", where=str(out)) from cause
 
 
 def _replace(staging: Path, out: Path) -> None:
