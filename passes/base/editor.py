@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,14 @@ class Editor:
         model: what is edited.
         nodes: nodes by name.
         shared: inserted values that several sites read, by what they are.
+        stored: constants that stand for a weight, by how it is stored, and those that belong to them.
         taken: every name in use, so that no inserted one collides with the graph's own.
     """
 
     model: ir.Model
     nodes: dict[str, ir.Node] = field(init=False)
     shared: dict[str, ir.Value] = field(default_factory=dict)
+    stored: dict[Hashable, ir.Value] = field(default_factory=dict)
     taken: set[str] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -17,12 +17,25 @@ _LONGEST_CHAIN = 64  # so that asking takes the same time in every graph
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """A constant operand: the initializer behind it and the nodes in between, the nearest to the operand last."""
+    """A constant operand: the initializer behind it and the nodes in between, the nearest to the operand last.
+
+    Equal to another that gives the same numbers of the same initializer, whichever nodes make them.
+    """
 
     initializer: ir.Value
     through: tuple[ir.Node, ...]
+
+    @property
+    def _what(self) -> tuple[ir.Value, bool, tuple[ir.DataType, ...]]:
+        return self.initializer, self.transposed, tuple(_cast_to(n) for n in self.through if n.op_type == "Cast")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Weight) and self._what == other._what
+
+    def __hash__(self) -> int:
+        return hash(self._what)
 
     @property
     def tensor(self) -> ir.TensorProtocol:

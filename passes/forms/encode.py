@@ -33,6 +33,12 @@ class Storage(ABC):
     operand: Operand
 
     @property
+    def known_scales(self) -> Floats:
+        """The scales, of a form that has some."""
+        assert self.scales is not None
+        return self.scales
+
+    @property
     @abstractmethod
     def dtype(self) -> ir.DataType:
         """Element type of what is stored."""

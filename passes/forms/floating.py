@@ -29,9 +29,8 @@ class StoredHalf(FormRules):
         if single:
             at.widen()
         name = f"{at.site.node}.weight.{HALF_PRECISIONS[half]}"
-        weight = half_weight(at.operand, half, at.site.key).tensor(name, at.site.key)
+        held = at.stored(half_weight(at.operand, half, at.site.key), name)
         to = ir.DataType.FLOAT if single else at.operand.dtype
-        held = at.editor.constant(name, weight)
         at.node.replace_input_with(1, at.editor.add(at.node, "Cast", [held], f"{name}.Cast", to, to=int(to)))
 
     def storage(self, wanted: Wanted, operand: Operand) -> Storage:
@@ -72,7 +71,7 @@ class Computed(FormRules):
             cast = editor.add(node, "Cast", [value], name, half, like=value, to=int(half))
             editor.shared[name] = _back(at, cast, name) if self.rounded else cast
         node.replace_input_with(0, editor.shared[name])
-        weight = editor.constant(at.weight, half_weight(at.operand, half, at.site.key).tensor(at.weight, at.site.key))
+        weight = at.stored(half_weight(at.operand, half, at.site.key), at.weight)
         node.replace_input_with(1, _back(at, weight, at.weight) if self.rounded else weight)
         if self.rounded:
             editor.narrow(editor.narrow(node, ir.DataType.FLOAT, half), half, ir.DataType.FLOAT)

@@ -25,11 +25,13 @@ class Fp8Operator(FormRules):
         if not self.computes_in(at.operand.dtype):
             at.widen()
         prefix = f"{at.site.node}.weight.{WEIGHTS.name}"
-        panels, scales = at.stored(self.storage(at.wanted, at.operand), f"{prefix}.panels")
+        storage = self.storage(at.wanted, at.operand)
+        panels = at.stored(storage, f"{prefix}.panels")
         name = f"{at.activation}.scale" if call.rounds else "spq_graph.no_scale"
         if name not in editor.shared:
             editor.shared[name] = editor.constant(name, ir.tensor(call.a_scale))
-        inputs = [at.node.inputs[0], panels, editor.constant(f"{prefix}.scale", ir.tensor(scales)), editor.shared[name]]
+        scale = at.beside(storage, f"{prefix}.scale", storage.known_scales)
+        inputs = [at.node.inputs[0], panels, scale, editor.shared[name]]
         editor.substitute(at.node, OP, inputs, DOMAIN, call.attributes)
         add_function(editor.model)
 

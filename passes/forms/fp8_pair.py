@@ -41,8 +41,8 @@ def insert_weight(at: Place, storage: Storage, *, widened: bool) -> None:
     """
     editor, node, to = at.editor, at.node, ir.DataType.FLOAT
     prefix = f"{at.site.node}.weight.{E4M3.name}"
-    codes, scales = at.stored(storage, f"{prefix}.codes")
-    scale = editor.constant(f"{prefix}.scale", ir.tensor(scales))
+    scales = storage.known_scales
+    codes, scale = at.stored(storage, f"{prefix}.codes"), at.beside(storage, f"{prefix}.scale", scales)
     if widened:
         wide = editor.add(node, "Cast", [codes], f"{prefix}.Cast", to, to=int(to))
         weight = editor.add(node, "Mul", [wide, scale], f"{prefix}.Mul", to)

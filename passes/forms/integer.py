@@ -101,11 +101,12 @@ class IntegerQdq(FormRules):
         at.widen()
         editor, node = at.editor, at.node
         node.replace_input_with(0, dequantized(editor, node, at.activation, quantized(at, quantizer)))
-        codes, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
+        storage = self.storage(at.wanted, at.operand)
+        scales = storage.known_scales
         inputs = [
-            codes,
-            editor.constant(f"{at.weight}.scale", ir.tensor(scales)),
-            editor.constant(f"{at.weight}.zero_point", ir.tensor(np.zeros(scales.shape, dtype=np.int8))),
+            at.stored(storage, f"{at.weight}.codes"),
+            at.beside(storage, f"{at.weight}.scale", scales),
+            at.beside(storage, f"{at.weight}.zero_point", np.zeros(scales.shape, dtype=np.int8)),
         ]
         axis: dict[str, Any] = {"axis": 1} if scales.ndim else {}
         name = f"{at.weight}.DequantizeLinear"
@@ -147,7 +148,8 @@ class MatMulInteger(FormRules):
         at.widen()
         editor, site = at.editor, at.site
         codes = quantized(at, quantizer)
-        weight, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
+        storage = self.storage(at.wanted, at.operand)
+        weight, scales = at.stored(storage, f"{at.weight}.codes"), storage.known_scales
         editor.substitute(at.node, "MatMulInteger", [codes, weight], "", {})
         node = editor.nodes[site.node]
         sums = node.outputs[0]

@@ -35,8 +35,9 @@ class NBits(FormRules):
         at.as_matmul()
         at.widen()
         editor = at.editor
-        codes, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
-        inputs = [at.node.inputs[0], codes, editor.constant(f"{at.weight}.scale", ir.tensor(scales))]
+        storage = self.storage(at.wanted, at.operand)
+        codes = at.stored(storage, f"{at.weight}.codes")
+        inputs = [at.node.inputs[0], codes, at.beside(storage, f"{at.weight}.scale", storage.known_scales)]
         editor.substitute(at.node, "MatMulNBits", inputs, CONTRIB, self._attributes(at.wanted))
         editor.model.graph.opset_imports.setdefault(CONTRIB, 1)
 

@@ -115,15 +115,28 @@ class Place:
         """Compute in float32 where the graph is in another type."""
         self.editor.widen(self.node, self.operand.dtype)
 
-    def stored(self, storage: Storage, name: str) -> tuple[ir.Value, npt.NDArray[np.float32]]:
-        """The weight as a new constant of the graph, and the scales that belong to it.
+    def stored(self, storage: Storage, name: str) -> ir.Value:
+        """The weight as a constant of the graph; products that share a matrix and a form share it.
 
         Raises:
             GraphError: the weight is not finite.
         """
-        scales = storage.scales
-        assert scales is not None  # halves have none
-        return self.editor.constant(name, storage.tensor(name, self.site.key)), scales
+        if storage not in self.editor.stored:
+            self.editor.stored[storage] = self.editor.constant(name, storage.tensor(name, self.site.key))
+        return self.editor.stored[storage]
+
+    def beside(self, storage: Storage, name: str, array: npt.NDArray[Any]) -> ir.Value:
+        """A constant that belongs to a stored weight, and is shared as that is: its scales, its zero points.
+
+        Args:
+            storage: of the weight.
+            name: of the constant; what it is stands behind the last dot.
+            array: what it holds.
+        """
+        key = (storage, name.rpartition(".")[2])
+        if key not in self.editor.stored:
+            self.editor.stored[key] = self.editor.constant(name, ir.tensor(array))
+        return self.editor.stored[key]
 
 
 class Step(NamedTuple):

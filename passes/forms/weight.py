@@ -31,8 +31,9 @@ class IntegerWeight(FormRules):
         """Write it."""
         at.as_matmul()
         at.widen()
-        codes, scales = at.stored(self.storage(at.wanted, at.operand), f"{at.weight}.codes")
-        inputs = [codes, at.editor.constant(f"{at.weight}.scale", ir.tensor(scales))]
+        storage = self.storage(at.wanted, at.operand)
+        codes = at.stored(storage, f"{at.weight}.codes")
+        inputs = [codes, at.beside(storage, f"{at.weight}.scale", storage.known_scales)]
         name, attributes = f"{at.weight}.DequantizeLinear", _attributes(at.wanted)
         value = at.editor.add(at.node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **attributes)
         at.node.replace_input_with(1, value)
