@@ -174,8 +174,8 @@ def data_file(folder: Path, name: str) -> Path:
             path.write_bytes("w1 w2 é ".encode("latin-1") * 50)
         case "short":
             path.write_text("w1 w2 w3")
-        case "notalist":
-            path.write_text('{"text": "w1"}')
+        case "notext":
+            path.write_text('{"body": "w1"}')
     return path
 
 
@@ -190,7 +190,7 @@ def data_file(folder: Path, name: str) -> Path:
         ("empty.txt", "the text is empty"),
         ("latin.txt", "not UTF-8"),
         ("short.txt", "tokens to predict where"),
-        ("notalist.json", "not a JSON list of strings"),
+        ("notext.json", "document 0 is an object with body: no text"),
         ("absent.txt", "no such file"),
     ],
 )

@@ -171,7 +171,7 @@ def _spoilt(case: Case, folder: Path) -> dict[str, list[Any]]:
 
 def test_a_dry_run_refuses_what_the_run_refuses(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same words, and before anything that takes long: both go through one order."""
-    monkeypatch.setattr("spq_graph.workbench.workbench.calibrate", lambda *_: pytest.fail("it was calibrated"))
+    monkeypatch.setattr("spq_graph.workbench.workbench.collect_ranges", lambda *_: pytest.fail("it was calibrated"))
     for wrong, arguments in _spoilt(case, tmp_path).items():
         model = [] if isinstance(arguments[0], Path) else [case.model]
         out = [] if "-o" in arguments else ["-o", tmp_path / "out"]
