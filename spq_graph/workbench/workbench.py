@@ -38,7 +38,7 @@ from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
 LONGEST_WINDOW = 2048
-MOSTLY_UNKNOWN = 0.1  # share of a text's tokens
+MANY_UNKNOWN = 0.1  # share of a text's tokens
 
 
 @dataclass(slots=True)
@@ -175,7 +175,7 @@ class Workbench:
             max_tokens=max_tokens,
         )
         unknown = self.tokenizer.unknown_id if self.tokenizer is not None else None
-        if unknown is not None and (share := float((found.ids[found.mask == 1] == unknown).mean())) > MOSTLY_UNKNOWN:
+        if unknown is not None and (share := float((found.ids[found.mask == 1] == unknown).mean())) > MANY_UNKNOWN:
             self.steps.remark(f"{share:.0%} of the tokens of {path.name} are unknown to the tokenizer")
         return replace(found, origin=path.name)  # where the file lies is not part of what was decided
 
