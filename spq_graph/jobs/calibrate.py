@@ -31,7 +31,7 @@ def calibrate(
     Args:
         model: what to measure.
         out: the file to write, JSON with arrays beside it.
-        calibration: text, JSON list of strings, or .npz of input_ids; None for text sampled from the model itself.
+        calibration: text, JSON, JSON lines, or .npz of input_ids; None for text sampled from the model itself.
         tokens: how much of it; None for the default of a recipe, or for as much sampled text as settles ranges.
         seed: of the sampling.
         shard: I/N for the I-th of N shards of the sequences, from 0, to be merged by `merge`.

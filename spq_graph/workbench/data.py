@@ -23,7 +23,7 @@ SAMPLED_TOKENS_WITHOUT_CACHE = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What a model is measured on. Files are text, JSON lists of strings, or .npz of input_ids.
+    """What a model is measured on. Files are text, JSON, JSON lines, or .npz of input_ids.
 
     Attributes:
         calibration: what ranges and decisions are measured on; None for text sampled from the model itself. How much of
@@ -137,7 +137,7 @@ def calibration_data(
 
     Args:
         bench: the model.
-        calibration: text, JSON list of strings, or .npz of input_ids; None to sample.
+        calibration: text, JSON, JSON lines, or .npz of input_ids; None to sample.
         tokens: how much of it; None for a recipe's default, or for as much sampled text as settles ranges.
         seed: of the sampling.
 
