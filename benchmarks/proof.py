@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
@@ -35,6 +36,7 @@ from spq_graph.passes.check.plan import VerifyPlan
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.identify import identify
 from spq_graph.passes.forms.storages import Blocks, Fp8Codes, Halves, Integers, SignedBlocks
+from spq_graph.runtime.proof.health import processor
 from spq_graph.terms.precision import Precision
 
 
@@ -109,11 +111,13 @@ def main() -> None:
             )
     finally:
         shutil.rmtree(folder)
-    wall, processor = (statistics.median(proved[i] / bare[i] for proved, bare in rounds) for i in (0, 1))
-    print(f"the proof takes {100 * (wall - 1):+.1f} % of the time, {100 * (processor - 1):+.1f} % of the processor's")
+    wall, used = (statistics.median(proved[i] / bare[i] for proved, bare in rounds) for i in (0, 1))
+    print(f"the proof takes {100 * (wall - 1):+.1f} % of the time, {100 * (used - 1):+.1f} % of the processor's")
     if given.save:
+        versions = {name: version(name) for name in ("onnx", "onnx-ir", "numpy")}
         facts = {"shape": asdict(shape), "precision": given.precision, "rounds": rounds}
-        print(keep(f"proof-{given.shape}-{given.precision}", wall_ratio=wall, processor_ratio=processor, **facts))
+        facts |= {"versions": versions, "device": processor()}
+        print(keep(f"proof-{given.shape}-{given.precision}", wall_ratio=wall, processor_ratio=used, **facts))
 
 
 if __name__ == "__main__":
