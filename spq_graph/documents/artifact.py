@@ -1,17 +1,19 @@
-"""The OUT folder. Written beside and moved into place when complete, so there is never half of one."""
+"""The OUT folder: what lies in it, and where one may be written."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
-import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from spq_graph.terms.errors import OutputError, UsageError
+
+if sys.platform != "win32":  # where nothing tells a folder in use from one that was left
+    import fcntl
 
 MODEL, PLAN, RANGES, REPORT, PAGE = "model.onnx", "plan.json", "ranges.json", "report.json", "report.html"
 # What a runtime needs beside the weights, as far as the source folder has it.
@@ -30,7 +32,7 @@ COMPANIONS = (
 
 
 def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuse an OUT that must not be written.
+    """Refuse an OUT that must not be written; what a killed run left of it is put right first.
 
     Args:
         out: the folder to write.
@@ -41,6 +43,7 @@ def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
         OutputError: OUT exists, or its parent cannot be written.
         UsageError: OUT is, or holds, something that is read.
     """
+    recover(out.absolute())
     here = out.resolve()
     for path in (p.resolve() for p in inputs):
         folder = path if path.is_dir() else path.parent
@@ -71,6 +74,45 @@ def _check_parent(out: Path) -> None:
         raise OutputError(f"OUT cannot be written: {os.strerror(code)}", where=str(out))
 
 
+def recover(out: Path) -> None:
+    """Remove what a killed run left beside OUT, and bring an earlier OUT back that it had moved aside."""
+    if sys.platform == "win32" or not out.parent.is_dir():
+        return
+    in_use = False
+    for left in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+        try:
+            lock = locked(left)
+        except OSError:
+            in_use = True  # by a run that may be between moving the earlier OUT aside and moving its own in
+            continue
+        shutil.rmtree(left, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+    for old in out.parent.glob(f".{glob.escape(out.name)}.old-*") if not in_use else ():
+        with suppress(OSError):
+            if os.path.lexists(out):
+                shutil.rmtree(old)
+            else:
+                old.rename(out)
+
+
+def locked(folder: Path) -> int | None:
+    """Hold a folder until the process ends, however it does; a descriptor to close, or None where that is not possible.
+
+    Raises:
+        OSError: another holds it.
+    """
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = False) -> None:
     """Refuse to write a file over anything but an earlier one of ours.
 
@@ -93,54 +135,6 @@ def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = Fals
     beside = path.with_suffix(".safetensors")
     if arrays and beside.exists() and not path.exists():
         raise OutputError("this file exists and is not ours", where=str(beside), remedy="name another file")
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder beside OUT to write into; it becomes OUT when the block ends well, and vanishes otherwise.
-
-    Raises:
-        OutputError: the disk is full or the folder cannot be written.
-    """
-    here = out.absolute()
-    # Named before it is made: whenever a signal comes, what was made is removed.
-    staging = here.with_name(f".{here.name}.partial-{secrets.token_hex(8)}")
-    try:
-        _make(staging, out)
-        yield staging
-        staging.chmod(0o755)
-        _replace(staging, here)
-    except OSError as cause:
-        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(
-                "the disk is full; nothing was left behind", where=str(out), remedy="make room, or choose another disk"
-            ) from cause
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _make(staging: Path, out: Path) -> None:
-    try:
-        staging.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir(mode=0o700)
-    except OSError as cause:
-        raise OutputError(f"OUT cannot be written: {cause.strerror}", where=str(out)) from cause
-
-
-def _replace(staging: Path, out: Path) -> None:
-    if not out.exists():
-        staging.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent)) / out.name
-    out.rename(old)
-    try:
-        staging.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def copy_companions(source: Path, out: Path) -> None:

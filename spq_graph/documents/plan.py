@@ -25,6 +25,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.staging import written
 from spq_graph.documents.strict import Strict
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
@@ -272,7 +273,7 @@ class Plan(Strict):
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON."""
-        path.write_text(self.to_json(), encoding="utf-8")
+        written({path: self.to_json().encode()})
 
     @classmethod
     def load(cls, path: Path) -> Plan:

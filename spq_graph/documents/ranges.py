@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
+from spq_graph.documents.staging import written
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.documents.token_profile import IntArray, Peak, TokenProfile
 from spq_graph.documents.value_range import ValueRange
@@ -116,8 +117,8 @@ class Ranges:
             "sequences": self.sequences,
             "values": values,
         }
-        path.write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".safetensors").write_bytes(save(arrays))
+        facts = (json.dumps(head, indent=1) + "\n").encode()
+        written({path: facts, path.with_suffix(".safetensors"): save(arrays)})
         self.file = path
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 
 from spq_graph.documents.drawing import LayerDrawing
 from spq_graph.documents.speed import Speed
+from spq_graph.documents.staging import written
 from spq_graph.documents.strict import Strict
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
@@ -169,7 +170,7 @@ class Report(Strict):
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        written({path: (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode()})
 
     @classmethod
     def load(cls, path: Path) -> Report:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spq_graph.documents import artifact
 from spq_graph.documents.results import Exported
+from spq_graph.documents.staging import staged
 from spq_graph.terms.errors import UsageError
 from spq_graph.workbench.companions import add_companions
 from spq_graph.workbench.opening import Openable, Opening
@@ -42,7 +43,7 @@ def export(
     artifact.check_out(out, force=force, inputs=(found.path,))
     from spq_graph.models.export import export_folder
 
-    with artifact.staged(out) as staging, steps.step("export", f"Exporting {found.origin}"):
+    with staged(out, force=force) as staging, steps.step("export", f"Exporting {found.origin}"):
         export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)
         add_companions(found, staging)
     return Exported(out / artifact.MODEL)

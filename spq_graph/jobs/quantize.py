@@ -17,6 +17,7 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung, TargetRun, TextRef, Verdict
 from spq_graph.documents.results import Outcome
+from spq_graph.documents.staging import staged
 from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.sessions.executed import Executed
@@ -80,7 +81,7 @@ def quantize(
 def fulfil(order: Order, *, command: str = "", steps: Steps | None = None) -> Outcome:
     """Carry out what was ordered; as `quantize`."""
     recipe = order.recipe
-    with order.begun(steps or Steps()) as (bench, given), artifact.staged(order.out) as staging:
+    with order.begun(steps or Steps()) as (bench, given), staged(order.out, force=order.force) as staging:
         ranges, sequences = measured(bench, given, recipe)
         plans = [make_plan(bench, recipe, bits, ranges, sequences) for bits in order.widths]
         report = _write(bench, plans, ranges, given.text, staging, command)

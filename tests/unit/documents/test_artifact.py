@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
-import stat
 from pathlib import Path
 
 import pytest
 
 from spq_graph.documents import artifact
-from spq_graph.documents.artifact import check_out, copy_companions, model_file, staged
+from spq_graph.documents.artifact import check_out, copy_companions, model_file
 from spq_graph.terms.errors import OutputError, UsageError
 
 
@@ -73,76 +70,6 @@ def test_inputs_survive(tmp_path: Path, force: bool) -> None:
             with pytest.raises((UsageError, OutputError), match=r"would replace an input|exists"):
                 check_out(out, force=force, inputs=(given,))
     check_out(source / "quantized", force=force, inputs=(source, model))
-
-
-def test_moved_into_place_when_complete(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "out"
-    with staged(out) as staging:
-        (staging / "model.onnx").write_text("whole")
-        assert not out.exists()
-        assert staging.parent == out.parent
-    assert listing(out.parent) == ["out", "out/model.onnx"]
-    assert stat.S_IMODE(out.stat().st_mode) == 0o755
-
-
-def test_an_earlier_out_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    out = earlier(tmp_path / "out")
-    with staged(out) as staging:
-        (staging / "model.onnx").write_text("new")
-        assert (out / "model.onnx").read_text() == "old"
-    assert listing(tmp_path) == ["out", "out/model.onnx"]
-    assert (out / "model.onnx").read_text() == "new"
-
-
-@pytest.mark.parametrize("stop", [ValueError("wrong"), KeyboardInterrupt(), SystemExit(143)])
-@pytest.mark.parametrize("before", [False, True])
-def test_nothing_half_is_left(tmp_path: Path, stop: BaseException, before: bool) -> None:
-    out = tmp_path / "out"
-    if before:
-        earlier(out)
-    was = listing(tmp_path)
-    with pytest.raises(type(stop)), staged(out) as staging:
-        stop_midway(staging, stop)
-    assert listing(tmp_path) == was
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk(tmp_path: Path, number: int) -> None:
-    out = earlier(tmp_path / "out")
-    with pytest.raises(OutputError, match="the disk is full; nothing was left behind"), staged(out) as staging:
-        stop_midway(staging, OSError(number, os.strerror(number)))
-    assert (out / "model.onnx").read_text() == "old"
-    assert listing(tmp_path) == ["out", "out/model.onnx", "out/plan.json"]
-
-
-def test_other_system_errors_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), staged(tmp_path / "out"):
-        raise PermissionError(errno.EACCES, "denied", "somewhere")
-    assert listing(tmp_path) == []
-
-
-def test_an_earlier_out_comes_back_where_the_new_one_cannot_move_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = earlier(tmp_path / "out")
-    rename = Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if ".partial-" in self.name:
-            raise OSError(errno.EIO, "input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="input/output"), staged(out) as staging:
-        (staging / "model.onnx").write_text("new")
-    assert (out / "model.onnx").read_text() == "old"
-    assert listing(tmp_path) == ["out", "out/model.onnx", "out/plan.json"]
-
-
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="OUT cannot be written"), staged(tmp_path / "file" / "out"):
-        pass
 
 
 def test_companions_are_copied_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Files and folders come into place whole, or not at all.
+
+What is written lies beside its place under a name of its own until it is complete. Whatever ends a run in between, an
+exception, a signal, a full disk, leaves what was there before; what a killed run left is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from spq_graph.documents.artifact import check_out, locked
+from spq_graph.terms.errors import OutputError
+
+
+def written(files: Mapping[Path, bytes]) -> None:
+    """Write files, all or none.
+
+    Raises:
+        OutputError: the disk is full, or a folder cannot be written; what was there before is still there.
+    """
+    parts = {path: path.resolve().with_name(f".{path.name}.{secrets.token_hex(8)}") for path in files}
+    try:
+        for path, content in files.items():
+            parts[path].write_bytes(content)
+        for path, part in parts.items():
+            part.replace(path.resolve())
+    except OSError as cause:
+        raise _told(cause, next(iter(files))) from cause
+    finally:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder beside OUT to write into; it becomes OUT when the block ends well, and vanishes otherwise.
+
+    Args:
+        out: the folder.
+        force: whether an earlier artifact may be replaced.
+
+    Raises:
+        OutputError: the disk is full, the folder cannot be written, or something came to lie at OUT meanwhile: then
+            what was made is kept beside it, and the message says where.
+    """
+    here = out.absolute()
+    # Named before it is made: whenever a signal comes, what was made is removed.
+    staging = here.with_name(f".{here.name}.partial-{secrets.token_hex(8)}")
+    lock: int | None = None
+    try:
+        try:
+            here.parent.mkdir(parents=True, exist_ok=True)
+            staging.mkdir(mode=0o700)
+            lock = locked(staging)
+        except OSError as cause:
+            raise OutputError(f"OUT cannot be written: {cause.strerror}", where=str(out)) from cause
+        yield staging
+        staging.chmod(0o755)
+        _move_in(staging, here, force)
+    except OSError as cause:
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _told(cause, out) from cause
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _told(cause: OSError, path: Path) -> OutputError:
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            "the disk is full; nothing was left behind", where=str(path), remedy="make room, or choose another disk"
+        )
+    return OutputError(
+        f"this cannot be written: {cause.strerror}", where=str(path), remedy="name a file in a folder that can be"
+    )
+
+
+def _move_in(staging: Path, out: Path, force: bool) -> None:
+    """Give OUT its name. An earlier one steps aside for two renames, and comes back whatever happens between them."""
+    try:
+        check_out(out, force=force)
+    except OutputError as cause:
+        kept = out.with_name(f"{out.name}-{secrets.token_hex(4)}")
+        staging.rename(kept)
+        raise OutputError(
+            "something came to lie at OUT while this ran",
+            where=str(out),
+            remedy=f"what was made is complete, and lies in {kept}",
+        ) from cause
+    if not os.path.lexists(out):
+        staging.rename(out)
+        return
+    old = out.with_name(f".{out.name}.old-{secrets.token_hex(8)}")
+    try:
+        out.rename(old)
+        staging.rename(out)
+    finally:
+        if old.exists() and not os.path.lexists(out):
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
