@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spq_graph.documents.plan import Plan, Reason
-from spq_graph.documents.report import Report, Verdict
+from spq_graph.documents.report import Report, Standing, Verdict
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 
 # Spike-aware is called ready within this much of the floating-point perplexity.
@@ -11,17 +11,17 @@ READY_WITHIN = 0.01
 
 
 def judge(plan: Plan, report: Report) -> Verdict:
-    """Ready or not, and what speaks against it."""
+    """Ready, not ready, or not measured, and what speaks against it."""
     warnings = []
     aware, fp32 = report.rung(SPIKE_AWARE, plan.recipe.bits), report.rung(FP32)
     if aware is not None and fp32 is not None:
         loss = aware.perplexity / fp32.perplexity - 1
-        ready = loss <= READY_WITHIN
-        if not ready:
+        status = Standing.READY if loss <= READY_WITHIN else Standing.NOT_READY
+        if status is Standing.NOT_READY:
             warnings.append(f"perplexity is {loss:.2%} above FP32, more than {READY_WITHIN:.0%}")
     else:
-        ready = plan.budget_met
-        warnings.append("accuracy was not measured on a text: pass --text FILE")
+        status = Standing.NOT_MEASURED
+        warnings.append("accuracy was not measured on a text: pass --text FILE, without --no-eval")
     if not plan.budget_met:
         warnings.append(
             f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
@@ -48,4 +48,4 @@ def judge(plan: Plan, report: Report) -> Verdict:
         )
     if plan.unmatched:
         warnings.append(f"{len(plan.unmatched)} products are no sites; `spq-graph inspect --unmatched` says why")
-    return Verdict(ready=ready, summary="", warnings=warnings)
+    return Verdict(ready=status is Standing.READY, status=status, summary="", warnings=warnings)

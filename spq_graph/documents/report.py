@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +95,36 @@ class TargetRun(Strict):
     measured_on: str = "ONNX Runtime"
 
 
+class Standing(StrEnum):
+    """Whether a result may be used, as far as that is known."""
+
+    READY = "ready"
+    NOT_READY = "not_ready"
+    NOT_MEASURED = "not_measured"
+
+
 class Verdict(Strict):
-    """Ready or not, and why."""
+    """Ready or not, and why.
+
+    Attributes:
+        ready: whether accuracy was measured on a text and is within the limit.
+        status: the same, where "not" is told apart from "not known".
+        summary: in a sentence.
+        warnings: what speaks against it.
+    """
 
     ready: bool
+    status: Standing
     summary: str
     warnings: list[str] = Field([])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_first_edition(cls, data: Any) -> Any:
+        """Reports that have no status knew ready and not ready only."""
+        if isinstance(data, dict) and "ready" in data and "status" not in data:
+            return data | {"status": Standing.READY if data["ready"] else Standing.NOT_READY}
+        return data
 
 
 class Report(Strict):
@@ -161,12 +186,12 @@ class Report(Strict):
         return to_frame(rows, "name")
 
     def _repr_html_(self) -> str:
-        ready = "Ready" if self.verdict.ready else "Not ready"
+        standing = self.verdict.status.replace("_", " ").capitalize()
         columns = ("rung", "bits", "seed", "perplexity", "KL", "top-1", "MB", "kept")
         rows = [
             (r.id.name, r.bits, r.id.seed, r.perplexity, r.kl, r.top1, r.bytes / 1e6, len(r.kept)) for r in self.ladder
         ]
-        return html_table(f"{ready}: {self.verdict.summary}", columns, rows)
+        return html_table(f"{standing}: {self.verdict.summary}", columns, rows)
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""

@@ -15,7 +15,7 @@ from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
-from spq_graph.documents.report import Report, Rung, TargetRun, TextRef, Verdict
+from spq_graph.documents.report import Report, Rung, Standing, TargetRun, TextRef, Verdict
 from spq_graph.documents.results import Outcome
 from spq_graph.documents.staging import staged
 from spq_graph.jobs.order import Order
@@ -135,7 +135,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     report = Report(
-        verdict=Verdict(ready=False, summary=""),
+        verdict=Verdict(ready=False, status=Standing.NOT_MEASURED, summary=""),
         ladder=ladder,
         text=TextRef(digest=text.digest, tokens=text.tokens, origin=text.origin) if text is not None else None,
         executed=executed.ops,

@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from spq_graph.documents.plan import Plan, SitePlan
-from spq_graph.documents.report import Report
+from spq_graph.documents.report import Report, Standing
 from spq_graph.terms.rows import FP32
 from spq_graph.views import cells, words
 
+_COLOURS = {Standing.READY: "green", Standing.NOT_READY: "red", Standing.NOT_MEASURED: "yellow"}
 _RUNG_STYLES = {"ours": "bold green", "aside": "dim", "": ""}
 _KEPT_IN_SUMMARY = 8
 
@@ -53,8 +54,7 @@ def spike_table(plan: Plan, limit: int = 12) -> Table:
 
 
 def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
-    """The closing summary: ready or not and why, what was kept and why, sizes, and where the files lie."""
-    ready = report.verdict.ready
+    """The closing summary: whether it is ready and why, what was kept and why, sizes, and where the files lie."""
     parts = [Text(words.printable(report.verdict.summary))]
     if (sentence := words.headline(plan, report)) != report.verdict.summary:
         parts.append(Text(sentence))
@@ -70,7 +70,7 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     if out is not None:
         facts.add_row("files", Text(str(out), "bold", overflow="fold"))
         facts.add_row("report", Text(str(out / "report.html"), overflow="fold"))
-    title, colour = ("Ready", "green") if ready else ("Not ready", "red")
+    title, colour = words.standing(report.verdict.status), _COLOURS[report.verdict.status]
     style = f"bold {colour}"
     return Panel(Group(*parts, facts), title=Text(title, style), title_align="left", border_style=colour, width=80)
 

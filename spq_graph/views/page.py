@@ -56,6 +56,7 @@ def render(plan: Plan, report: Report, profiles: Sequence[ShownProfile] = ()) ->
         .render(
             plan=plan,
             report=report,
+            standing=words.standing(report.verdict.status),
             words=words,
             tiles=_tiles(plan, report),
             ladder=_ladder(report),

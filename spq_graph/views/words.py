@@ -10,7 +10,7 @@ from typing import Literal
 from spq_graph.documents import tables
 from spq_graph.documents.findings import ComparedRung
 from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
-from spq_graph.documents.report import OperatorRun, Report, Rung
+from spq_graph.documents.report import OperatorRun, Report, Rung, Standing
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme
@@ -193,6 +193,11 @@ def won_back(report: Report, bits: int) -> float | None:
         return None
     loss, rest = over_fp32(report, everywhere), over_fp32(report, aware)
     return None if loss is None or rest is None or loss <= 0 else (loss - rest) / loss
+
+
+def standing(status: Standing) -> str:
+    """Ready, or why not: it is not, or it is not known."""
+    return status.replace("_", " ").capitalize()
 
 
 def headline(plan: Plan, report: Report) -> str:

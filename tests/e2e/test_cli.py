@@ -169,6 +169,16 @@ def test_without_data_the_model_makes_its_own(case: Case, tmp_path: Path) -> Non
     assert (tmp_path / "a.json").read_bytes() == same != other
 
 
+def test_what_was_not_measured_is_not_called_ready(case: Case, tmp_path: Path) -> None:
+    given = ("--calibration", case.calibration, "--spike-ratio", 5, "--no-eval")
+    said = done("quantize", case.model, "-o", tmp_path / "out", *given).out
+    assert "Not measured" in said
+    assert "Ready" not in said
+    verdict = json.loads((tmp_path / "out" / "report.json").read_text())["verdict"]
+    assert (verdict["ready"], verdict["status"]) == (False, "not_measured")
+    assert "? Not measured" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_dry_run_writes_nothing(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = done("quantize", case.model, "-o", tmp_path / "out", "--dry-run", "--window", 32, "--json").json

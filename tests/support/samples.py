@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.recipe import Recipe
-from spq_graph.documents.report import Report, Rung, TextRef, Verdict
+from spq_graph.documents.report import Report, Rung, Standing, TextRef, Verdict
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
 from spq_graph.terms.site import Role, Site, Unmatched
@@ -135,6 +135,7 @@ def sample_report(*, ladder: bool = True, hostile: bool = False) -> Report:
     return Report(
         verdict=Verdict(
             ready=True,
+            status=Standing.READY,
             summary=HOSTILE if hostile else "Within 0.5 % of FP32, and every planned site runs as an integer kernel.",
             warnings=[HOSTILE] if hostile else ["Calibration data was sampled from the model itself."],
         ),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
+from spq_graph.documents.report import Standing
 from spq_graph.views.made import ladder_table, spike_table, summary
 from tests.support.samples import sample_plan, sample_report
 
@@ -75,8 +76,10 @@ def test_the_summary_says_ready_why_what_and_where() -> None:
 
 def test_an_unready_result_says_so() -> None:
     report = sample_report()
-    report.verdict.ready = False
+    report.verdict.status = Standing.NOT_READY
     assert "Not ready" in shown(summary(PLAN, report))
+    report.verdict.status = Standing.NOT_MEASURED
+    assert "Not measured" in shown(summary(PLAN, report))
 
 
 def test_hostile_names_are_neither_markup_nor_control() -> None:

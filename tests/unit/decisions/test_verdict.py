@@ -1,0 +1,41 @@
+"""Ready is said of what was measured, and within the limit."""
+
+from __future__ import annotations
+
+import pytest
+
+from spq_graph.decisions.verdict import READY_WITHIN, judge
+from spq_graph.documents.report import Report, Standing, Verdict
+from spq_graph.terms.rows import FP32, SPIKE_AWARE
+from tests.support.samples import sample_plan, sample_report
+
+
+@pytest.mark.parametrize(
+    ("loss", "status"),
+    [(0.0, Standing.READY), (0.99 * READY_WITHIN, Standing.READY), (1.01 * READY_WITHIN, Standing.NOT_READY)],
+)
+def test_measured(loss: float, status: Standing) -> None:
+    plan, report = sample_plan(), sample_report()
+    aware, full = report.rung(SPIKE_AWARE, plan.recipe.bits), report.rung(FP32)
+    assert aware is not None
+    assert full is not None
+    aware.perplexity = full.perplexity * (1 + loss)
+    verdict = judge(plan, report)
+    assert (verdict.status, verdict.ready) == (status, status is Standing.READY)
+    assert any("above FP32" in warning for warning in verdict.warnings) is (status is Standing.NOT_READY)
+
+
+@pytest.mark.parametrize("met", [False, True])
+def test_without_a_text_nothing_is_ready(met: bool) -> None:
+    """A budget of KL that was met on the data that sites were chosen by is no measurement."""
+    plan = sample_plan().model_copy(update={"budget_met": met})
+    verdict = judge(plan, sample_report(ladder=False))
+    assert (verdict.status, verdict.ready) == (Standing.NOT_MEASURED, False)
+    assert any("was not measured on a text: pass --text FILE" in warning for warning in verdict.warnings)
+
+
+def test_reports_of_the_first_edition_are_read() -> None:
+    old = sample_report().to_dict()
+    for ready, status in ((True, Standing.READY), (False, Standing.NOT_READY)):
+        old["verdict"] = {"ready": ready, "summary": "", "warnings": []}
+        assert Report.model_validate(old).verdict == Verdict(ready=ready, status=status, summary="")
