@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from spq_graph.terms.errors import OutputError, UsageError
+from spq_graph.terms.errors import OutputError, SourceError, UsageError
 
 if sys.platform != "win32":  # where nothing tells a folder in use from one that was left
     import fcntl
@@ -137,11 +137,35 @@ def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = Fals
         raise OutputError("this file exists and is not ours", where=str(beside), remedy="name another file")
 
 
+def companions_in(folder: Path) -> list[Path]:
+    """What a folder has of tokenizer and generation files.
+
+    Raises:
+        SourceError: one is a link to outside of the folder, and of the Hub cache that the folder may belong to: what it
+            holds would be copied, whatever that is.
+    """
+    home = folder.resolve()
+    snapshots = next((parent for parent in home.parents if parent.name == "snapshots"), None)
+    homes = [home, *([snapshots.parent / "blobs"] if snapshots is not None else [])]
+    found = [folder / name for name in COMPANIONS if (folder / name).is_file()]
+    for file in found:
+        if not any(file.resolve().is_relative_to(place) for place in homes):
+            raise SourceError(
+                f"{file.name} is a link to outside of the model's folder",
+                where=str(folder),
+                remedy="copy the file that it leads to into the folder, or remove the link",
+            )
+    return found
+
+
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy what a folder has of tokenizer and generation files."""
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+    """Copy what a folder has of tokenizer and generation files.
+
+    Raises:
+        SourceError: as `companions_in`.
+    """
+    for file in companions_in(source):
+        shutil.copyfile(file, out / file.name)
 
 
 def model_file(path: Path) -> Path:

@@ -11,7 +11,7 @@ from spq_graph.documents.plan import Plan
 from spq_graph.documents.results import Applied
 from spq_graph.documents.staging import staged
 from spq_graph.terms.targets import target_named
-from spq_graph.workbench.companions import add_companions
+from spq_graph.workbench.companions import add_companions, check_companions
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 
@@ -45,6 +45,7 @@ def apply(
     artifact.check_out(out, force=force, inputs=(Path(opening.source),))
     plan = retarget(plan, named or plan.recipe.target)
     refuse_unsupported(plan)
+    check_companions(opening.resolve())
     with opening.open(steps) as bench, staged(out, force=force) as staging:
         plan.refuse_other(bench.digest, opening.name)
         with bench.steps.step("apply", "Inserting and proving"):

@@ -8,7 +8,7 @@ from spq_graph.documents import artifact
 from spq_graph.documents.results import Exported
 from spq_graph.documents.staging import staged
 from spq_graph.terms.errors import UsageError
-from spq_graph.workbench.companions import add_companions
+from spq_graph.workbench.companions import add_companions, check_companions
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 
@@ -41,6 +41,7 @@ def export(
     if found.kind != "folder":
         raise UsageError("this is an ONNX file already", where=opening.name, remedy="name a Hugging Face folder")
     artifact.check_out(out, force=force, inputs=(found.path,))
+    check_companions(found)
     from spq_graph.models.export import export_folder
 
     with staged(out, force=force) as staging, steps.step("export", f"Exporting {found.origin}"):

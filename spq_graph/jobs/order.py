@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spq_graph.documents import artifact
 from spq_graph.documents.recipe import Recipe
+from spq_graph.workbench.companions import check_companions
 from spq_graph.workbench.data import Data, Given, read
 from spq_graph.workbench.opening import Opening
 from spq_graph.workbench.planning import widths_of
@@ -57,7 +58,9 @@ class Order:
         """
         widths_of(self.recipe, self.ladder_bits)
         artifact.check_out(self.out, force=self.force, inputs=(*self.data.inputs, *self.opening.inputs))
-        self.data.check(self.opening.resolve())
+        source = self.opening.resolve()
+        self.data.check(source)
+        check_companions(source)
 
     @contextmanager
     def begun(self, steps: Steps) -> Iterator[tuple[Workbench, Given]]:

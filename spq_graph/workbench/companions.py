@@ -14,6 +14,15 @@ def companions(source: Source) -> Path:
     return source.path if source.kind == "folder" else source.tokenizer or source.path.parent
 
 
+def check_companions(source: Source) -> None:
+    """Refuse, before anything is done, what could not be copied in the end.
+
+    Raises:
+        SourceError: a file is a link to outside of its folder.
+    """
+    artifact.companions_in(companions(source))
+
+
 def add_companions(source: Source, staging: Path) -> None:
     """Put beside a model what other clients need: tokenizer and generation files, and onnxruntime-genai's own."""
     artifact.copy_companions(companions(source), staging)

@@ -142,6 +142,9 @@ def _spoilt(case: Case, folder: Path) -> dict[str, list[Any]]:
     write_decoder(folder / "other.onnx", seed=5)
     write_decoder(folder / "plain.onnx", glu=False)
     (folder / "text.txt").write_text("words")
+    (folder / "linking").mkdir()
+    (folder / "linking" / "model.onnx").write_bytes((folder / "other.onnx").read_bytes())
+    (folder / "linking" / "config.json").symlink_to(folder / "text.txt")
     return {
         "out exists": ["-o", case.out],
         "out is somebody else's": ["-o", foreign, "--force"],
@@ -165,6 +168,7 @@ def _spoilt(case: Case, folder: Path) -> dict[str, list[Any]]:
         "no model": [folder / "absent.onnx"],
         "no GLU": [folder / "plain.onnx"],
         "quantized already": [case.out / "model.onnx"],
+        "a companion from elsewhere": [folder / "linking" / "model.onnx"],
         "ranges of another": [folder / "other.onnx", "--ranges", case.out / "ranges.json"],
     }
 

@@ -9,7 +9,7 @@ import pytest
 
 from spq_graph.documents import artifact
 from spq_graph.documents.artifact import check_out, copy_companions, model_file
-from spq_graph.terms.errors import OutputError, UsageError
+from spq_graph.terms.errors import OutputError, SourceError, UsageError
 
 
 def earlier(out: Path) -> Path:
@@ -83,6 +83,25 @@ def test_companions_are_copied_and_nothing_else(tmp_path: Path) -> None:
     assert listing(out) == ["config.json", "tokenizer.json"]
     shutil.rmtree(source)
     copy_companions(source, out)  # nothing to copy is no error
+
+
+def test_a_companion_that_is_a_link(tmp_path: Path) -> None:
+    """Of a Hub cache all are, to its blobs; to anywhere else, what it holds would be copied, whatever that is."""
+    snapshot, blobs, out = tmp_path / "hub" / "snapshots" / "0123", tmp_path / "hub" / "blobs", tmp_path / "out"
+    for folder in (snapshot, blobs, out):
+        folder.mkdir(parents=True)
+    (blobs / "abcd").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abcd")
+    (snapshot / "real.json").write_text("[]")
+    (snapshot / "vocab.json").symlink_to("real.json")
+    copy_companions(snapshot, out)
+    assert listing(out) == ["config.json", "vocab.json"]
+    assert not (out / "config.json").is_symlink()
+    (tmp_path / "secret").write_text("of somebody else")
+    (snapshot / "generation_config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(SourceError, match=r"generation_config.json is a link to outside") as caught:
+        copy_companions(snapshot, out)
+    assert caught.value.where == str(snapshot)
 
 
 def test_model_file(tmp_path: Path) -> None:
