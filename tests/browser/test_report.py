@@ -12,6 +12,7 @@ from spq_graph.views.charts.spikes import spike_map
 from tests.browser.conftest import RIGHT_TO_LEFT, Open
 from tests.support.samples import HOSTILE, sample_plan
 
+expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
 SPIKED = "model.layers.1.mlp.down_proj"
 
 
@@ -91,14 +92,15 @@ def test_filtering(opened: Open) -> None:
     page.locator("[name=role]").select_option("glu_down")
     assert visible_rows(page) == [SPIKED, "model.layers.3.mlp.down_proj"]
     page.locator("#filter button").click()
-    assert page.locator("#shown").inner_text() == "57 of 57 sites"
+    # A form clears what it gives out, and is counted again in a turn of its own.
+    expect(page.locator("#shown")).to_have_text("57 of 57 sites")
 
 
 def test_a_link_to_a_row_that_is_filtered_out_brings_it_back(opened: Open) -> None:
     page = opened()
     page.locator("[name=find]").fill("layers.5")
     page.locator("#kept ~ .cards a").first.click()
-    page.wait_for_function("document.querySelector('tr:target').offsetParent !== null")
+    expect(page.locator("tr:target")).to_be_visible()
     assert page.locator("tr:target code").first.inner_text() == SPIKED
 
 
@@ -111,9 +113,9 @@ def test_profiles_are_chosen_with_and_without_javascript(opened: Open) -> None:
     page = opened()
     page.locator(".profiles input").first.focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator("#p1").is_checked()
+    expect(page.locator("#p1")).to_be_checked()
     page.locator(".sites a").first.click()
-    assert page.locator(":target").is_checked()
+    expect(page.locator(":target")).to_be_checked()
 
 
 def test_without_javascript_all_of_it_is_there(opened: Open) -> None:
