@@ -10,23 +10,7 @@ import pytest
 from spq_graph.documents import artifact
 from spq_graph.documents.artifact import check_out, copy_companions, model_file
 from spq_graph.terms.errors import OutputError, SourceError, UsageError
-
-
-def earlier(out: Path) -> Path:
-    """An OUT as an earlier run left it."""
-    out.mkdir(parents=True)
-    (out / artifact.PLAN).write_text("{}")
-    (out / artifact.MODEL).write_text("old")
-    return out
-
-
-def stop_midway(staging: Path, stop: BaseException) -> None:
-    (staging / "model.onnx").write_text("half")
-    raise stop
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+from tests.support.outs import earlier, listing
 
 
 def test_a_new_out_is_welcome(tmp_path: Path) -> None:

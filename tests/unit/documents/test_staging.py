@@ -11,27 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from spq_graph.documents import artifact
 from spq_graph.documents.artifact import check_out
 from spq_graph.documents.staging import staged, written
 from spq_graph.terms.errors import OutputError
-
-
-def earlier(out: Path) -> Path:
-    """An OUT as an earlier run left it."""
-    out.mkdir(parents=True)
-    (out / artifact.PLAN).write_text("{}")
-    (out / artifact.MODEL).write_text("old")
-    return out
+from tests.support.outs import earlier, listing
 
 
 def stop_midway(staging: Path, stop: BaseException) -> None:
     (staging / "model.onnx").write_text("half")
     raise stop
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def names_in(folder: Path) -> list[str]:
