@@ -24,6 +24,7 @@ class Editor:
         model: what is edited.
         nodes: nodes by name.
         shared: inserted values that several sites read, by what they are.
+        storages: how weights are stored, each once.
         stored: constants that stand for a weight, by how it is stored, and those that belong to them.
         taken: every name in use, so that no inserted one collides with the graph's own.
     """
@@ -31,6 +32,7 @@ class Editor:
     model: ir.Model
     nodes: dict[str, ir.Node] = field(init=False)
     shared: dict[str, ir.Value] = field(default_factory=dict)
+    storages: dict[Hashable, Hashable] = field(default_factory=dict)
     stored: dict[Hashable, ir.Value] = field(default_factory=dict)
     taken: set[str] = field(init=False)
 

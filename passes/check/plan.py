@@ -18,9 +18,10 @@ from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.targets import CONTRIB
 
 _TOLD = 5
-_INSERTED = {DOMAIN: VERSION, "com.microsoft": 1}  # domains of operators that forms have
+_INSERTED = {DOMAIN: VERSION, CONTRIB: 1}  # domains of operators that forms have
 
 
 class VerifyPlan(ir.passes.InPlacePass):

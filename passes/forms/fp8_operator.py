@@ -25,7 +25,7 @@ class Fp8Operator(FormRules):
         if not self.computes_in(at.operand.dtype):
             at.widen()
         prefix = f"{at.site.node}.weight.{WEIGHTS.name}"
-        storage = self.storage(at.wanted, at.operand)
+        storage = at.known(self.storage(at.wanted, at.operand))
         panels = at.stored(storage, f"{prefix}.panels")
         name = f"{at.activation}.scale" if call.rounds else "spq_graph.no_scale"
         if name not in editor.shared:

@@ -41,6 +41,7 @@ def insert_weight(at: Place, storage: Storage, *, widened: bool) -> None:
     """
     editor, node, to = at.editor, at.node, ir.DataType.FLOAT
     prefix = f"{at.site.node}.weight.{E4M3.name}"
+    storage = at.known(storage)
     scales = storage.known_scales
     codes, scale = at.stored(storage, f"{prefix}.codes"), at.beside(storage, f"{prefix}.scale", scales)
     if widened:

@@ -101,7 +101,7 @@ class IntegerQdq(FormRules):
         at.widen()
         editor, node = at.editor, at.node
         node.replace_input_with(0, dequantized(editor, node, at.activation, quantized(at, quantizer)))
-        storage = self.storage(at.wanted, at.operand)
+        storage = at.known(self.storage(at.wanted, at.operand))
         scales = storage.known_scales
         inputs = [
             at.stored(storage, f"{at.weight}.codes"),
@@ -148,7 +148,7 @@ class MatMulInteger(FormRules):
         at.widen()
         editor, site = at.editor, at.site
         codes = quantized(at, quantizer)
-        storage = self.storage(at.wanted, at.operand)
+        storage = at.known(self.storage(at.wanted, at.operand))
         weight, scales = at.stored(storage, f"{at.weight}.codes"), storage.known_scales
         editor.substitute(at.node, "MatMulInteger", [codes, weight], "", {})
         node = editor.nodes[site.node]

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.forms.rules import FormRules, Place, Step, Wanted, attributes_of
+from spq_graph.passes.forms.rules import FormRules, Place, Step, Wanted
 from spq_graph.passes.forms.storages import Blocks
 from spq_graph.passes.numbers.scales import block_size_for
 from spq_graph.terms.form import Form
@@ -35,7 +33,7 @@ class NBits(FormRules):
         at.as_matmul()
         at.widen()
         editor = at.editor
-        storage = self.storage(at.wanted, at.operand)
+        storage = at.known(self.storage(at.wanted, at.operand))
         codes = at.stored(storage, f"{at.weight}.codes")
         inputs = [at.node.inputs[0], codes, at.beside(storage, f"{at.weight}.scale", storage.known_scales)]
         editor.substitute(at.node, "MatMulNBits", inputs, CONTRIB, self._attributes(at.wanted))
@@ -45,14 +43,9 @@ class NBits(FormRules):
         """Codes by block, around 128."""
         return Blocks(operand)
 
-    def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
-        """Whether its attributes are those that shape and level ask for."""
-        found, expected = attributes_of(node), self._attributes(wanted)
-        return None if found == expected else f"its node has the attributes {found}, not {expected}"
-
     def product(self, wanted: Wanted) -> Step:
         """The operator, with codes and scales."""
-        return Step("MatMulNBits", 3, self._attributes(wanted), "com.microsoft")
+        return Step("MatMulNBits", 3, self._attributes(wanted), CONTRIB)
 
     def _attributes(self, wanted: Wanted) -> dict[str, int]:
         rows, columns = wanted.site.shape

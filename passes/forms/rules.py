@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,9 @@ class Wanted:
         return self.site.precision is HALF_PRECISIONS.get(operand.dtype, Precision.FP32)
 
 
+Stored = TypeVar("Stored", bound=Storage)
+
+
 @dataclass(slots=True)
 class Place:
     """A site in a graph under edit.
@@ -114,6 +117,10 @@ class Place:
     def widen(self) -> None:
         """Compute in float32 where the graph is in another type."""
         self.editor.widen(self.node, self.operand.dtype)
+
+    def known(self, storage: Stored) -> Stored:
+        """The same, or the one that equals it and was asked for first: scales are worked out once for a matrix."""
+        return cast(Stored, self.editor.storages.setdefault(storage, storage))
 
     def stored(self, storage: Storage, name: str) -> ir.Value:
         """The weight as a constant of the graph; products that share a matrix and a form share it.

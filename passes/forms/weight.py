@@ -31,7 +31,7 @@ class IntegerWeight(FormRules):
         """Write it."""
         at.as_matmul()
         at.widen()
-        storage = self.storage(at.wanted, at.operand)
+        storage = at.known(self.storage(at.wanted, at.operand))
         codes = at.stored(storage, f"{at.weight}.codes")
         inputs = [codes, at.beside(storage, f"{at.weight}.scale", storage.known_scales)]
         name, attributes = f"{at.weight}.DequantizeLinear", _attributes(at.wanted)
