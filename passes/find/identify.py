@@ -23,6 +23,7 @@ from spq_graph.passes.find.experts import (
     with_roles,
 )
 from spq_graph.passes.find.layers import layers_of, number_experts, origin_of
+from spq_graph.passes.find.logits import find_logits
 from spq_graph.passes.find.misses import near_miss, unknown_gate
 from spq_graph.passes.find.patterns import GluMatch, find_glus
 from spq_graph.terms.errors import GraphError
@@ -88,7 +89,7 @@ def identify(model: ir.Model) -> Identified:
     _assign_glus(model, nodes, adapters, found, glus)
     _record_fused(found, glus)
     _assign_attention(model.graph, nodes, adapters, found)
-    _assign_ends(model.graph, nodes)
+    _assign_ends(model, nodes)
     _number_layers(nodes, found, glus)
     _list_experts(found, glus)
     found.sites = list(nodes.values())
@@ -219,11 +220,12 @@ def _set_role(nodes: dict[ir.Node, Site], node: ir.Node, role: Role) -> None:
         nodes[node] = replace(nodes[node], role=role)
 
 
-def _assign_ends(graph: ir.Graph, nodes: dict[ir.Node, Site]) -> None:
-    """lm_head is the site whose output is the graph's, but for scaling; a router's output is ranked."""
-    logits = next((v for v in graph.outputs if v.name == "logits"), graph.outputs[0])
+def _assign_ends(model: ir.Model, nodes: dict[ir.Node, Site]) -> None:
+    """lm_head is the site whose output is the logits, but for scaling; a router's output is ranked."""
+    name = find_logits(model).output
+    logits = next((v for v in model.graph.outputs if v.name == name), None)
     for node in [node for node, site in nodes.items() if site.role is Role.OTHER]:
-        if _reaches(node, logits, frozenset(), _TO_OUTPUT):
+        if logits is not None and _reaches(node, logits, frozenset(), _TO_OUTPUT):
             _set_role(nodes, node, Role.LM_HEAD)
         elif _reaches(node, None, _RANKS, _TO_TOPK):
             _set_role(nodes, node, Role.ROUTER)

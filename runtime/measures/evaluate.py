@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from spq_graph.runtime.measures.asked import Asked, Places, Stream, asked, behind_every, behind_last, gives_last_only
 from spq_graph.runtime.measures.calibrate import batch_size
-from spq_graph.runtime.sessions.segmented import Batch, Progress, SegmentedRunner
-from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.sessions.segmented import Batch, Progress
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import CheckError, DataError
 
 Float32 = npt.NDArray[np.float32]
-Stream: TypeAlias = Runner | SegmentedRunner
 
 
 @dataclass(slots=True)
@@ -87,7 +86,6 @@ def _softmax(logits: Float32) -> tuple[Float32, npt.NDArray[np.float64], npt.NDA
 
 
 # Rows and columns of a batch, and what the reference says there.
-Places: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 Part: TypeAlias = tuple[Places, Reference]
 PART_BYTES = 32 << 20
 
@@ -117,31 +115,55 @@ def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
 def score_text(
     reference: Stream, models: Sequence[Stream], sequences: Sequences, progress: Progress | None = None
 ) -> tuple[Score, list[Score]]:
-    """Score a reference and several models on the same tokens.
+    """Score a reference and several models on the same tokens: on one a window, where one gives logits of no more.
 
     Returns:
         The reference's score, whose KL is 0 and agreement 1, and the models' in their order.
 
     Raises:
-        DataError: there is no token to predict.
+        DataError: there is no token to predict, or a model has another vocabulary than the reference.
         CheckError: a model's logits are NaN.
     """
     base, scores = Score(), [Score() for _ in models]
     done = 0
-    batches = list(sequences.batches(batch_size(reference, sequences)))
-    streams = [runner.stream(batches) for runner in (reference, *models)]
-    for ids, mask in batches:
-        prepared = _prepare(next(streams[0]), ids, mask, sequences.prefix, reference)
+    batches = asked(reference, models, sequences)
+    streams = [runner.stream([(batch.ids, batch.mask) for batch in batches]) for runner in (reference, *models)]
+    for batch in batches:
+        prepared = _prepare(next(streams[0]), batch, reference)
         for _, part in prepared:
             _add_itself(base, part)
         for model, stream, score in zip(models, streams[1:], scores, strict=True):
-            _add(score, next(stream), prepared, model)
-        done += len(ids)
+            logits = next(stream)
+            _refuse_other_vocabulary(logits, prepared, model, reference)
+            _add(score, logits, prepared, model)
+        done += len(batch.ids)
         if progress is not None:
             progress(done, len(sequences))
     if not base.tokens:
-        raise DataError("there is no token to predict", remedy="give a longer text")
+        raise _nothing(sequences, reference)
     return base, scores
+
+
+def _nothing(sequences: Sequences, stream: Stream) -> DataError:
+    """That no token of a text can be predicted; a graph may insist on a length that none of its rows has."""
+    length = stream.fixed_shape[1]
+    if stream.last_only and length is not None:
+        return DataError(
+            f"the graph takes exactly {length} tokens and gives logits of the last one only, and no row holds the "
+            "token behind so many",
+            where=sequences.origin,
+            remedy=f"give a longer text, or ids in rows of {length + 1} tokens",
+        )
+    return DataError("there is no token to predict", where=sequences.origin, remedy="give a longer text")
+
+
+def _refuse_other_vocabulary(logits: Float32, prepared: list[Part], model: Stream, reference: Stream) -> None:
+    if prepared and (size := prepared[0][1].logits.shape[-1]) != logits.shape[-1]:
+        raise DataError(
+            f"the two models have vocabularies of {logits.shape[-1]} and {size} tokens, and cannot be compared",
+            where=f"{model.path}, {reference.path}",
+            remedy="measure each of them alone",
+        )
 
 
 def _add_itself(score: Score, reference: Reference) -> None:
@@ -151,26 +173,10 @@ def _add_itself(score: Score, reference: Reference) -> None:
     score.agreed += len(rows)
 
 
-def _predicted(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int) -> npt.NDArray[np.bool_]:
-    return Sequences(ids, mask, prefix).predicted
-
-
-def _prepare(
-    logits: Float32, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, runner: Stream
-) -> list[Part]:
+def _prepare(logits: Float32, batch: Asked, runner: Stream) -> list[Part]:
     """The reference's logits of a batch, in parts: what scoring makes of them would not fit for all tokens at once."""
-    return [_prepared(logits, ids, at, runner) for at in _parts(ids, mask, prefix, logits.shape[-1])]
-
-
-def _parts(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, vocabulary: int) -> Iterator[Places]:
-    rows, columns = np.nonzero(_predicted(ids, mask, prefix))
-    step = max(1, PART_BYTES // (4 * vocabulary))
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step], columns[start : start + step]
-
-
-def _prepared(logits: Float32, ids: npt.NDArray[np.int64], at: Places, runner: Stream) -> Part:
-    return at, reference_of(_finite(logits, at, runner), ids[at[0], at[1] + 1])
+    step = max(1, PART_BYTES // (4 * logits.shape[-1]))
+    return [(at, reference_of(_finite(logits, at, runner), targets)) for at, targets in batch.parts(step)]
 
 
 def _add(score: Score, logits: Float32, prepared: list[Part], runner: Stream) -> None:
@@ -195,20 +201,26 @@ class KlMeter:
     """
 
     def __init__(self, reference: Stream, sequences: Sequences, memory: int = 1 << 28) -> None:
-        batches = list(sequences.batches(batch_size(reference, sequences)))
-        self._batches = _fitting(batches, reference, memory)
-        self._prefix = sequences.prefix
+        if gives_last_only(reference):
+            self._asked = list(behind_last(sequences, reference.fixed_shape, judged=False))
+        else:
+            batches = list(sequences.batches(batch_size(reference, sequences)))
+            fitting = _fitting(batches, reference, memory)
+            self._asked = [behind_every(ids, mask, sequences.prefix) for ids, mask in fitting]
+        self._batches = [(batch.ids, batch.mask) for batch in self._asked]
         self._logits = [np.array(logits) for logits in reference.stream(self._batches)]
         self._reference = reference
-        self.tokens = int(sum(_predicted(ids, mask, self._prefix).sum() for ids, mask in self._batches))
+        self.tokens = sum(len(batch.targets) for batch in self._asked)
+        if not self.tokens:
+            raise _nothing(sequences, reference)
 
     def kl(self, model: Stream) -> float:
         """Mean KL(reference || model), nats a token."""
         score = Score()
-        streamed = zip(self._batches, self._logits, model.stream(self._batches), strict=True)
-        for (ids, mask), base, logits in streamed:
-            for part in _parts(ids, mask, self._prefix, logits.shape[-1]):
-                _add(score, logits, [_prepared(base, ids, part, self._reference)], model)
+        for batch, base, logits in zip(self._asked, self._logits, model.stream(self._batches), strict=True):
+            step = max(1, PART_BYTES // (4 * logits.shape[-1]))
+            for at, targets in batch.parts(step):
+                _add(score, logits, [(at, reference_of(_finite(base, at, self._reference), targets))], model)
         return score.kl
 
 

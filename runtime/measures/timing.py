@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from spq_graph.runtime.proof.held import runner_on
-from spq_graph.runtime.sessions.session import Array, Runner
+from spq_graph.runtime.sessions.feeds import Array
+from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.targets import PROFILES
@@ -140,8 +141,7 @@ def _main(path: str, target: str, threads: str) -> None:
     before, start = _resident(), time.perf_counter()
     runner = runner_on(profile, Path(path), threads=int(threads))
     seconds = time.perf_counter() - start
-    length = runner.fixed_shape[1] or 16
-    ids = _ids(runner, length)
+    ids = np.zeros((1, runner.fixed_shape[1] or 16), dtype=np.int64)
     runner.run(*runner.filled(ids, np.ones_like(ids)))
     print(json.dumps({"seconds": seconds, "resident_bytes": _resident() - before}))
 

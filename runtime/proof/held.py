@@ -14,6 +14,7 @@ from spq_graph.runtime.sessions.executed import Executed, not_as_planned
 from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import CheckError
+from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CPU_PROVIDER, Profile
 
 _TOLD = 8  # sites that an error names
@@ -53,15 +54,21 @@ def _starts(provider: str) -> bool:
     return provider in session.get_providers()
 
 
-def runner_on(profile: Profile, path: Path, *, threads: int = 0) -> Runner:
+def runner_on(profile: Profile, path: Path, *, threads: int = 0, logits: Logits | None = None) -> Runner:
     """A session in the runtime that a target stands for.
+
+    Args:
+        profile: of the target.
+        path: the file.
+        threads: intra-op threads; 0 takes all cores.
+        logits: which output holds them; None to go by names and shapes.
 
     Raises:
         SourceError: that runtime is not here, or cannot load the file.
     """
     if profile.runtime == "openvino":
-        return openvino.OpenVinoRunner(path, threads=threads)
-    return Runner(path, threads=threads, provider=profile.provider or CPU_PROVIDER)
+        return openvino.OpenVinoRunner(path, threads=threads, logits=logits)
+    return Runner(path, threads=threads, provider=profile.provider or CPU_PROVIDER, logits=logits)
 
 
 def execute_on(profile: Profile, path: Path, ids: Ids, runner: Runner | None = None) -> Executed:

@@ -60,7 +60,7 @@ class Decoding:
             mask: the same shape, 0 for padding; by default there is none.
 
         Returns:
-            Logits, float32 [rows, new, vocabulary].
+            Logits, float32 [rows, new, vocabulary]; [rows, 1, vocabulary] where the graph gives those of the last only.
 
         Raises:
             GraphError: ONNX Runtime fails on them.
@@ -103,8 +103,7 @@ class Decoding:
             self._runner.session.run_with_iobinding(binding)
         logits, *present = binding.get_outputs()
         self._past = dict(zip(self._pairs, present, strict=True))
-        found: Float32 = logits.numpy()[: len(ids)].astype(np.float32, copy=False)
-        return found
+        return self._runner.by_token(logits.numpy(), (self._padded, ids.shape[1]))[: len(ids)]
 
 
 def cache_pairs(runner: Runner) -> dict[str, str]:

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 
 from spq_graph.runtime.sessions.executed import Executed
-from spq_graph.runtime.sessions.session import Array, Runner
+from spq_graph.runtime.sessions.feeds import Array
+from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import SourceError
 

@@ -20,8 +20,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.runtime.sessions.executed import Executed, executed_in
-from spq_graph.runtime.sessions.session import Array, Decoder, open_session, session_options
+from spq_graph.runtime.sessions.feeds import Array
+from spq_graph.runtime.sessions.session import Decoder, open_session, session_options
 from spq_graph.runtime.text.sequences import Ids
+from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Handed, Segment, Segmented, Weight, type_of
 
 Batch: TypeAlias = tuple[Ids, Ids]
@@ -62,13 +64,21 @@ class SegmentedRunner(Decoder):
         outputs: what to compute; by default the logits.
         side_by_side: how many batches run at the same time. Threads that share out every operator wait for the slowest
             of them after each; those that have a batch of their own wait for nobody.
+        logits: which output holds them; None to go by names and shapes.
 
     Raises:
         GraphError: the graph has inputs that token ids alone do not determine.
     """
 
-    def __init__(self, model: Segmented, *, outputs: Sequence[str] | None = None, side_by_side: int = 1) -> None:
-        super().__init__(model.where, model.inputs, model.outputs, outputs)
+    def __init__(
+        self,
+        model: Segmented,
+        *,
+        outputs: Sequence[str] | None = None,
+        side_by_side: int = 1,
+        logits: Logits | None = None,
+    ) -> None:
+        super().__init__(model.where, model.inputs, model.outputs, outputs, logits)
         self._model = model
         self._side_by_side = side_by_side
         self._wanted = {name for segment in model.segments for name in segment.reads} | set(self.outputs)
@@ -100,10 +110,10 @@ class SegmentedRunner(Decoder):
             yield from self._round(waiting, steps)
 
     def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of one batch after the other, float32 [batch, length, vocabulary]; ids and mask are int64."""
+        """Logits of one batch after the other, in the form of `by_token`; ids and mask are int64 [batch, length]."""
         filled = [self.filled(ids, mask) for ids, mask in batches]
-        for (ids, _), (logits, *_) in zip(batches, self.results(filled), strict=True):
-            yield logits[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
+        for (ids, _), (whole, _), (logits, *_) in zip(batches, filled, self.results(filled), strict=True):
+            yield self.by_token(logits, whole.shape)[: len(ids), : ids.shape[1]]
 
     def _round(self, waiting: deque[_Passing], steps: _Steps) -> Iterator[list[Array]]:
         """Bring as many batches through all segments as what is handed over has room for."""

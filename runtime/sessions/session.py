@@ -13,30 +13,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.runtime.sessions.executed import Executed, executed_by
-from spq_graph.runtime.sessions.inputs import (
-    AttentionFacts,
-    attention_facts,
-    empty_past,
-    is_past,
-    number_feed,
-    positions,
-)
+from spq_graph.runtime.sessions.feeds import TYPES, Array, TokenInputs
+from spq_graph.runtime.sessions.inputs import AttentionFacts, empty_past
 from spq_graph.runtime.sessions.library import cannot_load, register
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CPU_PROVIDER
-
-Array = npt.NDArray[Any]
-
-_TYPES: dict[str, type[np.generic]] = {
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(bool)": np.bool_,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-}
 
 
 class Decoder:
@@ -45,55 +28,55 @@ class Decoder:
     Args:
         path: the .onnx file, for errors.
         inputs, given: inputs and outputs of the graph, each with `name`, `type` and `shape`.
-        outputs: names of those to compute; by default the logits.
+        outputs: names of those to compute; by default the logits, or what there is instead of them.
+        logits: which output holds them, as its graph tells; None to go by names and shapes.
+
+    Attributes:
+        last_only: whether logits are those of the last token only; None until somebody has seen any.
 
     Raises:
-        GraphError: the graph has no token ids to take, or no logits to give.
+        GraphError: the graph has no token ids to take, or takes what they do not determine.
     """
 
     runtime = "ONNX Runtime"
 
     def __init__(
-        self, path: Path, inputs: Sequence[Any], given: Sequence[Any], outputs: Sequence[str] | None = None
+        self,
+        path: Path,
+        inputs: Sequence[Any],
+        given: Sequence[Any],
+        outputs: Sequence[str] | None = None,
+        logits: Logits | None = None,
     ) -> None:
         self.path = path
         self._inputs = list(inputs)
         self._given = list(given)
-        self._known: AttentionFacts | None = None
-        self._ids_name = self._find_ids()
+        self._takes = TokenInputs(path, self._inputs)
+        self._told = logits
+        self.last_only: bool | None = None
         self.outputs = list(outputs) if outputs is not None else [self._find_logits()]
 
-    def _find_ids(self) -> str:
-        names = [i.name for i in self._inputs]
-        if "input_ids" in names:
-            return "input_ids"
-        integers = [i for i in self._inputs if "int" in i.type and len(i.shape) == 2]
-        candidates: list[str] = [i.name for i in integers if "mask" not in i.name and "position" not in i.name]
-        if len(candidates) != 1:
-            raise GraphError(
-                f"no input 'input_ids' among {names}", where=str(self.path), remedy="this must be a decoder"
-            )
-        return candidates[0]
-
     def _find_logits(self) -> str:
-        names = [o.name for o in self._given]
-        if "logits" in names:
-            return "logits"
-        floats: list[str] = [o.name for o in self._given if len(o.shape) == 3 and "float" in o.type]
-        if not floats:
-            raise GraphError(f"no output 'logits' among {names}", where=str(self.path), remedy="this must be a decoder")
-        return floats[0]
+        if self._told is not None and self._told.output is not None:
+            return self._told.output
+        numbers = [o for o in self._given if "float" in o.type] or self._given
+        named = [o for o in numbers if o.name == "logits"]
+        by_token = [o for o in numbers if len(o.shape) == 3]
+        name: str = (named or by_token or numbers)[0].name
+        return name
 
     @property
     def fixed_shape(self) -> tuple[int | None, int | None]:
         """Batch size and length that the graph insists on; None where they are free."""
-        shape = next(i.shape for i in self._inputs if i.name == self._ids_name)
+        shape = next(i.shape for i in self._inputs if i.name == self._takes.ids_name)
         batch, length = (d if isinstance(d, int) else None for d in (*shape, None, None)[:2])  # it may state no shape
         return batch, length
 
     @property
     def vocabulary(self) -> int | None:
         """Size of the vocabulary, where the graph states it."""
+        if self._told is not None:
+            return self._told.vocabulary
         sizes = [o.shape[-1] for o in self._given if o.name == self.outputs[0] and o.shape]
         return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
@@ -115,33 +98,35 @@ class Decoder:
                 f"{self.runtime} failed on a batch of shape {shape}: {str(cause).splitlines()[0]}", where=str(self.path)
             ) from cause
 
-    def token_feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
-        """What the graph's inputs take but for its cache: ids [batch, new], and a mask over them and all before them.
+    def by_token(self, found: Array, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Logits in one form: float32 [batch, length, vocabulary], or [batch, 1, vocabulary] of the last tokens alone.
+
+        Args:
+            found: as the graph gives them; tokens may be on one axis, and the one of the last token may be absent.
+            shape: of the ids, as they were run.
 
         Raises:
-            GraphError: there is an input that a decoder does not have.
+            GraphError: they are for neither all tokens nor the last ones.
         """
-        feeds: dict[str, Array] = {}
-        for spec in self._inputs:
-            dtype = _TYPES.get(spec.type, np.float32)
-            if spec.name == self._ids_name:
-                feeds[spec.name] = ids.astype(dtype)
-            elif "position" in spec.name:
-                feeds[spec.name] = positions(mask, ids.shape[1], len(spec.shape)).astype(dtype)
-            elif "mask" in spec.name:
-                feeds[spec.name] = mask.astype(dtype)
-            elif not self._is_past(spec):
-                feed = number_feed(spec.name, mask, spec.shape, self._facts)
-                if feed is None:
-                    what = f"input '{spec.name}' ({spec.type}) is not one that a decoder has"
-                    raise GraphError(what, where=str(self.path))
-                feeds[spec.name] = feed.astype(dtype)
-        return feeds
+        rows, length = shape
+        tokens = found.size // max(1, found.shape[-1] if found.ndim else 0)
+        if found.ndim < 2 or tokens not in (rows, rows * length):
+            raise GraphError(
+                f"'{self.outputs[0]}' has the shape {found.shape} for {rows} sequences of {length} tokens: neither "
+                "logits of every token nor of the last ones",
+                where=str(self.path),
+                remedy="export the model with logits of shape [batch, length, vocabulary]",
+            )
+        return found.reshape(rows, -1, found.shape[-1]).astype(np.float32, copy=False)
+
+    def token_feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
+        """What the graph's inputs take but for its cache: ids [batch, new], and a mask over them and all before."""
+        return self._takes.of(ids, mask)
 
     @property
     def past_names(self) -> list[str]:
         """Inputs that hold keys and values of earlier tokens."""
-        return [spec.name for spec in self._inputs if self._is_past(spec)]
+        return [spec.name for spec in self._takes.past]
 
     def empty_past(self, rows: int, new: int) -> dict[str, Array]:
         """What the graph's cache begins with.
@@ -155,14 +140,13 @@ class Decoder:
             GraphError: its shape is not known, or its length is fixed.
         """
         found: dict[str, Array] = {}
-        for spec in self._inputs:
-            if self._is_past(spec):
-                known = None if all(isinstance(d, int) for d in spec.shape) else self._facts
-                window = known.windows.get(spec.name) if known is not None else None
-                width = known.widths.get(spec.name) if known is not None else None
-                room = window + new if window is not None else 0
-                dtype = _TYPES.get(spec.type, np.float32)
-                found[spec.name] = empty_past(spec.name, spec.shape, rows, dtype, width, room)
+        for spec in self._takes.past:
+            known = None if all(isinstance(d, int) for d in spec.shape) else self._facts
+            window = known.windows.get(spec.name) if known is not None else None
+            width = known.widths.get(spec.name) if known is not None else None
+            room = window + new if window is not None else 0
+            dtype = TYPES.get(spec.type, np.float32)
+            found[spec.name] = empty_past(spec.name, spec.shape, rows, dtype, width, room)
         return found
 
     @property
@@ -175,15 +159,9 @@ class Decoder:
         """Whether several tokens may follow others in one row only, as ONNX Runtime's fused attention has it."""
         return self._facts.right_padding
 
-    def _is_past(self, spec: ort.NodeArg) -> bool:
-        return is_past(spec.name) and len(spec.shape) not in (1, 2)
-
     @property
     def _facts(self) -> AttentionFacts:
-        """What the attention operators say; read once, and only where names and shapes are not enough."""
-        if self._known is None:
-            self._known = attention_facts(self.path)
-        return self._known
+        return self._takes.facts
 
     @property
     def takes_padding(self) -> bool:
@@ -202,6 +180,7 @@ class Runner(Decoder):
         threads: intra-op threads; 0 takes all cores.
         profile: where to write a profile of the kernels; None for no profile.
         provider: ONNX Runtime's execution provider; what it has no kernel for runs on the CPU.
+        logits: which output holds them; None to go by names and shapes.
 
     Raises:
         SourceError: the runtime cannot load the file.
@@ -216,9 +195,10 @@ class Runner(Decoder):
         threads: int = 0,
         profile: Path | None = None,
         provider: str = CPU_PROVIDER,
+        logits: Logits | None = None,
     ) -> None:
         self.session = self._open(path, threads, profile, provider)
-        super().__init__(path, self.session.get_inputs(), self.session.get_outputs(), outputs)
+        super().__init__(path, self.session.get_inputs(), self.session.get_outputs(), outputs, logits)
 
     def _open(self, path: Path, threads: int, profile: Path | None, provider: str) -> Any:
         return open_session(str(path), session_options(threads, profile), path, provider)
@@ -231,13 +211,14 @@ class Runner(Decoder):
         return results
 
     def logits(self, ids: Ids, mask: Ids) -> npt.NDArray[np.float32]:
-        """Logits of a batch, float32 [batch, length, vocabulary]; in parts where the graph takes fewer rows."""
+        """Logits of a batch in the form of `by_token`; in parts where the graph takes fewer rows."""
         most = self.fixed_shape[0] or len(ids)
         if len(ids) > most:
             parts = [slice(start, start + most) for start in range(0, len(ids), most)]
             return np.concatenate([self.logits(ids[part], mask[part]) for part in parts])
-        whole = self.run(*self.filled(ids, mask))[0]
-        return whole[: len(ids), : ids.shape[1]].astype(np.float32, copy=False)
+        filled, told = self.filled(ids, mask)
+        whole = self.by_token(self.run(filled, told)[0], filled.shape)
+        return whole[: len(ids), : ids.shape[1]]
 
     def stream(self, batches: Sequence[tuple[Ids, Ids]]) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of one batch after the other; ids and mask are int64 [batch, length]."""

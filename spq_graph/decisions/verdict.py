@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.report import Report, Standing, Verdict
+from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 
 # Spike-aware is called ready within this much of the floating-point perplexity.
@@ -21,8 +22,18 @@ def judge(plan: Plan, report: Report) -> Verdict:
             warnings.append(f"perplexity is {loss:.2%} above FP32, more than {READY_WITHIN:.0%}")
     else:
         status = Standing.NOT_MEASURED
+    if report.logits is not None and report.logits.given is Given.NONE:
+        warnings.append(f"{report.logits.note}: sites were chosen by their ratio, and accuracy cannot be measured")
+    elif report.logits is not None and report.logits.note:
+        warnings.append(report.logits.note)
+    if status is Standing.NOT_MEASURED and (report.logits is None or report.logits.given is not Given.NONE):
         warnings.append("accuracy was not measured on a text: pass --text FILE, without --no-eval")
-    if not plan.budget_met:
+    if not plan.budget_met and plan.search.kl is None:
+        warnings.append(
+            f"{plan.search.candidates} sites have a ratio above {plan.recipe.candidate_ratio:g}, and the largest "
+            f"{plan.search.cap} stay, at most {plan.recipe.max_kept:.0%} of all; max_kept in a recipe allows more"
+        )
+    elif not plan.budget_met:
         warnings.append(
             f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
             f"the sites kept (KL {plan.search.kl:.3g}); allow more with max_kept in a recipe, or more bits"

@@ -63,6 +63,8 @@ class GraphFacts:
         producer: name and version of what wrote it; empty where it does not say.
         plan: digest of the plan that was applied to it; version: of the program that did.
         operators: how many nodes there are of each type.
+        logits: the output that holds logits; None where none does.
+        no_logits: what there is instead of them, in words.
     """
 
     opset: int | None
@@ -70,6 +72,8 @@ class GraphFacts:
     plan: str | None
     version: str | None
     operators: Mapping[str, int]
+    logits: str | None = None
+    no_logits: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from spq_graph.documents.staging import written
 from spq_graph.documents.strict import Strict
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import RowId, with_id
 
 if TYPE_CHECKING:
@@ -95,6 +96,22 @@ class TargetRun(Strict):
     measured_on: str = "ONNX Runtime"
 
 
+class LogitsRef(Strict):
+    """For which tokens the source gives logits.
+
+    Attributes:
+        given: every token, the last one of each window, or none.
+        output: that holds them; None where there are none.
+        tokens: how many tokens the ladder's figures are means over, where that is one a window.
+        note: what follows from it, in words; empty where logits are those of every token.
+    """
+
+    given: Given
+    output: str | None = None
+    tokens: int | None = None
+    note: str = ""
+
+
 class Standing(StrEnum):
     """Whether a result may be used, as far as that is known."""
 
@@ -147,6 +164,7 @@ class Report(Strict):
         bytes, source_bytes: size of the artifact and of the source, in bytes.
         environment: versions and machine.
         command: as it was given.
+        logits: for which tokens the source gives logits; None where an older version wrote the report.
     """
 
     verdict: Verdict
@@ -167,6 +185,7 @@ class Report(Strict):
     source_bytes: int
     environment: dict[str, str]
     command: str
+    logits: LogitsRef | None = None
 
     def rung(self, row: RowId, bits: int | None = None) -> Rung | None:
         """The row of the ladder at so many bits, if it was measured; None for those that have no bits."""

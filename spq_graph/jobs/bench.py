@@ -20,6 +20,7 @@ from spq_graph.runtime.proof.health import processor
 from spq_graph.runtime.proof.held import runner_on, why_absent
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.logits import Logits
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, MODEL, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.terms.targets import PROFILES, target_named
@@ -39,6 +40,7 @@ class Entry:
     id: RowId
     path: Path
     target: str
+    logits: Logits
 
 
 def bench(
@@ -76,11 +78,17 @@ def bench(
         target_named(target)
     with opening.open(steps, find_sites=False) as found, ExitStack() as beside:
         plan = _plan_beside(opening.name)
-        own = Entry(SPIKE_AWARE if plan is not None else MODEL, found.model, plan.recipe.target if plan else "cpu")
+        own = Entry(
+            SPIKE_AWARE if plan is not None else MODEL, found.model, plan.recipe.target if plan else "cpu", found.logits
+        )
         fitting, entries = _fitting(found, lengths, opening.name), [own]
         if against is not None:
             reference = beside.enter_context(Opening.of(against).open(steps, find_sites=False))
-            entries = [Entry(FP32, reference.model, "cpu"), *_others(reference, plan, own, targets, steps), own]
+            entries = [
+                Entry(FP32, reference.model, "cpu", reference.logits),
+                *_others(reference, plan, own, targets, steps),
+                own,
+            ]
         speed = _timed(entries, steps, rounds, threads, fitting)
     if report:
         add_to_report(Path(opening.source), speed)
@@ -112,12 +120,13 @@ def _others(
     rows = {row.id: row.plan for row in (*variants(plan, stored), weight_only(plan))}
     with steps.step("build", "Building what it is compared with"):
         for row in (EVERYWHERE, WEIGHT_ONLY):
-            yield Entry(row, reference.build(rows[row]).path, rows[row].recipe.target)
+            yield Entry(row, reference.build(rows[row]).path, rows[row].recipe.target, reference.logits)
         for target in targets or PROFILES:
             profile = PROFILES[target]
             if profile.name not in (own.target, "portable") and why_absent(profile) is None:
                 compiled = RowId(RowKind.SPIKE_AWARE, target=profile.name)
-                yield Entry(compiled, reference.build(retarget(plan, profile.name)).path, target)
+                built = reference.build(retarget(plan, profile.name))
+                yield Entry(compiled, built.path, target, reference.logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +154,8 @@ def _measure(entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, 
             loaded[entry.id.name] = timing.load_apart(entry.path, entry.target, threads)
             tick(number, len(entries))
     runners: dict[str, Runner] = {
-        entry.id.name: runner_on(PROFILES[entry.target], entry.path, threads=threads) for entry in entries
+        entry.id.name: runner_on(PROFILES[entry.target], entry.path, threads=threads, logits=entry.logits)
+        for entry in entries
     }
     with steps.step("time", f"Timing {len(entries)} models in turns") as tick:
         past = min(PAST, *lengths)

@@ -8,14 +8,18 @@ from pathlib import Path
 
 from spq_graph.documents.results import Evaluation, TaskScore
 from spq_graph.models.source import embedded_text
-from spq_graph.runtime.measures.evaluate import Stream, score_text
+from spq_graph.runtime.measures.asked import Stream, gives_last_only
+from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.tasks import load_task, score_task
 from spq_graph.runtime.proof.held import runner_on
-from spq_graph.terms.errors import UsageError
+from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.targets import PROFILES, target_named
+from spq_graph.workbench.answers import require_logits
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
+
+WITHOUT_LOGITS = "export the model with its head; `spq-graph quantize --calibration FILE` decides without one by ratio"
 
 
 def evaluate(
@@ -56,8 +60,13 @@ def evaluate(
         raise UsageError("--against compares on a text", remedy="pass --text FILE")
     found = Evaluation()
     with opening.open(steps, find_sites=False) as bench:
+        require_logits(bench, "perplexity and no accuracy", WITHOUT_LOGITS)
+        if tasks:
+            _require_every(bench)
         if text is not None:
-            stream = bench.reference if profile.name == "cpu" else runner_on(profile, bench.model)
+            stream = bench.reference
+            if profile.name != "cpu":
+                stream = runner_on(profile, bench.model, logits=bench.logits)
             found = _on_text(bench, stream, Path(text), max_tokens, _like(opening, against))
         scores = dict(_on_task(bench, Path(task), limit) for task in tasks)
     return replace(found, tasks=scores)
@@ -73,14 +82,27 @@ def _like(opening: Opening, other: Openable | None) -> Opening | None:
 def _on_text(
     bench: Workbench, stream: Stream, text: Path, max_tokens: int | None, against: Opening | None
 ) -> Evaluation:
-    sequences = bench.sequences(text, max_tokens=max_tokens)
+    sequences = bench.sequences(text, max_tokens=max_tokens, judged=True)
+    if gives_last_only(stream):
+        bench.steps.remark("the graph gives logits of the last token only: one token a window is measured")
     with bench.steps.step("evaluate", f"Evaluating on {sequences.tokens} tokens") as tick:
         if against is None:
             own, _ = score_text(stream, [], sequences, tick)
             return Evaluation(own.perplexity, own.nll, own.tokens)
         with against.open(bench.steps, find_sites=False) as reference:
+            require_logits(reference, "comparison with it", "leave out --against")
             _, (own,) = score_text(reference.reference, [stream], sequences, tick)
     return Evaluation(own.perplexity, own.nll, own.tokens, own.kl, own.top1)
+
+
+def _require_every(bench: Workbench) -> None:
+    """Refuse tasks where they cannot be scored: they ask about every token of an answer."""
+    if gives_last_only(bench.reference):
+        raise GraphError(
+            "the graph gives logits of the last token only, and tasks ask about every token of an answer",
+            where=bench.source.origin,
+            remedy="leave out --tasks and pass --text FILE, which is measured at the last token of each window",
+        )
 
 
 def _on_task(bench: Workbench, path: Path, limit: int | None) -> tuple[str, TaskScore]:

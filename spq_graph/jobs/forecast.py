@@ -16,6 +16,7 @@ from spq_graph.terms.precision import Precision
 from spq_graph.views.words import duration, megabytes
 from spq_graph.workbench.data import Given
 from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.streams import run_once
 from spq_graph.workbench.workbench import Workbench
 
 
@@ -80,9 +81,9 @@ def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
         size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in counted) else 2
         source = size_of(bench.model)
         everywhere = source - sum(weights) * (size - 1)
-        per_token = _seconds_per_token(bench, given)
-    widths, limit = order.widths, order.data.max_eval_tokens if order.ladder else 0
-    evaluations = 0 if recipe.spike_ratio else len(counted) // 2 * len(widths)
+        measured, per_token = bench.logits.output is not None, _seconds_per_token(bench, given)
+    widths, limit = order.widths, order.data.max_eval_tokens if order.ladder and measured else 0
+    evaluations = 0 if recipe.spike_ratio or not measured else len(counted) // 2 * len(widths)
     tokens = recipe.calibration_tokens + evaluations * recipe.sensitivity_tokens
     rows = len(rows_of(recipe)) * len(widths) + len(ROWS_ONCE)
     ladder = (limit or 0) * per_token * rows
@@ -106,8 +107,7 @@ def _seconds_per_token(bench: Workbench, given: Given) -> float:
     runner = bench.reference
     length = given.calibration.ids.shape[1] if given.calibration is not None else bench.sequence_length
     ids = np.zeros((runner.fixed_shape[0] or max(1, 1024 // length), length), dtype=np.int64)
-    batch = [(ids, np.ones_like(ids))]
-    list(runner.stream(batch))
+    run_once(runner, ids, np.ones_like(ids))
     start = time.perf_counter()
-    list(runner.stream(batch))
+    run_once(runner, ids, np.ones_like(ids))
     return (time.perf_counter() - start) / ids.size

@@ -12,6 +12,7 @@ from spq_graph.runtime.generation.sampling import Sampling
 from spq_graph.runtime.text.streaming import InOrder, TextStream
 from spq_graph.runtime.text.tokenizer import TextTokenizer, read_json
 from spq_graph.terms.errors import DataError, UsageError
+from spq_graph.workbench.answers import require_continuing, require_logits
 from spq_graph.workbench.companions import companions
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
@@ -60,6 +61,8 @@ def generate(
         ]
         limits = Limits(max_new_tokens, _stop_ids(bench, text), bench.source.max_length)
         start = time.perf_counter()
+        require_logits(bench, "text to generate", "export the model with its head")
+        require_continuing(bench, "export the model with a free length, or with logits of every token")
         runner = bench.runner
         loaded = time.perf_counter() - start
         ids = [prompt.ids for prompt in given]

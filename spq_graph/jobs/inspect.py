@@ -31,6 +31,7 @@ from spq_graph.passes.base.values import attribute_of
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.identify import Identified, identify
+from spq_graph.passes.find.logits import find_logits
 from spq_graph.passes.find.quantized import QUANTIZED_OPS
 from spq_graph.passes.find.unquantize import LookThroughQuantization
 from spq_graph.passes.forms.reading import precision_of
@@ -73,6 +74,8 @@ def inspect(
     facts = _facts(graph)
     whole = prepare(file, graph.clone()) if calibration is not None else None
     found, in_graph = _look(graph)
+    told = find_logits(graph)
+    facts = replace(facts, logits=told.output, no_logits=told.words)
     recorded = Plan.load(path / artifact.PLAN) if (path / artifact.PLAN).is_file() else None
     planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else in_graph
     sites, ranges, tokenizer, measured = _chosen(planned, only, path), None, None, None

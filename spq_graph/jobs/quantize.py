@@ -25,6 +25,8 @@ from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.rows import SPIKE_AWARE
 from spq_graph.views.page import render, shown_profiles
 from spq_graph.views.words import headline
+from spq_graph.workbench.answers import logits_ref
+from spq_graph.workbench.built import Built
 from spq_graph.workbench.companions import add_companions
 from spq_graph.workbench.data import Data, measured
 from spq_graph.workbench.environment import environment
@@ -33,7 +35,7 @@ from spq_graph.workbench.ladder import measure_ladder
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.planning import make_plan
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Built, Workbench
+from spq_graph.workbench.workbench import Workbench
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
         source_bytes=size_of(bench.model),
         environment=environment(),
         command=command,
+        logits=logits_ref(bench, text),
     )
     verdict = judge(plan, report)
     return report.model_copy(update={"verdict": verdict.model_copy(update={"summary": headline(plan, report)})})

@@ -60,6 +60,8 @@ def _summary(found: Inspection) -> Text:
     told = [f"opset {graph.opset}", words.printable(graph.producer), f"plan {graph.plan}"[:31] + "…"]
     wanted = [True, bool(graph.producer), bool(graph.plan)]
     text.append("\n" + ", ".join(part for part, shown in zip(told, wanted, strict=True) if shown), "not bold dim")
+    if graph.no_logits:
+        text.append(f"\n{words.printable(graph.no_logits)}", "not bold")
     if found.measured is not None:
         origin = words.printable(found.measured.origin)
         text.append(f"\nmeasured on {found.measured.tokens:,} tokens of {origin}", "not bold")

@@ -13,6 +13,7 @@ from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.documents.report import OperatorRun, Report, Rung, Standing
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
+from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme
 
 NOTHING = "–"
@@ -209,7 +210,9 @@ def headline(plan: Plan, report: Report) -> str:
     everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
     change = over_fp32(report, aware) if aware else None
     if change is None:
-        return f"At {bits} bits, {sites} and {size}; perplexity was not measured."
+        headless = report.logits is not None and report.logits.given is Given.NONE
+        left = "accuracy cannot be measured without logits" if headless else "perplexity was not measured"
+        return f"At {bits} bits, {sites} and {size}; {left}."
     beside = (
         f" where quantizing everywhere changes it by {percent(over_fp32(report, everywhere))}" if everywhere else ""
     )

@@ -14,6 +14,7 @@ from spq_graph.models.source import Source, embedded_text
 from spq_graph.runtime.sessions.cache import cache_pairs
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.terms.errors import ActivationError, SourceError, UsageError
+from spq_graph.workbench.answers import require_continuing, require_logits
 from spq_graph.workbench.workbench import Workbench
 
 # Text sampled from the model is as slow as generation: this much of it settles ranges, and more is there on request.
@@ -97,7 +98,9 @@ def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given
         DataError: something cannot be read, or the ranges are another model's.
         UsageError: the text holds sequences of the calibration data.
     """
-    text = _text(bench, data) if ladder else None
+    if bench.logits.output is None:
+        bench.steps.remark(f"{bench.logits.words}: sites are chosen by their ratio, and no accuracy is measured")
+    text = _text(bench, data) if ladder and bench.logits.output is not None else None
     ranges = None
     if data.ranges is not None:
         ranges = Ranges.of(data.ranges)
@@ -111,7 +114,7 @@ def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given
 
 def _text(bench: Workbench, data: Data) -> Sequences | None:
     path = Path(data.text) if data.text is not None else embedded_text(str(bench.source.path))
-    return bench.sequences(path, max_tokens=data.max_eval_tokens) if path is not None else None
+    return bench.sequences(path, max_tokens=data.max_eval_tokens, judged=True) if path is not None else None
 
 
 def measured(bench: Workbench, given: Given, recipe: Recipe) -> tuple[Ranges, Sequences | None]:
@@ -165,6 +168,9 @@ def _refuse_overlap(text: Sequences | None, calibration: Sequences) -> None:
 def sampled(bench: Workbench, tokens: int | None, seed: int) -> Sequences:
     """Sequences sampled from the model itself, for calibration without data."""
     folder = bench.source.kind == "folder"
+    require_logits(bench, "text to sample from it", "pass --calibration FILE")
+    if not folder:
+        require_continuing(bench, "pass --calibration FILE")
     wanted = tokens or (SAMPLED_TOKENS if folder or cache_pairs(bench.runner) else SAMPLED_TOKENS_WITHOUT_CACHE)
     length = min(bench.sequence_length, 256)
     count = max(1, wanted // length)

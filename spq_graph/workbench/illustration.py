@@ -8,7 +8,8 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.passes.draw.boxes import draw_layer, layer_to_draw
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.workbench.workbench import Built, Workbench
+from spq_graph.workbench.built import Built
+from spq_graph.workbench.workbench import Workbench
 
 
 def draw(bench: Workbench, built: Built, plan: Plan) -> LayerDrawing | None:

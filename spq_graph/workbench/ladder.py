@@ -12,8 +12,9 @@ from spq_graph.runtime.measures.evaluate import Score, score_text
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.rows import FP32, RowId, RowKind
+from spq_graph.workbench.built import Built
 from spq_graph.workbench.streams import execute
-from spq_graph.workbench.workbench import Built, Workbench, discard
+from spq_graph.workbench.workbench import Workbench
 
 # Models whose sessions live side by side: each batch of FP logits is then computed once for all of them.
 SESSION_BYTES = 2 << 30
@@ -61,7 +62,7 @@ def measure_ladder(
                 executed = {} if bench.emulates(row.plan) else bench.prove(file, row.plan, stream).ops
                 measured[_decisions(row.plan)] = _rung(row.id, row.bits, score, file.bytes, executed)
                 if row.place not in ready:
-                    discard(file)
+                    file.discard()
     for row in rows:
         rung = measured.get(_decisions(row.plan))
         if rung is not None:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from spq_graph.decisions.decide import Measure
 from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.apply import apply_plan
+from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.evaluate import KlMeter
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
 from spq_graph.workbench.workbench import Workbench
 
+# Where a graph gives logits of the last token only, windows that long: each tells of one token, whatever it takes.
+SHORT = 64
+
 
 def meter(
     bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]
 ) -> tuple[Measure, int]:
     """A measure for `decide`, and how many tokens it runs on."""
-    few = spread(sequences, recipe.sensitivity_tokens)
+    short = sequences
+    if gives_last_only(bench.reference) and bench.decoder.fixed_shape[1] is None:
+        short = beginnings(sequences, SHORT)
+    few = spread(short, recipe.sensitivity_tokens)
     kl_of = KlMeter(bench.reference, few)
     base = _skeleton(bench, ranges, recipe)
     stored = bench.stored
@@ -29,7 +37,7 @@ def meter(
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         graph = apply_plan(bench.prepared, plan, plan.recipe.profile.emulation)
-        result = kl_of.kl(SegmentedRunner(bench.segments(graph)))
+        result = kl_of.kl(SegmentedRunner(bench.segments(graph), logits=bench.logits))
         tick()
         return result
 
@@ -57,6 +65,11 @@ def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
         sites=sites,
         budget_met=True,
     )
+
+
+def beginnings(sequences: Sequences, length: int) -> Sequences:
+    """So many tokens of each row at most."""
+    return replace(sequences, ids=sequences.ids[:, :length], mask=sequences.mask[:, :length])
 
 
 def spread(sequences: Sequences, tokens: int) -> Sequences:

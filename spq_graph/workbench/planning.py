@@ -26,11 +26,11 @@ def widths_of(recipe: Recipe, ladder_bits: Sequence[int]) -> tuple[int, ...]:
 
 
 def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, sequences: Sequences | None) -> Plan:
-    """Decide at so many bits; without sequences by the ratio rule."""
+    """Decide at so many bits; by the ratio rule without sequences, and where the model gives no logits to measure."""
     recipe = recipe.model_copy(update={"bits": bits})
     with bench.steps.step(f"decide at {bits} bits", f"Deciding at {bits} bits") as tick:
         measure, tokens = None, 0
-        if sequences is not None and recipe.spike_ratio is None:
+        if sequences is not None and recipe.spike_ratio is None and bench.logits.output is not None:
             counter = iter(range(1, 1_000_000))
             candidates = sum(
                 v.ratio > recipe.candidate_ratio for s in bench.found.sites if (v := ranges.values.get(s.input))

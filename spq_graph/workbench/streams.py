@@ -7,28 +7,30 @@ from pathlib import Path
 
 from spq_graph.passes.adapt.prepared import Prepared, prepared
 from spq_graph.passes.pieces.split import split
-from spq_graph.runtime.measures.evaluate import Stream
+from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Segmented
 
 
-def open_stream(model: Path | Prepared, memory: int | None = None) -> Stream:
+def open_stream(model: Path | Prepared, memory: int | None = None, logits: Logits | None = None) -> Stream:
     """A model, to be run on one batch after the other.
 
     Args:
         model: the .onnx file, or its graph where that was read already.
         memory: bytes that the weights in a session may take; None for the default of `pieces.split`.
+        logits: which output holds them; None to go by names and shapes.
 
     Raises:
         SpqError: as `prepared` and `Runner`.
     """
     source = _prepared(model)
     segments = _in_segments(source, memory)
-    return SegmentedRunner(segments) if segments is not None else Runner(source.path)
+    return SegmentedRunner(segments, logits=logits) if segments is not None else Runner(source.path, logits=logits)
 
 
 def _prepared(model: Path | Prepared) -> Prepared:
@@ -44,12 +46,13 @@ def _in_segments(source: Prepared, memory: int | None) -> Segmented | None:
     return model if len(model.segments) > 1 or not source.runs else None
 
 
-def open_whole(source: Prepared, size: int) -> Runner:
+def open_whole(source: Prepared, size: int, logits: Logits) -> Runner:
     """A model in one session after all, for what must run it token by token.
 
     Args:
         source: the model.
         size: bytes that its weights take in a session.
+        logits: which output holds them.
 
     Raises:
         UsageError: the machine has less memory than it takes.
@@ -67,7 +70,16 @@ def open_whole(source: Prepared, size: int) -> Runner:
             where=str(source.path),
             remedy="pass --calibration FILE: only sampling text from the model, generation and tasks need it whole",
         )
-    return Runner(source.path)
+    return Runner(source.path, logits=logits)
+
+
+def run_once(stream: Stream, ids: Ids, mask: Ids) -> None:
+    """Run one batch, int64 [batch, length] both, whatever comes of it."""
+    filled = stream.filled(ids, mask)
+    if isinstance(stream, Runner):
+        stream.run(*filled)
+    else:
+        list(stream.results([filled]))
 
 
 def execute(stream: Stream, ids: Ids) -> Executed:

@@ -18,12 +18,13 @@ from spq_graph.passes.adapt.prepared import Prepared, prepared
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.base.run import run
 from spq_graph.passes.files.read import digest_of
-from spq_graph.passes.files.save import DATA_SUFFIX, save_model
+from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.identify import Identified
+from spq_graph.passes.find.logits import find_logits
 from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.pieces.split import signature, split
+from spq_graph.runtime.measures.asked import Stream, gives_last_only
 from spq_graph.runtime.measures.calibrate import collect_ranges, first_not_finite
-from spq_graph.runtime.measures.evaluate import Stream
 from spq_graph.runtime.proof.held import check_executed, execute_on, runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.sessions.session import Decoder, Runner
@@ -31,23 +32,16 @@ from spq_graph.runtime.text.reading import load_sequences
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import DataError, UsageError
+from spq_graph.terms.logits import Logits
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented
 from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
+from spq_graph.workbench.built import Built
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
 LONGEST_WINDOW = 2048
 MANY_UNKNOWN = 0.1  # share of a text's tokens
-
-
-@dataclass(slots=True)
-class Built:
-    """One model with a plan applied, as a file."""
-
-    path: Path
-    bytes: int
-    opset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +82,7 @@ class Workbench:
     _runner: Runner | None = field(init=False, default=None)
     _reference: Stream | None = field(init=False, default=None)
     _prepared: Prepared | None = field(init=False, default=None)
+    _logits: Logits | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.looked is not None:
@@ -119,21 +114,34 @@ class Workbench:
         """
         if self._runner is None:
             whole = self.reference
-            self._runner = whole if isinstance(whole, Runner) else open_whole(self.prepared, whole.bytes)
+            self._runner = whole if isinstance(whole, Runner) else open_whole(self.prepared, whole.bytes, self.logits)
         return self._runner
 
     @property
     def reference(self) -> Stream:
         """The model, to be run on one batch after the other."""
         if self._reference is None:
-            self._reference = open_stream(self.prepared, self.memory)
+            self._reference = open_stream(self.prepared, self.memory, self.logits)
         return self._reference
 
     @property
     def decoder(self) -> Decoder:
         """What the model takes and gives; once the graph was read, no session is opened to know it."""
-        looked = self.looked
-        return Decoder(self.model, *signature(looked.prepared.graph)) if looked is not None else self.reference
+        if self.looked is None:
+            return self.reference
+        return Decoder(self.model, *signature(self.looked.prepared.graph), logits=self.logits)
+
+    @property
+    def logits(self) -> Logits:
+        """Where the model says which token comes next, if it does."""
+        if self._logits is None:
+            self._logits = find_logits(self.prepared.graph)
+        return self._logits
+
+    @property
+    def last_only(self) -> bool:
+        """Whether the model was seen to give logits of the last token only; nothing is run to know it."""
+        return self._reference is not None and bool(self._reference.last_only)
 
     @property
     def prepared(self) -> Prepared:
@@ -164,14 +172,16 @@ class Workbench:
             raise UsageError(f"the model has {self.source.max_length} positions", where=f"--window {self.window}")
         return self.decoder.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
 
-    def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
-        """Read text or ids as this model's sequences."""
+    def sequences(self, path: Path, *, max_tokens: int | None = None, judged: bool = False) -> Sequences:
+        """Read text or ids as this model's sequences; it may be judged by the token behind the length it insists on."""
+        fixed, sizes = self.decoder.fixed_shape[1], (self.source.vocab_size, self.decoder.vocabulary)
+        one_more = judged and fixed is not None and gives_last_only(self.reference)
         found = load_sequences(
             path,
             self.tokenizer,
-            window=self.sequence_length,
+            window=self.sequence_length + one_more,
             bos=self.bos,
-            vocab_size=self.source.vocab_size or self.decoder.vocabulary,
+            vocab_size=min((size for size in sizes if size), default=None),
             max_tokens=max_tokens,
         )
         unknown = self.tokenizer.unknown_id if self.tokenizer is not None else None
@@ -262,8 +272,8 @@ class Workbench:
         """What to measure a built plan in."""
         profile = self.measured_as(plan)
         if profile.provider == CPU_PROVIDER:
-            return open_stream(built.path, self.memory)
-        return runner_on(profile, built.path)
+            return open_stream(built.path, self.memory, self.logits)
+        return runner_on(profile, built.path, logits=self.logits)
 
     def _probe_ids(self) -> Ids:
         batch, length = self.decoder.fixed_shape
@@ -285,9 +295,3 @@ class Workbench:
                 where=self.source.origin if isinstance(given, Ranges) else str(given),
                 remedy="run `spq-graph calibrate` on this one",
             )
-
-
-def discard(built: Built) -> None:
-    """Remove an intermediate model."""
-    built.path.unlink(missing_ok=True)
-    built.path.with_name(built.path.name + DATA_SUFFIX).unlink(missing_ok=True)
