@@ -237,9 +237,11 @@ def _is_constant(value: ir.Value, depth: int = 4) -> bool:
     if weight_of(value) is not None:
         return True
     node = value.producer()
-    if node is not None and node.op_type == "DynamicQuantizeLinear":
-        return True
-    return node is not None and depth > 0 and all(v is None or _is_constant(v, depth - 1) for v in node.inputs)
+    if node is None or depth == 0 or node.op_type in ("DynamicQuantizeLinear", "ConstantOfShape"):
+        return node is not None and depth > 0
+    # What shape a constant is brought into may come from anywhere.
+    inputs = node.inputs[:1] if node.op_type in ("Expand", "Reshape") else node.inputs
+    return all(v is None or _is_constant(v, depth - 1) for v in inputs)
 
 
 def _embedding(graph: ir.Graph) -> _Table | None:

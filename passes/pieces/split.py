@@ -46,9 +46,8 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
 
 
 def signature(model: ir.Model) -> tuple[list[Spec], list[Spec]]:
-    """Inputs and outputs of a graph, as a session over it would describe them: no input that has a constant's name."""
-    given = [value for value in model.graph.inputs if value.const_value is None]
-    return [_spec(value) for value in given], [_spec(value) for value in model.graph.outputs]
+    """Inputs and outputs of a graph, as a session over it would describe them."""
+    return [_spec(value) for value in model.graph.inputs], [_spec(value) for value in model.graph.outputs]
 
 
 def _limit_for(graph: ir.Graph) -> int:

@@ -70,6 +70,10 @@ class Decoding:
             starts = range(0, ids.shape[1], self._most)
             parts = [slice(start, start + self._most) for start in starts]
             return np.concatenate([self.feed(ids[:, part], new[:, part]) for part in parts], axis=1)
+        # Where a head has more columns than the embedding has rows, nothing can be fed behind the others.
+        return self._fed(ids, new)[..., : self._runner.vocabulary]
+
+    def _fed(self, ids: Ids, new: Ids) -> Float32:
         self.mask = np.concatenate([self.mask, new], axis=1)
         if self.cached:
             if not self._past:

@@ -100,13 +100,13 @@ class LogitsRef(Strict):
     """For which tokens the source gives logits.
 
     Attributes:
-        given: every token, the last one of each window, or none.
+        given: every token, the last one of each window, or none; None where nothing was measured that tells.
         output: that holds them; None where there are none.
         tokens: how many tokens the ladder's figures are means over, where that is one a window.
         note: what follows from it, in words; empty where logits are those of every token.
     """
 
-    given: Given
+    given: Given | None
     output: str | None = None
     tokens: int | None = None
     note: str = ""

@@ -79,13 +79,16 @@ def bench(
     with opening.open(steps, find_sites=False) as found, ExitStack() as beside:
         plan = _plan_beside(opening.name)
         own = Entry(
-            SPIKE_AWARE if plan is not None else MODEL, found.model, plan.recipe.target if plan else "cpu", found.logits
+            SPIKE_AWARE if plan is not None else MODEL,
+            _file(found),
+            plan.recipe.target if plan else "cpu",
+            found.logits,
         )
         fitting, entries = _fitting(found, lengths, opening.name), [own]
         if against is not None:
             reference = beside.enter_context(Opening.of(against).open(steps, find_sites=False))
             entries = [
-                Entry(FP32, reference.model, "cpu", reference.logits),
+                Entry(FP32, _file(reference), "cpu", reference.logits),
                 *_others(reference, plan, own, targets, steps),
                 own,
             ]
@@ -93,6 +96,11 @@ def bench(
     if report:
         add_to_report(Path(opening.source), speed)
     return speed
+
+
+def _file(found: Workbench) -> Path:
+    """The file that is timed: the model's own, or what ONNX Runtime runs of it."""
+    return found.model if found.prepared.runs else found.runner.path
 
 
 def _fitting(found: Workbench, lengths: Sequence[int], name: str) -> list[int]:

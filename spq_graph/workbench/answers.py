@@ -51,8 +51,9 @@ def logits_ref(bench: Workbench, text: Sequences | None) -> LogitsRef:
     """
     if bench.logits.output is None:
         return LogitsRef(given=Given.NONE, note=bench.logits.words)
-    if not bench.last_only:
-        return LogitsRef(given=Given.EVERY, output=bench.logits.output)
+    last_only = bench.reference.last_only
+    if not last_only:
+        return LogitsRef(given=None if last_only is None else Given.EVERY, output=bench.logits.output)
     note, judged = "the graph gives logits of the last token only", None
     if text is not None:
         judged = sum(len(batch.targets) for batch in behind_last(text, bench.decoder.fixed_shape))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from spq_graph.passes.adapt.prepared import Prepared, prepared
+from spq_graph.passes.files.save import save_model
 from spq_graph.passes.pieces.split import split
 from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.sessions.executed import Executed
@@ -46,31 +47,30 @@ def _in_segments(source: Prepared, memory: int | None) -> Segmented | None:
     return model if len(model.segments) > 1 or not source.runs else None
 
 
-def open_whole(source: Prepared, size: int, logits: Logits) -> Runner:
+def open_whole(source: Prepared, size: int, work: Path, logits: Logits | None = None) -> Runner:
     """A model in one session after all, for what must run it token by token.
 
     Args:
-        source: the model.
+        source: the model. Where ONNX Runtime does not run its file, what it runs of it is written first.
         size: bytes that its weights take in a session.
-        logits: which output holds them.
+        work: folder for what is written.
+        logits: which output holds them; None to go by names and shapes.
 
     Raises:
         UsageError: the machine has less memory than it takes.
     """
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if not source.runs:
-        raise UsageError(
-            "ONNX Runtime does not run this model as it is: it has bfloat16 weights, or two nodes of one name",
-            where=str(source.path),
-            remedy="pass --calibration FILE; what is made of it by `quantize` runs",
-        )
     if size > has:
         raise UsageError(
             f"in one session this model takes {size / 1e9:.1f} GB, and the machine has {has / 1e9:.1f} GB",
             where=str(source.path),
             remedy="pass --calibration FILE: only sampling text from the model, generation and tasks need it whole",
         )
-    return Runner(source.path, logits=logits)
+    path = source.path
+    if not source.runs:
+        path = work / "whole.onnx"
+        save_model(source.copy(), path)
+    return Runner(path, logits=logits)
 
 
 def run_once(stream: Stream, ids: Ids, mask: Ids) -> None:

@@ -114,7 +114,10 @@ class Workbench:
         """
         if self._runner is None:
             whole = self.reference
-            self._runner = whole if isinstance(whole, Runner) else open_whole(self.prepared, whole.bytes, self.logits)
+            if isinstance(whole, Runner):
+                self._runner = whole
+            else:
+                self._runner = open_whole(self.prepared, whole.bytes, self.work, self.logits)
         return self._runner
 
     @property
@@ -137,11 +140,6 @@ class Workbench:
         if self._logits is None:
             self._logits = find_logits(self.prepared.graph)
         return self._logits
-
-    @property
-    def last_only(self) -> bool:
-        """Whether the model was seen to give logits of the last token only; nothing is run to know it."""
-        return self._reference is not None and bool(self._reference.last_only)
 
     @property
     def prepared(self) -> Prepared:

@@ -20,7 +20,6 @@ from spq_graph.passes.find.identify import identify
 from spq_graph.passes.pieces.split import split
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.sessions.session import Runner
-from spq_graph.terms.errors import UsageError
 from spq_graph.workbench.streams import open_stream, open_whole
 from tests.support.command import done
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
@@ -56,13 +55,14 @@ def test_logits_are_those_of_the_same_weights_in_float32(models: tuple[Path, Pat
 
 
 @pytest.mark.parametrize("limit", [None, 1000])
-def test_what_needs_it_whole_is_told_why_not(models: tuple[Path, Path], limit: int | None) -> None:
+def test_what_needs_it_whole_gets_what_runs_of_it(models: tuple[Path, Path], tmp_path: Path, limit: int | None) -> None:
     source = prepared(models[0])
     stream = open_stream(source, limit)
     assert isinstance(stream, SegmentedRunner)
     assert (len(split(source.copy(), source.path, limit).segments) > 1) is (limit is not None)
-    with pytest.raises(UsageError, match="it has bfloat16 weights"):
-        open_whole(source, stream.bytes)
+    batch = (token_feeds(vocab=64)["input_ids"], token_feeds(vocab=64)["attention_mask"])
+    whole, (expected,) = open_whole(source, stream.bytes, tmp_path), stream.stream([batch])
+    np.testing.assert_allclose(whole.logits(*batch), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_stay_stored_in_bfloat16(models: tuple[Path, Path]) -> None:
