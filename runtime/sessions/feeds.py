@@ -124,9 +124,11 @@ class TokenInputs:
 
     def _unknown_mask(self, spec: Any) -> GraphError:
         sizes = " x ".join(map(str, spec.shape))
+        left = "what reads it does not tell what it means"
+        if any(word in spec.name for word in _OF_FEW_TOKENS):
+            left = "the graph does not say how far back it looks"
         return GraphError(
-            f"the mask '{spec.name}' ({spec.type}, {sizes}) is over pairs of tokens, and what reads it does not tell "
-            "which ones it lets look",
+            f"the mask '{spec.name}' ({spec.type}, {sizes}) is over pairs of tokens, and {left}",
             where=str(self._path),
             remedy="export the decoder with a mask over tokens, `attention_mask` [batch, length], from which it makes "
             f"its own; {_INSPECT}",

@@ -14,6 +14,8 @@ from spq_graph.models.source import Source, resolve
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.identify import require_glu
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
+from spq_graph.passes.pieces.split import signature
+from spq_graph.runtime.sessions.session import Decoder
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError
 from spq_graph.workbench.steps import Steps
@@ -101,6 +103,8 @@ class Opening:
             refuse_quantized(whole.graph, source.path)
             found = identify_floating(whole.graph)
         if not self.allow_no_glu:
+            if not found.blocks:  # where a weight is an input, this says more than that there is no GLU
+                Decoder(model, *signature(whole.graph))
             require_glu(found, source.origin)
         if not found.sites:
             raise GraphError("no MatMul or Gemm with a constant weight was found", where=source.origin)
