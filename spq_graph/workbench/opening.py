@@ -103,8 +103,8 @@ class Opening:
             refuse_quantized(whole.graph, source.path)
             found = identify_floating(whole.graph)
         if not self.allow_no_glu:
-            if not found.blocks:  # where a weight is an input, this says more than that there is no GLU
-                Decoder(model, *signature(whole.graph))
+            if not found.blocks and any(value.name == "input_ids" for value in whole.graph.graph.inputs):
+                Decoder(model, *signature(whole.graph))  # a weight that is an input may be why there is no GLU
             require_glu(found, source.origin)
         if not found.sites:
             raise GraphError("no MatMul or Gemm with a constant weight was found", where=source.origin)

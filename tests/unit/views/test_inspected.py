@@ -139,7 +139,7 @@ def test_json_of_an_inspection() -> None:
     entry["evidence"]["token_text"] = "x"
     named = entry | {"key": entry["key"] + "x", "node": entry["node"] + "x"}
     assert list(first.items()) == list(named.items())
-    assert list(data["graph"]) == ["opset", "producer", "plan", "version", "operators"]
+    assert list(data["graph"]) == ["opset", "producer", "plan", "version", "operators", "logits", "no_logits"]
     assert data["measured"] == {"digest": "", "tokens": 9, "sequences": 1, "origin": "x"}
     assert data["profiles"][first["key"]] == {
         "positions": [
