@@ -194,8 +194,8 @@ def _note_parts(node: ir.Node, found: _Origin, seen: set[ir.Node]) -> None:
 
 def _product(node: ir.Node) -> _Product | None:
     """A product with a constant weight, whoever's operator it is; None for any other node."""
-    ours = not is_standard(node) and node.domain != CONTRIB and node.op_type not in _OPAQUE
-    if not (is_product(node) or node.op_type in _LINEAR or ours):
+    unknown = not is_standard(node) and node.domain != CONTRIB
+    if not node.outputs or not (is_product(node) or node.op_type in _LINEAR or unknown):
         return None
     weights = [weight for value in node.inputs if (weight := _matrix(value)) is not None]
     if not weights and "N" not in node.attributes:
@@ -205,7 +205,7 @@ def _product(node: ir.Node) -> _Product | None:
     inner, width = shape[::-1] if numbers.get("transB") else shape
     out = _channels(node.outputs[0])
     width, inner = numbers.get("N", width), numbers.get("K", inner)
-    if ours and out is not None:  # how an operator that is not known lies its weight is not known either
+    if unknown and out is not None:  # nor is it known how its weight lies
         width, inner = out, next((size for size in shape if size != out), out)
     return _Product(width, inner, weights[0].initializer if weights else None)
 

@@ -105,8 +105,9 @@ class TokenInputs:
             if form is None or any(word in name for word in _OF_FEW_TOKENS):
                 raise self._unknown_mask(spec)
             return lambda ids, mask: pair_mask(mask, ids.shape[1], shape, dtype, form)
-        if "position" in name and integer:
-            return lambda ids, mask: positions(mask, ids.shape[1], len(shape)).astype(dtype)
+        if "position" in name and integer and (len(shape) < 3 or shape[0] == 3):
+            axes = len(shape)  # of three, the first is time, height and width, which are one for text
+            return lambda ids, mask: _repeated(positions(mask, ids.shape[1], axes), axes).astype(dtype)
         if any(word in name for word in _SEGMENTS) and integer and len(shape) in (0, 2):
             return lambda ids, mask: np.zeros(ids.shape, dtype)  # all tokens are of the first segment
         if "mask" in name and len(shape) in (0, 2):
@@ -146,6 +147,10 @@ class TokenInputs:
                 f"token_type_ids and its cache; {_INSPECT}"
             )
         return GraphError(what, where=str(self._path), remedy=remedy)
+
+
+def _repeated(found: npt.NDArray[np.int64], axes: int) -> npt.NDArray[np.int64]:
+    return np.stack([found] * 3) if axes == 3 else found
 
 
 def _is_pair_mask(spec: Any) -> bool:

@@ -23,7 +23,7 @@ def judge(plan: Plan, report: Report) -> Verdict:
     else:
         status = Standing.NOT_MEASURED
     if report.logits is not None and report.logits.given is Given.NONE:
-        warnings.append(f"{report.logits.note}: sites were chosen by their ratio, and accuracy cannot be measured")
+        warnings.append(f"{report.logits.note}; sites were chosen by their ratio, and accuracy cannot be measured")
     elif report.logits is not None and report.logits.note:
         warnings.append(report.logits.note)
     if status is Standing.NOT_MEASURED and (report.logits is None or report.logits.given is not Given.NONE):

@@ -44,7 +44,7 @@ def plan(
         bench.refuse_foreign(known, ranges)
         tokens = recipe.calibration_tokens
         if bench.logits.output is None and calibration is not None:
-            bench.steps.remark(f"{bench.logits.words}: sites are chosen by their ratio")
+            bench.steps.remark(f"{bench.logits.words}; sites are chosen by their ratio")
         data = calibration_data(bench, calibration, tokens) if calibration is not None else None
         made = make_plan(bench, recipe, recipe.bits, known, data)
     made.save(out)

@@ -99,7 +99,7 @@ def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given
         UsageError: the text holds sequences of the calibration data.
     """
     if bench.logits.output is None:
-        bench.steps.remark(f"{bench.logits.words}: sites are chosen by their ratio, and no accuracy is measured")
+        bench.steps.remark(f"{bench.logits.words}; sites are chosen by their ratio, and no accuracy is measured")
     text = _text(bench, data) if ladder and bench.logits.output is not None else None
     ranges = None
     if data.ranges is not None:

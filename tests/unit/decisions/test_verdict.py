@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from spq_graph.decisions.verdict import READY_WITHIN, judge
-from spq_graph.documents.report import Report, Standing, Verdict
+from spq_graph.documents.plan import Search
+from spq_graph.documents.report import LogitsRef, Report, Standing, Verdict
+from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 from tests.support.samples import sample_plan, sample_report
 
@@ -32,6 +34,34 @@ def test_without_a_text_nothing_is_ready(met: bool) -> None:
     verdict = judge(plan, sample_report(ladder=False))
     assert (verdict.status, verdict.ready) == (Standing.NOT_MEASURED, False)
     assert any("was not measured on a text: pass --text FILE" in warning for warning in verdict.warnings)
+
+
+@pytest.mark.parametrize(
+    ("logits", "told", "untold"),
+    [
+        (LogitsRef(given=Given.NONE, note="no logits"), "no logits; sites were chosen by their ratio", "--text FILE"),
+        (LogitsRef(given=Given.LAST, note="of the last"), "of the last", "accuracy cannot be measured"),
+        (LogitsRef(given=Given.EVERY), "pass --text FILE", "accuracy cannot be measured"),
+    ],
+)
+def test_what_logits_there_are(logits: LogitsRef, told: str, untold: str) -> None:
+    """Where there are none, no text helps, and none is asked for."""
+    report = sample_report(ladder=False).model_copy(update={"logits": logits})
+    verdict = judge(sample_plan(), report)
+    assert verdict.status is Standing.NOT_MEASURED
+    assert any(told in warning for warning in verdict.warnings)
+    assert not any(untold in warning for warning in verdict.warnings)
+
+
+def test_more_candidates_than_may_stay_by_their_ratio() -> None:
+    """No KL was measured then, and none is told."""
+    plan = sample_plan()
+    search = Search(rule="ratio", candidates=9, cap=4)
+    verdict = judge(plan.model_copy(update={"budget_met": False, "search": search}), sample_report())
+    told = [warning for warning in verdict.warnings if "9 sites have a ratio above" in warning]
+    assert len(told) == 1
+    assert "the largest 4 stay" in told[0]
+    assert not any("KL budget" in warning for warning in verdict.warnings)
 
 
 def test_reports_of_the_first_edition_are_read() -> None:

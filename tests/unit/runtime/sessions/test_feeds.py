@@ -42,6 +42,7 @@ def test_what_is_fed(path: Path) -> None:
         Spec("token_type_ids", "tensor(int32)", ["batch", "length"]),
         Spec("position_ids", "tensor(int64)", ["batch", "length"]),
         Spec("cache_position", "tensor(int64)", ["length"]),
+        Spec("mrope_position_ids", "tensor(int64)", [3, "batch", "length"]),
         Spec("past_key_values.0.key", "tensor(float)", ["batch", 1, "past", 8]),
         Spec("num_logits_to_keep", "tensor(int64)", []),
         Spec("mask", "tensor(float)", PAIRS),
@@ -55,6 +56,7 @@ def test_what_is_fed(path: Path) -> None:
         "token_type_ids",
         "position_ids",
         "cache_position",
+        "mrope_position_ids",
         "num_logits_to_keep",
         "mask",
     ]
@@ -62,6 +64,7 @@ def test_what_is_fed(path: Path) -> None:
     assert found["token_type_ids"].dtype == np.int32
     np.testing.assert_array_equal(found["position_ids"], [[1, 2]])
     np.testing.assert_array_equal(found["cache_position"], [2, 3])
+    np.testing.assert_array_equal(found["mrope_position_ids"], [[[1, 2]]] * 3)
     low = np.finfo(np.float32).min
     np.testing.assert_array_equal(found["mask"], np.array([[[[low, 0, 0, low], [low, 0, 0, 0]]]], np.float32))
 
