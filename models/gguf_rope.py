@@ -1,4 +1,4 @@
-"""The rotary positions of a GGUF, as far as transformers' reader passes them over: scaled ones would be read as plain."""
+"""The rotary positions of a GGUF as its file has them: transformers' reader passes over that they are scaled."""
 
 from __future__ import annotations
 

@@ -65,8 +65,7 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
     """Finds out what `source` is and checks that it can be read.
 
     Args:
-        source: the word `reference`, a folder with config.json and weights or with a single `.gguf`, or a file of that
-            kind or of ONNX.
+        source: the word `reference`, a folder with config.json and weights or a single GGUF, or a GGUF or ONNX file.
         tokenizer: a folder with tokenizer.json, where the source holds none or another one is wanted.
 
     Returns:
