@@ -1,4 +1,4 @@
-"""What the word SOURCE of a command stands for: a Hugging Face folder, an ONNX file, or the embedded model.
+"""What the word SOURCE of a command stands for: a Hugging Face folder, a GGUF or ONNX file, or the embedded model.
 
 Everything that can be known to be wrong without loading a weight is refused here, in milliseconds and by name, instead
 of after a minute inside a loader. Nothing in this module needs torch.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from spq_graph.models import gguf
 from spq_graph.terms.errors import SourceError
 
 REFERENCE: Final = Path(__file__).resolve().parent / "reference"
@@ -30,17 +31,17 @@ class Source:
     """A model that exists, with what its configuration says about it.
 
     Attributes:
-        kind: `folder` for a Hugging Face folder, `onnx` for a single file.
+        kind: `folder` for a Hugging Face folder, `onnx` or `gguf` for a single file.
         path: the folder or the file.
         origin: how plans and reports name it; never an absolute path, so that they do not depend on the machine.
-        tokenizer: the folder that holds `tokenizer.json`, or None.
+        tokenizer: the folder that holds `tokenizer.json`, or None; that of a GGUF shows when it is unpacked.
         bos_token_id: what a sequence starts with, where the configuration says so.
         eos_token_id: what a sequence ends with; the first one where there are several.
         max_length: longest sequence that the positions cover.
         vocab_size: number of token ids.
     """
 
-    kind: Literal["folder", "onnx"]
+    kind: Literal["folder", "onnx", "gguf"]
     path: Path
     origin: str
     tokenizer: Path | None = None
@@ -64,7 +65,7 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
     """Finds out what `source` is and checks that it can be read.
 
     Args:
-        source: the word `reference`, a folder with config.json and weights, or an `.onnx` file.
+        source: the word `reference`, a folder with config.json and weights or a single GGUF, or a GGUF or ONNX file.
         tokenizer: a folder with tokenizer.json, where the source holds none or another one is wanted.
 
     Returns:
@@ -81,10 +82,12 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
         return _folder(path, tokenizer)
     if path.suffix == ".onnx":
         return _onnx_file(path, tokenizer)
+    if path.suffix == ".gguf":
+        return _gguf_file(path, tokenizer)
     raise SourceError(
-        "neither a model folder nor an .onnx file",
+        "neither a model folder nor an .onnx or .gguf file",
         where=source,
-        remedy="Pass the folder that holds config.json and the weights, or a file that ends in .onnx.",
+        remedy="Pass the folder that holds config.json and the weights, or a file that ends in .onnx or .gguf.",
     )
 
 
@@ -103,6 +106,8 @@ def _not_found(source: str) -> SourceError:
 
 
 def _folder(path: Path, tokenizer: Path | None) -> Source:
+    if not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
+        return _gguf_file(gguf.only_one(files), tokenizer)
     config = _config(path)
     _check_causal_lm(config, path)
     _check_weights(path)
@@ -118,7 +123,16 @@ def _onnx_file(path: Path, tokenizer: Path | None) -> Source:
     return _source("onnx", path, home, config)
 
 
-def _source(kind: Literal["folder", "onnx"], path: Path, tokenizer: Path | None, config: dict[str, Any]) -> Source:
+def _gguf_file(path: Path, tokenizer: Path | None) -> Source:
+    """What a GGUF holds shows when it is unpacked; here, whether it is one at all."""
+    _check_not_empty(path)
+    gguf.check_start(path)
+    return _source("gguf", path, _tokenizer(tokenizer), {})
+
+
+def _source(
+    kind: Literal["folder", "onnx", "gguf"], path: Path, tokenizer: Path | None, config: dict[str, Any]
+) -> Source:
     return Source(
         kind=kind,
         path=path,

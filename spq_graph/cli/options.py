@@ -10,10 +10,12 @@ import typer
 from spq_graph.terms.precision import SMALLEST_FIRST
 from spq_graph.terms.targets import PROFILES
 
-MODEL_HELP = "Hugging Face folder, .onnx file, or the word 'reference' (the embedded model)"
+MODEL_HELP = "Hugging Face folder, .gguf or .onnx file, or the word 'reference' (the embedded model)"
 
 Source = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="SOURCE")]
-AnyModel = Annotated[str, typer.Argument(help="an .onnx file, an OUT folder or a Hugging Face folder", metavar="PATH")]
+AnyModel = Annotated[
+    str, typer.Argument(help="an .onnx or .gguf file, an OUT folder or a Hugging Face folder", metavar="PATH")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder to write", metavar="OUT")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Force = Annotated[bool, typer.Option("--force", help="replace an existing OUT of ours")]

@@ -1,4 +1,4 @@
-"""A Hugging Face folder to ONNX."""
+"""A Hugging Face folder or a GGUF to ONNX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from spq_graph.documents.results import Exported
 from spq_graph.documents.staging import staged
 from spq_graph.terms.errors import UsageError
 from spq_graph.workbench.companions import add_companions, check_companions
-from spq_graph.workbench.opening import Openable, Opening
+from spq_graph.workbench.opening import Openable, Opening, at_hand, working_folder
 from spq_graph.workbench.steps import Steps
 
 
@@ -22,10 +22,10 @@ def export(
     force: bool = False,
     steps: Steps | None = None,
 ) -> Exported:
-    """Export a Hugging Face folder to ONNX.
+    """Export a Hugging Face folder or a GGUF to ONNX.
 
     Args:
-        model: the folder.
+        model: the folder or the file.
         out: the folder to write.
         opset: of ONNX.
         cache: with keys and values as inputs and outputs.
@@ -38,13 +38,17 @@ def export(
     """
     opening, out, steps = Opening.of(model), Path(out), steps or Steps()
     found = opening.resolve()
-    if found.kind != "folder":
-        raise UsageError("this is an ONNX file already", where=opening.name, remedy="name a Hugging Face folder")
+    if found.kind == "onnx":
+        raise UsageError(
+            "this is an ONNX file already", where=opening.name, remedy="name a Hugging Face folder or a GGUF"
+        )
     artifact.check_out(out, force=force, inputs=(found.path,))
     check_companions(found)
     from spq_graph.models.export import export_folder
 
-    with staged(out, force=force) as staging, steps.step("export", f"Exporting {found.origin}"):
-        export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)
-        add_companions(found, staging)
+    with staged(out, force=force) as staging, working_folder() as work:
+        found = at_hand(found, work, steps)
+        with steps.step("export", f"Exporting {found.origin}"):
+            export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)
+            add_companions(found, staging)
     return Exported(out / artifact.MODEL)

@@ -20,7 +20,8 @@ def check_companions(source: Source) -> None:
     Raises:
         SourceError: a file is a link to outside of its folder.
     """
-    artifact.companions_in(companions(source))
+    if source.kind != "gguf":  # whose files are written by us
+        artifact.companions_in(companions(source))
 
 
 def add_companions(source: Source, staging: Path) -> None:

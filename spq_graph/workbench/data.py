@@ -58,7 +58,7 @@ class Data:
         for path in (calibration, text):
             if path is not None and not path.is_file():
                 raise SourceError("no such file", where=str(path))
-            if path is not None and path.suffix != ".npz" and source.tokenizer is None:
+            if path is not None and path.suffix != ".npz" and source.tokenizer is None and source.kind != "gguf":
                 raise UsageError(
                     "text needs a tokenizer", where=str(path), remedy="pass --tokenizer DIR, or ids as .npz"
                 )

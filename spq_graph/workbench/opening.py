@@ -83,9 +83,10 @@ class Opening:
             SourceError: the model cannot be read or exported.
             GraphError: sites are sought, and it is quantized already, or holds no GLU.
         """
-        source = (self if find_sites else self._in_out()).resolve()
-        with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
-            yield self._opened(source, Path(work), steps or Steps(), find_sites=find_sites, looked=looked)
+        source, steps = (self if find_sites else self._in_out()).resolve(), steps or Steps()
+        with working_folder() as work:
+            source = at_hand(source, work, steps)
+            yield self._opened(source, work, steps, find_sites=find_sites, looked=looked)
 
     def _opened(
         self, source: Source, work: Path, steps: Steps, *, find_sites: bool, looked: Looked | None
@@ -117,6 +118,30 @@ class Opening:
             return self
         beside = folder if (folder / "tokenizer.json").is_file() else None
         return replace(self, source=folder / artifact.MODEL, tokenizer=self.tokenizer or beside)
+
+
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """A folder for intermediate files that vanishes at the end."""
+    with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
+        yield Path(work)
+
+
+def at_hand(source: Source, work: Path, steps: Steps) -> Source:
+    """The source itself; of a GGUF the folder that it was converted from, unpacked below `work`, by the same name.
+
+    Raises:
+        SourceError: the GGUF cannot be read.
+    """
+    if source.kind != "gguf":
+        return source
+    from spq_graph.models.gguf import unpack
+
+    folder = work / "unpacked"
+    folder.mkdir()
+    with steps.step("unpack", f"Unpacking {source.origin}"):
+        unpack(source.path, folder, tokenizer=source.tokenizer is None)
+    return replace(resolve(str(folder), source.tokenizer), origin=source.origin)
 
 
 def _as_onnx(source: Source, work: Path, steps: Steps) -> Path:
