@@ -24,6 +24,7 @@ from spq_graph.runtime.sessions.inputs import (
 from spq_graph.runtime.sessions.library import cannot_load, register
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.halves import refuse_halves
 from spq_graph.terms.targets import CPU_PROVIDER
 
 Array = npt.NDArray[Any]
@@ -60,6 +61,7 @@ class Decoder:
         self._inputs = list(inputs)
         self._given = list(given)
         self._known: AttentionFacts | None = None
+        refuse_halves([one.name for one in self._inputs], path)
         self._ids_name = self._find_ids()
         self.outputs = list(outputs) if outputs is not None else [self._find_logits()]
 

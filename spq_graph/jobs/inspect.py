@@ -31,11 +31,12 @@ from spq_graph.passes.base.values import attribute_of
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.identify import Identified, identify
+from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import QUANTIZED_OPS
 from spq_graph.passes.find.unquantize import LookThroughQuantization
 from spq_graph.passes.forms.reading import precision_of
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.terms.errors import UsageError
+from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.precision import Precision, today
 from spq_graph.workbench.data import calibration_data
 from spq_graph.workbench.opening import Openable, Opening
@@ -91,6 +92,7 @@ def inspect(
         graph=facts,
         measured=measured,
         profiles=_profiles(sites, ranges, tokenizer) if only is not None else {},
+        note=_note(graph, found, file),
     )
 
 
@@ -103,6 +105,15 @@ def _look(graph: ir.Model) -> tuple[Identified, list[InspectedSite]]:
     found = identify(graph)
     nodes = {node.name: node for node in graph.graph}
     return found, [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.sites]
+
+
+def _note(graph: ir.Model, found: Identified, file: Path) -> str | None:
+    """What the other verbs refuse this graph for, and what they say to pass instead."""
+    try:
+        refuse_nested(graph, found, file)
+    except GraphError as error:
+        return f"{error.what}; {error.remedy}"
+    return None
 
 
 def _chosen(sites: list[InspectedSite], only: str | None, path: Path) -> list[InspectedSite]:

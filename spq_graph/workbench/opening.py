@@ -13,6 +13,7 @@ from spq_graph.documents import artifact
 from spq_graph.models.source import Source, resolve
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.identify import require_glu
+from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError
@@ -92,6 +93,8 @@ class Opening:
         model = _as_onnx(source, work, steps)
         if find_sites and looked is None:
             looked = self._look(source, model, steps)
+        elif looked is not None:
+            refuse_nested(looked.prepared.graph, looked.found, source.path)
         return Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
 
     def _look(self, source: Source, model: Path, steps: Steps) -> Looked:
@@ -100,10 +103,16 @@ class Opening:
             whole = prepared(model)
             refuse_quantized(whole.graph, source.path)
             found = identify_floating(whole.graph)
+            if not (self.allow_no_glu and found.sites):
+                refuse_nested(whole.graph, found, source.path)
         if not self.allow_no_glu:
             require_glu(found, source.origin)
         if not found.sites:
-            raise GraphError("no MatMul or Gemm with a constant weight was found", where=source.origin)
+            raise GraphError(
+                "no MatMul or Gemm with a constant weight was found",
+                where=source.origin,
+                remedy="`spq-graph inspect --unmatched` says of every product why it is none",
+            )
         return Looked(whole, found)
 
     def _in_out(self) -> Opening:
