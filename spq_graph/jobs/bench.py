@@ -72,8 +72,7 @@ def bench(
     opening, steps = Opening.of(model), steps or Steps()
     if report:
         check_report(Path(opening.source))
-    for target in targets:
-        target_named(target)
+    _check(opening, against, targets, steps)
     with opening.open(steps, find_sites=False) as found, ExitStack() as beside:
         plan = _plan_beside(opening.name)
         own = Entry(SPIKE_AWARE if plan is not None else MODEL, found.model, plan.recipe.target if plan else "cpu")
@@ -85,6 +84,23 @@ def bench(
     if report:
         add_to_report(Path(opening.source), speed)
     return speed
+
+
+def _check(opening: Opening, against: Openable | None, targets: Sequence[str], steps: Steps) -> None:
+    """Refuse what can be known to be wrong before a model is opened.
+
+    Raises:
+        UsageError: there is no such target, or it is not here.
+        SourceError: a model is not there.
+    """
+    for target in targets:
+        if absent := why_absent(PROFILES[target_named(target)]):
+            what, _, remedy = absent.partition(": ")
+            raise UsageError(what, where=f"--target {target}", remedy=remedy)
+    if targets and against is None:
+        steps.remark("--target is not used: other targets are timed beside --against FP_MODEL only")
+    for one in (opening, *([Opening.of(against)] if against is not None else [])):
+        one.resolve(find_sites=False)
 
 
 def _fitting(found: Workbench, lengths: Sequence[int], name: str) -> list[int]:

@@ -38,7 +38,7 @@ from spq_graph.passes.forms.reading import precision_of
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.precision import Precision, today
-from spq_graph.workbench.data import calibration_data
+from spq_graph.workbench.data import calibration_data, check_measured
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Looked, Workbench
@@ -69,6 +69,8 @@ def inspect(
         SpqError: as `calibrate`, where the file is measured.
     """
     opening = Opening.of(model)
+    if calibration is not None:
+        check_measured(opening.resolve(find_sites=False), calibration)
     file = artifact.model_file(path := Path(opening.source))
     graph = load_graph(file)
     facts = _facts(graph)
@@ -162,7 +164,11 @@ def _measure(bench: Workbench, calibration: str | Path, tokens: int | None) -> t
     data = calibration_data(bench, calibration, tokens)
     found = bench.calibrate(data)
     return found, CalibrationRef(
-        digest=found.data_digest, tokens=found.tokens, sequences=found.sequences, origin=data.origin
+        digest=found.data_digest,
+        tokens=found.tokens,
+        sequences=found.sequences,
+        origin=data.origin,
+        remark=found.remark,
     )
 
 

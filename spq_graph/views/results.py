@@ -33,7 +33,8 @@ def exported_in_words(found: Exported) -> list[str]:
 
 def ranges_in_words(ranges: Ranges) -> list[str]:
     """Over how much ranges were measured, and where they lie."""
-    return [f"{len(ranges.values)} values over {ranges.tokens} tokens, written to {ranges.file}"]
+    remark = [f"! {ranges.remark}"] if ranges.remark is not None else []
+    return [f"{len(ranges.values)} values over {ranges.tokens} tokens, written to {ranges.file}", *remark]
 
 
 def applied_in_words(found: Applied) -> list[str]:

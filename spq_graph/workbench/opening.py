@@ -16,7 +16,7 @@ from spq_graph.passes.find.identify import require_glu
 from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.terms.errors import GraphError
+from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Looked, Workbench
 
@@ -58,13 +58,24 @@ class Opening:
         given = (self.tokenizer, self.source)
         return tuple(path for place in given if place is not None and (path := Path(place)).exists())
 
-    def resolve(self) -> Source:
+    def resolve(self, *, find_sites: bool = True) -> Source:
         """What the source is, checked as far as that is possible without loading it.
+
+        Args:
+            find_sites: as of `open`.
 
         Raises:
             SourceError: it cannot be read.
+            UsageError: the window is longer than the model.
         """
-        return resolve(self.name, Path(self.tokenizer) if self.tokenizer is not None else None)
+        opening = self if find_sites else self._in_out()
+        found = resolve(opening.name, Path(opening.tokenizer) if opening.tokenizer is not None else None)
+        if self.window is not None and found.max_length is not None and self.window > found.max_length:
+            has = found.max_length
+            raise UsageError(
+                f"the model has {has} positions", where=f"--window {self.window}", remedy=f"pass {has} or less"
+            )
+        return found
 
     @contextmanager
     def open(
@@ -82,7 +93,7 @@ class Opening:
             SourceError: the model cannot be read or exported.
             GraphError: sites are sought, and it is quantized already, or holds no GLU.
         """
-        source = (self if find_sites else self._in_out()).resolve()
+        source = self.resolve(find_sites=find_sites)
         with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
             yield self._opened(source, Path(work), steps or Steps(), find_sites=find_sites, looked=looked)
 

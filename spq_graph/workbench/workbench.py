@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.decisions.enough import too_few
 from spq_graph.documents.checkpoint import Checkpoint
 from spq_graph.documents.plan import ModelRef, Plan
 from spq_graph.documents.ranges import Ranges
@@ -30,7 +31,7 @@ from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.terms.errors import DataError, UsageError
+from spq_graph.terms.errors import DataError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented
 from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
@@ -154,14 +155,8 @@ class Workbench:
 
     @property
     def sequence_length(self) -> int:
-        """Tokens in a sequence.
-
-        Raises:
-            UsageError: a window was asked for that is longer than the model.
-        """
+        """Tokens in a sequence."""
         longest = self.source.max_length or LONGEST_WINDOW
-        if self.window is not None and self.source.max_length is not None and self.window > self.source.max_length:
-            raise UsageError(f"the model has {self.source.max_length} positions", where=f"--window {self.window}")
         return self.decoder.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
 
     def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
@@ -190,7 +185,7 @@ class Workbench:
         observe = Observe([site.input for site in self.found.sites])
         run(graph, [observe])
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
-            return collect_ranges(
+            found = collect_ranges(
                 self.segments(graph),
                 [(p.value, p.outputs) for p in observe.probes],
                 FINITE_CHECK,
@@ -200,6 +195,8 @@ class Workbench:
                 tick,
                 checkpoint,
             )
+        found.remark = too_few(found.tokens, self.sequence_length)
+        return found
 
     def segments(self, graph: ir.Model) -> Segmented:
         """A graph made of the source's, in pieces that fit the memory limit; the graph is edited for it."""
