@@ -122,7 +122,10 @@ def executed_by_openvino(session: OpenVinoSession, path: Path) -> Executed:
         kernel = _kernel(kind, info)
         counted[kernel] += 1
         # What was merged into a kernel is listed, but of a product sometimes its operands only: then it is its name.
-        for name in {node.get_friendly_name(), *info.get("originalLayersNames", "").split(",")}:
+        names = {node.get_friendly_name(), *info.get("originalLayersNames", "").split(",")}
+        if kind in _PRODUCTS:
+            names |= {_dequantized(name) for name in names}
+        for name in names:
             if name not in found.kernels or kind in _PRODUCTS:
                 found.kernels[name] = kernel
     # A node that gives the graph's result goes by the name of that result.
@@ -134,6 +137,11 @@ def executed_by_openvino(session: OpenVinoSession, path: Path) -> Executed:
     found.ops = dict(sorted(counted.items()))
     found.providers = {DEVICE: counted.total()}
     return found
+
+
+def _dequantized(name: str) -> str:
+    """Whose result a step of dequantizing belongs to: of a product without a zero point only that step may be named."""
+    return name.partition("/Dequantization")[0]
 
 
 def _kernel(kind: str, info: Mapping[str, str]) -> str:

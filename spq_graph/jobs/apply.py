@@ -54,4 +54,5 @@ def apply(
         plan.save(staging / artifact.PLAN)
         add_companions(bench.source, staging)
     fp8 = executed.fp8_run(site.node for site in plan.fp8_sites) if executed.absent is None else None
-    return Applied(out, plan, executed.absent, executed.ops, executed.providers, fp8)
+    folded = {s.key: executed.folded[s.node] for s in plan.sites if s.node in executed.folded}
+    return Applied(out, plan, executed.absent, executed.ops, executed.providers, fp8, folded)

@@ -45,6 +45,7 @@ def applied_in_words(found: Applied) -> list[str]:
     else:
         beside = f", {words.fp8_sites(found.fp8)}" if found.fp8 is not None else ""
         lines = [f"{found.integer_kernels} sites run as integer kernels on {profile.ran_on}{beside}"]
+    lines += words.folded(found.folded)
     replaced = [s for s in found.plan.sites if s.reason is Reason.UNSUPPORTED and s.evidence.note]
     lines += [f"{words.printable(s.key)} is {s.precision}: {words.why(s)}" for s in replaced]
     return [*lines, f"written to {found.out}"]

@@ -25,7 +25,7 @@ from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.pieces.split import signature, split
 from spq_graph.runtime.measures.calibrate import collect_ranges, first_not_finite
 from spq_graph.runtime.measures.evaluate import Stream
-from spq_graph.runtime.proof.held import check_executed, execute_on, runner_on, why_absent
+from spq_graph.runtime.proof.held import execute_on, runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
@@ -35,6 +35,7 @@ from spq_graph.terms.errors import DataError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented
 from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
+from spq_graph.workbench.proving import check_ran
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
@@ -242,7 +243,7 @@ class Workbench:
         else:
             runner = stream if isinstance(stream, Runner) else None
             executed = execute_on(profile, built.path, self._probe_ids(), runner)
-        check_executed(executed, plan, str(built.path))
+        check_ran(executed, plan, self.prepared.graph, built.path)
         return executed
 
     def measured_as(self, plan: Plan) -> Profile:
