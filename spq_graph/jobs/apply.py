@@ -46,7 +46,7 @@ def apply(
     plan = retarget(plan, named or plan.recipe.target)
     refuse_unsupported(plan)
     check_companions(opening.resolve())
-    with opening.open(steps) as bench, staged(out, force=force) as staging:
+    with opening.open(steps, targets=(plan.recipe.target,)) as bench, staged(out, force=force) as staging:
         plan.refuse_other(bench.digest, opening.name)
         with bench.steps.step("apply", "Inserting and proving"):
             built = bench.build(plan, staging / artifact.MODEL)

@@ -19,11 +19,12 @@ from spq_graph.runtime.measures import timing
 from spq_graph.runtime.proof.health import processor
 from spq_graph.runtime.proof.held import runner_on, why_absent
 from spq_graph.runtime.sessions.session import Runner
-from spq_graph.terms.errors import UsageError
+from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, MODEL, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.terms.targets import PROFILES, target_named
 from spq_graph.workbench.environment import environment
+from spq_graph.workbench.holding import refuse_unheld
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -132,6 +133,13 @@ def _others(
         for target in targets or PROFILES:
             profile = PROFILES[target]
             if profile.name not in (own.target, "portable") and why_absent(profile) is None:
+                try:
+                    refuse_unheld(reference.prepared.graph, (profile.name,), plan.model.origin)
+                except GraphError as error:
+                    if targets:
+                        raise
+                    steps.remark(f"target {target} is not timed: {error.what}")
+                    continue
                 compiled = RowId(RowKind.SPIKE_AWARE, target=profile.name)
                 yield Entry(compiled, reference.build(retarget(plan, profile.name)).path, target)
 

@@ -72,6 +72,6 @@ class Order:
                 to this model.
         """
         self.check()
-        with self.opening.open(steps) as bench:
+        with self.opening.open(steps, targets=(self.recipe.target,)) as bench:
             refuse_unfit_patterns(bench.found.sites, self.recipe)
             yield bench, read(bench, self.data, self.recipe, ladder=self.ladder)

@@ -42,7 +42,7 @@ def plan(
     artifact.check_file(out, inputs=tuple(p for f in files if f is not None and (p := Path(f)).is_file()))
     known = Ranges.of(ranges)  # what cannot be read is said before anything that takes long
     check_measured(opening.resolve(), calibration)
-    with opening.open(steps) as bench:
+    with opening.open(steps, targets=(recipe.target,)) as bench:
         refuse_unfit_patterns(bench.found.sites, recipe)
         bench.refuse_foreign(known, ranges)
         tokens = recipe.calibration_tokens

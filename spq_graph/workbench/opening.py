@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError, UsageError
+from spq_graph.workbench.holding import refuse_unheld
+from spq_graph.workbench.lifted import refuse_changed
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Looked, Workbench
 
@@ -79,7 +81,12 @@ class Opening:
 
     @contextmanager
     def open(
-        self, steps: Steps | None = None, *, find_sites: bool = True, looked: Looked | None = None
+        self,
+        steps: Steps | None = None,
+        *,
+        find_sites: bool = True,
+        looked: Looked | None = None,
+        targets: Sequence[str] = (),
     ) -> Iterator[Workbench]:
         """A workbench over the source, with a folder for intermediate files that vanishes at the end.
 
@@ -88,27 +95,39 @@ class Opening:
             find_sites: read the graph and find its sites, for what is to be quantized. Without, any decoder will do,
                 quantized or not, and an OUT folder is opened with its own tokenizer.
             looked: the model's graph and sites, where somebody looked at it already; none are sought then.
+            targets: that it is for, where sites are sought: it is held against what these, and the CPU, have.
 
         Raises:
             SourceError: the model cannot be read or exported.
-            GraphError: sites are sought, and it is quantized already, or holds no GLU.
+            GraphError: sites are sought, and it is quantized already, holds no GLU, or what a target does not have.
         """
         source = self.resolve(find_sites=find_sites)
         with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
-            yield self._opened(source, Path(work), steps or Steps(), find_sites=find_sites, looked=looked)
+            steps = steps or Steps()
+            tokenizer = TextTokenizer.load(source.tokenizer) if source.tokenizer is not None else None
+            model = _as_onnx(source, Path(work), steps)
+            if find_sites and looked is None:
+                looked = self._look(source, model, steps, targets)
+            elif looked is not None:
+                refuse_nested(looked.prepared.graph, looked.found, source.path)
+            yield self._bench(source, Path(work), steps, model, tokenizer, looked)
 
-    def _opened(
-        self, source: Source, work: Path, steps: Steps, *, find_sites: bool, looked: Looked | None
+    def _bench(
+        self,
+        source: Source,
+        work: Path,
+        steps: Steps,
+        model: Path,
+        tokenizer: TextTokenizer | None,
+        looked: Looked | None,
     ) -> Workbench:
-        tokenizer = TextTokenizer.load(source.tokenizer) if source.tokenizer is not None else None
-        model = _as_onnx(source, work, steps)
-        if find_sites and looked is None:
-            looked = self._look(source, model, steps)
-        elif looked is not None:
-            refuse_nested(looked.prepared.graph, looked.found, source.path)
-        return Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
+        bench = Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
 
-    def _look(self, source: Source, model: Path, steps: Steps) -> Looked:
+        if looked is not None and looked.prepared.lifted_from is not None:
+            refuse_changed(bench)
+        return bench
+
+    def _look(self, source: Source, model: Path, steps: Steps, targets: Sequence[str]) -> Looked:
         """Read the graph of what is to be quantized, and find its sites."""
         with steps.step("identify", "Finding GLU blocks and projections"):
             whole = prepared(model)
@@ -116,6 +135,7 @@ class Opening:
             found = identify_floating(whole.graph)
             if not (self.allow_no_glu and found.sites):
                 refuse_nested(whole.graph, found, source.path)
+            refuse_unheld(whole.graph, targets, str(source.path))
         if not self.allow_no_glu:
             require_glu(found, source.origin)
         if not found.sites:
