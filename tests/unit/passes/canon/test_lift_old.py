@@ -18,6 +18,7 @@ from spq_graph.terms.targets import OLDEST_LIFTED
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.graphs import Array
 from tests.support.inserting import run
+from tests.unit.passes.adapt.test_lift import _incompatible as incompatible
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 
@@ -192,3 +193,20 @@ def test_a_newer_graph_stays() -> None:
     graph = ir.from_proto(single("Softmax", TO))
     assert not LiftOld()(graph).modified
     refuse_old(graph, "model.onnx")
+
+
+@pytest.mark.parametrize("opset", range(OLDEST_LIFTED, TO))
+def test_every_operator_that_changed_is_known(opset: int) -> None:
+    """As far as onnx's own history of schemas tells."""
+    names = {s.name for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""}
+    changed = set()
+    for name in names:
+        try:
+            old, new = (onnx.defs.get_schema(name, version, "") for version in (opset, TO))
+        except onnx.defs.SchemaError:
+            continue  # newer than this opset
+        if not old.deprecated and incompatible(old, new):
+            changed.add(name)
+    known = {name for table in (CHANGES, REFUSED) for name, (since, _) in table.items() if opset < since}
+    assert changed <= known
+    assert changed
