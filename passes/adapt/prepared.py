@@ -20,6 +20,7 @@ from spq_graph.passes.adapt.lift import LiftOpset
 from spq_graph.passes.adapt.norms import DivideNorms
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.canon.lift_old import opset_of
 from spq_graph.passes.files.read import load_graph
 from spq_graph.terms.targets import Profile
 
@@ -48,11 +49,13 @@ class Prepared:
         graph: not to be edited. Weights stay in the file, mapped.
         runs: whether ONNX Runtime's CPU provider runs the file as it is: it holds no bfloat16, and no two nodes have
             one name.
+        lifted_from: its opset, where that was too old for what is inserted and the graph was lifted; None otherwise.
     """
 
     path: Path
     graph: ir.Model
     runs: bool
+    lifted_from: int | None = None
 
     def copy(self) -> ir.Model:
         """A graph of one's own to edit; weights are shared."""
@@ -97,5 +100,7 @@ def prepare(path: Path, model: ir.Model) -> Prepared:
     """
     names = [node.name for node in model.graph if node.name]
     repeated = len(set(names)) < len(names)
+    opset = opset_of(model)
     changed = [step for step in PREPARE if run(model, [step()])]
-    return Prepared(path, model, not (WidenBfloat16 in changed or repeated))
+    lifted_from = opset if opset_of(model) > opset else None
+    return Prepared(path, model, not (WidenBfloat16 in changed or repeated), lifted_from)

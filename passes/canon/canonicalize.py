@@ -17,6 +17,7 @@ from spq_graph.passes.base.marks import DOMAIN, OP
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.einsum import EinsumAsMatMul
 from spq_graph.passes.canon.fold import FoldWeights
+from spq_graph.passes.canon.lift_old import LiftOld
 from spq_graph.passes.canon.unfuse import Unfuse
 
 FIRST_IR_WITH_FREE_INITIALIZERS = 4
@@ -81,6 +82,7 @@ class Modernize(ir.passes.InPlacePass):
 # these leave is named.
 CANON: tuple[type[Pass], ...] = (
     InlineFunctions,
+    LiftOld,
     LiftConstants,
     RemoveInitializersFromInputsPass,
     TopologicalSortPass,
@@ -95,10 +97,11 @@ CANON: tuple[type[Pass], ...] = (
 class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect: all of `CANON`, which keep its numbers.
 
-    Model-local functions are inlined but for our own operator's, Constant nodes lifted to initializers, initializers no
-    longer listed as inputs (which would let a caller override them), nodes sorted, a linear layer left as Einsum is a
-    MatMul, weights that nodes make of others are initializers of their own, what ONNX Runtime fused around weights is
-    written out, every node gets a unique name, and ONNX's own domain has its short name.
+    Model-local functions are inlined but for our own operator's, graphs older than opset 13 lifted to it, Constant
+    nodes lifted to initializers, initializers no longer listed as inputs (which would let a caller override them),
+    nodes sorted, a linear layer left as Einsum is a MatMul, weights that nodes make of others are initializers of
+    their own, what ONNX Runtime fused around weights is written out, every node gets a unique name, and ONNX's own
+    domain has its short name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -24,8 +24,13 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 Rule = Callable[[ir.Model, Profile], Iterator[str]]
 
 
-def refuse_foreign(model: ir.Model, profile: Profile) -> None:
-    """Check that a source graph holds only operators that the target has.
+def refuse_foreign(model: ir.Model, profile: Profile, where: str = "") -> None:
+    """Check that a source graph holds only operators of domains that the target has.
+
+    Args:
+        model: the graph.
+        profile: of the target.
+        where: the graph, as it was named.
 
     Raises:
         GraphError: naming the operators that it does not have.
@@ -35,6 +40,7 @@ def refuse_foreign(model: ir.Model, profile: Profile) -> None:
         what = ", ".join(f"{count} {op}" for op, count in sorted(found.items()))
         raise GraphError(
             f"target '{profile.name}' has no operators of this graph: {what}",
+            where=where,
             remedy="export the model in ONNX's own operators, as `spq-graph export` does, or use target cpu",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnxruntime as ort
 
 from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.runtime.sessions import openvino
-from spq_graph.runtime.sessions.executed import Executed, not_as_planned
+from spq_graph.runtime.sessions.executed import CONSTANT, Executed, not_as_planned
 from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import CheckError
@@ -89,6 +90,32 @@ def execute_on(profile: Profile, path: Path, ids: Ids, runner: Runner | None = N
     if profile.runtime == "openvino":
         return openvino.execute_on_openvino(runner or openvino.OpenVinoRunner(path), ids)
     return execute_once(path, ids, profile.provider or CPU_PROVIDER)
+
+
+def unaccounted(executed: Executed, plan: Plan) -> list[str]:
+    """Nodes of sites that the runtime does not list although their precision is proved by what ran."""
+    if executed.absent is not None:
+        return []
+    return [site.node for site in not_as_planned(executed, plan.sites) if site.node not in executed.kernels]
+
+
+def account(executed: Executed, constant: Collection[str], twins: Mapping[str, Sequence[str]]) -> None:
+    """Note why nodes did not run.
+
+    Args:
+        executed: what ran, which is added to.
+        constant: nodes that give the same for any tokens.
+        twins: by node, others that compute the very same: where one of them ran, it ran as that.
+    """
+    for node in constant:
+        executed.folded[node] = CONSTANT
+        executed.kernels.setdefault(node, CONSTANT)
+    for node, others in twins.items():
+        ran = next((other for other in others if other in executed.kernels), None)
+        if ran is not None and node not in executed.folded:
+            executed.folded[node] = f"the same as {ran}"
+            executed.kernels[node] = executed.kernels[ran]
+            executed.placed[node] = executed.placed.get(ran, "")
 
 
 def check_executed(executed: Executed, plan: Plan, where: str) -> None:

@@ -15,6 +15,8 @@ from spq_graph.documents.report import OperatorRun
 from spq_graph.runtime.sessions.library import library_info
 from spq_graph.terms.kernels import FP8_KERNEL
 
+CONSTANT = "constant"
+
 
 @dataclass(slots=True)
 class Executed:
@@ -27,6 +29,7 @@ class Executed:
         placed: provider by node name.
         absent: why nothing ran: the target is not on this machine. None where it is.
         by_provider: how many of each operator type ran on each provider.
+        folded: by node name, why it need not run: it gives the same for any tokens, or what another gives.
     """
 
     kernels: dict[str, str] = field(default_factory=dict)
@@ -35,6 +38,7 @@ class Executed:
     placed: dict[str, str] = field(default_factory=dict)
     absent: str | None = None
     by_provider: dict[str, dict[str, int]] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
 
     def fp8_run(self, nodes: Iterable[str]) -> OperatorRun | None:
         """How the FP8 sites with these node names ran; None where there are none."""
@@ -71,5 +75,6 @@ def executed_in(profiles: Iterable[Path]) -> Executed:
 
 
 def not_as_planned(executed: Executed, sites: Iterable[SitePlan]) -> list[SitePlan]:
-    """The sites that did not run as one of the kernels by which their precision is proved."""
-    return [s for s in sites if (proof := s.precision.row.kernels) and executed.kernels.get(s.node) not in proof]
+    """The sites that did not run as one of the kernels by which their precision is proved, but for constants."""
+    proved = [s for s in sites if s.precision.row.kernels and executed.kernels.get(s.node) != CONSTANT]
+    return [s for s in proved if executed.kernels.get(s.node) not in s.precision.row.kernels]

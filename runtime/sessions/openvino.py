@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,10 @@ def executed_by_openvino(session: OpenVinoSession, path: Path) -> Executed:
         kernel = _kernel(kind, info)
         counted[kernel] += 1
         # What was merged into a kernel is listed, but of a product sometimes its operands only: then it is its name.
-        for name in {node.get_friendly_name(), *info.get("originalLayersNames", "").split(",")}:
+        names = {node.get_friendly_name(), *info.get("originalLayersNames", "").split(",")}
+        if kind in _PRODUCTS:
+            names |= {_dequantized(name) for name in names}
+        for name in names:
             if name not in found.kernels or kind in _PRODUCTS:
                 found.kernels[name] = kernel
     # A node that gives the graph's result goes by the name of that result.
@@ -135,6 +139,36 @@ def executed_by_openvino(session: OpenVinoSession, path: Path) -> Executed:
     found.ops = dict(sorted(counted.items()))
     found.providers = {DEVICE: counted.total()}
     return found
+
+
+def without_rule(probe: onnx.ModelProto) -> list[str]:
+    """The operators that OpenVINO's reader does not convert.
+
+    Args:
+        probe: nodes that are named by their operators, as `domain::Operator`. One of ONNX's own is only told where
+            there is no rule for it: a rule may ask for constants that a probe does not have.
+    """
+    import openvino
+
+    try:
+        openvino.Core().read_model(probe.SerializeToString(), b"")
+    except Exception as cause:  # the binding raises RuntimeError, and lists them behind these words
+        listed = re.findall(r"(No conversion rule found for operations|Conversion is failed for): ([^\n]*)", str(cause))
+        names = {(what, name.strip()) for what, names in listed for name in names.split(",")}
+        told = {_told(name) for what, name in names if what.startswith("No") or "." in name}
+        return [node for node in dict.fromkeys(n.name for n in probe.graph.node) if node in told]
+    return []
+
+
+def _told(name: str) -> str:
+    """An operator as OpenVINO calls it (`com.microsoft.MatMulNBits`, `Magic-21`), as `domain::Operator`."""
+    domain, _, operator = name.rpartition("-")[0].rpartition(".") if "-" in name else name.rpartition(".")
+    return f"{domain}::{operator}" if domain else operator
+
+
+def _dequantized(name: str) -> str:
+    """Whose result a step of dequantizing belongs to: of a product without a zero point only that step may be named."""
+    return name.partition("/Dequantization")[0]
 
 
 def _kernel(kind: str, info: Mapping[str, str]) -> str:

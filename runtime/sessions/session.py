@@ -18,6 +18,7 @@ from spq_graph.runtime.sessions.inputs import AttentionFacts, empty_past
 from spq_graph.runtime.sessions.library import cannot_load, register
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.halves import refuse_halves
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CPU_PROVIDER
 
@@ -51,6 +52,7 @@ class Decoder:
         self.path = path
         self._inputs = list(inputs)
         self._given = list(given)
+        refuse_halves([one.name for one in self._inputs], path)
         self._takes = TokenInputs(path, self._inputs)
         self._told = logits
         self.last_only: bool | None = None

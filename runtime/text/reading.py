@@ -107,6 +107,18 @@ def load_sequences(
     return sequences
 
 
+def check_readable(path: Path) -> None:
+    """Check that a file holds texts or ids, without making tokens of them.
+
+    Raises:
+        DataError: as `load_sequences`, for what does not depend on the model.
+    """
+    if path.suffix == ".npz":
+        _read_npz(path)
+    else:
+        read_documents(path, lambda messages: "")
+
+
 def _encode(tokenizer: TextTokenizer, documents: Iterable[str], enough: int | None) -> list[Ids]:
     """Ids of each document, until there are enough."""
     encoded: list[Ids] = []

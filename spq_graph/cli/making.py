@@ -183,6 +183,8 @@ def plan(
         print_json(made.to_dict())
     else:
         Console().print(spike_table(made))
+        if made.calibration.remark is not None:
+            typer.echo(f"! {made.calibration.remark}")
         typer.echo(f"plan written to {out}")
 
 

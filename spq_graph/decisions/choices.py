@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from spq_graph.decisions.kept_formats import by_rule
@@ -90,19 +90,29 @@ def _rules(recipe: Recipe) -> list[tuple[str, str, str]]:
     return rules + [(pattern, "high", "keep") for pattern in recipe.keep]
 
 
+def refuse_unfit_patterns(sites: Iterable[Site], recipe: Recipe) -> None:
+    """Check that whatever a recipe sets by hand is there.
+
+    Raises:
+        UsageError: a pattern fits no site.
+    """
+    sites = list(sites)
+    for pattern, _, where in _rules(recipe):
+        if not any(matches(pattern, site.key, site.node) for site in sites):
+            raise UsageError(
+                f"'{pattern}' fits no site", where=where, remedy="`spq-graph inspect MODEL` lists the keys of all sites"
+            )
+
+
 def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:
     """Carry out what the recipe sets by hand.
 
     Raises:
         UsageError: a pattern fits no site, or asks for activations in a format without their range.
     """
+    refuse_unfit_patterns((choice.site for choice in choices.values()), recipe)
     for pattern, wanted, where in _rules(recipe):
-        hit = [c for c in choices.values() if matches(pattern, c.site.key, c.site.node)]
-        if not hit:
-            raise UsageError(
-                f"'{pattern}' fits no site", where=where, remedy="`spq-graph inspect MODEL` lists the keys of all sites"
-            )
-        for choice in hit:
+        for choice in (c for c in choices.values() if matches(pattern, c.site.key, c.site.node)):
             choice.wants_high = wanted == "high"
             special = {"stored": choice.stored, "high": choice.high}
             precision = special.get(wanted) or Precision(wanted)

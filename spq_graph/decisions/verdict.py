@@ -57,6 +57,8 @@ def judge(plan: Plan, report: Report) -> Verdict:
             f"{len(unknown)} sites of experts that saw fewer than {plan.recipe.min_expert_tokens} calibration tokens "
             "stay as they are: calibrate on more text"
         )
+    if plan.calibration.remark is not None:
+        warnings.append(plan.calibration.remark)
     if plan.unmatched:
         warnings.append(f"{len(plan.unmatched)} products are no sites; `spq-graph inspect --unmatched` says why")
     return Verdict(ready=status is Standing.READY, status=status, summary="", warnings=warnings)

@@ -123,7 +123,7 @@ def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = Fals
 
     Raises:
         UsageError: it is an input, or a folder.
-        OutputError: it exists and is not ours.
+        OutputError: it exists and is not ours, or its folder is not there or cannot be written.
     """
     if path.is_dir() or any(path.resolve() == other.resolve() for other in inputs):
         raise UsageError("this would replace an input or a folder", where=str(path), remedy="name another file")
@@ -132,6 +132,9 @@ def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = Fals
             ours = b'"schema": "spq-graph/' in stream.read(100)
         if not ours:
             raise OutputError("this file exists and is not ours", where=str(path), remedy="name another file")
+    if not path.absolute().parent.is_dir():
+        raise OutputError("there is no such folder", where=str(path.parent), remedy="make it, or name another file")
+    _check_parent(path)
     beside = path.with_suffix(".safetensors")
     if arrays and beside.exists() and not path.exists():
         raise OutputError("this file exists and is not ours", where=str(beside), remedy="name another file")

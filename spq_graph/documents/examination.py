@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -118,6 +118,19 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True)
+class Holds:
+    """What graphs a target takes.
+
+    Attributes:
+        opsets: of ONNX, the oldest and the newest; None for the newest where the runtime takes any, or is not here.
+        operators: by domain, how many the runtime has; None where it is not here, or only tells of a graph.
+    """
+
+    opsets: tuple[int, int | None]
+    operators: Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Examination:
     """What is installed on a machine, and what runs there.
 
@@ -127,6 +140,7 @@ class Examination:
         library: of operators.
         targets: by target and precision what a small product became.
         absent: by target why it is not here; None where it is.
+        holds: by target, which opsets it takes, and how many operators.
         warnings: what would make results on this machine differ from those elsewhere.
     """
 
@@ -136,6 +150,7 @@ class Examination:
     targets: Mapping[str, Mapping[str, Probed]]
     absent: Mapping[str, str | None]
     warnings: Sequence[str]
+    holds: Mapping[str, Holds] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """What `doctor --json` prints."""
@@ -149,4 +164,5 @@ class Examination:
             },
             "absent": dict(self.absent),
             "warnings": list(self.warnings),
+            "holds": {target: asdict(held) for target, held in self.holds.items()},
         }

@@ -116,6 +116,7 @@ class Inspection:
         graph: what the file says of itself.
         measured: the data that it was run on; None where it was not.
         profiles: by site key, where sites were named and ranges are known.
+        note: what the graph is that other verbs refuse, and what to pass in its place; None where they take it.
     """
 
     path: str
@@ -125,6 +126,7 @@ class Inspection:
     graph: GraphFacts
     measured: CalibrationRef | None = None
     profiles: Mapping[str, SeenProfile] = field(default_factory=dict)
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What `inspect --json` prints."""
@@ -136,6 +138,7 @@ class Inspection:
             "graph": asdict(self.graph),
             "measured": self.measured.model_dump(mode="json") if self.measured is not None else None,
             "profiles": {key: asdict(profile) for key, profile in self.profiles.items()},
+            "note": self.note,
         }
 
 

@@ -140,6 +140,7 @@ class CalibrationRef(Strict):
     tokens: int = Field(description="how many were run")
     sequences: int = Field(description="in how many sequences")
     origin: str = Field("", description="name of the file, or how text was sampled")
+    remark: str | None = Field(None, description="what speaks against so little of it")
 
 
 class Search(Strict):

@@ -36,6 +36,7 @@ class Ranges:
         data: of the sequences, the digest as a number.
         tokens, sequences: how many were run.
         file: where they were written last, or read from; None where they were not.
+        remark: what speaks against so little data, where that was asked; no part of the file.
     """
 
     model_digest: str
@@ -44,6 +45,7 @@ class Ranges:
     tokens: int = 0
     sequences: int = 0
     file: Path | None = field(default=None, compare=False)
+    remark: str | None = field(default=None, compare=False)
 
     def count(self, ids: IntArray, mask: IntArray) -> None:
         """Take note of the sequences that were run; ids and mask are int64 [batch, length]."""
@@ -124,7 +126,8 @@ class Ranges:
     def to_dict(self) -> dict[str, Any]:
         """What `calibrate --json` prints: where they were written, and over how much they were measured."""
         file = str(self.file) if self.file is not None else None
-        return {"ranges": file, "sequences": self.sequences, "tokens": self.tokens, "values": len(self.values)}
+        counted = {"sequences": self.sequences, "tokens": self.tokens, "values": len(self.values)}
+        return {"ranges": file, **counted, "remark": self.remark}
 
     def to_pandas(self) -> DataFrame:
         """One row for each observed value, by its name.

@@ -155,6 +155,7 @@ class Report(Strict):
         providers: how many nodes ran on each provider.
         placed: `executed` apart by provider.
         kernels: what each site of the plan ran as, by key.
+        folded: sites that a runtime need not run, by key, and why: "constant", or the node that gives the same.
         fp8: how the sites in FP8 ran; None without any.
         layer: one decoder layer before and after, drawn from the files.
         speed: what `bench --report` measured of the artifact; None before that.
@@ -175,6 +176,7 @@ class Report(Strict):
     target: TargetRun | None = None
     placed: dict[str, dict[str, int]] = Field({})
     kernels: dict[str, str] = Field({})
+    folded: dict[str, str] = Field({})
     fp8: OperatorRun | None = None
     layer: LayerDrawing | None = None
     speed: Speed | None = None

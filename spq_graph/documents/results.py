@@ -52,6 +52,7 @@ class Applied:
         executed: how many nodes of each operator type ran.
         providers: how many nodes ran on each provider.
         fp8: how the sites in FP8 ran; None without any, and where nothing was executed.
+        folded: sites that a runtime need not run, by key, and why, as in report.json.
     """
 
     out: Path
@@ -60,6 +61,7 @@ class Applied:
     executed: Mapping[str, int]
     providers: Mapping[str, int]
     fp8: OperatorRun | None
+    folded: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def integer_kernels(self) -> int:
@@ -75,6 +77,7 @@ class Applied:
             "executed": dict(self.executed),
             "providers": dict(self.providers),
             "fp8": self.fp8.model_dump(mode="json") if self.fp8 is not None else None,
+            "folded": dict(self.folded),
         }
 
 

@@ -46,7 +46,7 @@ def apply(
     plan = retarget(plan, named or plan.recipe.target)
     refuse_unsupported(plan)
     check_companions(opening.resolve())
-    with opening.open(steps) as bench, staged(out, force=force) as staging:
+    with opening.open(steps, targets=(plan.recipe.target,)) as bench, staged(out, force=force) as staging:
         plan.refuse_other(bench.digest, opening.name)
         with bench.steps.step("apply", "Inserting and proving"):
             built = bench.build(plan, staging / artifact.MODEL)
@@ -54,4 +54,5 @@ def apply(
         plan.save(staging / artifact.PLAN)
         add_companions(bench.source, staging)
     fp8 = executed.fp8_run(site.node for site in plan.fp8_sites) if executed.absent is None else None
-    return Applied(out, plan, executed.absent, executed.ops, executed.providers, fp8)
+    folded = {s.key: executed.folded[s.node] for s in plan.sites if s.node in executed.folded}
+    return Applied(out, plan, executed.absent, executed.ops, executed.providers, fp8, folded)

@@ -19,12 +19,13 @@ from spq_graph.runtime.measures import timing
 from spq_graph.runtime.proof.health import processor
 from spq_graph.runtime.proof.held import runner_on, why_absent
 from spq_graph.runtime.sessions.session import Runner
-from spq_graph.terms.errors import UsageError
+from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, MODEL, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.terms.targets import PROFILES, target_named
 from spq_graph.workbench.environment import environment
+from spq_graph.workbench.holding import refuse_unheld
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -74,8 +75,7 @@ def bench(
     opening, steps = Opening.of(model), steps or Steps()
     if report:
         check_report(Path(opening.source))
-    for target in targets:
-        target_named(target)
+    _check(opening, against, targets, steps)
     with opening.open(steps, find_sites=False) as found, ExitStack() as beside:
         plan = _plan_beside(opening.name)
         own = Entry(
@@ -101,6 +101,23 @@ def bench(
 def _file(found: Workbench) -> Path:
     """The file that is timed: the model's own, or what ONNX Runtime runs of it."""
     return found.model if found.prepared.runs else found.runner.path
+
+
+def _check(opening: Opening, against: Openable | None, targets: Sequence[str], steps: Steps) -> None:
+    """Refuse what can be known to be wrong before a model is opened.
+
+    Raises:
+        UsageError: there is no such target, or it is not here.
+        SourceError: a model is not there.
+    """
+    for target in targets:
+        if absent := why_absent(PROFILES[target_named(target)]):
+            what, _, remedy = absent.partition(": ")
+            raise UsageError(what, where=f"--target {target}", remedy=remedy)
+    if targets and against is None:
+        steps.remark("--target is not used: other targets are timed beside --against FP_MODEL only")
+    for one in (opening, *([Opening.of(against)] if against is not None else [])):
+        one.resolve(find_sites=False)
 
 
 def _fitting(found: Workbench, lengths: Sequence[int], name: str) -> list[int]:
@@ -132,6 +149,13 @@ def _others(
         for target in targets or PROFILES:
             profile = PROFILES[target]
             if profile.name not in (own.target, "portable") and why_absent(profile) is None:
+                try:
+                    refuse_unheld(reference.prepared.graph, (profile.name,), plan.model.origin)
+                except GraphError as error:
+                    if targets:
+                        raise
+                    steps.remark(f"target {target} is not timed: {error.what}")
+                    continue
                 compiled = RowId(RowKind.SPIKE_AWARE, target=profile.name)
                 built = reference.build(retarget(plan, profile.name))
                 yield Entry(compiled, built.path, target, reference.logits)

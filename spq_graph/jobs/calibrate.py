@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from spq_graph.decisions.enough import too_few
 from spq_graph.documents import artifact
 from spq_graph.documents.checkpoint import Checkpoint
 from spq_graph.documents.ranges import Ranges, json_file, merge_all
 from spq_graph.terms.errors import UsageError
-from spq_graph.workbench.data import calibration_data
+from spq_graph.workbench.data import calibration_data, check_measured
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 
@@ -41,6 +42,7 @@ def calibrate(
         SpqError: as `quantize`.
     """
     opening, out = Opening.of(model), json_file(Path(out))
+    check_measured(opening.resolve(), calibration)
     given = (*opening.inputs, calibration)
     inputs = tuple(path for place in given if place is not None and (path := Path(place)).is_file())
     artifact.check_file(out, inputs, arrays=True)
@@ -51,6 +53,8 @@ def calibrate(
             sequences = sequences.shard(*part)
         checkpoint = Checkpoint(out)
         ranges = bench.calibrate(sequences, checkpoint)
+    if part is not None:
+        ranges.remark = None  # of all shards together there may be enough
     ranges.save(out)
     checkpoint.clear()
     return ranges
@@ -73,5 +77,6 @@ def merge(parts: Iterable[Ranges | str | Path], out: str | Path) -> Ranges:
     out = json_file(Path(out))
     artifact.check_file(out, arrays=True)
     ranges = merge_all(map(Ranges.of, parts))
+    ranges.remark = too_few(ranges.tokens)
     ranges.save(out)
     return ranges

@@ -16,6 +16,7 @@ from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.files.save import save_model
 from spq_graph.runtime.proof import health
 from spq_graph.runtime.proof.held import why_absent
+from spq_graph.runtime.proof.holds import holds
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.terms.errors import SpqError
 from spq_graph.terms.form import Form
@@ -48,6 +49,7 @@ def doctor() -> Examination:
         },
         absent=absent,
         warnings=_warnings(),
+        holds={target: holds(profile) for target, profile in PROFILES.items()},
     )
 
 

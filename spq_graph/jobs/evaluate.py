@@ -10,11 +10,14 @@ from spq_graph.documents.results import Evaluation, TaskScore
 from spq_graph.models.source import embedded_text
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
 from spq_graph.runtime.measures.evaluate import score_text
-from spq_graph.runtime.measures.tasks import load_task, score_task
-from spq_graph.runtime.proof.held import runner_on
+from spq_graph.runtime.measures.tasks import Task, load_task, score_task
+from spq_graph.runtime.proof.held import runner_on, why_absent
+from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.errors import GraphError, UsageError
-from spq_graph.terms.targets import PROFILES, target_named
+from spq_graph.terms.targets import PROFILES, Profile, target_named
 from spq_graph.workbench.answers import require_logits
+from spq_graph.workbench.data import check_measured
+from spq_graph.workbench.holding import refuse_unheld
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -49,27 +52,58 @@ def evaluate(
         SpqError: what is wrong, where, and what to do.
     """
     opening = Opening.of(model)
-    profile = PROFILES[target_named(target or "cpu")]
-    if profile.name not in ("cpu", "openvino"):
-        raise UsageError(f"models are measured on cpu or openvino, not on {target}", where="--target")
+    profile = _runs_on(target)
     if text is None and not tasks:
         text = embedded_text(opening.name)
     if text is None and not tasks:
         raise UsageError("there is nothing to measure on", remedy="pass --text FILE, or --tasks FILE.jsonl")
     if against is not None and text is None:
         raise UsageError("--against compares on a text", remedy="pass --text FILE")
+    other, loaded = _like(opening, against), [load_task(Path(task)) for task in tasks]
+    _check(opening, other, text, tasks)
     found = Evaluation()
     with opening.open(steps, find_sites=False) as bench:
         require_logits(bench, "perplexity and no accuracy", WITHOUT_LOGITS)
         if tasks:
             _require_every(bench)
+        if profile.name != "cpu":
+            refuse_unheld(bench.prepared.graph, (profile.name,), opening.name)
+        runner = runner_on(profile, bench.model, logits=bench.logits) if profile.name != "cpu" else None
         if text is not None:
-            stream = bench.reference
-            if profile.name != "cpu":
-                stream = runner_on(profile, bench.model, logits=bench.logits)
-            found = _on_text(bench, stream, Path(text), max_tokens, _like(opening, against))
-        scores = dict(_on_task(bench, Path(task), limit) for task in tasks)
+            found = _on_text(bench, runner or bench.reference, Path(text), max_tokens, other)
+        scores = dict(_on_task(bench, runner or bench.runner, task, limit) for task in loaded)
     return replace(found, tasks=scores)
+
+
+def _runs_on(target: str | None) -> Profile:
+    """The profile of what is to run the model.
+
+    Raises:
+        UsageError: models are not measured there, or its runtime is not here.
+    """
+    profile = PROFILES[target_named(target or "cpu")]
+    if profile.name not in ("cpu", "openvino"):
+        raise UsageError(
+            f"models are measured on cpu or openvino, not on {target}", where="--target", remedy="pass one of them"
+        )
+    if absent := why_absent(profile):
+        what, _, remedy = absent.partition(": ")
+        raise UsageError(what, where="--target", remedy=remedy)
+    return profile
+
+
+def _check(opening: Opening, other: Opening | None, text: str | Path | None, tasks: Sequence[str | Path]) -> None:
+    """Refuse what can be known to be wrong before a model is opened.
+
+    Raises:
+        SpqError: a model or file is not there or cannot be read, or nothing makes tokens of text.
+    """
+    source = opening.resolve(find_sites=False)
+    check_measured(source, text)
+    if other is not None:
+        other.resolve(find_sites=False)
+    if tasks and source.tokenizer is None:
+        raise UsageError("tasks need a tokenizer", where=str(tasks[0]), remedy="pass --tokenizer DIR")
 
 
 def _like(opening: Opening, other: Openable | None) -> Opening | None:
@@ -105,15 +139,13 @@ def _require_every(bench: Workbench) -> None:
         )
 
 
-def _on_task(bench: Workbench, path: Path, limit: int | None) -> tuple[str, TaskScore]:
-    if bench.tokenizer is None:
-        raise UsageError("tasks need a tokenizer", where=str(path), remedy="pass --tokenizer DIR")
-    task = load_task(path)
+def _on_task(bench: Workbench, runner: Runner, task: Task, limit: int | None) -> tuple[str, TaskScore]:
+    assert bench.tokenizer is not None  # `_check` asked for one
     with bench.steps.step(task.name, f"Scoring {task.name}") as tick:
         result = score_task(
             task,
             bench.tokenizer,
-            bench.runner.logits,
+            runner.logits,
             max_length=bench.sequence_length,
             limit=limit,
             bos=bench.bos,

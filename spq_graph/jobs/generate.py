@@ -53,8 +53,10 @@ def generate(
         SpqError: what is wrong, where, and what to do.
     """
     opening, sampling = Opening.of(model), sampling or Sampling()
+    _require_tokenizer(opening)
     with opening.open(steps, find_sites=False) as bench:
-        text = _tokenizer(bench, opening.name)
+        assert bench.tokenizer is not None  # it was just asked for
+        text = bench.tokenizer
         given = [
             _Prompt(prompt, own := _encode(bench, text, prompt), TextStream(text, own, stops))
             for prompt in ((prompts,) if isinstance(prompts, str) else prompts)
@@ -105,12 +107,14 @@ def _result(name: str, prompts: list[_Prompt], found: Generated, sampling: Sampl
     )
 
 
-def _tokenizer(bench: Workbench, path: str) -> TextTokenizer:
-    if bench.tokenizer is None:
+def _require_tokenizer(opening: Opening) -> None:
+    """Refuse a model that nothing makes tokens for, before it is opened."""
+    if opening.resolve(find_sites=False).tokenizer is None:
         raise UsageError(
-            "text needs a tokenizer", where=path, remedy="pass --tokenizer DIR, or the OUT folder instead of its file"
+            "text needs a tokenizer",
+            where=opening.name,
+            remedy="pass --tokenizer DIR, or the OUT folder instead of its file",
         )
-    return bench.tokenizer
 
 
 def _encode(bench: Workbench, tokenizer: TextTokenizer, prompt: str) -> list[int]:

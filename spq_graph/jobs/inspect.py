@@ -32,13 +32,14 @@ from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.identify import Identified, identify
 from spq_graph.passes.find.logits import find_logits
+from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import QUANTIZED_OPS
 from spq_graph.passes.find.unquantize import LookThroughQuantization
 from spq_graph.passes.forms.reading import precision_of
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.terms.errors import UsageError
+from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.precision import Precision, today
-from spq_graph.workbench.data import calibration_data
+from spq_graph.workbench.data import calibration_data, check_measured
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Looked, Workbench
@@ -69,6 +70,8 @@ def inspect(
         SpqError: as `calibrate`, where the file is measured.
     """
     opening = Opening.of(model)
+    if calibration is not None:
+        check_measured(opening.resolve(find_sites=False), calibration)
     file = artifact.model_file(path := Path(opening.source))
     graph = load_graph(file)
     facts = _facts(graph)
@@ -94,6 +97,7 @@ def inspect(
         graph=facts,
         measured=measured,
         profiles=_profiles(sites, ranges, tokenizer) if only is not None else {},
+        note=_note(graph, found, file),
     )
 
 
@@ -106,6 +110,15 @@ def _look(graph: ir.Model) -> tuple[Identified, list[InspectedSite]]:
     found = identify(graph)
     nodes = {node.name: node for node in graph.graph}
     return found, [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.sites]
+
+
+def _note(graph: ir.Model, found: Identified, file: Path) -> str | None:
+    """What the other verbs refuse this graph for, and what they say to pass instead."""
+    try:
+        refuse_nested(graph, found, file)
+    except GraphError as error:
+        return f"{error.what}; {error.remedy}"
+    return None
 
 
 def _chosen(sites: list[InspectedSite], only: str | None, path: Path) -> list[InspectedSite]:
@@ -154,7 +167,11 @@ def _measure(bench: Workbench, calibration: str | Path, tokens: int | None) -> t
     data = calibration_data(bench, calibration, tokens)
     found = bench.calibrate(data)
     return found, CalibrationRef(
-        digest=found.data_digest, tokens=found.tokens, sequences=found.sequences, origin=data.origin
+        digest=found.data_digest,
+        tokens=found.tokens,
+        sequences=found.sequences,
+        origin=data.origin,
+        remark=found.remark,
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from spq_graph.decisions.choices import refuse_unfit_patterns
 from spq_graph.documents import artifact
 from spq_graph.documents.recipe import Recipe
 from spq_graph.workbench.companions import check_companions
@@ -67,8 +68,10 @@ class Order:
         """The model, opened, and what of the data was given, read: everything that shows before calibration.
 
         Raises:
-            SpqError: as `check` and `Opening.open`; or data cannot be read, or does not belong to this model.
+            SpqError: as `check` and `Opening.open`; a pattern fits no site; or data cannot be read, or does not belong
+                to this model.
         """
         self.check()
-        with self.opening.open(steps) as bench:
+        with self.opening.open(steps, targets=(self.recipe.target,)) as bench:
+            refuse_unfit_patterns(bench.found.sites, self.recipe)
             yield bench, read(bench, self.data, self.recipe, ladder=self.ladder)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spq_graph.decisions.choices import refuse_unfit_patterns
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges, json_file
 from spq_graph.documents.recipe import Recipe
-from spq_graph.workbench.data import calibration_data
+from spq_graph.workbench.data import calibration_data, check_measured
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.planning import make_plan
 from spq_graph.workbench.steps import Steps
@@ -40,7 +41,9 @@ def plan(
     files = (*opening.inputs, calibration, None if isinstance(ranges, Ranges) else json_file(Path(ranges)))
     artifact.check_file(out, inputs=tuple(p for f in files if f is not None and (p := Path(f)).is_file()))
     known = Ranges.of(ranges)  # what cannot be read is said before anything that takes long
-    with opening.open(steps) as bench:
+    check_measured(opening.resolve(), calibration)
+    with opening.open(steps, targets=(recipe.target,)) as bench:
+        refuse_unfit_patterns(bench.found.sites, recipe)
         bench.refuse_foreign(known, ranges)
         tokens = recipe.calibration_tokens
         if bench.logits.output is None and calibration is not None:

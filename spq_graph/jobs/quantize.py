@@ -143,6 +143,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
         executed=executed.ops,
         providers=executed.providers,
         target=_target_run(bench, proved),
+        folded={s.key: executed.folded[s.node] for s in plan.sites if s.node in executed.folded},
         fp8=executed.fp8_run(s.node for s in plan.fp8_sites) if executed.absent is None else None,
         placed=executed.by_provider,
         kernels={s.key: executed.kernels[s.node] for s in plan.sites if s.node in executed.kernels},

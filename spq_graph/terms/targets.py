@@ -21,6 +21,7 @@ Use = Literal["balanced", "prefill", "decode"]
 CPU_PROVIDER = "CPUExecutionProvider"
 ONNX, CONTRIB, OURS = "", "com.microsoft", "spq"
 LARGEST_HALF = 65504.0
+OLDEST_LIFTED = 7  # opset of ONNX: a graph from here on comes to what a target needs, the same in numbers
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spq_graph.documents.examination import Examination, Probed, ProbeStatus
+from spq_graph.documents.examination import Examination, Holds, Probed, ProbeStatus
 from spq_graph.terms.kernels import FP8_KERNEL
 from spq_graph.terms.targets import PROFILES
 
@@ -38,9 +38,18 @@ def show(found: Examination, console: Console) -> None:
         ran = Table("precision", "runs as", title=title, title_justify="left", box=None)
         if found.absent[target]:
             console.print(Text(f"target {target}: {found.absent[target]}", style="yellow"))
+        if target in found.holds:
+            console.print(Text(_held(found.holds[target]), style="dim"))
         for precision, probed in by_precision.items():
             ran.add_row(precision, Text(_in_words(probed), style="" if probed.status is ProbeStatus.RAN else "yellow"))
         console.print(ran)
+
+
+def _held(holds: Holds) -> str:
+    oldest, newest = holds.opsets
+    opsets = f"opset {oldest} to {newest}" if newest is not None else f"opset {oldest} and later"
+    counts = [f"{count or 'those'} of {domain or 'ONNX'}" for domain, count in holds.operators.items()]
+    return f"takes graphs of {opsets}, operators: {', '.join(counts)}"
 
 
 def _in_words(probed: Probed) -> str:

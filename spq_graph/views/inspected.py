@@ -65,6 +65,9 @@ def _summary(found: Inspection) -> Text:
     if found.measured is not None:
         origin = words.printable(found.measured.origin)
         text.append(f"\nmeasured on {found.measured.tokens:,} tokens of {origin}", "not bold")
+        text.append(f"\n! {found.measured.remark}" if found.measured.remark else "", "not bold yellow")
+    if found.note is not None:
+        text.append(f"\n{words.printable(found.note)}", "not bold yellow")
     return text
 
 

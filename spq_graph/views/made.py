@@ -63,6 +63,8 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("size", f"{words.megabytes(report.source_bytes)} MB -> {words.megabytes(report.bytes)} MB")
     facts.add_row("kernels", words.kernels(plan, report))
+    for line in words.folded(report.folded):
+        facts.add_row("", Text(line))
     if report.fp8 is not None:
         facts.add_row("", Text(words.fp8_sites(report.fp8)))
     if report.seconds:

@@ -33,7 +33,8 @@ def exported_in_words(found: Exported) -> list[str]:
 
 def ranges_in_words(ranges: Ranges) -> list[str]:
     """Over how much ranges were measured, and where they lie."""
-    return [f"{len(ranges.values)} values over {ranges.tokens} tokens, written to {ranges.file}"]
+    remark = [f"! {ranges.remark}"] if ranges.remark is not None else []
+    return [f"{len(ranges.values)} values over {ranges.tokens} tokens, written to {ranges.file}", *remark]
 
 
 def applied_in_words(found: Applied) -> list[str]:
@@ -44,6 +45,7 @@ def applied_in_words(found: Applied) -> list[str]:
     else:
         beside = f", {words.fp8_sites(found.fp8)}" if found.fp8 is not None else ""
         lines = [f"{found.integer_kernels} sites run as integer kernels on {profile.ran_on}{beside}"]
+    lines += words.folded(found.folded)
     replaced = [s for s in found.plan.sites if s.reason is Reason.UNSUPPORTED and s.evidence.note]
     lines += [f"{words.printable(s.key)} is {s.precision}: {words.why(s)}" for s in replaced]
     return [*lines, f"written to {found.out}"]

@@ -174,6 +174,14 @@ def fp8_sites(fp8: OperatorRun) -> str:
     return f"{fp8.kernels} FP8 in the operator library ({fp8.library}), of {fp8.sites} planned"
 
 
+def folded(why: Mapping[str, str]) -> list[str]:
+    """Which sites a runtime need not run, a line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for key, reason in why.items():
+        reasons.setdefault(reason, []).append(printable(key))
+    return [f"{reason}, whatever goes in: {', '.join(keys)}" for reason, keys in reasons.items()]
+
+
 def precisions(plan: Plan) -> list[tuple[str, str]]:
     """The precisions that a plan uses, and what each of them means."""
     used = sorted({site.precision for site in plan.sites}, key=lambda p: (p.bits is None, p.value))

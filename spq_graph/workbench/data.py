@@ -12,6 +12,7 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import CALIBRATION_TOKENS, Recipe
 from spq_graph.models.source import Source, embedded_text
 from spq_graph.runtime.sessions.cache import cache_pairs
+from spq_graph.runtime.text.reading import check_readable
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.terms.errors import ActivationError, SourceError, UsageError
 from spq_graph.workbench.answers import require_continuing, require_logits
@@ -52,22 +53,42 @@ class Data:
 
         Raises:
             SourceError: a file is not there.
+            DataError: a file cannot be read.
             UsageError: text without a tokenizer, or one file to calibrate and to evaluate on.
         """
         text, calibration = (Path(p) if p is not None else None for p in (self.text, self.calibration))
-        for path in (calibration, text):
-            if path is not None and not path.is_file():
-                raise SourceError("no such file", where=str(path))
-            if path is not None and path.suffix != ".npz" and source.tokenizer is None and source.kind != "gguf":
-                raise UsageError(
-                    "text needs a tokenizer", where=str(path), remedy="pass --tokenizer DIR, or ids as .npz"
-                )
+        check_measured(source, calibration, text)
+        if self.ranges is not None:
+            Ranges.of(self.ranges)
         if text is not None and calibration is not None and filecmp.cmp(text, calibration, shallow=False):
             raise UsageError(
                 "the evaluation text is the calibration data, so its figures would flatter",
                 where=str(text),
                 remedy="evaluate on another text",
             )
+
+
+def check_measured(source: Source, *files: str | Path | None) -> None:
+    """Refuse files of text or ids that cannot be read, as far as that shows before the model is opened.
+
+    Args:
+        source: the model.
+        files: what it is to be measured on; None for what was not given.
+
+    Raises:
+        SourceError: a file is not there.
+        DataError: a file cannot be read; asked where opening the model takes long, since reading it follows otherwise.
+        UsageError: text without a tokenizer.
+    """
+    for path in (Path(file) for file in files if file is not None):
+        if not path.is_file():
+            raise SourceError(
+                "no such file", where=str(path), remedy="check the spelling and the folder that the command runs in"
+            )
+        if path.suffix != ".npz" and source.tokenizer is None and source.kind != "gguf":
+            raise UsageError("text needs a tokenizer", where=str(path), remedy="pass --tokenizer DIR, or ids as .npz")
+        if source.kind != "onnx":
+            check_readable(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +13,14 @@ from spq_graph.documents import artifact
 from spq_graph.models.source import Source, resolve
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.identify import require_glu
+from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
 from spq_graph.passes.pieces.split import signature
 from spq_graph.runtime.sessions.session import Decoder
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.terms.errors import GraphError
+from spq_graph.terms.errors import GraphError, UsageError
+from spq_graph.workbench.holding import refuse_unheld
+from spq_graph.workbench.lifted import refuse_changed
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Looked, Workbench
 
@@ -59,17 +62,33 @@ class Opening:
         given = (self.tokenizer, self.source)
         return tuple(path for place in given if place is not None and (path := Path(place)).exists())
 
-    def resolve(self) -> Source:
+    def resolve(self, *, find_sites: bool = True) -> Source:
         """What the source is, checked as far as that is possible without loading it.
+
+        Args:
+            find_sites: as of `open`.
 
         Raises:
             SourceError: it cannot be read.
+            UsageError: the window is longer than the model.
         """
-        return resolve(self.name, Path(self.tokenizer) if self.tokenizer is not None else None)
+        opening = self if find_sites else self._in_out()
+        found = resolve(opening.name, Path(opening.tokenizer) if opening.tokenizer is not None else None)
+        if self.window is not None and found.max_length is not None and self.window > found.max_length:
+            has = found.max_length
+            raise UsageError(
+                f"the model has {has} positions", where=f"--window {self.window}", remedy=f"pass {has} or less"
+            )
+        return found
 
     @contextmanager
     def open(
-        self, steps: Steps | None = None, *, find_sites: bool = True, looked: Looked | None = None
+        self,
+        steps: Steps | None = None,
+        *,
+        find_sites: bool = True,
+        looked: Looked | None = None,
+        targets: Sequence[str] = (),
     ) -> Iterator[Workbench]:
         """A workbench over the source, with a folder for intermediate files that vanishes at the end.
 
@@ -78,37 +97,57 @@ class Opening:
             find_sites: read the graph and find its sites, for what is to be quantized. Without, any decoder will do,
                 quantized or not, and an OUT folder is opened with its own tokenizer.
             looked: the model's graph and sites, where somebody looked at it already; none are sought then.
+            targets: that it is for, where sites are sought: it is held against what these, and the CPU, have.
 
         Raises:
             SourceError: the model cannot be read or exported.
-            GraphError: sites are sought, and it is quantized already, or holds no GLU.
+            GraphError: sites are sought, and it is quantized already, holds no GLU, or what a target does not have.
         """
-        source, steps = (self if find_sites else self._in_out()).resolve(), steps or Steps()
+        source, steps = self.resolve(find_sites=find_sites), steps or Steps()
         with working_folder() as work:
             source = at_hand(source, work, steps)
-            yield self._opened(source, work, steps, find_sites=find_sites, looked=looked)
+            tokenizer = TextTokenizer.load(source.tokenizer) if source.tokenizer is not None else None
+            model = _as_onnx(source, work, steps)
+            if find_sites and looked is None:
+                looked = self._look(source, model, steps, targets)
+            elif looked is not None:
+                refuse_nested(looked.prepared.graph, looked.found, source.path)
+            yield self._bench(source, work, steps, model, tokenizer, looked)
 
-    def _opened(
-        self, source: Source, work: Path, steps: Steps, *, find_sites: bool, looked: Looked | None
+    def _bench(
+        self,
+        source: Source,
+        work: Path,
+        steps: Steps,
+        model: Path,
+        tokenizer: TextTokenizer | None,
+        looked: Looked | None,
     ) -> Workbench:
-        tokenizer = TextTokenizer.load(source.tokenizer) if source.tokenizer is not None else None
-        model = _as_onnx(source, work, steps)
-        if find_sites and looked is None:
-            looked = self._look(source, model, steps)
-        return Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
+        bench = Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
 
-    def _look(self, source: Source, model: Path, steps: Steps) -> Looked:
+        if looked is not None and looked.prepared.lifted_from is not None:
+            refuse_changed(bench)
+        return bench
+
+    def _look(self, source: Source, model: Path, steps: Steps, targets: Sequence[str]) -> Looked:
         """Read the graph of what is to be quantized, and find its sites."""
         with steps.step("identify", "Finding GLU blocks and projections"):
             whole = prepared(model)
             refuse_quantized(whole.graph, source.path)
             found = identify_floating(whole.graph)
+            if not (self.allow_no_glu and found.sites):
+                refuse_nested(whole.graph, found, source.path)
+            refuse_unheld(whole.graph, targets, str(source.path))
         if not self.allow_no_glu:
             if not found.blocks and any(value.name == "input_ids" for value in whole.graph.graph.inputs):
                 Decoder(model, *signature(whole.graph))  # a weight that is an input may be why there is no GLU
             require_glu(found, source.origin)
         if not found.sites:
-            raise GraphError("no MatMul or Gemm with a constant weight was found", where=source.origin)
+            raise GraphError(
+                "no MatMul or Gemm with a constant weight was found",
+                where=source.origin,
+                remedy="`spq-graph inspect --unmatched` says of every product why it is none",
+            )
         return Looked(whole, found)
 
     def _in_out(self) -> Opening:

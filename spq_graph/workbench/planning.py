@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spq_graph.decisions.decide import decide
+from spq_graph.decisions.enough import too_few
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, load_recipe
@@ -39,7 +40,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             measure, tokens = meter(
                 bench, sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))
             )
-        return decide(
+        made = decide(
             bench.found.sites,
             ranges,
             recipe,
@@ -51,3 +52,5 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             tokens=tokens,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
+    remark = too_few(ranges.tokens, bench.sequence_length)
+    return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.decisions.enough import too_few
 from spq_graph.documents.checkpoint import Checkpoint
 from spq_graph.documents.plan import ModelRef, Plan
 from spq_graph.documents.ranges import Ranges
@@ -25,18 +26,19 @@ from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.pieces.split import signature, split
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
 from spq_graph.runtime.measures.calibrate import collect_ranges, first_not_finite
-from spq_graph.runtime.proof.held import check_executed, execute_on, runner_on, why_absent
+from spq_graph.runtime.proof.held import execute_on, runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.terms.errors import DataError, UsageError
+from spq_graph.terms.errors import DataError
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented
 from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
 from spq_graph.workbench.built import Built
+from spq_graph.workbench.proving import check_ran
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
@@ -160,14 +162,8 @@ class Workbench:
 
     @property
     def sequence_length(self) -> int:
-        """Tokens in a sequence.
-
-        Raises:
-            UsageError: a window was asked for that is longer than the model.
-        """
+        """Tokens in a sequence."""
         longest = self.source.max_length or LONGEST_WINDOW
-        if self.window is not None and self.source.max_length is not None and self.window > self.source.max_length:
-            raise UsageError(f"the model has {self.source.max_length} positions", where=f"--window {self.window}")
         return self.decoder.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
 
     def sequences(self, path: Path, *, max_tokens: int | None = None, judged: bool = False) -> Sequences:
@@ -198,7 +194,7 @@ class Workbench:
         observe = Observe([site.input for site in self.found.sites])
         run(graph, [observe])
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
-            return collect_ranges(
+            found = collect_ranges(
                 self.segments(graph),
                 [(p.value, p.outputs) for p in observe.probes],
                 FINITE_CHECK,
@@ -208,6 +204,8 @@ class Workbench:
                 tick,
                 checkpoint,
             )
+        found.remark = too_few(found.tokens, self.sequence_length)
+        return found
 
     def segments(self, graph: ir.Model) -> Segmented:
         """A graph made of the source's, in pieces that fit the memory limit; the graph is edited for it."""
@@ -253,7 +251,7 @@ class Workbench:
         else:
             runner = stream if isinstance(stream, Runner) else None
             executed = execute_on(profile, built.path, self._probe_ids(), runner)
-        check_executed(executed, plan, str(built.path))
+        check_ran(executed, plan, self.prepared.graph, built.path)
         return executed
 
     def measured_as(self, plan: Plan) -> Profile:

@@ -101,9 +101,13 @@ def test_any_block_runs_in_integers(
 class TestRefused:
     def test_old_opset(self, tmp_path: Path) -> None:
         path = tmp_path / "model.onnx"
-        onnx.save(glu_model(Glu(), opset=12), path)
-        with pytest.raises(GraphError, match="opset 12, where DequantizeLinear has no scale per channel"):
-            apply_plan(path, plan_for(path, {"x": activations(3, 8)}, Precision.INT8))
+        model = glu_model(Glu(), opset=12)
+        onnx.save(model, path)
+        plan = plan_for(path, {"x": activations(3, 8)}, Precision.INT8)
+        model.opset_import[0].version = 6  # before what is lifted to 13
+        onnx.save(model, path)
+        with pytest.raises(GraphError, match="opset 6, where DequantizeLinear has no scale per channel"):
+            apply_plan(path, plan)
 
     def test_plan_of_another_model(self, tmp_path: Path) -> None:
         path, other = tmp_path / "model.onnx", tmp_path / "other.onnx"

@@ -133,14 +133,14 @@ def test_rows_are_called_as_quantize_calls_them() -> None:
 
 def test_json_of_an_inspection() -> None:
     data = inspection("x").to_dict()
-    assert list(data) == ["path", "glu_blocks", "sites", "unmatched", "graph", "measured", "profiles"]
+    assert list(data) == ["path", "glu_blocks", "sites", "unmatched", "graph", "measured", "profiles", "note"]
     assert json.loads(json.dumps(data)) == data  # plain data
     first, entry = data["sites"][0], sample_plan(2).to_dict()["sites"][0]
     entry["evidence"]["token_text"] = "x"
     named = entry | {"key": entry["key"] + "x", "node": entry["node"] + "x"}
     assert list(first.items()) == list(named.items())
     assert list(data["graph"]) == ["opset", "producer", "plan", "version", "operators", "logits", "no_logits"]
-    assert data["measured"] == {"digest": "", "tokens": 9, "sequences": 1, "origin": "x"}
+    assert data["measured"] == {"digest": "", "tokens": 9, "sequences": 1, "origin": "x", "remark": None}
     assert data["profiles"][first["key"]] == {
         "positions": [
             {"first": 0, "last": 0, "max": 9.0, "typical": 1.0},

@@ -168,9 +168,12 @@ def refused(model: onnx.ModelProto) -> None:
 class TestRefused:
     def test_too_old(self, tmp_path: Path) -> None:
         path = tmp_path / "model.onnx"
-        onnx.save(glu_model(Glu(), opset=12), path)
+        model = glu_model(Glu(), opset=12)
+        onnx.save(model, path)
         plan = plan_for(path, {"x": activations(5, 8)}, Precision.W8FP8A16)
-        with pytest.raises(GraphError, match=r"opset 12, which cannot be lifted to 19\n.*opset 19 or later"):
+        model.opset_import[0].version = 6  # before what is lifted to 13
+        onnx.save(model, path)
+        with pytest.raises(GraphError, match=r"opset 6, which cannot be lifted to 19\n.*opset 19 or later"):
             apply_plan(path, plan)
 
     def test_training(self) -> None:

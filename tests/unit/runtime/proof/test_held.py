@@ -9,7 +9,7 @@ pytest.importorskip("onnxruntime")
 import onnxruntime as ort
 
 from spq_graph.documents.plan import Plan, Reason
-from spq_graph.runtime.proof.held import check_executed, why_absent
+from spq_graph.runtime.proof.held import account, check_executed, unaccounted, why_absent
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.precision import Precision
@@ -64,3 +64,24 @@ def test_a_provider_that_finds_no_device_is_absent(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
     assert "does not start here" in (why_absent(PROFILES["cuda"]) or "")
     assert why_absent(PROFILES["cpu"]) is why_absent(PROFILES["portable"]) is None
+
+
+def test_what_need_not_run_is_accounted_for() -> None:
+    """A constant and the twin of what ran as planned; the twin of what did not is refused as that is."""
+    plan = planned("openvino")
+    [node] = [site.node for site in plan.sites]
+    nothing = Executed()
+    assert unaccounted(nothing, plan) == [node]
+    account(nothing, [node], {})
+    check_executed(nothing, plan, "")
+    assert nothing.folded == {node: "constant"}
+    for kernel, good in (("FullyConnected_int8", True), ("FullyConnected_float", False)):
+        executed = Executed(kernels={"other": kernel}, placed={"other": "OpenVINO CPU"})
+        account(executed, [], {node: ["absent", "other"]})
+        assert executed.folded == {node: "the same as other"}
+        if good:
+            check_executed(executed, plan, "")
+        else:
+            with pytest.raises(CheckError, match="did not run as integer kernels"):
+                check_executed(executed, plan, "")
+    assert unaccounted(Executed(absent="no GPU"), plan) == []
