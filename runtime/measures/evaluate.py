@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from spq_graph.runtime.measures.calibrate import batch_size
+from spq_graph.runtime.measures.kept import MEMORY, Float32, Kept, Place, place_for
+from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import Batch, Progress, SegmentedRunner
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import CheckError, DataError
 
-Float32 = npt.NDArray[np.float32]
 Stream: TypeAlias = Runner | SegmentedRunner
-
-
-@dataclass(slots=True)
-class Score:
-    """Sums over predicted tokens.
-
-    Attributes:
-        tokens: how many tokens were predicted.
-        nll_sum: negative log likelihood, nats.
-        kl_sum: KL(reference || model) over the next-token distributions, nats.
-        agreed: tokens where model and reference rank the same token first.
-    """
-
-    tokens: int = 0
-    nll_sum: float = 0.0
-    kl_sum: float = 0.0
-    agreed: int = 0
-
-    @property
-    def nll(self) -> float:
-        """Mean negative log likelihood, nats a token."""
-        return self.nll_sum / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nll), at most e^700: a report holds finite numbers."""
-        return math.exp(min(self.nll, 700.0))
-
-    @property
-    def kl(self) -> float:
-        """Mean KL(reference || model), nats a token."""
-        return self.kl_sum / self.tokens
-
-    @property
-    def top1(self) -> float:
-        """Share of tokens where model and reference rank the same token first."""
-        return self.agreed / self.tokens
 
 
 @dataclass(slots=True)
@@ -67,6 +31,7 @@ class Reference:
         log_z: logarithm of the softmax's denominator, float64 [tokens].
         best: the token ranked first, int64 [tokens].
         targets: the tokens to predict, int64 [tokens].
+        windows: the number of each token's window, int64 [tokens].
     """
 
     logits: Float32
@@ -74,6 +39,7 @@ class Reference:
     log_z: npt.NDArray[np.float64]
     best: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
+    windows: npt.NDArray[np.int64]
 
 
 def _softmax(logits: Float32) -> tuple[Float32, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -89,14 +55,17 @@ def _softmax(logits: Float32) -> tuple[Float32, npt.NDArray[np.float64], npt.NDA
 # Rows and columns of a batch, and what the reference says there.
 Places: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 Part: TypeAlias = tuple[Places, Reference]
-PART_BYTES = 32 << 20
+# What a processor's cache holds: twice as fast as parts that go through memory from one step to the next.
+PART_BYTES = 2 << 20
 
 
-def reference_of(logits: Float32, targets: npt.NDArray[np.int64]) -> Reference:
-    """Prepare the reference's logits, [tokens, vocabulary], for scoring."""
+def reference_of(
+    logits: Float32, targets: npt.NDArray[np.int64], windows: npt.NDArray[np.int64] | None = None
+) -> Reference:
+    """Prepare the reference's logits, [tokens, vocabulary], for scoring; all of one window where none are named."""
     exponentials, log_z, best = _softmax(logits)
     exponentials /= exponentials.sum(axis=-1, keepdims=True)
-    return Reference(logits, exponentials, log_z, best, targets)
+    return Reference(logits, exponentials, log_z, best, targets, np.zeros_like(targets) if windows is None else windows)
 
 
 def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
@@ -106,12 +75,10 @@ def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
     cancels where the two models are close.
     """
     exponentials, log_z, best = _softmax(logits)
-    score.tokens += len(logits)
-    score.nll_sum += float((log_z - logits[np.arange(len(logits)), reference.targets]).sum())
+    nll = log_z - logits[np.arange(len(logits)), reference.targets]
     difference = np.subtract(reference.logits, logits, out=exponentials)
     mean = np.einsum("tv,tv->t", reference.probabilities, difference)
-    score.kl_sum += float((mean - (reference.log_z - log_z)).sum())
-    score.agreed += int((best == reference.best).sum())
+    score.add(reference.windows, nll, mean - (reference.log_z - log_z), int((best == reference.best).sum()))
 
 
 def score_text(
@@ -131,7 +98,7 @@ def score_text(
     batches = list(sequences.batches(batch_size(reference, sequences)))
     streams = [runner.stream(batches) for runner in (reference, *models)]
     for ids, mask in batches:
-        prepared = _prepare(next(streams[0]), ids, mask, sequences.prefix, reference)
+        prepared = _prepare(next(streams[0]), ids, mask, sequences.prefix, reference, done)
         for _, part in prepared:
             _add_itself(base, part)
         for model, stream, score in zip(models, streams[1:], scores, strict=True):
@@ -145,10 +112,9 @@ def score_text(
 
 
 def _add_itself(score: Score, reference: Reference) -> None:
-    score.tokens += len(reference.targets)
     rows = np.arange(len(reference.targets))
-    score.nll_sum += float((reference.log_z - reference.logits[rows, reference.targets]).sum())
-    score.agreed += len(rows)
+    nll = reference.log_z - reference.logits[rows, reference.targets]
+    score.add(reference.windows, nll, agreed=len(rows))
 
 
 def _predicted(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int) -> npt.NDArray[np.bool_]:
@@ -156,10 +122,10 @@ def _predicted(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: 
 
 
 def _prepare(
-    logits: Float32, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, runner: Stream
+    logits: Float32, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, runner: Stream, first: int
 ) -> list[Part]:
-    """The reference's logits of a batch, in parts: what scoring makes of them would not fit for all tokens at once."""
-    return [_prepared(logits, ids, at, runner) for at in _parts(ids, mask, prefix, logits.shape[-1])]
+    """The reference's logits of a batch, in parts; `first` is the number of its first window."""
+    return [_prepared(logits, ids, at, runner, first) for at in _parts(ids, mask, prefix, logits.shape[-1])]
 
 
 def _parts(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, vocabulary: int) -> Iterator[Places]:
@@ -169,8 +135,8 @@ def _parts(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int,
         yield rows[start : start + step], columns[start : start + step]
 
 
-def _prepared(logits: Float32, ids: npt.NDArray[np.int64], at: Places, runner: Stream) -> Part:
-    return at, reference_of(_finite(logits, at, runner), ids[at[0], at[1] + 1])
+def _prepared(logits: Float32, ids: npt.NDArray[np.int64], at: Places, runner: Stream, first: int) -> Part:
+    return at, reference_of(_finite(logits, at, runner), ids[at[0], at[1] + 1], at[0] + first)
 
 
 def _add(score: Score, logits: Float32, prepared: list[Part], runner: Stream) -> None:
@@ -186,35 +152,73 @@ def _finite(logits: Float32, at: Places, runner: Stream) -> Float32:
 
 
 class KlMeter:
-    """KL against one reference on a few sequences, whose logits are computed once and kept.
+    """KL against one reference on a few sequences, whose log-probabilities are computed once and kept.
+
+    They are kept in float32 where that fits `memory`, and otherwise in half precision, in memory or in a file: `Kept`
+    says at what error. Where neither has room for all of them, fewer windows are measured on, or the beginning of the
+    first: what follows changes no token.
 
     Args:
         reference: the floating-point model.
-        sequences: what to measure on; fewer, and the beginnings of them, where their logits would not fit `memory`.
-        memory: bytes that the kept logits may take.
+        sequences: what to measure on.
+        memory: bytes that what is kept may take.
+        folder: where a file may be written; None for nowhere.
+
+    Attributes:
+        tokens: how many are predicted.
+        fits: how many tokens there was room for; None where that was all of them.
     """
 
-    def __init__(self, reference: Stream, sequences: Sequences, memory: int = 1 << 28) -> None:
-        batches = list(sequences.batches(batch_size(reference, sequences)))
-        self._batches = _fitting(batches, reference, memory)
+    def __init__(
+        self, reference: Stream, sequences: Sequences, memory: int = MEMORY, folder: Path | None = None
+    ) -> None:
         self._prefix = sequences.prefix
-        self._logits = [np.array(logits) for logits in reference.stream(self._batches)]
-        self._reference = reference
+        batches = list(sequences.batches(batch_size(reference, sequences)))
+        vocabulary = reference.vocabulary or _vocabulary_of(reference, batches[0])
+        place = place_for(sequences.tokens, vocabulary, memory, folder)
+        try:
+            self._keep(reference, batches, place)
+        except OSError:  # the disk filled up meanwhile
+            place = place_for(sequences.tokens, vocabulary, memory, None)
+            self._keep(reference, batches, place)
+        self.fits = place.tokens
         self.tokens = int(sum(_predicted(ids, mask, self._prefix).sum() for ids, mask in self._batches))
+
+    def _keep(self, reference: Stream, batches: Sequence[Batch], place: Place) -> None:
+        self._batches = list(batches) if place.tokens is None else _fitting(batches, place.tokens)
+        self._kept = Kept(place)
+        for _, logits in self._parts(reference):
+            self._kept.add(logits)
+        self._kept.finish()
+
+    def _parts(self, model: Stream) -> Iterator[tuple[npt.NDArray[np.int64], Float32]]:
+        """The windows of predicted tokens and the logits there, [tokens, vocabulary], in the same parts each time."""
+        first = 0
+        for (ids, mask), logits in zip(self._batches, model.stream(self._batches), strict=True):
+            for at in _parts(ids, mask, self._prefix, logits.shape[-1]):
+                yield at[0] + first, _finite(logits, at, model)
+            first += len(ids)
+
+    def score(self, model: Stream) -> Score:
+        """KL(reference || model) of a model, and nothing else of it."""
+        score = Score()
+        for number, (windows, logits) in enumerate(self._parts(model)):
+            score.add(windows, kl=self._kept.kl(number, logits))
+        return score
 
     def kl(self, model: Stream) -> float:
         """Mean KL(reference || model), nats a token."""
-        score = Score()
-        streamed = zip(self._batches, self._logits, model.stream(self._batches), strict=True)
-        for (ids, mask), base, logits in streamed:
-            for part in _parts(ids, mask, self._prefix, logits.shape[-1]):
-                _add(score, logits, [_prepared(base, ids, part, self._reference)], model)
-        return score.kl
+        return self.score(model).kl
 
 
-def _fitting(batches: Sequence[Batch], reference: Stream, memory: int) -> list[Batch]:
+def _vocabulary_of(reference: Stream, batch: Batch) -> int:
+    """What a run shows of a graph that does not state it."""
+    ids, mask = batch
+    return int(next(iter(reference.stream([(ids[:1], mask[:1])]))).shape[-1])
+
+
+def _fitting(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     """As many batches as fit; the beginning of the first where even it does not: what follows changes no token."""
-    tokens = memory // (4 * (reference.vocabulary or 1))  # float32
     kept: list[Batch] = []
     for ids, mask in batches:
         if kept and ids.size > tokens:

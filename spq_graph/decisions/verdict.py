@@ -27,6 +27,8 @@ def judge(plan: Plan, report: Report) -> Verdict:
             f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
             f"the sites kept (KL {plan.search.kl:.3g}); allow more with max_kept in a recipe, or more bits"
         )
+    if plan.search.fewer is not None:
+        warnings.append(decided_on_fewer(plan, plan.search.fewer))
     if report.target is not None and not report.target.executed_here:
         where = report.target
         warnings.append(
@@ -49,3 +51,12 @@ def judge(plan: Plan, report: Report) -> Verdict:
     if plan.unmatched:
         warnings.append(f"{len(plan.unmatched)} products are no sites; `spq-graph inspect --unmatched` says why")
     return Verdict(ready=status is Standing.READY, status=status, summary="", warnings=warnings)
+
+
+def decided_on_fewer(plan: Plan, why: str) -> str:
+    """That decisions were measured on fewer tokens than the recipe asks for, and why."""
+    asked = plan.recipe.sensitivity_tokens
+    return (
+        f"decisions were measured on {plan.search.tokens:,} tokens, not on the {asked:,} that sensitivity_tokens asks "
+        f"for: {why}"
+    )

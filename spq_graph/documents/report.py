@@ -28,6 +28,8 @@ class Rung(Strict):
         id: which row it is; JSON has its `name` and its `seed`.
         bits: bits of weights and activations at integer sites; None for fp32.
         nll: mean negative log likelihood, nats a token; perplexity is its exponential.
+        perplexity_stderr, nll_stderr, kl_stderr: standard errors, clustered by window; None of one window, which tells
+            nothing of how windows differ, and in reports that have none.
         kl: KL(FP32 || this), nats a token; top1: share of tokens with the same best guess as FP32.
         bytes: size of the weights in the file.
         kept: keys of the sites kept in high precision.
@@ -37,8 +39,11 @@ class Rung(Strict):
     id: RowId = Field(exclude=True)
     bits: int | None
     perplexity: float
+    perplexity_stderr: float | None = None
     nll: float
+    nll_stderr: float | None = None
     kl: float
+    kl_stderr: float | None = None
     top1: float
     bytes: int
     kept: list[str]
@@ -187,9 +192,11 @@ class Report(Strict):
 
     def _repr_html_(self) -> str:
         standing = self.verdict.status.replace("_", " ").capitalize()
-        columns = ("rung", "bits", "seed", "perplexity", "KL", "top-1", "MB", "kept")
+        columns = ("rung", "bits", "seed", "perplexity", "±", "KL", "±", "top-1", "MB", "kept")
+        figures = ("perplexity", "perplexity_stderr", "kl", "kl_stderr", "top1")
         rows = [
-            (r.id.name, r.bits, r.id.seed, r.perplexity, r.kl, r.top1, r.bytes / 1e6, len(r.kept)) for r in self.ladder
+            (r.id.name, r.bits, r.id.seed, *(getattr(r, name) for name in figures), r.bytes / 1e6, len(r.kept))
+            for r in self.ladder
         ]
         return html_table(f"{standing}: {self.verdict.summary}", columns, rows)
 

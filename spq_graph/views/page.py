@@ -100,6 +100,7 @@ def _environment() -> Environment:
         "text": words.printable,
         "number": words.number,
         "percent": words.percent,
+        "error": words.error,
         "mb": words.megabytes,
         "duration": words.duration,
     }

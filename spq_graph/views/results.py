@@ -57,11 +57,14 @@ def verified_in_words(found: Verified) -> Iterator[str]:
 
 
 def evaluation_in_words(found: Evaluation) -> Iterator[str]:
-    """A line for each figure and each task."""
+    """A line for each figure, with its standard error where it has one, and each task."""
     figures = found.to_dict()
     figures.pop("tasks", None)
     for name, value in figures.items():
-        yield f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}"
+        if name.endswith("_stderr"):
+            continue
+        beside = f" {words.error(figures[f'{name}_stderr'])}" if f"{name}_stderr" in figures else ""
+        yield f"{name}: {value:.6g}{beside}" if isinstance(value, float) else f"{name}: {value}"
     for name, score in found.tasks.items():
         yield f"{name}: {score.accuracy:.4f} of {score.n}"
 

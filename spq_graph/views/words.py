@@ -121,6 +121,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{max(0, decimals)}f}" if decimals < digits + 3 else f"{value:.1e}"
 
 
+def error(stderr: float | None) -> str:
+    """A standard error: two digits of it, or a question mark where it is not known."""
+    return "±?" if stderr is None else "±0" if stderr == 0 else f"±{number(stderr, 2)}"
+
+
 def percent(share: float | None) -> str:
     """A change in per cent, with its sign: two decimals below 10 %, fewer above."""
     if share is None:

@@ -8,7 +8,8 @@ from spq_graph.decisions.variants import LadderPlace, Variant
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Rung
 from spq_graph.passes.files.read import size_of
-from spq_graph.runtime.measures.evaluate import Score, score_text
+from spq_graph.runtime.measures.evaluate import score_text
+from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.rows import FP32, RowId, RowKind
@@ -96,8 +97,11 @@ def _rung(row: RowId, bits: int | None, score: Score, size: int, executed: dict[
         id=row,
         bits=bits,
         perplexity=score.perplexity,
+        perplexity_stderr=score.perplexity_stderr,
         nll=score.nll,
+        nll_stderr=score.nll_stderr,
         kl=score.kl,
+        kl_stderr=score.kl_stderr,
         top1=score.top1,
         bytes=size,
         kept=[],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spq_graph.decisions.decide import decide
+from spq_graph.decisions.verdict import decided_on_fewer
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, load_recipe
@@ -29,17 +30,17 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
     """Decide at so many bits; without sequences by the ratio rule."""
     recipe = recipe.model_copy(update={"bits": bits})
     with bench.steps.step(f"decide at {bits} bits", f"Deciding at {bits} bits") as tick:
-        measure, tokens = None, 0
+        found = None
         if sequences is not None and recipe.spike_ratio is None:
             counter = iter(range(1, 1_000_000))
             candidates = sum(
                 v.ratio > recipe.candidate_ratio for s in bench.found.sites if (v := ranges.values.get(s.input))
             )
             expected = candidates + 6
-            measure, tokens = meter(
+            found = meter(
                 bench, sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))
             )
-        return decide(
+        plan = decide(
             bench.found.sites,
             ranges,
             recipe,
@@ -47,7 +48,12 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             stored=bench.stored,
             unmatched=bench.found.unmatched,
             origin=sequences.origin if sequences is not None else "",
-            measure=measure,
-            tokens=tokens,
+            measure=found.kl if found is not None else None,
+            stderr_of=found.stderr if found is not None else None,
+            tokens=found.tokens if found is not None else 0,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
+    if found is not None and found.fewer is not None:
+        plan.search.fewer = found.fewer
+        bench.steps.remark(decided_on_fewer(plan, found.fewer))
+    return plan

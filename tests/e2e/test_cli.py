@@ -151,7 +151,9 @@ def test_diff(case: Case, tmp_path: Path) -> None:
 def test_eval(case: Case) -> None:
     rows = {(r["name"], r["bits"]): r for r in case.result.json["report"]["ladder"]}
     found = done("eval", case.out, "--text", case.text, "--against", case.model, "--json").json
-    assert set(found) == {"perplexity", "nll", "tokens", "kl", "top1"}
+    errors = {"perplexity_stderr", "nll_stderr", "kl_stderr"}
+    assert set(found) == {"perplexity", "nll", "tokens", "kl", "top1"} | errors
+    assert all(found[name] > 0 for name in errors)
     for key in ("perplexity", "nll", "kl", "top1"):
         assert found[key] == pytest.approx(rows["spike_aware", 8][key], rel=1e-9)
     alone = done("eval", case.model, "--text", case.text, "--json").json

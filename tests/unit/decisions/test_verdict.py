@@ -34,6 +34,16 @@ def test_without_a_text_nothing_is_ready(met: bool) -> None:
     assert any("was not measured on a text: pass --text FILE" in warning for warning in verdict.warnings)
 
 
+def test_decisions_on_fewer_tokens_than_asked_for_are_told() -> None:
+    plan = sample_plan()
+    assert not any("sensitivity_tokens" in warning for warning in judge(plan, sample_report()).warnings)
+    plan.search.tokens, plan.search.fewer = 300, "the calibration data has no more"
+    (warning,) = [w for w in judge(plan, sample_report()).warnings if "sensitivity_tokens" in w]
+    assert "300 tokens" in warning
+    assert "4,096" in warning
+    assert warning.endswith("the calibration data has no more")
+
+
 def test_reports_of_the_first_edition_are_read() -> None:
     old = sample_report().to_dict()
     for ready, status in ((True, Standing.READY), (False, Standing.NOT_READY)):

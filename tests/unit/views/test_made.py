@@ -49,7 +49,27 @@ def test_the_ladder_keeps_its_order() -> None:
     places = [text.index(name) for name in names]
     assert places == sorted(places)
     row = next(line for line in text.splitlines() if "spike-aware" in line)
-    assert row.split() == ["spike-aware", "8", "20.05", "+0.04", "%", "3.2e-04", "100.0%", "2.78", "2/56", "54"]
+    assert row.split() == [
+        "spike-aware",
+        "8",
+        "20.05",
+        "0.24",
+        "+0.04",
+        "%",
+        "3.2e-04",
+        "2.0e-05",
+        "100.0%",
+        "2.78",
+        "2/56",
+        "54",
+    ]
+    one_window = [rung.model_copy(update={"perplexity_stderr": None, "kl_stderr": None}) for rung in REPORT.ladder]
+    row = next(
+        line
+        for line in shown(ladder_table(REPORT.model_copy(update={"ladder": one_window}), PLAN)).splitlines()
+        if "spike-aware" in line
+    )
+    assert row.split().count("?") == 2  # not known, which is not 0
 
 
 def test_spikes_lead_with_kept_sites_and_never_leave_one_out() -> None:
