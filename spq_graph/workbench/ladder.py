@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from spq_graph.decisions.variants import LadderPlace, Variant
-from spq_graph.documents.plan import Plan
+from spq_graph.decisions.variants import LadderPlace, Variant, decisions_of
 from spq_graph.documents.report import Rung
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.measures.evaluate import score_text
@@ -38,7 +37,7 @@ def measure_ladder(
     """
     alike: dict[object, list[Variant]] = {}
     for row in rows:
-        alike.setdefault(_decisions(row.plan), []).append(row)
+        alike.setdefault(decisions_of(row.plan), []).append(row)
     distinct = [next((row for row in same if row.place in ready), same[0]) for same in alike.values()]
     source = size_of(bench.model)
     side_by_side = max(1, SESSION_BYTES // source)
@@ -60,21 +59,14 @@ def measure_ladder(
                 ladder.append(_rung(FP32, None, reference, source, executed))
             for (row, file), score, stream in zip(built, scores, streams, strict=True):
                 executed = {} if bench.emulates(row.plan) else bench.prove(file, row.plan, stream).ops
-                measured[_decisions(row.plan)] = _rung(row.id, row.bits, score, file.bytes, executed)
+                measured[decisions_of(row.plan)] = _rung(row.id, row.bits, score, file.bytes, executed)
                 if row.place not in ready:
                     discard(file)
     for row in rows:
-        rung = measured.get(_decisions(row.plan))
+        rung = measured.get(decisions_of(row.plan))
         if rung is not None:
             ladder.append(rung.model_copy(update={"id": row.id, "bits": row.bits, "kept": _kept(row)}))
     return ladder
-
-
-def _decisions(plan: Plan) -> object:
-    """What makes two plans the same model."""
-    recipe = plan.recipe
-    sites = tuple((site.key, site.precision) for site in plan.sites)
-    return recipe.bits, recipe.activations, recipe.weights, sites
 
 
 def _built(bench: Workbench, row: Variant) -> Built | None:
