@@ -143,6 +143,8 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
         order = sorted(found, key=lambda c: (-(c.kl or 0.0), c.site.key))
         keys = [c.site.key for c in order]
         kept, met = _smallest_prefix(lambda n: keeping(keys[:n]), min(cap, len(keys)), recipe)
+        if not met:  # what is left to try is part of the result
+            search.kl_at_cap, search.kl_candidates = six(keeping(keys[:cap])), six(keeping(keys))
     names = [c.site.key for c in order[:kept]]
     _settle_formats(choices, names, recipe, oracle, everywhere, search)
     for rank, choice in enumerate(order):

@@ -20,7 +20,7 @@ ROWS_ONCE = (FP32, WEIGHT_ONLY)
 
 LadderPlace = tuple[RowId, int]  # in a ladder: which row, at how many bits
 
-_SCHEMES: Mapping[Scheme | None, Mapping[str, str]] = {
+SCHEMES: Mapping[Scheme | None, Mapping[str, str]] = {
     None: {},
     Scheme.SYMMETRIC: {"activations": "symmetric"},
     Scheme.PER_TENSOR_WEIGHTS: {"weights": "per_tensor"},
@@ -49,7 +49,7 @@ def rows_of(recipe: Recipe, *, formats: bool = True, controls: bool = True) -> l
         formats: whether the plan keeps a site that other formats can be tried at; before there is a plan, it may.
         controls: whether it keeps sites and leaves others that could be kept in their place.
     """
-    others = [s for s in Scheme if any(getattr(recipe, name) != value for name, value in _SCHEMES[s].items())]
+    others = [s for s in Scheme if any(getattr(recipe, name) != value for name, value in SCHEMES[s].items())]
     rows = [EVERYWHERE, *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in others), SPIKE_AWARE]
     if formats:
         rows += [RowId(RowKind.SPIKE_AWARE, kept_in=high) for high in recipe.profile.compared]
@@ -71,7 +71,7 @@ def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
 
     def planned(row: RowId) -> Plan:
         if row.kind is RowKind.EVERYWHERE:
-            return _quantized_but(plan, (), stored, _SCHEMES[row.scheme])
+            return _quantized_but(plan, (), stored, SCHEMES[row.scheme])
         if row.kind is RowKind.CONTROL_LOWEST:
             return _quantized_but(plan, {s.key for s in others[:count]}, stored)
         if row.kind is RowKind.CONTROL_RANDOM:
@@ -107,7 +107,7 @@ def weight_only(plan: Plan) -> Variant:
 
 
 def _quantized_but(
-    plan: Plan, kept: Collection[str], stored: Mapping[str, Precision], scheme: Mapping[str, str] = _SCHEMES[None]
+    plan: Plan, kept: Collection[str], stored: Mapping[str, Precision], scheme: Mapping[str, str] = SCHEMES[None]
 ) -> Plan:
     """The plan with every site that counts in integers, but these."""
     counted = {s.key for s in plan.counted}

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+from spq_graph.decisions.advice import advise, why_not_met
+from spq_graph.decisions.recommend import READY_WITHIN, recommend
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.report import Report, Standing, Verdict
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
-
-# Spike-aware is called ready within this much of the floating-point perplexity.
-READY_WITHIN = 0.01
 
 
 def judge(plan: Plan, report: Report) -> Verdict:
     """Ready, not ready, or not measured, and what speaks against it."""
     warnings = []
+    recommended = recommend(plan, report)
     aware, fp32 = report.rung(SPIKE_AWARE, plan.recipe.bits), report.rung(FP32)
     if aware is not None and fp32 is not None:
         loss = aware.perplexity / fp32.perplexity - 1
         status = Standing.READY if loss <= READY_WITHIN else Standing.NOT_READY
         if status is Standing.NOT_READY:
             warnings.append(f"perplexity is {loss:.2%} above FP32, more than {READY_WITHIN:.0%}")
+            if recommended is None:
+                warnings.append(f"no row of the ladder is within {READY_WITHIN:.0%} of FP32")
     else:
         status = Standing.NOT_MEASURED
         warnings.append("accuracy was not measured on a text: pass --text FILE, without --no-eval")
     if not plan.budget_met:
-        warnings.append(
-            f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
-            f"the sites kept (KL {plan.search.kl:.3g}); allow more with max_kept in a recipe, or more bits"
-        )
+        warnings.append(why_not_met(plan))
     if plan.search.fewer is not None:
         warnings.append(decided_on_fewer(plan, plan.search.fewer))
     if report.target is not None and not report.target.executed_here:
@@ -49,8 +48,15 @@ def judge(plan: Plan, report: Report) -> Verdict:
             "stay as they are: calibrate on more text"
         )
     if plan.unmatched:
-        warnings.append(f"{len(plan.unmatched)} products are no sites; `spq-graph inspect --unmatched` says why")
-    return Verdict(ready=status is Standing.READY, status=status, summary="", warnings=warnings)
+        warnings.append(f"{len(plan.unmatched)} products are no sites; `spq-graph inspect OUT --unmatched` says why")
+    return Verdict(
+        ready=status is Standing.READY,
+        status=status,
+        summary="",
+        warnings=warnings,
+        advice=advise(plan, lossy=status is Standing.NOT_READY),
+        recommended=recommended,
+    )
 
 
 def decided_on_fewer(plan: Plan, why: str) -> str:

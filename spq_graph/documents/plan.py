@@ -157,6 +157,8 @@ class Search(Strict):
     kl: float | None = Field(None, description="KL as planned, nats a token")
     kl_stderr: float | None = Field(None, description="its standard error; null of one window")
     budget: float | None = Field(None, description="KL to reach, nats a token")
+    kl_at_cap: float | None = Field(None, description="where it was not reached: KL with as many kept as allowed")
+    kl_candidates: float | None = Field(None, description="where it was not reached: KL with all candidates kept")
     formats: dict[str, float] | None = Field(
         None, description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has"
     )
@@ -254,17 +256,7 @@ class Plan(Strict):
         )
         columns = ("site", "precision", "reason", "ratio", "max", "median", "token", "position", "KL alone")
         rows = [
-            (
-                s.key,
-                s.precision.value,
-                s.reason.value,
-                e.ratio,
-                e.max,
-                e.median,
-                e.token_text or e.token,
-                e.position,
-                e.kl,
-            )
+            (s.key, s.precision, s.reason, e.ratio, e.max, e.median, e.token_text or e.token, e.position, e.kl)
             for s in shown
             for e in (s.evidence,)
         ]

@@ -154,5 +154,6 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
         environment=environment(),
         command=command,
     )
-    verdict = judge(plan, report)
-    return report.model_copy(update={"verdict": verdict.model_copy(update={"summary": headline(plan, report)})})
+    report.verdict = judge(plan, report)
+    report.verdict.summary = headline(plan, report)
+    return report

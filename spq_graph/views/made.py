@@ -61,6 +61,9 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     if (sentence := words.headline(plan, report)) != report.verdict.summary:
         parts.append(Text(sentence))
     parts += [Text(f"! {words.printable(warning)}", "yellow") for warning in report.verdict.warnings]
+    parts += [Text(f"> {words.advised(advice)}", "cyan") for advice in report.verdict.advice]
+    if (better := report.verdict.recommended) is not None and not better.in_out:
+        parts.append(Text(f"> its recipe: {words.recipe_lines(better.recipe, '; ')}", "cyan"))
     parts += [Text(), *_kept_lines(plan), Text()]
     facts = Table.grid(padding=(0, 2))
     facts.add_row("size", f"{words.megabytes(report.source_bytes)} MB -> {words.megabytes(report.bytes)} MB")

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from spq_graph.documents.report import Standing
+from spq_graph.documents.report import Advice, Recommended, Standing
+from spq_graph.terms.rows import WEIGHT_ONLY
 from spq_graph.views.made import ladder_table, spike_table, summary
+from spq_graph.views.page import render
 from tests.support.samples import sample_plan, sample_report
 
 
@@ -109,3 +111,19 @@ def test_hostile_names_are_neither_markup_nor_control() -> None:
         assert "\x1b" not in text
         assert "\u202e" not in text
     assert "[red]" in shown(spike_table(plan), width=400)
+
+
+def test_what_is_left_to_try_and_what_serves_better_stand_in_the_summary() -> None:
+    recommended = Recommended(
+        id=WEIGHT_ONLY, bits=8, loss=0.0051, bytes=226_000_000, by="size", in_out=False, recipe={"bits": 7}
+    )
+    advice = [Advice(say="all may be kept", recipe={"candidate_ratio": 0.0, "max_kept": 1.0})]
+    verdict = REPORT.verdict.model_copy(update={"advice": advice, "recommended": recommended})
+    report = REPORT.model_copy(update={"verdict": verdict})
+    text = " ".join(shown(summary(PLAN, report, Path("out"))).replace("│", " ").split())
+    assert "Recommended instead: weight-only 8 bit, +0.51 % at 226 MB, the smallest row within 1% of FP32." in text
+    assert "candidate_ratio = 0.0; max_kept = 1.0: all may be kept" in text
+    assert "its recipe: bits = 7" in text
+    page = render(PLAN, report)
+    assert "Recommended instead: weight-only 8 bit, +0.51 % at 226 MB" in page
+    assert "<code>candidate_ratio = 0.0; max_kept = 1.0</code>: all may be kept" in page
