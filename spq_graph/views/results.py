@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from rich.console import Console
 
+from spq_graph.documents.findings import Forecast
 from spq_graph.documents.plan import Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome, Verified
@@ -21,9 +22,17 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
     console.print(summary(outcome.plan, outcome.report, outcome.out))
 
 
-def facts_in_words(facts: Mapping[str, object]) -> Iterator[str]:
+def forecast_in_words(found: Forecast) -> Iterator[str]:
     """A line for each fact: its name, and its value."""
-    return (f"{name.replace('_', ' ')}: {value}" for name, value in facts.items())
+    for name, value in found.to_dict().items():
+        said = value
+        if "mb" in name.split("_"):
+            said = words.megabytes(round(value * 1e6))
+        elif name in ("expected_time", "of_which_ladder"):
+            said = words.duration(value)
+        elif name == "seconds":
+            said = ", ".join(f"{step} {words.duration(seconds)}" for step, seconds in value.items())
+        yield f"{name.replace('_', ' ')}: {said}"
 
 
 def exported_in_words(found: Exported) -> list[str]:
