@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH: Final = 64
+_TIMED: Final = 6  # tokens
 
 
 def sample_ids(
@@ -85,6 +87,33 @@ def sample_from(
         batches.append(continue_from(model, start, length, generator))
     ids: NDArray[np.int64] = torch.cat(batches).numpy()
     return ids
+
+
+def seconds_to_sample(folder: Path, *, sequences: int, length: int) -> float:
+    """What `sample_ids` would take: loading, and a few tokens timed behind half a sequence.
+
+    Args:
+        folder: a Hugging Face folder.
+        sequences: how many.
+        length: tokens in each.
+
+    Raises:
+        SpqError: as `sample_ids`.
+    """
+    import torch
+
+    start = time.perf_counter()
+    model = load_causal_lm(folder)
+    loaded = time.perf_counter() - start
+    generator = torch.Generator().manual_seed(0)
+    begun = torch.full((min(BATCH, sequences), max(1, length // 2)), start_token(model.config), dtype=torch.int64)
+    seconds = []
+    for more in (1, 1 + _TIMED):  # the first pass is over all that stands there; what is added to it is what counts
+        start = time.perf_counter()
+        continue_from(model, begun, begun.shape[1] + more, generator)
+        seconds.append(time.perf_counter() - start)
+    token = max(0.0, seconds[1] - seconds[0]) / _TIMED
+    return loaded + -(-sequences // BATCH) * length * token
 
 
 def start_token(config: Any) -> int:

@@ -38,6 +38,11 @@ class Asked:
     at: Places
     targets: Ids
 
+    def first(self, places: int) -> Asked:
+        """The same batch, judged in so many places at most."""
+        rows, columns = self.at
+        return Asked(self.ids, self.mask, (rows[:places], columns[:places]), self.targets[:places])
+
     def parts(self, size: int) -> Iterator[tuple[Places, Ids]]:
         """So many places at a time, and their targets."""
         rows, columns = self.at

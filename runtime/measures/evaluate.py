@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -12,48 +12,11 @@ import numpy.typing as npt
 
 from spq_graph.runtime.measures.asked import Asked, Places, Stream, asked, behind_every, behind_last, gives_last_only
 from spq_graph.runtime.measures.calibrate import batch_size
-from spq_graph.runtime.sessions.segmented import Batch, Progress
+from spq_graph.runtime.measures.kept import MEMORY, Float32, Kept, Place, place_for
+from spq_graph.runtime.measures.score import Score
+from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import CheckError, DataError
-
-Float32 = npt.NDArray[np.float32]
-
-
-@dataclass(slots=True)
-class Score:
-    """Sums over predicted tokens.
-
-    Attributes:
-        tokens: how many tokens were predicted.
-        nll_sum: negative log likelihood, nats.
-        kl_sum: KL(reference || model) over the next-token distributions, nats.
-        agreed: tokens where model and reference rank the same token first.
-    """
-
-    tokens: int = 0
-    nll_sum: float = 0.0
-    kl_sum: float = 0.0
-    agreed: int = 0
-
-    @property
-    def nll(self) -> float:
-        """Mean negative log likelihood, nats a token."""
-        return self.nll_sum / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nll), at most e^700: a report holds finite numbers."""
-        return math.exp(min(self.nll, 700.0))
-
-    @property
-    def kl(self) -> float:
-        """Mean KL(reference || model), nats a token."""
-        return self.kl_sum / self.tokens
-
-    @property
-    def top1(self) -> float:
-        """Share of tokens where model and reference rank the same token first."""
-        return self.agreed / self.tokens
 
 
 @dataclass(slots=True)
@@ -66,6 +29,7 @@ class Reference:
         log_z: logarithm of the softmax's denominator, float64 [tokens].
         best: the token ranked first, int64 [tokens].
         targets: the tokens to predict, int64 [tokens].
+        windows: the number of each token's window, int64 [tokens].
     """
 
     logits: Float32
@@ -73,6 +37,7 @@ class Reference:
     log_z: npt.NDArray[np.float64]
     best: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
+    windows: npt.NDArray[np.int64]
 
 
 def _softmax(logits: Float32) -> tuple[Float32, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -87,14 +52,17 @@ def _softmax(logits: Float32) -> tuple[Float32, npt.NDArray[np.float64], npt.NDA
 
 # Rows and columns of a batch, and what the reference says there.
 Part: TypeAlias = tuple[Places, Reference]
-PART_BYTES = 32 << 20
+# What a processor's cache holds: twice as fast as parts that go through memory from one step to the next.
+PART_BYTES = 2 << 20
 
 
-def reference_of(logits: Float32, targets: npt.NDArray[np.int64]) -> Reference:
-    """Prepare the reference's logits, [tokens, vocabulary], for scoring."""
+def reference_of(
+    logits: Float32, targets: npt.NDArray[np.int64], windows: npt.NDArray[np.int64] | None = None
+) -> Reference:
+    """Prepare the reference's logits, [tokens, vocabulary], for scoring; all of one window where none are named."""
     exponentials, log_z, best = _softmax(logits)
     exponentials /= exponentials.sum(axis=-1, keepdims=True)
-    return Reference(logits, exponentials, log_z, best, targets)
+    return Reference(logits, exponentials, log_z, best, targets, np.zeros_like(targets) if windows is None else windows)
 
 
 def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
@@ -104,12 +72,10 @@ def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
     cancels where the two models are close.
     """
     exponentials, log_z, best = _softmax(logits)
-    score.tokens += len(logits)
-    score.nll_sum += float((log_z - logits[np.arange(len(logits)), reference.targets]).sum())
+    nll = log_z - logits[np.arange(len(logits)), reference.targets]
     difference = np.subtract(reference.logits, logits, out=exponentials)
     mean = np.einsum("tv,tv->t", reference.probabilities, difference)
-    score.kl_sum += float((mean - (reference.log_z - log_z)).sum())
-    score.agreed += int((best == reference.best).sum())
+    score.add(reference.windows, nll, mean - (reference.log_z - log_z), int((best == reference.best).sum()))
 
 
 def score_text(
@@ -129,7 +95,7 @@ def score_text(
     batches = asked(reference, models, sequences)
     streams = [runner.stream([(batch.ids, batch.mask) for batch in batches]) for runner in (reference, *models)]
     for batch in batches:
-        prepared = _prepare(next(streams[0]), batch, reference)
+        prepared = _prepare(next(streams[0]), batch, reference, done)
         for _, part in prepared:
             _add_itself(base, part)
         for model, stream, score in zip(models, streams[1:], scores, strict=True):
@@ -167,16 +133,22 @@ def _refuse_other_vocabulary(logits: Float32, prepared: list[Part], model: Strea
 
 
 def _add_itself(score: Score, reference: Reference) -> None:
-    score.tokens += len(reference.targets)
     rows = np.arange(len(reference.targets))
-    score.nll_sum += float((reference.log_z - reference.logits[rows, reference.targets]).sum())
-    score.agreed += len(rows)
+    nll = reference.log_z - reference.logits[rows, reference.targets]
+    score.add(reference.windows, nll, agreed=len(rows))
 
 
-def _prepare(logits: Float32, batch: Asked, runner: Stream) -> list[Part]:
-    """The reference's logits of a batch, in parts: what scoring makes of them would not fit for all tokens at once."""
-    step = max(1, PART_BYTES // (4 * logits.shape[-1]))
-    return [(at, reference_of(_finite(logits, at, runner), targets)) for at, targets in batch.parts(step)]
+def _prepare(logits: Float32, batch: Asked, runner: Stream, first: int) -> list[Part]:
+    """The reference's logits of a batch, in parts; `first` is the number of its first window."""
+    return [
+        (at, reference_of(_finite(logits, at, runner), targets, at[0] + first))
+        for at, targets in batch.parts(_step(logits))
+    ]
+
+
+def _step(logits: Float32) -> int:
+    """How many tokens are scored at a time."""
+    return max(1, PART_BYTES // (4 * int(logits.shape[-1])))
 
 
 def _add(score: Score, logits: Float32, prepared: list[Part], runner: Stream) -> None:
@@ -192,46 +164,83 @@ def _finite(logits: Float32, at: Places, runner: Stream) -> Float32:
 
 
 class KlMeter:
-    """KL against one reference on a few sequences, whose logits are computed once and kept.
+    """KL against one reference on a few sequences, whose log-probabilities are computed once and kept.
+
+    They are kept in float32 where that fits `memory`, and otherwise in half precision, in memory or in a file: `Kept`
+    says at what error. Where neither has room for all of them, fewer windows are measured on, or the beginning of the
+    first: what follows changes no token.
 
     Args:
         reference: the floating-point model.
-        sequences: what to measure on; fewer, and the beginnings of them, where their logits would not fit `memory`.
-        memory: bytes that the kept logits may take.
+        sequences: what to measure on.
+        memory: bytes that what is kept may take.
+        folder: where a file may be written; None for nowhere.
+
+    Attributes:
+        tokens: how many are predicted.
+        fits: how many tokens there was room for; None where that was all of them.
     """
 
-    def __init__(self, reference: Stream, sequences: Sequences, memory: int = 1 << 28) -> None:
+    def __init__(
+        self, reference: Stream, sequences: Sequences, memory: int = MEMORY, folder: Path | None = None
+    ) -> None:
         if gives_last_only(reference):
-            self._asked = list(behind_last(sequences, reference.fixed_shape, judged=False))
+            batches = list(behind_last(sequences, reference.fixed_shape, judged=False))
         else:
-            batches = list(sequences.batches(batch_size(reference, sequences)))
-            fitting = _fitting(batches, reference, memory)
-            self._asked = [behind_every(ids, mask, sequences.prefix) for ids, mask in fitting]
-        self._batches = [(batch.ids, batch.mask) for batch in self._asked]
-        self._logits = [np.array(logits) for logits in reference.stream(self._batches)]
-        self._reference = reference
-        self.tokens = sum(len(batch.targets) for batch in self._asked)
-        if not self.tokens:
+            whole = sequences.batches(batch_size(reference, sequences))
+            batches = [behind_every(ids, mask, sequences.prefix) for ids, mask in whole]
+        asked_for = sum(len(batch.targets) for batch in batches)
+        if not asked_for:
             raise _nothing(sequences, reference)
+        vocabulary = reference.vocabulary or _vocabulary_of(reference, batches[0])
+        place = place_for(asked_for, vocabulary, memory, folder)
+        try:
+            self._keep(reference, batches, place)
+        except OSError:  # the disk filled up meanwhile
+            place = place_for(asked_for, vocabulary, memory, None)
+            self._keep(reference, batches, place)
+        self.fits = place.tokens
+        self.tokens = sum(len(batch.targets) for batch in self._asked)
+
+    def _keep(self, reference: Stream, batches: Sequence[Asked], place: Place) -> None:
+        self._asked = list(batches) if place.tokens is None else _fitting(batches, place.tokens)
+        self._kept = Kept(place)
+        for _, logits in self._parts(reference):
+            self._kept.add(logits)
+        self._kept.finish()
+
+    def _parts(self, model: Stream) -> Iterator[tuple[npt.NDArray[np.int64], Float32]]:
+        """The windows of predicted tokens and the logits there, [tokens, vocabulary], in the same parts each time."""
+        first = 0
+        streamed = model.stream([(batch.ids, batch.mask) for batch in self._asked])
+        for batch, logits in zip(self._asked, streamed, strict=True):
+            for at, _ in batch.parts(_step(logits)):
+                yield at[0] + first, _finite(logits, at, model)
+            first += len(batch.ids)
+
+    def score(self, model: Stream) -> Score:
+        """KL(reference || model) of a model, and nothing else of it."""
+        score = Score()
+        for number, (windows, logits) in enumerate(self._parts(model)):
+            score.add(windows, kl=self._kept.kl(number, logits))
+        return score
 
     def kl(self, model: Stream) -> float:
         """Mean KL(reference || model), nats a token."""
-        score = Score()
-        for batch, base, logits in zip(self._asked, self._logits, model.stream(self._batches), strict=True):
-            step = max(1, PART_BYTES // (4 * logits.shape[-1]))
-            for at, targets in batch.parts(step):
-                _add(score, logits, [(at, reference_of(_finite(base, at, self._reference), targets))], model)
-        return score.kl
+        return self.score(model).kl
 
 
-def _fitting(batches: Sequence[Batch], reference: Stream, memory: int) -> list[Batch]:
-    """As many batches as fit; the beginning of the first where even it does not: what follows changes no token."""
-    tokens = memory // (4 * (reference.vocabulary or 1))  # float32
-    kept: list[Batch] = []
-    for ids, mask in batches:
-        if kept and ids.size > tokens:
+def _vocabulary_of(reference: Stream, batch: Asked) -> int:
+    """What a run shows of a graph that does not state it."""
+    return int(next(iter(reference.stream([(batch.ids[:1], batch.mask[:1])]))).shape[-1])
+
+
+def _fitting(batches: Sequence[Asked], tokens: int) -> list[Asked]:
+    """So many of the tokens that are judged, from the first on."""
+    kept: list[Asked] = []
+    for batch in batches:
+        if tokens <= 0:
             break
-        rows, length = max(1, tokens // ids.shape[1]), max(2, tokens)
-        kept.append((ids[:rows, :length], mask[:rows, :length]))
-        tokens -= ids.size
+        kept.append(batch.first(tokens))
+        tokens -= len(batch.targets)
     return kept

@@ -73,10 +73,10 @@ def quantize(
 
 def _forecast(order: Order, *, as_json: bool) -> None:
     from spq_graph.jobs.forecast import forecast
-    from spq_graph.views.results import facts_in_words
+    from spq_graph.views.results import forecast_in_words
 
-    found = forecast(order, steps=steps()).to_dict()
-    answer(found, facts_in_words(found), as_json=as_json)
+    found = forecast(order, steps=steps())
+    answer(found.to_dict(), forecast_in_words(found), as_json=as_json)
 
 
 def _fulfil(order: Order, *, as_json: bool) -> None:

@@ -35,6 +35,7 @@ class Choice:
     high: Precision
     wants_high: bool = False
     kl: float | None = None
+    kl_stderr: float | None = None
     rank: int | None = None
     threshold: float | None = None
     note: str | None = None
@@ -185,6 +186,7 @@ def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan
     evidence = measured.model_copy(
         update={
             "kl": choice.kl,
+            "kl_stderr": choice.kl_stderr,
             "rank": choice.rank,
             "threshold": choice.threshold,
             "note": note,

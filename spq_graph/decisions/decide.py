@@ -18,6 +18,8 @@ from spq_graph.terms.site import Site, Unmatched
 
 # KL(FP || model), nats a token, where the named sites have the given precisions and the rest is as the graph has it.
 Measure = Callable[[Mapping[str, Precision]], float]
+# The standard error of what a measure said of the same precisions; None where it is not known.
+Stderr = Callable[[Mapping[str, Precision]], float | None]
 
 
 @dataclass(slots=True)
@@ -25,6 +27,7 @@ class _Oracle:
     """Measures every choice once, and counts."""
 
     measure: Measure
+    stderr_of: Stderr | None
     known: dict[frozenset[tuple[str, Precision]], float] = field(default_factory=dict)
 
     def __call__(self, precisions: Mapping[str, Precision]) -> float:
@@ -35,6 +38,11 @@ class _Oracle:
         if key not in self.known:
             self.known[key] = self.measure(precisions)
         return self.known[key]
+
+    def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
+        """Standard error of the KL of these precisions, to six digits; None where it is not known."""
+        found = self.stderr_of(precisions) if self.stderr_of is not None and precisions else None
+        return six(found) if found is not None else None
 
 
 def decide(
@@ -47,6 +55,7 @@ def decide(
     unmatched: Sequence[Unmatched] = (),
     origin: str = "",
     measure: Measure | None = None,
+    stderr_of: Stderr | None = None,
     tokens: int = 0,
     token_text: Callable[[int], str] | None = None,
 ) -> Plan:
@@ -71,6 +80,7 @@ def decide(
         unmatched: products that are no sites, and why.
         origin: where the calibration data came from.
         measure: KL of a choice of precisions; called once for each distinct choice.
+        stderr_of: standard error of what `measure` said of a choice; None where it does not tell.
         tokens: how many tokens `measure` runs on, to be noted.
         token_text: decodes a token id, to be noted beside it.
 
@@ -85,7 +95,7 @@ def decide(
     if recipe.spike_ratio is not None or measure is None:
         search, met = _by_ratio(choices, recipe)
     else:
-        search, met = _by_kl(choices, recipe, _Oracle(measure))
+        search, met = _by_kl(choices, recipe, _Oracle(measure, stderr_of))
         search.tokens = tokens
     return Plan(
         model=model,
@@ -122,28 +132,33 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
 
     everywhere = keeping([])
     search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=six(everywhere))
+    search.kl_everywhere_stderr = oracle.stderr(assigned(choices, [], recipe))
     found = above(choices, recipe.candidate_ratio)
     order: list[Choice] = []
     kept, met = 0, everywhere <= recipe.kl_budget
     if everywhere > recipe.kl_aim:
         for choice in found:
-            choice.kl = six(oracle({choice.site.key: choice.precision}))
+            alone = {choice.site.key: choice.precision}
+            choice.kl, choice.kl_stderr = six(oracle(alone)), oracle.stderr(alone)
         order = sorted(found, key=lambda c: (-(c.kl or 0.0), c.site.key))
         keys = [c.site.key for c in order]
         kept, met = _smallest_prefix(lambda n: keeping(keys[:n]), min(cap, len(keys)), recipe)
+        if not met:  # what is left to try is part of the result
+            search.kl_at_cap, search.kl_candidates = six(keeping(keys[:cap])), six(keeping(keys))
     names = [c.site.key for c in order[:kept]]
     _settle_formats(choices, names, recipe, oracle, everywhere, search)
     for rank, choice in enumerate(order):
         choice.rank = rank
         if rank < kept:
-            keep(choice, f"quantizing it alone costs KL {choice.kl:.3g}, place {rank + 1} of {len(order)}")
+            error = f" ± {choice.kl_stderr:.1g}" if choice.kl_stderr is not None else ""
+            keep(choice, f"quantizing it alone costs KL {choice.kl:.3g}{error}, place {rank + 1} of {len(order)}")
         else:
             choice.reason = Reason.BUDGET
             enough = met or kept < cap
             choice.note = "keeping it as well is not needed" if enough else f"the cap of {cap} sites is reached"
     final = keeping(names)
     search.candidates = len(found)
-    search.kl = six(final)
+    search.kl, search.kl_stderr = six(final), oracle.stderr(assigned(choices, names, recipe))
     search.evaluations = len(oracle.known)
     return search, final <= recipe.kl_budget
 

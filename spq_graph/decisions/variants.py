@@ -20,7 +20,7 @@ ROWS_ONCE = (FP32, WEIGHT_ONLY)
 
 LadderPlace = tuple[RowId, int]  # in a ladder: which row, at how many bits
 
-_SCHEMES: Mapping[Scheme | None, Mapping[str, str]] = {
+SCHEMES: Mapping[Scheme | None, Mapping[str, str]] = {
     None: {},
     Scheme.SYMMETRIC: {"activations": "symmetric"},
     Scheme.PER_TENSOR_WEIGHTS: {"weights": "per_tensor"},
@@ -49,7 +49,8 @@ def rows_of(recipe: Recipe, *, formats: bool = True, controls: bool = True) -> l
         formats: whether the plan keeps a site that other formats can be tried at; before there is a plan, it may.
         controls: whether it keeps sites and leaves others that could be kept in their place.
     """
-    rows = [EVERYWHERE, *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in Scheme), SPIKE_AWARE]
+    others = [s for s in Scheme if any(getattr(recipe, name) != value for name, value in SCHEMES[s].items())]
+    rows = [EVERYWHERE, *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in others), SPIKE_AWARE]
     if formats:
         rows += [RowId(RowKind.SPIKE_AWARE, kept_in=high) for high in recipe.profile.compared]
     if controls:
@@ -59,14 +60,18 @@ def rows_of(recipe: Recipe, *, formats: bool = True, controls: bool = True) -> l
 
 
 def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
-    """The rows that belong to one plan; `stored` is the format of each weight in the graph, by site key."""
+    """The rows that belong to one plan, each model once; `stored` is the format of each weight in the graph, by key.
+
+    Kept sites in another format are no row of their own where that is the format that the plan gave them, nor are
+    controls that drew the same sites.
+    """
     others = sorted((s for s in plan.counted if s not in plan.kept), key=_ratio)
     count = min(len(plan.kept), len(others))
     tried = {s.key for s in plan.kept if s.range is not None and s.reason is not Reason.TOO_FEW_TOKENS}
 
     def planned(row: RowId) -> Plan:
         if row.kind is RowKind.EVERYWHERE:
-            return _quantized_but(plan, (), stored, _SCHEMES[row.scheme])
+            return _quantized_but(plan, (), stored, SCHEMES[row.scheme])
         if row.kind is RowKind.CONTROL_LOWEST:
             return _quantized_but(plan, {s.key for s in others[:count]}, stored)
         if row.kind is RowKind.CONTROL_RANDOM:
@@ -75,7 +80,22 @@ def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
         return plan if row.kept_in is None else _kept_in(plan, row.kept_in, tried)
 
     rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count))
-    return [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
+    found = [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
+    anchors = {decisions_of(plan)} | {decisions_of(row.plan) for row in found if row.id == EVERYWHERE}
+    once: list[Variant] = []
+    for row in found:
+        decided = decisions_of(row.plan)
+        if row.id in (EVERYWHERE, SPIKE_AWARE) or decided not in anchors:
+            once.append(row)
+        anchors.add(decided)
+    return once
+
+
+def decisions_of(plan: Plan) -> object:
+    """What makes two plans the same model."""
+    recipe = plan.recipe
+    sites = tuple((site.key, site.precision) for site in plan.sites)
+    return recipe.bits, recipe.activations, recipe.weights, sites
 
 
 def weight_only(plan: Plan) -> Variant:
@@ -87,7 +107,7 @@ def weight_only(plan: Plan) -> Variant:
 
 
 def _quantized_but(
-    plan: Plan, kept: Collection[str], stored: Mapping[str, Precision], scheme: Mapping[str, str] = _SCHEMES[None]
+    plan: Plan, kept: Collection[str], stored: Mapping[str, Precision], scheme: Mapping[str, str] = SCHEMES[None]
 ) -> Plan:
     """The plan with every site that counts in integers, but these."""
     counted = {s.key for s in plan.counted}

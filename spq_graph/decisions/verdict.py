@@ -2,55 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from spq_graph.decisions.advice import advise, why_not_met
+from spq_graph.decisions.recommend import READY_WITHIN, recommend
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.report import Report, Standing, Verdict
 from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 
-# Spike-aware is called ready within this much of the floating-point perplexity.
-READY_WITHIN = 0.01
-
 
 def judge(plan: Plan, report: Report) -> Verdict:
     """Ready, not ready, or not measured, and what speaks against it."""
     warnings = []
+    recommended = recommend(plan, report)
     aware, fp32 = report.rung(SPIKE_AWARE, plan.recipe.bits), report.rung(FP32)
     if aware is not None and fp32 is not None:
         loss = aware.perplexity / fp32.perplexity - 1
         status = Standing.READY if loss <= READY_WITHIN else Standing.NOT_READY
         if status is Standing.NOT_READY:
             warnings.append(f"perplexity is {loss:.2%} above FP32, more than {READY_WITHIN:.0%}")
+            if recommended is None:
+                warnings.append(f"no row of the ladder is within {READY_WITHIN:.0%} of FP32")
     else:
         status = Standing.NOT_MEASURED
-    if report.logits is not None and report.logits.given is Given.NONE:
-        warnings.append(f"{report.logits.note}; sites were chosen by their ratio, and accuracy cannot be measured")
-    elif report.logits is not None and report.logits.note:
-        warnings.append(report.logits.note)
-    if status is Standing.NOT_MEASURED and (report.logits is None or report.logits.given is not Given.NONE):
-        warnings.append("accuracy was not measured on a text: pass --text FILE, without --no-eval")
-    if not plan.budget_met and plan.search.kl is None:
-        warnings.append(
-            f"{plan.search.candidates} sites have a ratio above {plan.recipe.candidate_ratio:g}, and the largest "
-            f"{plan.search.cap} stay, at most {plan.recipe.max_kept:.0%} of all; max_kept in a recipe allows more"
-        )
-    elif not plan.budget_met:
-        warnings.append(
-            f"the KL budget of {plan.recipe.kl_budget:g} nats was not met with at most {plan.recipe.max_kept:.0%} of "
-            f"the sites kept (KL {plan.search.kl:.3g}); allow more with max_kept in a recipe, or more bits"
-        )
-    if report.target is not None and not report.target.executed_here:
-        where = report.target
-        warnings.append(
-            f"not executed here: {where.absent}. The graph follows the rules of target {where.name} ({where.device}); "
-            f"its figures come from the same quantizers on {where.measured_on}"
-        )
-    if report.fp8 is not None and report.fp8.kernels < report.fp8.sites:
-        missing = report.fp8.sites - report.fp8.kernels
-        reason = "is not here" if report.fp8.library is None else "did not take them"
-        warnings.append(
-            f"{missing} FP8 sites ran as functions of standard operators, in float32 with four times the memory: the "
-            f"operator library {reason}; `spq-graph doctor` says more"
-        )
+    warnings += _of_logits(report, status)
+    if not plan.budget_met:
+        warnings.append(why_not_met(plan))
+    if plan.search.fewer is not None:
+        warnings.append(decided_on_fewer(plan, plan.search.fewer))
+    warnings += _of_running(report)
     unknown = [s for s in plan.sites if s.reason is Reason.TOO_FEW_TOKENS]
     if unknown:
         warnings.append(
@@ -60,5 +41,50 @@ def judge(plan: Plan, report: Report) -> Verdict:
     if plan.calibration.remark is not None:
         warnings.append(plan.calibration.remark)
     if plan.unmatched:
-        warnings.append(f"{len(plan.unmatched)} products are no sites; `spq-graph inspect --unmatched` says why")
-    return Verdict(ready=status is Standing.READY, status=status, summary="", warnings=warnings)
+        warnings.append(f"{len(plan.unmatched)} products are no sites; `spq-graph inspect OUT --unmatched` says why")
+    return Verdict(
+        ready=status is Standing.READY,
+        status=status,
+        summary="",
+        warnings=warnings,
+        advice=advise(plan, lossy=status is Standing.NOT_READY),
+        recommended=recommended,
+    )
+
+
+def decided_on_fewer(plan: Plan, why: str) -> str:
+    """That decisions were measured on fewer tokens than the recipe asks for, and why."""
+    asked = plan.recipe.sensitivity_tokens
+    return (
+        f"decisions were measured on {plan.search.tokens:,} tokens, not on the {asked:,} that sensitivity_tokens asks "
+        f"for: {why}"
+    )
+
+
+def _of_logits(report: Report, status: Standing) -> Iterator[str]:
+    """What cannot be measured, or was not."""
+    logits = report.logits
+    if logits is not None and logits.given is Given.NONE:
+        yield f"{logits.note}; sites were chosen by their ratio, and accuracy cannot be measured"
+        return
+    if logits is not None and logits.note:
+        yield logits.note
+    if status is Standing.NOT_MEASURED:
+        yield "accuracy was not measured on a text: pass --text FILE, without --no-eval"
+
+
+def _of_running(report: Report) -> Iterator[str]:
+    """What did not run as planned, or not here."""
+    if report.target is not None and not report.target.executed_here:
+        where = report.target
+        yield (
+            f"not executed here: {where.absent}. The graph follows the rules of target {where.name} ({where.device}); "
+            f"its figures come from the same quantizers on {where.measured_on}"
+        )
+    if report.fp8 is not None and report.fp8.kernels < report.fp8.sites:
+        missing = report.fp8.sites - report.fp8.kernels
+        reason = "is not here" if report.fp8.library is None else "did not take them"
+        yield (
+            f"{missing} FP8 sites ran as functions of standard operators, in float32 with four times the memory: the "
+            f"operator library {reason}; `spq-graph doctor` says more"
+        )

@@ -209,6 +209,61 @@ class Difference:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What `quantize` would do.
+
+    Attributes:
+        source: as it was named.
+        glu_blocks: how many there are.
+        sites: those that count in shares.
+        kept_at_most: the cap on kept ones; 0 where they are chosen by their ratio.
+        bits: every width that would be decided at.
+        source_bytes: of the model's files.
+        bytes_everywhere, bytes_at_most: of the artifact with no site kept, and with the largest ones up to the cap.
+        by_step: seconds of each step; `ladder` is 0 without one.
+        unmatched: products that are no sites.
+    """
+
+    source: str
+    glu_blocks: int
+    sites: int
+    kept_at_most: int
+    bits: tuple[int, ...]
+    source_bytes: int
+    bytes_everywhere: int
+    bytes_at_most: int
+    by_step: dict[str, float]
+    unmatched: int
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps together."""
+        return sum(self.by_step.values())
+
+    @property
+    def ladder_seconds(self) -> float:
+        """Of the ladder; 0 without one."""
+        return self.by_step["ladder"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `quantize --dry-run --json` prints: sizes in MB (10**6 bytes), times in seconds."""
+        return {
+            "source": self.source,
+            "glu_blocks": self.glu_blocks,
+            "sites": self.sites,
+            "kept_at_most": self.kept_at_most,
+            "bits": list(self.bits),
+            "source_mb": self.source_bytes / 1e6,
+            "mb_quantized_everywhere": self.bytes_everywhere / 1e6,
+            "mb_at_most": self.bytes_at_most / 1e6,
+            "expected_time": round(self.seconds, 1),
+            "of_which_ladder": round(self.ladder_seconds, 1),
+            "seconds": {name: round(seconds, 2) for name, seconds in self.by_step.items()},
+            "unmatched": self.unmatched,
+        }
+
+
 def known(evidence: Evidence) -> dict[str, Any]:
     """What was measured, as JSON has it; what was not is left out."""
     return evidence.model_dump(mode="json", exclude_none=True)

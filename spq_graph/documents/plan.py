@@ -62,12 +62,13 @@ class Evidence(Strict):
     token_text: str | None = Field(None, description="that token, decoded")
     position: int | None = Field(None, description="its position in the sequence")
     kl: float | None = Field(None, description="KL(FP || this site alone quantized), nats a token")
+    kl_stderr: float | None = Field(None, description="its standard error, clustered by window")
     rank: int | None = Field(None, description="place among the candidates, 0 the costliest")
     formats: dict[str, float] | None = Field(None, description="KL of keeping this site alone in a format, by format")
     threshold: float | None = Field(None, description="ratio above which a site is a candidate, or kept")
     note: str | None = Field(None, description="the reason in words")
 
-    @field_validator("ratio", "sequence_ratio", "max", "median", "kl", mode="after")
+    @field_validator("ratio", "sequence_ratio", "max", "median", "kl", "kl_stderr", mode="after")
     @classmethod
     def _six_digits(cls, value: float | None) -> float | None:
         return None if value is None else float(f"{value:.6g}")
@@ -150,10 +151,15 @@ class Search(Strict):
     candidates: int = Field(0, description="sites whose ratio made them candidates")
     evaluations: int = Field(0, description="choices of precisions that were measured")
     tokens: int = Field(0, description="tokens that each of them was measured on")
+    fewer: str | None = Field(None, description="why these are fewer than sensitivity_tokens; null where they are not")
     cap: int = Field(0, description="most sites that could be kept")
     kl_everywhere: float | None = Field(None, description="KL with everything quantized, nats a token")
+    kl_everywhere_stderr: float | None = Field(None, description="its standard error; null of one window")
     kl: float | None = Field(None, description="KL as planned, nats a token")
+    kl_stderr: float | None = Field(None, description="its standard error; null of one window")
     budget: float | None = Field(None, description="KL to reach, nats a token")
+    kl_at_cap: float | None = Field(None, description="where it was not reached: KL with as many kept as allowed")
+    kl_candidates: float | None = Field(None, description="where it was not reached: KL with all candidates kept")
     formats: dict[str, float] | None = Field(
         None, description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has"
     )
@@ -251,17 +257,7 @@ class Plan(Strict):
         )
         columns = ("site", "precision", "reason", "ratio", "max", "median", "token", "position", "KL alone")
         rows = [
-            (
-                s.key,
-                s.precision.value,
-                s.reason.value,
-                e.ratio,
-                e.max,
-                e.median,
-                e.token_text or e.token,
-                e.position,
-                e.kl,
-            )
+            (s.key, s.precision, s.reason, e.ratio, e.max, e.median, e.token_text or e.token, e.position, e.kl)
             for s in shown
             for e in (s.evidence,)
         ]

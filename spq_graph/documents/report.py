@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
@@ -29,6 +29,8 @@ class Rung(Strict):
         id: which row it is; JSON has its `name` and its `seed`.
         bits: bits of weights and activations at integer sites; None for fp32.
         nll: mean negative log likelihood, nats a token; perplexity is its exponential.
+        perplexity_stderr, nll_stderr, kl_stderr: standard errors, clustered by window; None of one window, which tells
+            nothing of how windows differ, and in reports that have none.
         kl: KL(FP32 || this), nats a token; top1: share of tokens with the same best guess as FP32.
         bytes: size of the weights in the file.
         kept: keys of the sites kept in high precision.
@@ -38,8 +40,11 @@ class Rung(Strict):
     id: RowId = Field(exclude=True)
     bits: int | None
     perplexity: float
+    perplexity_stderr: float | None = None
     nll: float
+    nll_stderr: float | None = None
     kl: float
+    kl_stderr: float | None = None
     top1: float
     bytes: int
     kept: list[str]
@@ -120,6 +125,51 @@ class Standing(StrEnum):
     NOT_MEASURED = "not_measured"
 
 
+class Advice(Strict):
+    """Something that is left to try, and changes what comes out.
+
+    Attributes:
+        say: what happens then, in words.
+        recipe: the fields of the recipe that do it; null is what the field is without being given.
+    """
+
+    say: str
+    recipe: dict[str, Any]
+
+
+class Recommended(Strict):
+    """The row of the ladder that serves the use that was asked for best.
+
+    Of those within the limit of loss it is the fastest where speed was measured, and otherwise the smallest.
+
+    Attributes:
+        id: which row it is; JSON has its `name`.
+        bits: of the row.
+        loss: its perplexity over that of FP32, as a share.
+        bytes: of its weights.
+        by: what decided between it and others.
+        in_out: whether it is what OUT holds.
+        recipe: fields of the recipe that make it, where OUT does not hold it.
+    """
+
+    id: RowId = Field(exclude=True)
+    bits: int | None
+    loss: float
+    bytes: int
+    by: Literal["speed", "size"]
+    in_out: bool
+    recipe: dict[str, Any] = Field({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, given: Any) -> Any:
+        return with_id(given)
+
+    @model_serializer(mode="wrap")
+    def _write_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"name": self.id.name, **write(self)}
+
+
 class Verdict(Strict):
     """Ready or not, and why.
 
@@ -128,12 +178,16 @@ class Verdict(Strict):
         status: the same, where "not" is told apart from "not known".
         summary: in a sentence.
         warnings: what speaks against it.
+        advice: what is left to try.
+        recommended: the row that serves best; None where none is within the limit, or nothing was measured.
     """
 
     ready: bool
     status: Standing
     summary: str
     warnings: list[str] = Field([])
+    advice: list[Advice] = Field([])
+    recommended: Recommended | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -208,9 +262,11 @@ class Report(Strict):
 
     def _repr_html_(self) -> str:
         standing = self.verdict.status.replace("_", " ").capitalize()
-        columns = ("rung", "bits", "seed", "perplexity", "KL", "top-1", "MB", "kept")
+        columns = ("rung", "bits", "seed", "perplexity", "±", "KL", "±", "top-1", "MB", "kept")
+        figures = ("perplexity", "perplexity_stderr", "kl", "kl_stderr", "top1")
         rows = [
-            (r.id.name, r.bits, r.id.seed, r.perplexity, r.kl, r.top1, r.bytes / 1e6, len(r.kept)) for r in self.ladder
+            (r.id.name, r.bits, r.id.seed, *(getattr(r, name) for name in figures), r.bytes / 1e6, len(r.kept))
+            for r in self.ladder
         ]
         return html_table(f"{standing}: {self.verdict.summary}", columns, rows)
 

@@ -134,6 +134,8 @@ class Evaluation:
         nll: mean negative log likelihood, nats a token.
         tokens: how many were predicted.
         kl: mean KL(other model || this one), nats a token.
+        perplexity_stderr, nll_stderr, kl_stderr: standard errors, clustered by window; None of one window too, which
+            tells nothing of how windows differ.
         top1: share of tokens where both rank the same token first.
         tasks: by name.
     """
@@ -143,13 +145,21 @@ class Evaluation:
     tokens: int | None = None
     kl: float | None = None
     top1: float | None = None
+    perplexity_stderr: float | None = None
+    nll_stderr: float | None = None
+    kl_stderr: float | None = None
     tasks: Mapping[str, TaskScore] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `eval --json` prints."""
-        figures = {name: getattr(self, name) for name in ("perplexity", "nll", "tokens", "kl", "top1")}
+        """What `eval --json` prints; the error of what was measured is null where it is not known."""
+        figures = {}
+        for name in ("perplexity", "nll", "tokens", "kl", "top1"):
+            if (value := getattr(self, name)) is not None:
+                figures[name] = value
+                if name in ("perplexity", "nll", "kl"):
+                    figures[f"{name}_stderr"] = getattr(self, f"{name}_stderr")
         tasks = {name: score.to_dict() for name, score in self.tasks.items()}
-        return _known(figures) | ({"tasks": tasks} if tasks else {})
+        return figures | ({"tasks": tasks} if tasks else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from spq_graph.documents.results import Evaluation, TaskScore
 from spq_graph.models.source import embedded_text
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
 from spq_graph.runtime.measures.evaluate import score_text
+from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.measures.tasks import Task, load_task, score_task
 from spq_graph.runtime.proof.held import runner_on, why_absent
 from spq_graph.runtime.sessions.session import Runner
@@ -122,11 +123,21 @@ def _on_text(
     with bench.steps.step("evaluate", f"Evaluating on {sequences.tokens} tokens") as tick:
         if against is None:
             own, _ = score_text(stream, [], sequences, tick)
-            return Evaluation(own.perplexity, own.nll, own.tokens)
+            return _found(own)
         with against.open(bench.steps, find_sites=False) as reference:
             require_logits(reference, "comparison with it", "leave out --against")
             _, (own,) = score_text(reference.reference, [stream], sequences, tick)
-    return Evaluation(own.perplexity, own.nll, own.tokens, own.kl, own.top1)
+    return replace(_found(own), kl=own.kl, kl_stderr=own.kl_stderr, top1=own.top1)
+
+
+def _found(score: Score) -> Evaluation:
+    return Evaluation(
+        score.perplexity,
+        score.nll,
+        score.tokens,
+        perplexity_stderr=score.perplexity_stderr,
+        nll_stderr=score.nll_stderr,
+    )
 
 
 def _require_every(bench: Workbench) -> None:

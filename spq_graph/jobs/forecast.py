@@ -3,72 +3,29 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from spq_graph.decisions.variants import ROWS_ONCE, rows_of
+from spq_graph.decisions.kept_formats import candidates
+from spq_graph.decisions.variants import rows_of, variants
+from spq_graph.documents.findings import Forecast
+from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
+from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
-from spq_graph.views.words import duration, megabytes
-from spq_graph.workbench.data import Given
+from spq_graph.workbench.data import Given, sampled_shape
+from spq_graph.workbench.ladder import SESSION_BYTES
+from spq_graph.workbench.pilot import Pilot, fly, sampling
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.streams import run_once
 from spq_graph.workbench.workbench import Workbench
 
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What `quantize` would do.
-
-    Attributes:
-        source: as it was named.
-        glu_blocks: how many there are.
-        sites: those that count in shares.
-        kept_at_most: the cap on kept ones; 0 where they are chosen by their ratio.
-        bits: every width that would be decided at.
-        source_bytes: of the model's files.
-        bytes_everywhere, bytes_at_most: of the artifact with no site kept, and with the largest ones up to the cap.
-        seconds: of calibration, decisions and the ladder together.
-        ladder_seconds: of the ladder, 0 without one; None where its text was not limited, so that nothing tells.
-        unmatched: products that are no sites.
-    """
-
-    source: str
-    glu_blocks: int
-    sites: int
-    kept_at_most: int
-    bits: tuple[int, ...]
-    source_bytes: int
-    bytes_everywhere: int
-    bytes_at_most: int
-    seconds: float
-    ladder_seconds: float | None
-    unmatched: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `quantize --dry-run --json` prints."""
-        ladder = self.ladder_seconds
-        return {
-            "source": self.source,
-            "glu_blocks": self.glu_blocks,
-            "sites": self.sites,
-            "kept_at_most": self.kept_at_most,
-            "bits": list(self.bits),
-            "source_mb": megabytes(self.source_bytes),
-            "mb_quantized_everywhere": megabytes(self.bytes_everywhere),
-            "mb_at_most": megabytes(self.bytes_at_most),
-            "expected_time": duration(self.seconds),
-            "of_which_ladder": duration(ladder) if ladder is not None else "depends on the text",
-            "unmatched": self.unmatched,
-        }
+# Beginning, drawing the page, and writing it: the same for every model.
+AROUND = 2.0
 
 
 def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
-    """What `quantize` would do: sites, the cap, bytes at both ends, and time from one timed batch.
+    """What `quantize` would do: sites, the cap, bytes at both ends, and time from a small part of every step.
 
     Raises:
         SpqError: as `quantize`, for everything that shows before calibration.
@@ -81,33 +38,81 @@ def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
         size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in counted) else 2
         source = size_of(bench.model)
         everywhere = source - sum(weights) * (size - 1)
-        measured, per_token = bench.logits.output is not None, _seconds_per_token(bench, given)
-    widths, limit = order.widths, order.data.max_eval_tokens if order.ladder and measured else 0
-    evaluations = 0 if recipe.spike_ratio or not measured else len(counted) // 2 * len(widths)
-    tokens = recipe.calibration_tokens + evaluations * recipe.sensitivity_tokens
-    rows = len(rows_of(recipe)) * len(widths) + len(ROWS_ONCE)
-    ladder = (limit or 0) * per_token * rows
+        opened = dict(bench.steps.seconds)
+        with bench.steps.step("forecast", "Timing a small part of every step"):
+            by_step = opened | _seconds(bench, given, order, cap)
     return Forecast(
         source=order.opening.name,
         glu_blocks=len(bench.found.blocks),
         sites=len(counted),
         kept_at_most=0 if recipe.spike_ratio else cap,
-        bits=widths,
+        bits=order.widths,
         source_bytes=source,
         bytes_everywhere=everywhere,
         bytes_at_most=everywhere + sum(weights[:cap]) * (size - 1),
-        seconds=tokens * per_token * 1.2 + ladder,
-        ladder_seconds=ladder if limit is not None else None,
+        by_step=by_step,
         unmatched=len(bench.found.unmatched),
     )
 
 
-def _seconds_per_token(bench: Workbench, given: Given) -> float:
-    """Of one batch of the floating-point model, once it is warm; as long as its data, which may be shorter than it."""
-    runner = bench.reference
-    length = given.calibration.ids.shape[1] if given.calibration is not None else bench.sequence_length
-    ids = np.zeros((runner.fixed_shape[0] or max(1, 1024 // length), length), dtype=np.int64)
-    run_once(runner, ids, np.ones_like(ids))
-    start = time.perf_counter()
-    run_once(runner, ids, np.ones_like(ids))
-    return (time.perf_counter() - start) / ids.size
+def _seconds(bench: Workbench, given: Given, order: Order, cap: int) -> dict[str, float]:
+    """Of every step that is still to come, by its name."""
+    recipe, calibration = order.recipe, given.calibration
+    found: dict[str, float] = {}
+    samples = calibration is None and given.ranges is None
+    count, length = sampled_shape(bench, recipe.tokens_asked) if samples else (0, 0)
+    pilot = fly(bench, recipe, calibration if calibration is not None else _stand_in(bench, length))
+    tokens = calibration.tokens if calibration is not None else count * length
+    if samples:
+        found["sample"] = sampling(bench, count, length, pilot.reference.token)
+    if given.ranges is None:
+        found["calibrate"] = pilot.calibrate.of(tokens)
+    measured = bench.logits.output is not None
+    rows = 0
+    for bits in order.widths:
+        # Each bit less is twice the step, and four times its square.
+        lossy = pilot.kl * 4.0 ** (recipe.bits - bits) > recipe.kl_aim
+        if tokens and recipe.spike_ratio is None and measured:
+            found[f"decide at {bits} bits"] = _deciding(
+                recipe, pilot, min(tokens, recipe.sensitivity_tokens), cap, lossy=lossy
+            )
+        kept = lossy or recipe.spike_ratio is not None
+        rows += len(variants(pilot.plan, bench.stored) if kept else rows_of(recipe, formats=False, controls=False))
+    found["apply"] = pilot.build
+    found["ladder"] = _ladder(bench, pilot, rows + 1, given.text) if given.text is not None and measured else 0.0
+    found["around"] = AROUND
+    return found
+
+
+def _stand_in(bench: Workbench, length: int) -> Sequences:
+    """Tokens at random, for what is to be sampled from the model, or what ranges were measured on before."""
+    vocabulary = bench.source.vocab_size or bench.decoder.vocabulary or 2
+    rows, length = 4, length or min(bench.sequence_length, 256)
+    ids = np.random.default_rng(0).integers(0, vocabulary, (rows, length))
+    first = bench.tokenizer.bos_id if bench.tokenizer is not None else bench.source.bos_token_id
+    ids[:, 0] = ids[:, 0] if first is None else first
+    return Sequences(ids, np.ones_like(ids), 1)
+
+
+def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, cap: int, *, lossy: bool) -> float:
+    """Seconds of evaluations.
+
+    Everything in integers; and where that is not good enough, each candidate alone, a bisection over how many are kept,
+    and what kept sites may become.
+    """
+    together = 1
+    alone = pilot.candidates if lossy else 0
+    if lossy:
+        together += 1 + math.ceil(math.log2(1 + min(cap, alone)))
+        stored = frozenset(site.precision for site in pilot.plan.kept)
+        if recipe.high_precision == "auto":
+            together += len(candidates(recipe, stored)) + 1
+        elif recipe.high_precision == "fp8":
+            alone += len(ROUNDED) * min(cap, alone)
+    return pilot.reference.of(tokens) + alone * pilot.alone.of(tokens) + together * pilot.everywhere.of(tokens)
+
+
+def _ladder(bench: Workbench, pilot: Pilot, rows: int, text: Sequences) -> float:
+    """Seconds of so many rows, and of the source beside each group of them."""
+    groups = math.ceil(rows / max(1, SESSION_BYTES // size_of(bench.model)))
+    return rows * pilot.row.of(text.tokens) + groups * pilot.reference.of(text.tokens)

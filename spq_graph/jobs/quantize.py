@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from spq_graph.decisions.variants import variants, weight_only
+from spq_graph.decisions.variants import decisions_of, variants, weight_only
 from spq_graph.decisions.verdict import judge
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
@@ -114,7 +114,10 @@ def _write(
 
 def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, text: Sequences) -> list[Rung]:
     """The rows of every plan; the artifact itself is the spike-aware one: what is measured is what is delivered."""
-    rows = [row for plan in plans for row in variants(plan, bench.stored)] + [weight_only(plans[0])]
+    rows = [row for plan in plans for row in variants(plan, bench.stored)]
+    rival = weight_only(plans[0])
+    if decisions_of(rival.plan) not in {decisions_of(row.plan) for row in rows}:
+        rows.append(rival)
     ready = {} if bench.emulates(plans[0]) else {(SPIKE_AWARE, plans[0].recipe.bits): built}
     return measure_ladder(bench, rows, text, ready)
 
@@ -155,5 +158,6 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
         command=command,
         logits=logits_ref(bench, text),
     )
-    verdict = judge(plan, report)
-    return report.model_copy(update={"verdict": verdict.model_copy(update={"summary": headline(plan, report)})})
+    report.verdict = judge(plan, report)
+    report.verdict.summary = headline(plan, report)
+    return report

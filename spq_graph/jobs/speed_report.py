@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from spq_graph.decisions.recommend import recommend
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
@@ -12,6 +13,7 @@ from spq_graph.documents.report import Report
 from spq_graph.documents.speed import Speed
 from spq_graph.terms.errors import UsageError
 from spq_graph.views.page import render, shown_profiles
+from spq_graph.views.words import headline
 
 
 def check_report(out: Path) -> None:
@@ -30,13 +32,17 @@ def check_report(out: Path) -> None:
 
 
 def add_to_report(out: Path, speed: Speed) -> None:
-    """Write what was measured of an artifact into its report, and draw the page again.
+    """Write what was measured of an artifact into its report, see which row serves best now, and draw the page again.
 
     Raises:
         SpqError: OUT is no folder that `quantize` wrote.
     """
     plan = Plan.load(out / artifact.PLAN)
-    report = Report.load(out / artifact.REPORT).model_copy(update={"speed": speed})
+    report = Report.load(out / artifact.REPORT)
+    ours = report.verdict.summary == headline(plan, report)
+    report.speed = speed
+    report.verdict.recommended = recommend(plan, report)
+    report.verdict.summary = headline(plan, report) if ours else report.verdict.summary
     profiles = shown_profiles(plan, Ranges.load(out / artifact.RANGES), report.tokens)
     with tempfile.TemporaryDirectory(prefix=".speed-", dir=out) as folder:
         report.save(Path(folder, artifact.REPORT))

@@ -26,7 +26,7 @@ def ladder_table(report: Report, plan: Plan | None = None) -> Table:
         report: whose ladder to show.
         plan: tells how many sites there are, so that kept ones are shown as "2/56" instead of "2".
     """
-    table = cells.table("", "bits", "ppl", "vs FP32", "KL", "top-1", "MB", "kept", "int\nkernels")
+    table = cells.table("", "bits", "ppl", "±", "vs FP32", "KL", "±", "top-1", "MB", "kept", "int\nkernels")
     for before, rung in zip([None, *report.ladder], report.ladder, strict=False):
         if before and before.bits != rung.bits:
             table.add_section()
@@ -34,8 +34,10 @@ def ladder_table(report: Report, plan: Plan | None = None) -> Table:
             Text(words.rung_name(rung)),
             str(rung.bits or words.NOTHING),
             words.number(rung.perplexity, 4),
+            words.error(rung.perplexity_stderr).removeprefix("±"),
             words.NOTHING if rung.id == FP32 else words.percent(words.over_fp32(report, rung)),
             words.number(rung.kl),
+            words.error(rung.kl_stderr).removeprefix("±"),
             f"{rung.top1:.1%}",
             words.megabytes(rung.bytes),
             words.kept_share(plan, rung) if plan else str(len(rung.kept)),
@@ -59,6 +61,9 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     if (sentence := words.headline(plan, report)) != report.verdict.summary:
         parts.append(Text(sentence))
     parts += [Text(f"! {words.printable(warning)}", "yellow") for warning in report.verdict.warnings]
+    parts += [Text(f"> {words.advised(advice)}", "cyan") for advice in report.verdict.advice]
+    if (better := report.verdict.recommended) is not None and not better.in_out:
+        parts.append(Text(f"> its recipe: {words.recipe_lines(better.recipe, '; ')}", "cyan"))
     parts += [Text(), *_kept_lines(plan), Text()]
     facts = Table.grid(padding=(0, 2))
     facts.add_row("size", f"{words.megabytes(report.source_bytes)} MB -> {words.megabytes(report.bytes)} MB")

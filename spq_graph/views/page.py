@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +99,7 @@ def _environment() -> Environment:
         "text": words.printable,
         "number": words.number,
         "percent": words.percent,
+        "error": words.error,
         "mb": words.megabytes,
         "duration": words.duration,
     }
@@ -241,14 +241,4 @@ def _recipe(recipe: Recipe) -> Iterable[tuple[str, str, bool]]:
 def recipe_file(recipe: Recipe) -> str:
     """What of a recipe is not the default, as the TOML that `--recipe` takes."""
     given = recipe.model_dump(mode="json", exclude_defaults=True)
-    lines = (f"{name} = {_toml(value)}" for name, value in given.items() if value is not None)
-    return "\n".join(map(words.printable, lines))
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {_toml(one)}" for name, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    # JSON's strings, numbers and booleans are TOML's as well, but for one control character.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return words.recipe_lines(given)

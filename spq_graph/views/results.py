@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from rich.console import Console
 
+from spq_graph.documents.findings import Forecast
 from spq_graph.documents.plan import Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome, Verified
@@ -21,9 +22,17 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
     console.print(summary(outcome.plan, outcome.report, outcome.out))
 
 
-def facts_in_words(facts: Mapping[str, object]) -> Iterator[str]:
+def forecast_in_words(found: Forecast) -> Iterator[str]:
     """A line for each fact: its name, and its value."""
-    return (f"{name.replace('_', ' ')}: {value}" for name, value in facts.items())
+    for name, value in found.to_dict().items():
+        said = value
+        if "mb" in name.split("_"):
+            said = words.megabytes(round(value * 1e6))
+        elif name in ("expected_time", "of_which_ladder"):
+            said = words.duration(value)
+        elif name == "seconds":
+            said = ", ".join(f"{step} {words.duration(seconds)}" for step, seconds in value.items())
+        yield f"{name.replace('_', ' ')}: {said}"
 
 
 def exported_in_words(found: Exported) -> list[str]:
@@ -59,11 +68,14 @@ def verified_in_words(found: Verified) -> Iterator[str]:
 
 
 def evaluation_in_words(found: Evaluation) -> Iterator[str]:
-    """A line for each figure and each task."""
+    """A line for each figure, with its standard error where it has one, and each task."""
     figures = found.to_dict()
     figures.pop("tasks", None)
     for name, value in figures.items():
-        yield f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}"
+        if name.endswith("_stderr"):
+            continue
+        beside = f" {words.error(figures[f'{name}_stderr'])}" if f"{name}_stderr" in figures else ""
+        yield f"{name}: {value:.6g}{beside}" if isinstance(value, float) else f"{name}: {value}"
     for name, score in found.tasks.items():
         yield f"{name}: {score.accuracy:.4f} of {score.n}"
 

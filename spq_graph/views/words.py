@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from math import floor, isfinite, log10
-from typing import Literal
+from typing import Any, Literal
 
+from spq_graph.decisions.recommend import READY_WITHIN
 from spq_graph.documents import tables
 from spq_graph.documents.findings import ComparedRung
 from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
-from spq_graph.documents.report import OperatorRun, Report, Rung, Standing
+from spq_graph.documents.report import Advice, OperatorRun, Recommended, Report, Rung, Standing
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.terms.logits import Given
@@ -122,6 +124,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{max(0, decimals)}f}" if decimals < digits + 3 else f"{value:.1e}"
 
 
+def error(stderr: float | None) -> str:
+    """A standard error: two digits of it, or a question mark where it is not known."""
+    return "±?" if stderr is None else "±0" if stderr == 0 else f"±{number(stderr, 2)}"
+
+
 def percent(share: float | None) -> str:
     """A change in per cent, with its sign: two decimals below 10 %, fewer above."""
     if share is None:
@@ -224,4 +231,34 @@ def headline(plan: Plan, report: Report) -> str:
     beside = (
         f" where quantizing everywhere changes it by {percent(over_fp32(report, everywhere))}" if everywhere else ""
     )
-    return f"At {bits} bits, perplexity changes by {percent(change)} against FP32{beside}; {sites} and {size}."
+    said = f"At {bits} bits, perplexity changes by {percent(change)} against FP32{beside}; {sites} and {size}."
+    better = report.verdict.recommended
+    return said if better is None or better.in_out else f"{said} {recommended(better)}"
+
+
+def recommended(row: Recommended) -> str:
+    """Which other row serves better, and by what."""
+    name = row_name(row.id, f" {row.bits or 8} bit" if row.id.kind is RowKind.WEIGHT_ONLY else "")
+    beside = {"speed": "the fastest", "size": "the smallest"}[row.by]
+    figures = f"{percent(row.loss)} at {megabytes(row.bytes)} MB"
+    return f"Recommended instead: {name}, {figures}, {beside} row within {READY_WITHIN:.0%} of FP32."
+
+
+def advised(advice: Advice) -> str:
+    """What to change, as a recipe has it, and what happens then."""
+    return f"{recipe_lines(advice.recipe, '; ')}: {advice.say}"
+
+
+def recipe_lines(fields: Mapping[str, Any], between: str = "\n") -> str:
+    """Fields as the TOML that `--recipe` takes; those that are null are not given there."""
+    lines = (f"{name} = {_toml(value)}" for name, value in fields.items() if value is not None)
+    return between.join(map(printable, lines))
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_toml(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # JSON's strings, numbers and booleans are TOML's as well, but for one control character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -192,9 +192,7 @@ def sampled(bench: Workbench, tokens: int | None, seed: int) -> Sequences:
     require_logits(bench, "text to sample from it", "pass --calibration FILE")
     if not folder:
         require_continuing(bench, "pass --calibration FILE")
-    wanted = tokens or (SAMPLED_TOKENS if folder or cache_pairs(bench.runner) else SAMPLED_TOKENS_WITHOUT_CACHE)
-    length = min(bench.sequence_length, 256)
-    count = max(1, wanted // length)
+    count, length = sampled_shape(bench, tokens)
     bos = bench.tokenizer.bos_id if bench.tokenizer is not None else None
     bos = bench.source.bos_token_id if bos is None else bos
     origin = f"{count} sequences of {length} tokens sampled from the model, seed {seed}"
@@ -206,6 +204,14 @@ def sampled(bench: Workbench, tokens: int | None, seed: int) -> Sequences:
 
             ids = sample_ids(bench.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)
     return Sequences(ids, np.ones_like(ids), 1, origin)
+
+
+def sampled_shape(bench: Workbench, tokens: int | None) -> tuple[int, int]:
+    """How many sequences are sampled, and of how many tokens each."""
+    cached = bench.source.kind == "folder" or cache_pairs(bench.runner)
+    wanted = tokens or (SAMPLED_TOKENS if cached else SAMPLED_TOKENS_WITHOUT_CACHE)
+    length = min(bench.sequence_length, 256)
+    return max(1, wanted // length), length
 
 
 def _sampled_in_torch(bench: Workbench, count: int, length: int, seed: int, bos: int | None) -> Ids:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from spq_graph.decisions.variants import LadderPlace, Variant
-from spq_graph.documents.plan import Plan
+from spq_graph.decisions.variants import LadderPlace, Variant, decisions_of
 from spq_graph.documents.report import Rung
 from spq_graph.passes.files.read import size_of
-from spq_graph.runtime.measures.evaluate import Score, score_text
+from spq_graph.runtime.measures.evaluate import score_text
+from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.rows import FP32, RowId, RowKind
@@ -38,7 +38,7 @@ def measure_ladder(
     """
     alike: dict[object, list[Variant]] = {}
     for row in rows:
-        alike.setdefault(_decisions(row.plan), []).append(row)
+        alike.setdefault(decisions_of(row.plan), []).append(row)
     distinct = [next((row for row in same if row.place in ready), same[0]) for same in alike.values()]
     source = size_of(bench.model)
     side_by_side = max(1, SESSION_BYTES // source)
@@ -60,21 +60,14 @@ def measure_ladder(
                 ladder.append(_rung(FP32, None, reference, source, executed))
             for (row, file), score, stream in zip(built, scores, streams, strict=True):
                 executed = {} if bench.emulates(row.plan) else bench.prove(file, row.plan, stream).ops
-                measured[_decisions(row.plan)] = _rung(row.id, row.bits, score, file.bytes, executed)
+                measured[decisions_of(row.plan)] = _rung(row.id, row.bits, score, file.bytes, executed)
                 if row.place not in ready:
                     file.discard()
     for row in rows:
-        rung = measured.get(_decisions(row.plan))
+        rung = measured.get(decisions_of(row.plan))
         if rung is not None:
             ladder.append(rung.model_copy(update={"id": row.id, "bits": row.bits, "kept": _kept(row)}))
     return ladder
-
-
-def _decisions(plan: Plan) -> object:
-    """What makes two plans the same model."""
-    recipe = plan.recipe
-    sites = tuple((site.key, site.precision) for site in plan.sites)
-    return recipe.bits, recipe.activations, recipe.weights, sites
 
 
 def _built(bench: Workbench, row: Variant) -> Built | None:
@@ -97,8 +90,11 @@ def _rung(row: RowId, bits: int | None, score: Score, size: int, executed: dict[
         id=row,
         bits=bits,
         perplexity=score.perplexity,
+        perplexity_stderr=score.perplexity_stderr,
         nll=score.nll,
+        nll_stderr=score.nll_stderr,
         kl=score.kl,
+        kl_stderr=score.kl_stderr,
         top1=score.top1,
         bytes=size,
         kept=[],

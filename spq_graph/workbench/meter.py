@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from spq_graph.decisions.decide import Measure
 from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.apply import apply_plan
 from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.evaluate import KlMeter
+from spq_graph.runtime.measures.kept import MEMORY
+from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
@@ -21,27 +22,61 @@ from spq_graph.workbench.workbench import Workbench
 SHORT = 64
 
 
-def meter(
-    bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]
-) -> tuple[Measure, int]:
-    """A measure for `decide`, and how many tokens it runs on."""
-    short = sequences
+@dataclass(slots=True)
+class Meter:
+    """A measure for `decide`.
+
+    Attributes:
+        tokens: how many it runs on.
+        fewer: why these are fewer than the recipe asks for, in words; None where they are not.
+    """
+
+    tokens: int
+    fewer: str | None
+    _measure: Callable[[Mapping[str, Precision]], Score]
+    _scores: dict[frozenset[tuple[str, Precision]], Score] = field(default_factory=dict)
+
+    def kl(self, precisions: Mapping[str, Precision]) -> float:
+        """KL of these precisions, nats a token."""
+        score = self._scores[frozenset(precisions.items())] = self._measure(precisions)
+        return score.kl
+
+    def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
+        """Standard error of what `kl` said of these precisions; None where it is not known."""
+        score = self._scores.get(frozenset(precisions.items()))
+        return score.kl_stderr if score is not None else None
+
+
+def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]) -> Meter:
+    """What decisions are measured by: KL against the source, on as many tokens as the recipe says."""
     if gives_last_only(bench.reference) and bench.decoder.fixed_shape[1] is None:
-        short = beginnings(sequences, SHORT)
-    few = spread(short, recipe.sensitivity_tokens)
-    kl_of = KlMeter(bench.reference, few)
+        sequences = beginnings(sequences, SHORT)
+    few = spread(sequences, recipe.sensitivity_tokens)
+    kl_of = KlMeter(bench.reference, few, folder=bench.work)
     base = _skeleton(bench, ranges, recipe)
     stored = bench.stored
 
-    def measure(precisions: Mapping[str, Precision]) -> float:
+    def measure(precisions: Mapping[str, Precision]) -> Score:
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         graph = apply_plan(bench.prepared, plan, plan.recipe.profile.emulation)
-        result = kl_of.kl(SegmentedRunner(bench.segments(graph), logits=bench.logits))
+        result = kl_of.score(SegmentedRunner(bench.segments(graph), logits=bench.logits))
         tick()
         return result
 
-    return measure, kl_of.tokens
+    return Meter(kl_of.tokens, why_fewer(sequences, few, recipe, fits=kl_of.fits), measure)
+
+
+def why_fewer(sequences: Sequences, few: Sequences, recipe: Recipe, *, fits: int | None) -> str | None:
+    """Why decisions are measured on fewer tokens than asked for; less than a row short is no reason."""
+    if fits is not None:
+        return (
+            f"the log-probabilities of more fit neither {MEMORY >> 20} MiB of memory nor the disk of temporary files: "
+            "make room there, or let TMPDIR name a folder that has more"
+        )
+    if len(few) == len(sequences) and few.tokens < recipe.sensitivity_tokens:
+        return "the calibration data has no more"
+    return None
 
 
 def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
@@ -73,6 +108,10 @@ def beginnings(sequences: Sequences, length: int) -> Sequences:
 
 
 def spread(sequences: Sequences, tokens: int) -> Sequences:
-    """So many tokens' worth of rows, evenly spread over all of them."""
-    rows = max(1, tokens // max(1, sequences.ids.shape[1]))
-    return sequences.shard(0, max(1, len(sequences) // rows)).take(tokens)
+    """So many tokens' worth of whole rows, and one at least, as evenly spread over all of them as it takes."""
+    lengths = sequences.mask.sum(axis=1)
+    rows = max(1, int(tokens / max(1.0, float(lengths.mean()))))
+    for step in range(max(1, len(sequences) // rows), 1, -1):
+        if lengths[::step].sum() + lengths.max() > tokens:  # another row would be too much
+            return sequences.shard(0, step).take(tokens)
+    return sequences.take(tokens)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from spq_graph.decisions.decide import decide
 from spq_graph.decisions.enough import too_few
+from spq_graph.decisions.verdict import decided_on_fewer
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, load_recipe
@@ -30,14 +31,14 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
     """Decide at so many bits; by the ratio rule without sequences, and where the model gives no logits to measure."""
     recipe = recipe.model_copy(update={"bits": bits})
     with bench.steps.step(f"decide at {bits} bits", f"Deciding at {bits} bits") as tick:
-        measure, tokens = None, 0
+        found = None
         if sequences is not None and recipe.spike_ratio is None and bench.logits.output is not None:
             counter = iter(range(1, 1_000_000))
             candidates = sum(
                 v.ratio > recipe.candidate_ratio for s in bench.found.sites if (v := ranges.values.get(s.input))
             )
             expected = candidates + 6
-            measure, tokens = meter(
+            found = meter(
                 bench, sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))
             )
         made = decide(
@@ -48,9 +49,13 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             stored=bench.stored,
             unmatched=bench.found.unmatched,
             origin=sequences.origin if sequences is not None else "",
-            measure=measure,
-            tokens=tokens,
+            measure=found.kl if found is not None else None,
+            stderr_of=found.stderr if found is not None else None,
+            tokens=found.tokens if found is not None else 0,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
+    if found is not None and found.fewer is not None:
+        made.search.fewer = found.fewer
+        bench.steps.remark(decided_on_fewer(made, found.fewer))
     remark = too_few(ranges.tokens, bench.sequence_length)
     return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})

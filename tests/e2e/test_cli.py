@@ -55,6 +55,11 @@ def test_the_ladder(case: Case) -> None:
     names = ["everywhere", "everywhere_symmetric", "everywhere_per_tensor_weights", "spike_aware", "control_lowest"]
     names += [f"spike_aware_{high}" for high in ("fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a8_block", "fp16")]
     expected = {(name, bits, None) for name in names for bits in (8, 6)}
+    chosen = next(s.precision for s in Plan.load(case.out / "plan.json").sites if s.key == SPIKED)
+    missing = expected - set(rows)  # the format that is the plan's own, which is the row `spike_aware`
+    assert (f"spike_aware_{chosen}", 8, None) in missing
+    assert sorted(bits for _, bits, _ in missing) in ([6, 8], [8])
+    expected -= missing
     expected |= {("control_random", bits, seed) for bits in (8, 6) for seed in (0, 1, 2)}
     assert set(rows) == expected | {("fp32", None, None), ("weight_only", 8, None)}
     for row in rows.values():
@@ -151,11 +156,15 @@ def test_diff(case: Case, tmp_path: Path) -> None:
 def test_eval(case: Case) -> None:
     rows = {(r["name"], r["bits"]): r for r in case.result.json["report"]["ladder"]}
     found = done("eval", case.out, "--text", case.text, "--against", case.model, "--json").json
-    assert set(found) == {"perplexity", "nll", "tokens", "kl", "top1"}
+    errors = {"perplexity_stderr", "nll_stderr", "kl_stderr"}
+    assert set(found) == {"perplexity", "nll", "tokens", "kl", "top1"} | errors
+    assert all(found[name] > 0 for name in errors)
     for key in ("perplexity", "nll", "kl", "top1"):
         assert found[key] == pytest.approx(rows["spike_aware", 8][key], rel=1e-9)
     alone = done("eval", case.model, "--text", case.text, "--json").json
-    assert alone == {"perplexity": pytest.approx(rows["fp32", None]["perplexity"]), "nll": alone["nll"], "tokens": 496}
+    fp32 = rows["fp32", None]
+    figures = ("perplexity", "perplexity_stderr", "nll", "nll_stderr")
+    assert alone == {name: pytest.approx(fp32[name]) for name in figures} | {"tokens": 496}
     assert "perplexity: " in done("eval", case.model, "--text", case.text).out
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +13,9 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from spq_graph.runtime.measures.evaluate import KlMeter, Score, add_batch, reference_of, score_text
+from spq_graph.runtime.measures.evaluate import KlMeter, add_batch, reference_of, score_text
+from spq_graph.runtime.measures.kept import SPARE_DISK, Kept, Place
+from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import CheckError, DataError
@@ -104,6 +109,108 @@ def test_meter_keeps_within_its_memory(models: list[Runner]) -> None:
     sequences = Sequences(ids, np.ones_like(ids))
     whole, part = KlMeter(models[0], sequences), KlMeter(models[0], sequences, memory=1)
     assert 0 < part.tokens < whole.tokens
+
+
+@pytest.mark.parametrize("form", ["half in memory", "half in a file"])
+def test_half_precision_costs_the_kl_next_to_nothing(models: list[Runner], tmp_path: Path, form: str) -> None:
+    """All tokens are used; of the KL a thousandth is lost at most, and nothing where a model is the reference."""
+    ids = random_ids(64, 64)
+    sequences = Sequences(ids, np.ones_like(ids))
+    exact = KlMeter(models[0], sequences)
+    half = 2 * ids.size * models[0].logits(ids[:1], np.ones_like(ids[:1])).shape[-1]
+    meter = KlMeter(models[0], sequences, half if form == "half in memory" else 1, tmp_path)
+    assert (meter.tokens, meter.fits) == (exact.tokens, None)
+    assert meter.kl(models[0]) == 0.0
+    for model in models[1:]:
+        assert meter.kl(model) == pytest.approx(exact.kl(model), rel=1e-3)
+        assert meter.kl(model) != exact.kl(model)  # it was half precision
+    assert not list(tmp_path.iterdir())  # the file has no name that could be left behind
+
+
+def test_half_precision_over_a_large_vocabulary(tmp_path: Path) -> None:
+    """The KL of a close model, over as many words as models have; sums in half precision would be lost in rounding."""
+    generator = np.random.default_rng(3)
+    base = generator.normal(0, 2.5, (48, 50_000)).astype(np.float32)
+    model = base + generator.normal(0, 0.01, base.shape).astype(np.float32)
+    p, q = log_softmax(base), log_softmax(model)
+    kept = Kept(Place(half=True, folder=tmp_path))
+    kept.add(base)
+    kept.finish()
+    found, exact = float(kept.kl(0, model).mean()), float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+    assert exact < 1e-4
+    assert found == pytest.approx(exact, rel=5e-3)
+
+
+def test_words_that_cannot_come_have_no_part_in_kl() -> None:
+    base, model = np.array([[0.0, 1.0, -np.inf]], np.float32), np.array([[0.5, 1.0, -9.0]], np.float32)
+    p, q = np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum(), np.exp([0.5, 1.0]) / np.exp([0.5, 1.0, -9.0]).sum()
+    for half in (False, True):
+        kept = Kept(Place(half=half))
+        kept.add(base.copy())
+        assert kept.kl(0, model.copy())[0] == pytest.approx((p * np.log(p / q)).sum(), rel=1e-3)
+
+
+def test_a_disk_without_room_means_fewer_tokens_and_is_told(
+    models: list[Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = random_ids(64, 64)
+    sequences = Sequences(ids, np.ones_like(ids))
+    full = KlMeter(models[0], sequences, memory=1 << 15, folder=tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=SPARE_DISK))
+    part = KlMeter(models[0], sequences, memory=1 << 15, folder=tmp_path)
+    assert full.fits is None
+    assert part.fits is not None
+    assert 0 < part.tokens <= part.fits < full.tokens
+
+
+def test_a_disk_that_fills_up_meanwhile(models: list[Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    ids = random_ids(64, 64)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
+    meter = KlMeter(models[0], Sequences(ids, np.ones_like(ids)), memory=1 << 15, folder=tmp_path)
+    assert meter.fits is not None
+    assert meter.kl(models[1]) > 0
+
+
+def test_standard_errors_are_those_of_windows_drawn_anew(models: list[Runner]) -> None:
+    """Clustered by window, against drawing windows again and again; errors of independent tokens would be too small."""
+    generator = np.random.default_rng(7)
+    lengths = generator.integers(5, 40, 60)
+    score, rows = Score(), []
+    for window, length in enumerate(lengths):
+        nll = np.abs(generator.normal(3 + generator.normal(0, 0.5), 0.3, length))  # what a window shares
+        kl = nll / 100
+        rows.append((length, nll.sum(), kl.sum()))
+        score.add(np.full(length, window), nll, kl)
+    table = np.array(rows)
+    drawn = table[generator.integers(0, len(table), (4000, len(table)))].sum(axis=1)
+    means = drawn[:, 1:] / drawn[:, :1]
+    errors = (score.nll_stderr, score.kl_stderr, score.perplexity_stderr)
+    expected_errors = (*means.std(axis=0), np.exp(means[:, 0]).std())
+    assert errors == pytest.approx(expected_errors, rel=0.1)
+    independent = np.sqrt(table[:, 1].var() / len(table)) / np.sqrt(table[:, 0].mean())
+    assert independent != pytest.approx(errors[0], rel=0.5)
+
+
+def test_windows_are_told_apart_across_batches_and_parts(models: list[Runner], monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = random_ids(40, 64)
+    sequences = Sequences(ids, np.ones_like(ids), prefix=1)
+    monkeypatch.setattr("spq_graph.runtime.measures.evaluate.PART_BYTES", 3000)
+    base, (score,) = score_text(models[0], [models[1]], sequences)
+    alone = [
+        score_text(models[0], [models[1]], Sequences(ids[n : n + 1], sequences.mask[n : n + 1], 1)) for n in range(40)
+    ]
+    for found, of in ((base, [one[0] for one in alone]), (score, [one[1][0] for one in alone])):
+        assert len(found.windows) == 40
+        expected_error = np.std([one.nll for one in of], ddof=1) / np.sqrt(40)
+        assert found.nll_stderr == pytest.approx(expected_error, rel=1e-4)
+        assert {one.nll_stderr for one in of} == {None}  # one window tells nothing of how windows differ
+    assert (base.kl_stderr, KlMeter(models[0], sequences).score(models[1]).kl_stderr) == pytest.approx(
+        (0.0, score.kl_stderr), rel=1e-5
+    )
 
 
 def test_nothing_to_predict(models: list[Runner]) -> None:

@@ -15,7 +15,7 @@ from spq_graph.documents.recipe import Override, Recipe
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Unmatched
-from tests.support.deciding import MODEL, TEN, kept, make, run, site
+from tests.support.deciding import MODEL, TEN, Additive, kept, make, run, site
 
 Keys = frozenset[str]
 
@@ -32,6 +32,20 @@ def test_the_costliest_are_kept_and_no_more_than_needed() -> None:
     assert plan.budget_met
     assert plan.search.kl == pytest.approx(0.0047)
     assert plan.search.kl_everywhere == pytest.approx(1.3047)
+
+
+def test_standard_errors_stand_beside_every_kl() -> None:
+    sites, ranges = make(dict.fromkeys(("s0", "s1", "s2"), 40.0))
+    measure = Additive({"s0": 0.9, "s1": 0.004, "s2": 0.0001})
+    recipe = Recipe(max_kept=0.5, kl_margin=0.0)
+    plan = decide(sites, ranges, recipe, MODEL, measure=measure, stderr_of=lambda p: 0.1 * measure(p), tokens=64)
+    assert plan.search.kl_everywhere_stderr == pytest.approx(0.1 * 0.9041)
+    assert plan.search.kl_stderr == pytest.approx(0.1 * 0.0041)
+    assert [s.evidence.kl_stderr for s in plan.sites] == pytest.approx([0.09, 0.0004, 0.00001])
+    assert "0.9 ± 0.09" in (plan.sites[0].evidence.note or "")
+    plan = decide(sites, ranges, recipe, MODEL, measure=measure, stderr_of=lambda _: None, tokens=64)
+    assert plan.to_dict()["search"]["kl_stderr"] is None
+    assert "±" not in (plan.sites[0].evidence.note or "")
 
 
 def test_a_margin_is_left_for_other_text_where_the_cap_allows_it() -> None:

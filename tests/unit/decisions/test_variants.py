@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from spq_graph.decisions.variants import rows_of, variants, weight_only
-from spq_graph.documents.plan import Plan
+from spq_graph.decisions.variants import decisions_of, rows_of, variants, weight_only
+from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.recipe import Recipe
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
@@ -48,6 +48,37 @@ def test_a_plan_gets_the_rows_that_its_recipe_says(target: Target) -> None:
     plan = sample_plan()
     plan = plan.model_copy(update={"recipe": Recipe(target=target)})
     assert list(by_id(plan)) == rows_of(plan.recipe)
+
+
+@pytest.mark.parametrize("chosen", [Precision.W8A8_BLOCK, Precision.FP8_E5M2, Precision.FP16])
+def test_the_format_that_the_plan_chose_is_no_row_of_its_own(chosen: Precision) -> None:
+    plan = sample_plan()
+    plan = plan.with_precisions(lambda s: chosen if s in plan.kept else s.precision)
+    rows = by_id(plan)
+    assert rows[SPIKE_AWARE] is plan
+    assert {row.kept_in for row in rows if row.kept_in is not None} == set(plan.recipe.profile.compared) - {chosen}
+    assert len({decisions_of(decided) for decided in rows.values()}) == len(rows)
+
+
+def test_controls_that_cannot_but_draw_the_same_sites_are_one_row() -> None:
+    plan = sample_plan(1)
+    counted = [site.key for site in plan.counted]
+    kept_now = set(counted[:-2])  # two others are left, and both are drawn whatever the seed
+    plan = plan.with_precisions(lambda s: Precision.FP32 if s.key in kept_now else s.precision)
+    for site in plan.sites:
+        site.reason = Reason.SPIKE if site.key in kept_now else site.reason
+    controls = [row for row in by_id(plan) if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM)]
+    assert controls == [RowId(RowKind.CONTROL_LOWEST)]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [("symmetric", "activations", "symmetric"), ("per_tensor_weights", "weights", "per_tensor")],
+)
+def test_a_scheme_that_is_the_recipes_own_is_no_row(name: str, field: str, value: str) -> None:
+    assert f"everywhere_{name}" in NAMES
+    rows = [row.name for row in rows_of(Recipe.model_validate({field: value}))]
+    assert rows == [row for row in NAMES if row != f"everywhere_{name}"]
 
 
 def test_without_kept_sites_there_is_nothing_to_try_and_nothing_to_control() -> None:

@@ -58,10 +58,20 @@ def test_more_candidates_than_may_stay_by_their_ratio() -> None:
     plan = sample_plan()
     search = Search(rule="ratio", candidates=9, cap=4)
     verdict = judge(plan.model_copy(update={"budget_met": False, "search": search}), sample_report())
-    told = [warning for warning in verdict.warnings if "9 sites have a ratio above" in warning]
+    told = [warning for warning in verdict.warnings if "9 sites have a max/median ratio above" in warning]
     assert len(told) == 1
-    assert "the largest 4 stay" in told[0]
+    assert "4 of them are kept" in told[0]
     assert not any("KL budget" in warning for warning in verdict.warnings)
+
+
+def test_decisions_on_fewer_tokens_than_asked_for_are_told() -> None:
+    plan = sample_plan()
+    assert not any("sensitivity_tokens" in warning for warning in judge(plan, sample_report()).warnings)
+    plan.search.tokens, plan.search.fewer = 300, "the calibration data has no more"
+    (warning,) = [w for w in judge(plan, sample_report()).warnings if "sensitivity_tokens" in w]
+    assert "300 tokens" in warning
+    assert "4,096" in warning
+    assert warning.endswith("the calibration data has no more")
 
 
 def test_reports_of_the_first_edition_are_read() -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from spq_graph.documents.report import Standing
+from spq_graph.documents.report import Advice, Recommended, Standing
+from spq_graph.terms.rows import WEIGHT_ONLY
 from spq_graph.views.made import ladder_table, spike_table, summary
+from spq_graph.views.page import render
 from tests.support.samples import sample_plan, sample_report
 
 
@@ -49,7 +51,27 @@ def test_the_ladder_keeps_its_order() -> None:
     places = [text.index(name) for name in names]
     assert places == sorted(places)
     row = next(line for line in text.splitlines() if "spike-aware" in line)
-    assert row.split() == ["spike-aware", "8", "20.05", "+0.04", "%", "3.2e-04", "100.0%", "2.78", "2/56", "54"]
+    assert row.split() == [
+        "spike-aware",
+        "8",
+        "20.05",
+        "0.24",
+        "+0.04",
+        "%",
+        "3.2e-04",
+        "2.0e-05",
+        "100.0%",
+        "2.78",
+        "2/56",
+        "54",
+    ]
+    one_window = [rung.model_copy(update={"perplexity_stderr": None, "kl_stderr": None}) for rung in REPORT.ladder]
+    row = next(
+        line
+        for line in shown(ladder_table(REPORT.model_copy(update={"ladder": one_window}), PLAN)).splitlines()
+        if "spike-aware" in line
+    )
+    assert row.split().count("?") == 2  # not known, which is not 0
 
 
 def test_spikes_lead_with_kept_sites_and_never_leave_one_out() -> None:
@@ -89,3 +111,19 @@ def test_hostile_names_are_neither_markup_nor_control() -> None:
         assert "\x1b" not in text
         assert "\u202e" not in text
     assert "[red]" in shown(spike_table(plan), width=400)
+
+
+def test_what_is_left_to_try_and_what_serves_better_stand_in_the_summary() -> None:
+    recommended = Recommended(
+        id=WEIGHT_ONLY, bits=8, loss=0.0051, bytes=226_000_000, by="size", in_out=False, recipe={"bits": 7}
+    )
+    advice = [Advice(say="all may be kept", recipe={"candidate_ratio": 0.0, "max_kept": 1.0})]
+    verdict = REPORT.verdict.model_copy(update={"advice": advice, "recommended": recommended})
+    report = REPORT.model_copy(update={"verdict": verdict})
+    text = " ".join(shown(summary(PLAN, report, Path("out"))).replace("│", " ").split())
+    assert "Recommended instead: weight-only 8 bit, +0.51 % at 226 MB, the smallest row within 1% of FP32." in text
+    assert "candidate_ratio = 0.0; max_kept = 1.0: all may be kept" in text
+    assert "its recipe: bits = 7" in text
+    page = render(PLAN, report)
+    assert "Recommended instead: weight-only 8 bit, +0.51 % at 226 MB" in page
+    assert "<code>candidate_ratio = 0.0; max_kept = 1.0</code>: all may be kept" in page

@@ -1,0 +1,109 @@
+"""Which row of a ladder serves the use that was asked for, the plan's own or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import geometric_mean
+from typing import Any, Literal
+
+from spq_graph.decisions.variants import SCHEMES
+from spq_graph.documents.plan import Plan, Reason
+from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.report import Recommended, Report, Rung
+from spq_graph.documents.speed import SpeedRow
+from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId, RowKind
+from spq_graph.terms.targets import Use
+
+# A row is called ready within this much of the floating-point perplexity.
+READY_WITHIN = 0.01
+# Sizes and speeds that differ by less are alike: between them the plan's own row goes first, and then the most exact.
+ALIKE = 0.02
+
+
+def recommend(plan: Plan, report: Report) -> Recommended | None:
+    """Of the rows that lose no more than the limit, the fastest for the use where speed was measured, or the smallest.
+
+    Rows that cannot be delivered stay out: controls, and weights alone where the plan's target has no form for them.
+    Speed is that of `bench`; where some rows were timed, those that were not stay out.
+
+    Returns:
+        None where no row is within the limit, or none was measured.
+    """
+    fp32 = report.rung(FP32)
+    if fp32 is None:
+        return None
+    losses = [(rung, rung.perplexity / fp32.perplexity - 1) for rung in report.ladder if _delivers(rung.id, plan)]
+    within = {id(rung): loss for rung, loss in losses if loss <= READY_WITHIN}
+    rungs = [rung for rung, _ in losses if id(rung) in within]
+    costs = {id(rung): cost for rung in rungs if (cost := _seconds(rung, plan, report)) is not None}
+    by: Literal["speed", "size"] = "speed" if costs else "size"
+    costs = costs or {id(rung): float(rung.bytes) for rung in rungs}
+    least = min(costs.values(), default=0.0)
+    best = [rung for rung in rungs if id(rung) in costs and costs[id(rung)] <= (1 + ALIKE) * least]
+    if not best:
+        return None
+    chosen = min(best, key=lambda rung: (not _is_own(rung, plan), within[id(rung)]))
+    own = _is_own(chosen, plan)
+    return Recommended(
+        id=chosen.id,
+        bits=chosen.bits,
+        loss=within[id(chosen)],
+        bytes=chosen.bytes,
+        by=by,
+        in_out=own,
+        recipe={} if own else changes_for(chosen.id, chosen.bits, plan),
+    )
+
+
+def changes_for(row: RowId, bits: int | None, plan: Plan) -> dict[str, Any]:
+    """The fields of a plan's recipe with which `quantize` makes another row of its ladder."""
+    recipe = plan.recipe
+    if row.kind is RowKind.WEIGHT_ONLY:
+        by_block = recipe.profile.weight_only[1].value
+        left = [{"pattern": s.key, "precision": s.precision.value} for s in plan.sites if s.untouched]
+        return {"overrides": [{"pattern": "*", "precision": by_block}, *left], **_unset(recipe, "keep", "ignore")}
+    changes: dict[str, Any] = {} if bits in (None, recipe.bits) else {"bits": bits}
+    if row.kind is RowKind.EVERYWHERE:
+        by_hand = _unset(recipe, "keep", "ignore", "overrides", "spike_ratio")
+        return changes | {"max_kept": 0.0} | by_hand | dict(SCHEMES[row.scheme])
+    if row.kept_in is None:
+        return changes
+    named = [s.key for s in plan.kept if s.reason is Reason.OVERRIDE and s.range is not None]
+    kept = {"keep": [*recipe.keep, *named]} if recipe.ignore or recipe.overrides else {}
+    return changes | {"high_precision": row.kept_in.value} | kept
+
+
+def _unset(recipe: Recipe, *names: str) -> dict[str, Any]:
+    """These fields as they are without being given, where the recipe has them otherwise."""
+    plain = Recipe()
+    return {
+        name: plain.model_dump(mode="json")[name] for name in names if getattr(recipe, name) != getattr(plain, name)
+    }
+
+
+def _delivers(row: RowId, plan: Plan) -> bool:
+    if row.with_remedy or row.without_remedy or row.target:
+        return False
+    if row.kind is RowKind.WEIGHT_ONLY:
+        return plan.recipe.profile.weight_only[0] == plan.recipe.target
+    return row.kind in (RowKind.EVERYWHERE, RowKind.SPIKE_AWARE)
+
+
+def _is_own(rung: Rung, plan: Plan) -> bool:
+    return rung.id == SPIKE_AWARE and rung.bits == plan.recipe.bits
+
+
+def _seconds(rung: Rung, plan: Plan, report: Report) -> float | None:
+    """How long the use takes with a row beside the first one that was timed; None where it was not."""
+    if report.speed is None or rung.bits not in (plan.recipe.bits, 8 if rung.id.kind is RowKind.WEIGHT_ONLY else None):
+        return None
+    row = next((r for r in report.speed.rows if r.id == rung.id and r.target == plan.recipe.target), None)
+    times = _times(row, plan.recipe.use) if row is not None else []
+    return 1 / geometric_mean(times) if times else None
+
+
+def _times(row: SpeedRow, use: Use) -> Sequence[float]:
+    """How many times faster than the first row: of the use, or where nothing says which, of both alike."""
+    prefill = [geometric_mean(one.times for one in row.prefill.values())] if row.prefill and use != "decode" else []
+    decode = [row.decode.times] if row.decode is not None and row.decode.times and use != "prefill" else []
+    return prefill + decode
