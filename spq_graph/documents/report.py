@@ -193,9 +193,13 @@ class Report(Strict):
         ]
         return html_table(f"{standing}: {self.verdict.summary}", columns, rows)
 
+    def to_json(self) -> str:
+        """The report as text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
-        written({path: (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode()})
+        written({path: self.to_json().encode()})
 
     @classmethod
     def load(cls, path: Path) -> Report:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spq_graph.documents import artifact
 from spq_graph.documents.checkpoint import Checkpoint
+from spq_graph.documents.interrupts import completed
 from spq_graph.documents.ranges import Ranges, json_file, merge_all
 from spq_graph.terms.errors import UsageError
 from spq_graph.workbench.data import calibration_data
@@ -52,6 +53,7 @@ def calibrate(
         checkpoint = Checkpoint(out)
         ranges = bench.calibrate(sequences, checkpoint)
     ranges.save(out)
+    completed(f"{out} is complete")
     checkpoint.clear()
     return ranges
 
@@ -74,4 +76,5 @@ def merge(parts: Iterable[Ranges | str | Path], out: str | Path) -> Ranges:
     artifact.check_file(out, arrays=True)
     ranges = merge_all(map(Ranges.of, parts))
     ranges.save(out)
+    completed(f"{out} is complete")
     return ranges

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from spq_graph.documents import artifact
+from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.models.source import Source, resolve
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.identify import require_glu
@@ -82,8 +82,8 @@ class Opening:
             GraphError: sites are sought, and it is quantized already, or holds no GLU.
         """
         source = (self if find_sites else self._in_out()).resolve()
-        with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
-            yield self._opened(source, Path(work), steps or Steps(), find_sites=find_sites, looked=looked)
+        with temporary_folder() as work:
+            yield self._opened(source, work, steps or Steps(), find_sites=find_sites, looked=looked)
 
     def _opened(
         self, source: Source, work: Path, steps: Steps, *, find_sites: bool, looked: Looked | None
