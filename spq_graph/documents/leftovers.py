@@ -103,7 +103,8 @@ def temporary_folder() -> Iterator[Path]:
 
 @cache
 def _sweep(place: Path) -> None:
-    for left in place.glob(f"{TEMPORARY}*"):
+    # No wider: a folder of the user, or one of an earlier version that knows no lock, may begin with the same word.
+    for left in place.glob(f"{TEMPORARY}{_HEX}"):
         _remove(left)
 
 
