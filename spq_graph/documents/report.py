@@ -7,18 +7,26 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from spq_graph.documents.drawing import LayerDrawing
 from spq_graph.documents.speed import Speed
 from spq_graph.documents.staging import written
-from spq_graph.documents.strict import Strict
+from spq_graph.documents.strict import AMOUNT, COUNT, Bounds, Strict, first_problem, read_json
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.rows import RowId, with_id
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+# Numbers of a report that are counts, amounts or shares, wherever they stand.
+_BOUNDS: Bounds = {
+    **dict.fromkeys(("tokens", "bytes", "source_bytes", "peak_rss_bytes", "opset"), COUNT),
+    "perplexity": AMOUNT,
+    "top1": (0, 1),
+}
 
 
 class Rung(Strict):
@@ -209,6 +217,12 @@ class Report(Strict):
             UsageError: the file is missing or not a report.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as cause:
-            raise UsageError(f"the report cannot be read ({cause})", where=str(path)) from cause
+            text = path.read_bytes()
+            read_json(text, _BOUNDS)
+            return cls.model_validate_json(text)
+        except (OSError, ValueError) as cause:
+            raise UsageError(
+                f"the report cannot be read ({first_problem(cause)})",
+                where=str(path),
+                remedy="make it again with `spq-graph quantize --force`",
+            ) from cause
