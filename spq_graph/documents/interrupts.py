@@ -98,11 +98,24 @@ def heard() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def awaited(number: int) -> Iterator[None]:
+    """A block that a signal ends as it should: whoever waits in there may catch what unwinds it, and all is well."""
+    try:
+        yield
+    except Interrupted as stop:
+        if stop.number != number:
+            raise
+    if _state.number == number:
+        _state.number = None
+
+
 def leave(status: int) -> NoReturn:
     """End an interrupted process without waiting for its threads, nor for C++ destructors, which abort beside those."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
+    _remove_what_is_in_the_making()  # nothing, but where the signal came in front of its removal
     atexit._run_exitfuncs()
     os._exit(status)
 
@@ -134,14 +147,14 @@ def held() -> Iterator[None]:
         check()
 
 
-@contextmanager
-def making(path: Path) -> Iterator[None]:
-    """What is being made at a path vanishes, should the process end at once."""
+def begun(path: Path) -> None:
+    """From now on something is being made at a path: it vanishes, should the process end by a signal."""
     _state.making.add(path)
-    try:
-        yield
-    finally:
-        _state.making.discard(path)
+
+
+def ended(path: Path) -> None:
+    """What was being made has its name, or is removed."""
+    _state.making.discard(path)
 
 
 def completed(what: str) -> None:
@@ -180,16 +193,19 @@ def _raise(number: int) -> NoReturn:
 
 def _end_at_once(number: int) -> NoReturn:
     """Without unwinding, which would wait for threads."""
-    for _ in range(3):  # other threads may still write
-        for path in _state.making:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+    _remove_what_is_in_the_making()
     with suppress(OSError):
         os.write(2, b"interrupted twice; nothing half done was left behind\n")
     os._exit(128 + number)
+
+
+def _remove_what_is_in_the_making() -> None:
+    for path in [*_state.making] * 3:  # other threads may still write
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _swallowed(unraisable: sys.UnraisableHookArgs) -> None:

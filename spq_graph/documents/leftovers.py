@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from spq_graph.documents.interrupts import held, making
+from spq_graph.documents.interrupts import begun, ended, held
 from spq_graph.terms.errors import OutputError
 
 if sys.platform != "win32":  # where nothing tells a folder in use from one that was left
@@ -86,18 +86,19 @@ def temporary_folder() -> Iterator[Path]:
             _sweep(place)
             with held():
                 folder, lock = claimed(place / TEMPORARY)
+                begun(folder)
         except OSError as cause:
             raise OutputError(
                 f"no temporary folder can be made: {cause.strerror}",
                 where=tempfile.tempdir or os.environ.get("TMPDIR", ""),
                 remedy="make room there, or name another folder in the environment variable TMPDIR",
             ) from cause
-        with making(folder):
-            yield folder
+        yield folder
     finally:
         with held():
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+                ended(folder)
             released(lock)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from spq_graph.documents.strict import AMOUNT, COUNT, Bounds, read_json
+from spq_graph.documents.strict import AMOUNT, COUNT, FLOAT32, Bounds, read_json
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.site import Site
 
@@ -16,6 +16,7 @@ _BOUNDS: Bounds = {
     **dict.fromkeys(_AMOUNTS, AMOUNT),
     **dict.fromkeys(("token", "position"), (-1, 2**63 - 1)),
     "shape": (1, 2**31),
+    "range": FLOAT32,
 }
 _ANEW = "make a plan for this model with `spq-graph plan`"
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from spq_graph.documents.strict import AMOUNT, COUNT, read_json
+from spq_graph.documents.strict import AMOUNT, COUNT, FLOAT32, read_json
 from spq_graph.documents.token_profile import LEADERS, TokenProfile
 from spq_graph.documents.value_range import ValueRange
 
@@ -22,7 +22,9 @@ _BOUNDS = {
     "sequences": COUNT,
     "token": (-1, 2**63 - 1),
     "position": (-1, 2**63 - 1),
-    "token_max": AMOUNT,
+    "min": FLOAT32,
+    "max": FLOAT32,
+    "token_max": (0, FLOAT32[1]),
     "median": AMOUNT,
     "ratio": AMOUNT,
     "sequence_ratio": AMOUNT,

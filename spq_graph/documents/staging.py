@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from spq_graph.documents.artifact import check_out
-from spq_graph.documents.interrupts import check, completed, held, making
+from spq_graph.documents.interrupts import begun, check, completed, ended, held
 from spq_graph.documents.leftovers import claimed, locked, part_of, recover_files, released
 from spq_graph.terms.errors import OutputError
 
@@ -33,7 +33,7 @@ def written(files: Mapping[Path, bytes]) -> None:
     try:
         with ExitStack() as stack:
             for path, content in files.items():
-                stack.enter_context(making(parts[path]))
+                begun(parts[path])
                 stack.callback(released, _touched(parts[path]))
                 parts[path].write_bytes(content)
             check()
@@ -47,6 +47,7 @@ def written(files: Mapping[Path, bytes]) -> None:
             for part in parts.values():
                 with suppress(OSError):
                     part.unlink(missing_ok=True)
+                ended(part)
 
 
 def _touched(part: Path) -> int | None:
@@ -77,15 +78,15 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
             here.parent.mkdir(parents=True, exist_ok=True)
             with held():
                 staging, lock = claimed(here.with_name(f".{here.name}.partial-"))
+                begun(staging)
         except OSError as cause:
             raise OutputError(f"OUT cannot be written: {cause.strerror}", where=str(out)) from cause
-        with making(staging):
-            yield staging
-            staging.chmod(0o755)
-            check()
-            with held():
-                _move_in(staging, here, force)
-                completed(f"{out} is complete")
+        yield staging
+        staging.chmod(0o755)
+        check()
+        with held():
+            _move_in(staging, here, force)
+            completed(f"{out} is complete")
     except OSError as cause:
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _told(cause, out) from cause
@@ -94,6 +95,7 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
         with held():
             if staging is not None:
                 shutil.rmtree(staging, ignore_errors=True)
+                ended(staging)
             released(lock)
 
 

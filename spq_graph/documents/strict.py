@@ -13,6 +13,7 @@ Bounds = Mapping[str, tuple[float, float]]
 """Smallest and largest number by key, wherever in a document the key stands."""
 COUNT: tuple[float, float] = (0, 2**62)
 AMOUNT: tuple[float, float] = (0, math.inf)
+FLOAT32: tuple[float, float] = (-(2.0 - 2.0**-23) * 2.0**127, (2.0 - 2.0**-23) * 2.0**127)
 
 
 class Strict(BaseModel):

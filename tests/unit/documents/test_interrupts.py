@@ -17,7 +17,7 @@ if os.name == "nt":
 HEAD = """
 import os, signal, sys, time, weakref
 from pathlib import Path
-from spq_graph.documents.interrupts import Interrupted, check, heard, held, making, watch
+from spq_graph.documents.interrupts import Interrupted, awaited, begun, check, heard, held, leave, watch
 
 def send(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
@@ -110,25 +110,43 @@ finally:
     assert run(program) == (143, "cleaned\nall\n", "")
 
 
-@pytest.mark.parametrize("block", ["held()", "making(Path(os.devnull))"])
+@pytest.mark.parametrize("block", ["held()", "open(os.devnull)"])
 def test_two_end_at_once_and_remove_what_is_in_the_making(tmp_path: Path, block: str) -> None:
     program = f"""
 folder, file = Path(sys.argv[1], "folder"), Path(sys.argv[1], "file")
-with making(folder), making(file):
-    folder.mkdir()
-    (folder / "part").touch()
-    file.touch()
-    try:
-        with {block}:
-            send(signal.SIGINT)
-            send()
-    finally:
-        time.sleep(0.2)
+begun(folder), begun(file)
+folder.mkdir()
+(folder / "part").touch()
+file.touch()
+try:
+    with {block}:
+        send(signal.SIGINT)
         send()
-        time.sleep(30)
+finally:
+    time.sleep(0.2)
+    send()
+    time.sleep(30)
 """
     status, _, said = run(program, tmp_path)
     assert (status, said) == (130, "interrupted twice; nothing half done was left behind\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_in_front_of_the_clearing_up(tmp_path: Path) -> None:
+    program = """
+file = Path(sys.argv[1], "file")
+begun(file)
+file.touch()
+try:
+    try:
+        raise ValueError
+    finally:
+        send()
+        file.unlink()
+except Interrupted as stop:
+    leave(stop.status)
+"""
+    assert run(program, tmp_path) == (143, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,3 +181,21 @@ del thing
     status, _, said = run(program)
     assert status == 0
     assert "ZeroDivisionError" in said
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 0), ("SIGTERM", 143)])
+@pytest.mark.parametrize("caught", [True, False])
+def test_one_that_is_waited_for(name: str, status: int, caught: bool) -> None:
+    """As Netron does, which catches whatever ends its waiting."""
+    program = f"""
+with heard():
+    with awaited(signal.SIGINT):
+        try:
+            send(signal.{name})
+            time.sleep(9)
+        except SystemExit:
+            if not {caught}:
+                raise
+    sys.exit(0)
+"""
+    assert run(program)[0] == status
