@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,7 +37,6 @@ class Interrupted(SystemExit):
         super().__init__(self.status)
 
 
-@dataclass(slots=True)
 class _State:
     """What there is one of in a process.
 
@@ -51,12 +49,15 @@ class _State:
         complete: what has got its name, in words.
     """
 
-    number: int | None = None
-    twice: bool = False
-    again: bool = False
-    held: int = 0
-    making: set[Path] = field(default_factory=set)
-    complete: list[str] = field(default_factory=list)
+    # No dataclass: what that imports takes longer than all else until signals are watched.
+    __slots__ = ("again", "complete", "held", "making", "number", "twice")
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.twice = self.again = False
+        self.held = 0
+        self.making: set[Path] = set()
+        self.complete: list[str] = []
 
 
 _state = _State()
