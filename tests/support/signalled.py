@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 240  # seconds
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,17 @@ def _watch_renames(what: Run) -> None:
     os.rename, os.replace = watched(os.rename), watched(os.replace)
 
 
+def _waited(process: int, deadline: float) -> int:
+    """How a child ended; one that does not is aborted, which no run may end by."""
+    while True:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return status
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGABRT)
+        time.sleep(0.002)
+
+
 def serve() -> None:
     """Fork a child for each line; in the child this ends with the command's own exception."""
     for name in ("onnxruntime", "spq_graph.cli.app", "spq_graph.jobs.quantize"):
@@ -147,7 +159,7 @@ def serve() -> None:
         if what.after is not None:
             time.sleep(what.after)
             _send(process, what)
-        _, status = os.waitpid(process, 0)
+        status = _waited(process, start + PATIENCE)
         seconds = time.monotonic() - start
         print(json.dumps({"status": os.waitstatus_to_exitcode(status), "seconds": seconds}), flush=True)
 
