@@ -32,7 +32,7 @@ class Run:
         temporary: the folder that it has for temporary files.
         log: the file that it prints into.
         signals: what it is sent, one after the other.
-        after: seconds until the first of them; None for none by the clock.
+        after: seconds until the first of them, from when signals are watched; None for none by the clock.
         rename: before which rename the signals come, counted from 0, or behind it; None for none there.
         behind: whether behind.
         gap: seconds between two signals.
@@ -96,7 +96,7 @@ def _send(process: int, what: Run) -> None:
         time.sleep(what.gap)
 
 
-def _child(what: Run) -> None:
+def _child(what: Run, ready: int) -> None:
     """Become the command: returns only by the exception that ends it."""
     descriptor = os.open(what.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -105,8 +105,10 @@ def _child(what: Run) -> None:
     if what.rename is not None:
         _watch_renames(what)
     sys.argv = ["spq-graph", *what.arguments]
-    from spq_graph.__main__ import main
+    from spq_graph.__main__ import main, watch
 
+    watch()  # the first thing that the command does; before, a signal finds nothing that was begun
+    os.write(ready, b".")
     main()
 
 
@@ -152,10 +154,14 @@ def serve() -> None:
     while line := sys.stdin.readline():
         what = Run(**json.loads(line))
         sys.stdout.flush()
-        start = time.monotonic()
+        watches, ready = os.pipe()
         process = os.fork()
         if not process:
-            _child(what)
+            _child(what, ready)
+        os.read(watches, 1)
+        start = time.monotonic()
+        for descriptor in (watches, ready):
+            os.close(descriptor)
         if what.after is not None:
             time.sleep(what.after)
             _send(process, what)
