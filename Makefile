@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= -n auto
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test test-families check docs bench bench-peers gpu test-gpu bench-gpu
+.PHONY: venv demo test test-families signals check docs bench bench-peers gpu test-gpu bench-gpu
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
@@ -17,6 +17,10 @@ test: venv
 # `test`.
 test-families: venv
 	@$(BIN)/python -m pytest -q $(WORKERS) -m families
+
+# Four hundred signals at random instants, over an ONNX file and a folder. Minutes, so not part of `test`, which has some.
+signals: venv
+	@$(BIN)/python -m pytest -q $(WORKERS) -m signals
 
 check: venv
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports

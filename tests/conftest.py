@@ -23,14 +23,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the model families unless they were asked for; `-m "not slow"` did not ask."""
+    """Leaves out what takes minutes unless it was asked for; `-m "not slow"` did not ask."""
     if config.getoption("numprocesses", None) is not None or hasattr(config, "workerinput"):
         from tests.support.scheduling import begins
 
         items.sort(key=begins, reverse=True)  # keeps the order of the others
-    if re.search(r"(?<!not )\bfamilies\b", config.option.markexpr):
-        return
-    left = [item for item in items if item.get_closest_marker("families")]
+    asked = [name for name in ("families", "signals") if re.search(rf"(?<!not )\b{name}\b", config.option.markexpr)]
+    unasked = {"families", "signals"} - set(asked)
+    left = [item for item in items if any(map(item.get_closest_marker, unasked))]
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in set(left)]

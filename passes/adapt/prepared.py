@@ -18,6 +18,7 @@ from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
 from spq_graph.passes.adapt.disown import Disown
 from spq_graph.passes.adapt.lift import LiftOpset
 from spq_graph.passes.adapt.norms import DivideNorms
+from spq_graph.passes.base.fp8_calls import refuse_wrong_calls
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.canon.lift_old import opset_of
@@ -98,6 +99,7 @@ def prepare(path: Path, model: ir.Model) -> Prepared:
     Raises:
         CheckError, GraphError: as the passes.
     """
+    refuse_wrong_calls(model, str(path))
     names = [node.name for node in model.graph if node.name]
     repeated = len(set(names)) < len(names)
     opset = opset_of(model)

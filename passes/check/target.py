@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.documents.plan import Plan
+from spq_graph.passes.base.fp8_calls import wrong_calls
 from spq_graph.passes.base.marks import DOMAIN
 from spq_graph.passes.base.values import is_standard, weight_of
 from spq_graph.passes.forms.weight import BLOCKED_OPSET
@@ -145,6 +146,11 @@ def integers_have_one_form(model: ir.Model, profile: Profile) -> Iterator[str]:
             yield f"{node.name} multiplies {' by '.join(str(k) for k in kinds)}"
 
 
+def calls_are_legal(model: ir.Model, _profile: Profile) -> Iterator[str]:
+    """Calls of the operator are such as its library takes: the function that stands in for it takes others too."""
+    yield from wrong_calls(model)
+
+
 def products_have_kernels(model: ir.Model, profile: Profile) -> Iterator[str]:
     """No product is in bfloat16 where the target has none, and none multiplies two types."""
     for node in _of(model, "MatMul", "Gemm"):
@@ -167,4 +173,5 @@ TARGET_RULES: tuple[Rule, ...] = (
     scales_are_legal,
     integers_have_one_form,
     products_have_kernels,
+    calls_are_legal,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,6 +20,7 @@ PANEL = 32
 PAIR = 2
 ROW = PANEL * PAIR
 OLDEST_OPSET = 19  # the first that has FP8
+_MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ def activation_scale(low: float, high: float, form: Fp8Format) -> np.float32:
     """The scale that puts the larger end of [low, high] on the largest number of a format; never zero, float32 [].
 
     Raises:
-        ActivationError: an end of the range is NaN or infinite.
+        ActivationError: an end of the range is NaN, infinite, or beyond float32.
     """
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not all(abs(end) <= _MOST for end in (low, high)):
         raise ActivationError(
             f"no FP8 scale covers the range [{low}, {high}]", remedy="the activation is NaN or infinite somewhere"
         )

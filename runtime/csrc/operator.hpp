@@ -21,6 +21,8 @@ struct Attributes {
   bool fast = false;
 };
 
+// What is refused here of constants, passes/base/fp8_calls.py refuses of files: the function takes some of it.
+//
 // The inputs of one call, checked against the attributes; data pointers are the provider's.
 struct Call {
   int64_t rows = 0;

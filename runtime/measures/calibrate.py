@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spq_graph.documents.checkpoint import Checkpoint
+from spq_graph.documents.interrupts import held
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.runtime.sessions.segmented import Progress, SegmentedRunner, cores
@@ -75,8 +76,9 @@ def collect_ranges(
             seen = _seen([name for name, _ in probes], arrays[:-1], ids, mask, model_digest)
             seen.count(rows, np.ones_like(rows))
             whole = False
-            ranges.merge(seen)
-            whole = True
+            with held():
+                ranges.merge(seen)
+                whole = True
             if checkpoint is not None:
                 checkpoint.save_if_due(ranges)
     except (KeyboardInterrupt, SystemExit) as interrupt:
@@ -84,6 +86,11 @@ def collect_ranges(
             checkpoint.save(ranges)
             kept = f"{ranges.sequences} of {len(sequences)} sequences were measured"
             interrupt.add_note(f"{kept}: the same command goes on from there")
+        elif checkpoint is None:
+            interrupt.add_note(
+                "nothing was left behind: `spq-graph calibrate` would go on from where it was stopped, and "
+                "`quantize --ranges` takes what it measured"
+            )
         raise
     return ranges
 

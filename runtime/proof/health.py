@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.documents.examination import Gpu, Library, LibraryBuild, Machine
+from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.runtime.sessions.executed import Executed, executed_by
 from spq_graph.runtime.sessions.library import OVERRIDE, library_info, library_path, register
 from spq_graph.runtime.sessions.openvino import OpenVinoSession, executed_by_openvino
@@ -92,8 +92,8 @@ def kernels_of(
     if profile.name != "portable":
         register(options)
     providers = list(dict.fromkeys([profile.provider or CPU_PROVIDER, CPU_PROVIDER]))
-    with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+    with temporary_folder() as folder:
+        options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
             [result] = session.run(None, dict(feeds))

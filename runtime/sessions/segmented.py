@@ -6,7 +6,6 @@ import ctypes
 import math
 import os
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.runtime.sessions.executed import Executed, executed_in
 from spq_graph.runtime.sessions.feeds import Array
 from spq_graph.runtime.sessions.session import Decoder, open_session, session_options
@@ -196,10 +196,10 @@ class SegmentedRunner(Decoder):
         """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
         batch = self.filled(ids, np.ones_like(ids))
         passing = _Passing(self.token_feeds(*batch) | self.empty_past(*batch[0].shape), batch[0].shape)
-        with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
+        with temporary_folder() as folder:
             profiles: list[Path] = []
             for number, segment in enumerate(self._model.segments):
-                profile = Path(folder) / f"profile-{number}"
+                profile = folder / f"profile-{number}"
                 session = open_segment(segment, passing.values, self._model.where, profile=profile)
                 passing.values |= self._run(session, segment, passing)
                 profiles.append(Path(session.end_profiling()))

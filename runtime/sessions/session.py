@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.runtime.sessions.executed import Executed, executed_by
 from spq_graph.runtime.sessions.feeds import TYPES, Array, TokenInputs
 from spq_graph.runtime.sessions.inputs import AttentionFacts, empty_past
@@ -265,7 +265,7 @@ def open_session(model: str | bytes, options: Any, where: Path, provider: str = 
 
 def execute_once(path: Path, ids: Ids, provider: str = CPU_PROVIDER) -> Executed:
     """Run one short batch, int64 [1, length], under the profiler and list the kernels that ran."""
-    with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
-        runner = Runner(path, profile=Path(folder) / "profile", provider=provider)
+    with temporary_folder() as folder:
+        runner = Runner(path, profile=folder / "profile", provider=provider)
         runner.run(*runner.filled(ids, np.ones_like(ids)))
         return executed_by(runner.session)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
-import signal
 from typing import Annotated
 
 import typer
@@ -70,10 +69,11 @@ for _verb in (looking.inspect, looking.verify, looking.diff, looking.view):
 
 def main() -> None:
     """Entry point of the `spq-graph` command."""
-    from spq_graph.cli.guard import errors_for_people, on_terminate
+    from spq_graph.cli.guard import errors_for_people
+    from spq_graph.documents.interrupts import heard, watch
 
     atexit.register(gc.freeze)  # what is left goes with the process; to search it for cycles takes a third of a second
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, on_terminate)
-    with errors_for_people(errors):
+    watch()
+    with errors_for_people(errors), heard():
         app(prog_name="spq-graph")

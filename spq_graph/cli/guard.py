@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 
+from spq_graph.documents.interrupts import Interrupted, leave, told
 from spq_graph.terms.errors import SpqError
 from spq_graph.views.errors import print_error
 
@@ -21,17 +21,13 @@ def errors_for_people(console: Console) -> Iterator[None]:
     except SpqError as error:
         print_error(error, console)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt as interrupt:
-        left = "; ".join(getattr(interrupt, "__notes__", ["nothing was left behind"]))
-        console.print(f"interrupted; {left}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(130)
+    except Interrupted as interrupt:
+        with suppress(OSError):  # the terminal may be what ended
+            console.show_cursor()
+            console.print(f"interrupted; {told(interrupt)}", markup=False, highlight=False, soft_wrap=True)
+        leave(interrupt.status)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
         console.print(f"error: {error.strerror or error}: {error.filename or ''}", markup=False)
         sys.exit(1)
-
-
-def on_terminate(number: int, _frame: object) -> NoReturn:
-    """Signal handler: unwind, so that half an OUT is removed."""
-    raise SystemExit(128 + number)

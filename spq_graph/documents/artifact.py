@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import shutil
-import sys
-from contextlib import suppress
 from pathlib import Path
 
+from spq_graph.documents.leftovers import recover, recover_files
 from spq_graph.terms.errors import OutputError, SourceError, UsageError
-
-if sys.platform != "win32":  # where nothing tells a folder in use from one that was left
-    import fcntl
 
 MODEL, PLAN, RANGES, REPORT, PAGE = "model.onnx", "plan.json", "ranges.json", "report.json", "report.html"
 # What a runtime needs beside the weights, as far as the source folder has it.
@@ -74,47 +69,8 @@ def _check_parent(out: Path) -> None:
         raise OutputError(f"OUT cannot be written: {os.strerror(code)}", where=str(out))
 
 
-def recover(out: Path) -> None:
-    """Remove what a killed run left beside OUT, and bring an earlier OUT back that it had moved aside."""
-    if sys.platform == "win32" or not out.parent.is_dir():
-        return
-    in_use = False
-    for left in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
-        try:
-            lock = locked(left)
-        except OSError:
-            in_use = True  # by a run that may be between moving the earlier OUT aside and moving its own in
-            continue
-        shutil.rmtree(left, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-    for old in out.parent.glob(f".{glob.escape(out.name)}.old-*") if not in_use else ():
-        with suppress(OSError):
-            if os.path.lexists(out):
-                shutil.rmtree(old)
-            else:
-                old.rename(out)
-
-
-def locked(folder: Path) -> int | None:
-    """Hold a folder until the process ends, however it does; a descriptor to close, or None where that is not possible.
-
-    Raises:
-        OSError: another holds it.
-    """
-    if sys.platform == "win32":
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
 def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = False) -> None:
-    """Refuse to write a file over anything but an earlier one of ours.
+    """Refuse to write a file over anything but an earlier one of ours; what a killed run left of it is put right first.
 
     Args:
         path: the ranges or plan to write.
@@ -125,6 +81,7 @@ def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = Fals
         UsageError: it is an input, or a folder.
         OutputError: it exists and is not ours, or its folder is not there or cannot be written.
     """
+    recover_files([path, *([path.with_suffix(".safetensors")] if arrays else [])])
     if path.is_dir() or any(path.resolve() == other.resolve() for other in inputs):
         raise UsageError("this would replace an input or a folder", where=str(path), remedy="name another file")
     if path.exists():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spq_graph.documents.leftovers import sweep_parts
 from spq_graph.documents.ranges import Ranges, json_file
 from spq_graph.terms.errors import DataError
 
@@ -55,6 +56,7 @@ class Checkpoint:
     def clear(self) -> None:
         """Remove what was kept."""
         self._remove(list(self._files()))
+        sweep_parts(self._folder)
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 

@@ -16,7 +16,6 @@ from pydantic import (
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     TypeAdapter,
-    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
@@ -24,9 +23,10 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from spq_graph.documents.plan_file import refuse_senseless
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.staging import written
-from spq_graph.documents.strict import Strict
+from spq_graph.documents.strict import Strict, first_problem
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.form import Form
@@ -280,14 +280,14 @@ class Plan(Strict):
             UsageError: the file is missing, not JSON, or not a plan.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            text = path.read_bytes()
+            refuse_senseless(text)
+            return cls.model_validate_json(text)
         except OSError as cause:
             raise UsageError(f"the plan cannot be read: {cause.strerror}", where=str(path)) from cause
-        except ValidationError as cause:
-            first = cause.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
+        except ValueError as cause:
             raise UsageError(
-                f"this is not a valid plan ({place}: {first['msg']})",
+                f"this is not a valid plan ({first_problem(cause)})",
                 where=str(path),
                 remedy="write one with `spq-graph plan`",
             ) from cause

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,19 +12,25 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
+from spq_graph.documents.leftovers import recover_files
+from spq_graph.documents.ranges_file import SCHEMA, digest_of_arrays, read_arrays, read_head, refuse_senseless
 from spq_graph.documents.staging import written
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.documents.token_profile import IntArray, Peak, TokenProfile
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.terms.errors import DataError
+from spq_graph.terms.site import Site
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA = "spq-graph/ranges/1"
 _DIGEST_MODULUS = 1 << 256
+UNSEALED = (
+    "an earlier version wrote these ranges, without a digest that would show damage to their arrays; "
+    "`spq-graph calibrate --merge` of this one file writes them with it"
+)
 
 
 @dataclass(slots=True)
@@ -37,6 +44,7 @@ class Ranges:
         tokens, sequences: how many were run.
         file: where they were written last, or read from; None where they were not.
         remark: what speaks against so little data, where that was asked; no part of the file.
+        sealed: whether that file holds a digest of its arrays, as all that are written today; False for an older one.
     """
 
     model_digest: str
@@ -46,6 +54,7 @@ class Ranges:
     sequences: int = 0
     file: Path | None = field(default=None, compare=False)
     remark: str | None = field(default=None, compare=False)
+    sealed: bool = field(default=True, compare=False)
 
     def count(self, ids: IntArray, mask: IntArray) -> None:
         """Take note of the sequences that were run; ids and mask are int64 [batch, length]."""
@@ -97,6 +106,25 @@ class Ranges:
         self.sequences += other.sequences
         self.settle()
 
+    def refuse_lacking(self, sites: Iterable[Site], where: str) -> None:
+        """Refuse ranges that say nothing of a site.
+
+        Args:
+            sites: of the model.
+            where: what the ranges are called.
+
+        Raises:
+            DataError: naming the site. Experts may lack: of one that no token was routed to there is nothing to say.
+        """
+        lacking = [site for site in sites if site.expert is None and site.input not in self.values]
+        if lacking:
+            more = f", nor of {len(lacking) - 1} more sites" if len(lacking) > 1 else ""
+            raise DataError(
+                f"these ranges say nothing of {lacking[0].key} (value '{lacking[0].input}'){more}",
+                where=where,
+                remedy="measure them again with `spq-graph calibrate`",
+            )
+
     def save(self, path: Path) -> None:
         """Write `path` (JSON, named so where it is not) and, beside it, the arrays as .safetensors."""
         path = json_file(path)
@@ -111,7 +139,7 @@ class Ranges:
             if seen.profile is not None:
                 arrays |= {f"{name}/{part}": array for part, array in seen.profile.arrays().items()}
             values[name] = seen.facts() | {"ratio_sum": seen.ratio_sum}
-        head = {
+        head: dict[str, Any] = {
             "schema": SCHEMA,
             "model": self.model_digest,
             "data": self.data_digest,
@@ -119,9 +147,11 @@ class Ranges:
             "sequences": self.sequences,
             "values": values,
         }
+        content = save(arrays)
+        head["arrays"] = digest_of_arrays(content)
         facts = (json.dumps(head, indent=1) + "\n").encode()
-        written({path: facts, path.with_suffix(".safetensors"): save(arrays)})
-        self.file = path
+        written({path: facts, path.with_suffix(".safetensors"): content})
+        self.file, self.sealed = path, True
 
     def to_dict(self) -> dict[str, Any]:
         """What `calibrate --json` prints: where they were written, and over how much they were measured."""
@@ -157,19 +187,19 @@ class Ranges:
         """Read what `save` wrote.
 
         Raises:
-            DataError: the file is missing, broken or of another schema.
+            DataError: the file is missing, broken, of another schema, or says what cannot be.
         """
         path = json_file(path)
+        recover_files([path, path.with_suffix(".safetensors")])
         try:
-            head = json.loads(path.read_text(encoding="utf-8"))
-            if head.get("schema") != SCHEMA:
-                raise DataError(f"expected schema {SCHEMA}, found {head.get('schema')}", where=str(path))
-            arrays = load_file(path.with_suffix(".safetensors"))
+            head = read_head(path)
+            arrays = read_arrays(path.with_suffix(".safetensors"), head)
             loaded = cls(head["model"], tokens=head["tokens"], sequences=head["sequences"], file=path)
-            loaded.data = int(head["data"].split(":")[1], 16)
+            loaded.sealed = "arrays" in head
+            loaded.data = _data_of(head)
             for name, v in head["values"].items():
                 bins, counts = arrays[f"{name}/bins"].tolist(), arrays[f"{name}/counts"].tolist()
-                loaded.values[name] = ValueRange(
+                seen = loaded.values[name] = ValueRange(
                     v["min"],
                     v["max"],
                     Peak(v["token_max"], v["token"], v["position"]),
@@ -180,15 +210,22 @@ class Ranges:
                     arrays[f"{name}/channels"],
                     _profile(arrays, name),
                 )
-        except DataError:
-            raise
+                refuse_senseless(name, seen, loaded.sequences)
         except Exception as cause:
+            what = str(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
             raise DataError(
-                f"the ranges cannot be read ({type(cause).__name__}: {cause})",
+                f"the ranges cannot be read ({what:.400})",
                 where=str(path),
-                remedy="run `spq-graph calibrate` again",
+                remedy="measure them again with `spq-graph calibrate`",
             ) from cause
         return loaded
+
+
+def _data_of(head: dict[str, Any]) -> int:
+    found = re.fullmatch("sum-sha256:([0-9a-f]{64})", str(head.get("data")))
+    if found is None:
+        raise ValueError(f"data: {head.get('data')!r:.80} is no digest of sequences")
+    return int(found[1], 16)
 
 
 def _profile(arrays: dict[str, npt.NDArray[Any]], name: str) -> TokenProfile | None:

@@ -7,12 +7,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from spq_graph.documents.drawing import LayerDrawing
 from spq_graph.documents.speed import Speed
 from spq_graph.documents.staging import written
-from spq_graph.documents.strict import Strict
+from spq_graph.documents.strict import AMOUNT, COUNT, Bounds, Strict, first_problem, read_json
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.logits import Given
@@ -20,6 +20,14 @@ from spq_graph.terms.rows import RowId, with_id
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+# Numbers of a report that are counts, amounts or shares, wherever they stand.
+_BOUNDS: Bounds = {
+    **dict.fromkeys(("tokens", "bytes", "source_bytes", "peak_rss_bytes", "opset"), COUNT),
+    "perplexity": AMOUNT,
+    "top1": (0, 1),
+}
 
 
 class Rung(Strict):
@@ -270,9 +278,13 @@ class Report(Strict):
         ]
         return html_table(f"{standing}: {self.verdict.summary}", columns, rows)
 
+    def to_json(self) -> str:
+        """The report as text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
-        written({path: (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode()})
+        written({path: self.to_json().encode()})
 
     @classmethod
     def load(cls, path: Path) -> Report:
@@ -282,6 +294,12 @@ class Report(Strict):
             UsageError: the file is missing or not a report.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as cause:
-            raise UsageError(f"the report cannot be read ({cause})", where=str(path)) from cause
+            text = path.read_bytes()
+            read_json(text, _BOUNDS)
+            return cls.model_validate_json(text)
+        except (OSError, ValueError) as cause:
+            raise UsageError(
+                f"the report cannot be read ({first_problem(cause)})",
+                where=str(path),
+                remedy="make it again with `spq-graph quantize --force`",
+            ) from cause

@@ -12,10 +12,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from spq_graph.documents.artifact import check_out, locked
+from spq_graph.documents.artifact import check_out
+from spq_graph.documents.interrupts import begun, check, completed, ended, held
+from spq_graph.documents.leftovers import claimed, locked, part_of, recover_files, released
 from spq_graph.terms.errors import OutputError
 
 
@@ -25,18 +27,35 @@ def written(files: Mapping[Path, bytes]) -> None:
     Raises:
         OutputError: the disk is full, or a folder cannot be written; what was there before is still there.
     """
-    parts = {path: path.resolve().with_name(f".{path.name}.{secrets.token_hex(8)}") for path in files}
+    recover_files(list(files))
+    token = secrets.token_hex(8)
+    parts = {path: part_of(path, token) for path in files}
     try:
-        for path, content in files.items():
-            parts[path].write_bytes(content)
-        for path, part in parts.items():
-            part.replace(path.resolve())
+        with ExitStack() as stack:
+            for path, content in files.items():
+                begun(parts[path])
+                stack.callback(released, _touched(parts[path]))
+                parts[path].write_bytes(content)
+            check()
+            with held():
+                for path, part in parts.items():
+                    part.replace(path.resolve())
     except OSError as cause:
         raise _told(cause, next(iter(files))) from cause
     finally:
-        for part in parts.values():
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        with held():
+            for part in parts.values():
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+                ended(part)
+
+
+def _touched(part: Path) -> int | None:
+    """Make a part and hold it, where that is possible, so that no other run takes it for a killed one's."""
+    part.touch()
+    with suppress(OSError):
+        return locked(part)
+    return None
 
 
 @contextmanager
@@ -52,27 +71,32 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
             what was made is kept beside it, and the message says where.
     """
     here = out.absolute()
-    # Named before it is made: whenever a signal comes, what was made is removed.
-    staging = here.with_name(f".{here.name}.partial-{secrets.token_hex(8)}")
+    staging: Path | None = None
     lock: int | None = None
     try:
         try:
             here.parent.mkdir(parents=True, exist_ok=True)
-            staging.mkdir(mode=0o700)
-            lock = locked(staging)
+            with held():
+                staging, lock = claimed(here.with_name(f".{here.name}.partial-"))
+                begun(staging)
         except OSError as cause:
             raise OutputError(f"OUT cannot be written: {cause.strerror}", where=str(out)) from cause
         yield staging
         staging.chmod(0o755)
-        _move_in(staging, here, force)
+        check()
+        with held():
+            _move_in(staging, here, force)
+            completed(f"{out} is complete")
     except OSError as cause:
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _told(cause, out) from cause
         raise
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        with held():
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+                ended(staging)
+            released(lock)
 
 
 def _told(cause: OSError, path: Path) -> OutputError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from spq_graph.decisions.enough import too_few
 from spq_graph.documents import artifact
 from spq_graph.documents.checkpoint import Checkpoint
+from spq_graph.documents.interrupts import completed
 from spq_graph.documents.ranges import Ranges, json_file, merge_all
 from spq_graph.terms.errors import UsageError
 from spq_graph.workbench.data import calibration_data, check_measured
@@ -56,6 +57,7 @@ def calibrate(
     if part is not None:
         ranges.remark = None  # of all shards together there may be enough
     ranges.save(out)
+    completed(f"{out} is complete")
     checkpoint.clear()
     return ranges
 
@@ -79,4 +81,5 @@ def merge(parts: Iterable[Ranges | str | Path], out: str | Path) -> Ranges:
     ranges = merge_all(map(Ranges.of, parts))
     ranges.remark = too_few(ranges.tokens)
     ranges.save(out)
+    completed(f"{out} is complete")
     return ranges

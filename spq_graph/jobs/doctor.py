@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from spq_graph.documents.examination import Examination, Probed, ProbeStatus
+from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.apply import apply_plan
@@ -74,8 +73,8 @@ def _run(
     precision: Precision, profile: Profile, *, execute: bool = True, flat: bool = False
 ) -> tuple[Executed, np.ndarray[Any, Any]]:
     """Write the probe for a target, and run it there."""
-    with tempfile.TemporaryDirectory(prefix="spq-graph-") as folder:
-        source, path = Path(folder) / "probe.onnx", Path(folder) / "applied.onnx"
+    with temporary_folder() as folder:
+        source, path = folder / "probe.onnx", folder / "applied.onnx"
         save_model(_probe(flat), source)
         save_model(apply_plan(source, _plan(precision, profile)), path)
         if not execute:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from spq_graph.documents import artifact
+from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.documents.results import Exported
 from spq_graph.documents.staging import staged
 from spq_graph.terms.errors import UsageError
 from spq_graph.workbench.companions import add_companions, check_companions
-from spq_graph.workbench.opening import Openable, Opening, at_hand, working_folder
+from spq_graph.workbench.opening import Openable, Opening, at_hand
 from spq_graph.workbench.steps import Steps
 
 
@@ -46,7 +47,7 @@ def export(
     check_companions(found)
     from spq_graph.models.export import export_folder
 
-    with staged(out, force=force) as staging, working_folder() as work:
+    with staged(out, force=force) as staging, temporary_folder() as work:
         found = at_hand(found, work, steps)
         with steps.step("export", f"Exporting {found.origin}"):
             export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from spq_graph.decisions.recommend import recommend
@@ -11,6 +10,7 @@ from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.report import Report
 from spq_graph.documents.speed import Speed
+from spq_graph.documents.staging import written
 from spq_graph.terms.errors import UsageError
 from spq_graph.views.page import render, shown_profiles
 from spq_graph.views.words import headline
@@ -44,8 +44,5 @@ def add_to_report(out: Path, speed: Speed) -> None:
     report.verdict.recommended = recommend(plan, report)
     report.verdict.summary = headline(plan, report) if ours else report.verdict.summary
     profiles = shown_profiles(plan, Ranges.load(out / artifact.RANGES), report.tokens)
-    with tempfile.TemporaryDirectory(prefix=".speed-", dir=out) as folder:
-        report.save(Path(folder, artifact.REPORT))
-        Path(folder, artifact.PAGE).write_text(render(plan, report, profiles), encoding="utf-8")
-        for name in (artifact.REPORT, artifact.PAGE):
-            Path(folder, name).replace(out / name)
+    page = render(plan, report, profiles)
+    written({out / artifact.REPORT: report.to_json().encode(), out / artifact.PAGE: page.encode()})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
+from spq_graph.documents.plan_file import refuse_misfit
 from spq_graph.documents.results import Verified
 from spq_graph.passes.apply import check_applied
 from spq_graph.passes.base.marks import PREFIX
@@ -51,6 +52,7 @@ def verify(out: str | Path, model: Openable, *, steps: Steps | None = None) -> V
         )
     with opening.open(steps) as bench:
         plan.refuse_other(bench.digest, opening.name)
+        refuse_misfit([entry.site for entry in plan.sites], bench.found.sites, opening.name)
         with bench.steps.step("verify", "Holding every site and constant against the source"):
             try:
                 check_applied(graph, bench.prepared, plan)

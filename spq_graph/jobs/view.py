@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from pathlib import Path
 
 from spq_graph.documents import artifact
+from spq_graph.documents.interrupts import awaited
 from spq_graph.terms.errors import SourceError, UsageError
 
 
@@ -40,5 +42,6 @@ def view(path: Path, *, port: int | None = None, browse: bool = True) -> str:
 
 
 def wait() -> None:
-    """Serve until the user interrupts."""
-    importlib.import_module("netron").wait()
+    """Serve until the user interrupts, which is how it ends well."""
+    with awaited(signal.SIGINT):
+        importlib.import_module("netron").wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from spq_graph.documents import artifact
+from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.models.source import Source, resolve
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.identify import require_glu
@@ -104,7 +104,7 @@ class Opening:
             GraphError: sites are sought, and it is quantized already, holds no GLU, or what a target does not have.
         """
         source, steps = self.resolve(find_sites=find_sites), steps or Steps()
-        with working_folder() as work:
+        with temporary_folder() as work:
             source = at_hand(source, work, steps)
             tokenizer = TextTokenizer.load(source.tokenizer) if source.tokenizer is not None else None
             model = _as_onnx(source, work, steps)
@@ -124,7 +124,6 @@ class Opening:
         looked: Looked | None,
     ) -> Workbench:
         bench = Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
-
         if looked is not None and looked.prepared.lifted_from is not None:
             refuse_changed(bench)
         return bench
@@ -157,13 +156,6 @@ class Opening:
             return self
         beside = folder if (folder / "tokenizer.json").is_file() else None
         return replace(self, source=folder / artifact.MODEL, tokenizer=self.tokenizer or beside)
-
-
-@contextmanager
-def working_folder() -> Iterator[Path]:
-    """A folder for intermediate files that vanishes at the end."""
-    with tempfile.TemporaryDirectory(prefix="spq-graph-", ignore_cleanup_errors=True) as work:
-        yield Path(work)
 
 
 def at_hand(source: Source, work: Path, steps: Steps) -> Source:

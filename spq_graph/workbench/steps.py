@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from spq_graph.documents.interrupts import check
+
 Tick = Callable[[int, int], None]
 """Takes how much is done, and of how much."""
 Watch = Callable[[str, int, int], None]
@@ -43,6 +45,7 @@ class Steps:
         start, label = time.perf_counter(), label or name
 
         def tick(done: int, total: int) -> None:
+            check()
             self.watch(label, done, total)
 
         took = None

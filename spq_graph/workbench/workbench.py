@@ -13,7 +13,7 @@ import onnx_ir as ir
 from spq_graph.decisions.enough import too_few
 from spq_graph.documents.checkpoint import Checkpoint
 from spq_graph.documents.plan import ModelRef, Plan
-from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.ranges import UNSEALED, Ranges
 from spq_graph.models.source import Source
 from spq_graph.passes.adapt.prepared import Prepared, prepared
 from spq_graph.passes.apply import apply_plan
@@ -276,14 +276,14 @@ class Workbench:
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
     def refuse_foreign(self, ranges: Ranges, given: Ranges | str | Path) -> None:
-        """Refuse ranges of another model.
+        """Refuse ranges of another model, and such as lack a site; tell of those that nothing seals.
 
         Args:
             ranges: that were measured before.
             given: themselves, or the file that they come from, which is then named.
 
         Raises:
-            DataError: they were measured on another model.
+            DataError: they were measured on another model, or say nothing of a site of this one.
         """
         if ranges.model_digest != self.digest:
             raise DataError(
@@ -291,3 +291,7 @@ class Workbench:
                 where=self.source.origin if isinstance(given, Ranges) else str(given),
                 remedy="run `spq-graph calibrate` on this one",
             )
+        where = self.source.origin if isinstance(given, Ranges) else str(given)
+        ranges.refuse_lacking(self.found.sites, where)
+        if not ranges.sealed:
+            self.steps.remark(f"{where}: {UNSEALED}")

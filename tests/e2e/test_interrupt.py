@@ -21,7 +21,7 @@ PATIENCE = 120  # seconds
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals work otherwise there")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_interrupt(tmp_path: Path, number: signal.Signals, status: int, earlier: bool) -> None:
     inputs, outputs, temporary = (tmp_path / name for name in ("inputs", "outputs", "temporary"))
@@ -48,12 +48,13 @@ def test_interrupt(tmp_path: Path, number: signal.Signals, status: int, earlier:
     ]
     # Without the last of them, importing ONNX Runtime leaves a file of its own among the temporary ones.
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
-    # Jobs that a shell started in the background ignore SIGINT, and so would their children.
-    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Jobs that a shell started in the background ignore SIGINT, others SIGHUP, and so would their children.
+    ours = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)}
     try:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     finally:
-        signal.signal(signal.SIGINT, ours)
+        for each, handler in ours.items():
+            signal.signal(each, handler)
     deadline = time.monotonic() + PATIENCE
     # Once the folder for OUT is there, it calibrates and decides.
     while not (list(outputs.glob(".out.partial-*")) and list(temporary.iterdir())):
@@ -64,6 +65,7 @@ def test_interrupt(tmp_path: Path, number: signal.Signals, status: int, earlier:
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, errors
     assert "Traceback" not in errors
+    assert "interrupted; nothing was left behind" in errors
     assert contents(inputs, outputs) == before
     assert [path.name for path in outputs.iterdir()] == (["out"] if earlier else [])
     assert not list(temporary.iterdir())

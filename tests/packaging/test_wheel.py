@@ -115,4 +115,4 @@ def test_metadata(archives: tuple[Path, Path]) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == set(extras.split())
     base = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert not [line for line in base if line.startswith(("torch", "transformers", "onnxruntime"))]
-    assert "spq-graph = spq_graph.cli.app:main" in scripts
+    assert "spq-graph = spq_graph.__main__:main" in scripts

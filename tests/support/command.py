@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 from spq_graph.cli.app import main
+from spq_graph.documents.interrupts import ASKING
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,21 @@ def _refuse(name: str) -> None:
 def spq(*arguments: object) -> Result:
     """`spq-graph` with these arguments."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in ASKING}
     argv = ["spq-graph", *map(str, arguments)]
-    with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+    with (
+        mock.patch.object(sys, "argv", argv),
+        mock.patch.object(sys, "unraisablehook"),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         try:
             main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return Result(code, out.getvalue(), err.getvalue())
 
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -64,18 +65,56 @@ struct Job {
   int64_t padded_rows() const { return block * blocks; }
 };
 
-void store(const Problem& p, int64_t row, int64_t panel, const float* acc) {
+bool is_finite(const Problem& p, const Isa& isa, int64_t row) {
+  alignas(64) float x[kStretch];
+  for (int64_t k0 = 0; k0 < p.depth; k0 += kStretch) {
+    const int64_t count = std::min(kStretch, p.depth - k0);
+    isa.prepare(p.a, row, k0, count, x);
+    if (!std::all_of(x, x + count, [](float value) { return std::isfinite(value); })) return false;
+  }
+  return true;
+}
+
+// One number of Y as the operator defines it: of weights with their scales, summed in float64.
+float defined(const Problem& p, const Isa& isa, int64_t row, int64_t column) {
+  const uint8_t* panel = p.b + column / kPanelColumns * ceil_div(p.depth, 2) * kPanelBytes;
+  const float scale = p.b_scale[p.per_channel ? column : 0];
+  alignas(64) float x[kStretch];
+  double sum = 0.0;
+  for (int64_t k0 = 0; k0 < p.depth && !std::isnan(sum); k0 += kStretch) {
+    const int64_t count = std::min(kStretch, p.depth - k0);
+    isa.prepare(p.a, row, k0, count, x);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t k = k0 + i;
+      const uint8_t code = panel[k / 2 * kPanelBytes + panel_byte(column % kPanelColumns, k % 2)];
+      const float weight = decode(code, p.b_format) * scale;
+      sum += static_cast<double>(x[i]) * static_cast<double>(weight);
+    }
+  }
+  return static_cast<float>(sum * static_cast<double>(p.a.format == Format::kNone ? 1.0f : p.a.scale));
+}
+
+// Sums are of codes, without their scale: of activations that are finite they may pass what float32 holds where the
+// result does not.
+void store(const Problem& p, const Isa& isa, int64_t row, int64_t panel, const float* acc) {
   const int64_t start = panel * kPanelColumns;
   const int64_t count = std::min(kPanelColumns, p.columns - start);
   const float a_scale = p.a.format == Format::kNone ? 1.0f : p.a.scale;
-  const bool per_channel = p.per_channel;
-  const float* scale = p.b_scale + (per_channel ? start : 0);
+  const float* scale = p.b_scale + (p.per_channel ? start : 0);
+  float y[kPanelColumns];
+  for (int64_t i = 0; i < count; ++i) y[i] = acc[i] * (p.per_channel ? scale[i] : *scale) * a_scale;
+  bool all = true;
+  for (int64_t i = 0; i < count; ++i) all &= std::isfinite(y[i]);
+  if (!all && is_finite(p, isa, row)) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (!std::isfinite(y[i])) y[i] = defined(p, isa, row, start + i);
+    }
+  }
   if (p.a.half) {
-    uint16_t* y = static_cast<uint16_t*>(p.y) + row * p.columns + start;
-    for (int64_t i = 0; i < count; ++i) y[i] = half_from_float(acc[i] * (per_channel ? scale[i] : *scale) * a_scale);
+    uint16_t* out = static_cast<uint16_t*>(p.y) + row * p.columns + start;
+    for (int64_t i = 0; i < count; ++i) out[i] = half_from_float(y[i]);
   } else {
-    float* y = static_cast<float*>(p.y) + row * p.columns + start;
-    for (int64_t i = 0; i < count; ++i) y[i] = acc[i] * (per_channel ? scale[i] : *scale) * a_scale;
+    std::copy(y, y + count, static_cast<float*>(p.y) + row * p.columns + start);
   }
 }
 
@@ -111,7 +150,7 @@ void direct_task(void* user, size_t index) {
   const int64_t panel = static_cast<int64_t>(index);
   float acc[8 * kPanelColumns];
   job.isa.direct(p.b + panel * job.pairs * kPanelBytes, job.pairs, job.a, job.stride, p.rows, p.b_format, acc);
-  for (int64_t row = 0; row < p.rows; ++row) store(p, row, panel, acc + row * kPanelColumns);
+  for (int64_t row = 0; row < p.rows; ++row) store(p, job.isa, row, panel, acc + row * kPanelColumns);
 }
 
 bool run_direct(const Problem& p, const Isa& isa, const Parallel& parallel) {
@@ -153,7 +192,7 @@ void direct_tiles_task(void* user, size_t index) {
     for (int64_t term = 1; term < job.terms; ++term) {
       for (int64_t i = 0; i < kPanelColumns; ++i) sum[i] += acc[(term * p.rows + row) * kPanelColumns + i];
     }
-    store(p, row, panel, sum);
+    store(p, job.isa, row, panel, sum);
   }
 }
 
@@ -301,7 +340,7 @@ void panel_task(void* user, size_t index) {
   }
   for (int64_t row = 0; row < job.rows; ++row) {
     for (int64_t g = 0; g < panels.count; ++g) {
-      store(job.problem, job.first_row + row, panels.first + g, panels.acc + g * sums + row * kPanelColumns);
+      store(job.problem, job.isa, job.first_row + row, panels.first + g, panels.acc + g * sums + row * kPanelColumns);
     }
   }
 }

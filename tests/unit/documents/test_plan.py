@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spq_graph.documents.plan import Plan, Reason
+from spq_graph.documents.plan_file import refuse_misfit
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.site import Role
+from spq_graph.terms.site import Role, Site
 from tests.support.samples import sample_plan
 
 
@@ -116,3 +118,59 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, content: str, place: str) ->
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         Plan.load(tmp_path / "plan.json")
+
+
+def twice(text: str) -> str:
+    """One key of the plan's first object a second time, as an editor leaves it; a JSON reader takes the last."""
+    return text.replace('"budget_met": true', '"budget_met": false, "budget_met": true')
+
+
+def with_evidence(**edit: Any) -> str:
+    return edited({"sites": [entry(evidence=edit)]})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (twice(edited({"budget_met": True})), "'budget_met' stands twice"),
+        (edited({"sites": [entry(), entry()]}), r"sites\.1\.key: .* has an entry already, sites\.0"),
+        (edited({"sites": [entry(range=[2.0, -1.0])]}), r"sites\.0\.range: the minimum 2 is above the maximum -1"),
+        (edited({"sites": [entry(range=[float("nan"), 1.0])]}), "NaN is no number"),
+        (edited({"sites": [entry(range=[-float("inf"), 1.0])]}), "-Infinity is no number"),
+        (edited({"sites": [entry(range=[-1.0, 77.0])]}).replace("77.0", "1e999"), r"range\.1: .*beyond what 64 bits"),
+        (edited({"sites": [entry(shape=[0, 8])]}), r"sites\.0\.shape\.0: 0 is not from 1"),
+        (edited({"sites": [entry(layer=-1)]}), r"sites\.0\.layer: -1 is not from 0"),
+        (with_evidence(ratio=-3.0), r"sites\.0\.evidence\.ratio: -3.0 is not at least 0"),
+        (with_evidence(position=-2), r"position: -2 is not from -1"),
+        (edited({"calibration": {"digest": "d", "tokens": -5, "sequences": 1}}), r"calibration\.tokens: -5"),
+        ("[" * 100_000, "nested deeper"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=rf"(?s)not a valid plan.*{says}") as caught:
+        Plan.load(path)
+    assert caught.value.where == str(path)
+    assert "spq-graph plan" in caught.value.remedy
+
+
+class TestBesideItsModel:
+    def test_every_site_once(self) -> None:
+        sites = [site.site for site in sample_plan().sites]
+        refuse_misfit(sites, sites, "model.onnx")
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (lambda sites: sites[:-2], "no entry for .*, nor for 1 more, of model.onnx"),
+            (lambda sites: [*sites, replace(sites[0], key="other")], "an entry for other, which is no site"),
+            (lambda sites: [*sites, sites[0]], "or has one already"),
+            (lambda sites: [replace(sites[0], node="elsewhere"), *sites[1:]], "'elsewhere' as node"),
+            (lambda sites: [replace(sites[0], shape=(1, 1)), *sites[1:]], r"\(1, 1\) as shape"),
+        ],
+    )
+    def test_otherwise_the_site_is_named(self, change: Callable[[list[Site]], list[Site]], says: str) -> None:
+        sites = [site.site for site in sample_plan().sites]
+        with pytest.raises(UsageError, match=says):
+            refuse_misfit(change(sites), sites, "model.onnx")

@@ -123,6 +123,11 @@ def two_types(model: ir.Model) -> None:
     value.dtype = ir.DataType.FLOAT16
 
 
+def wrong_call(model: ir.Model) -> None:
+    call = node(model, "Fp8MatMul")
+    call.attributes["a_type"] = ir.AttrInt64("a_type", 18)
+
+
 BROKEN: dict[str, tuple[Target, Callable[[ir.Model], None], str]] = {
     "operators": ("tensorrt", foreign, "is com.example::MatMul"),
     "operators portable": ("portable", foreign, "is com.example::MatMul"),
@@ -143,6 +148,7 @@ BROKEN: dict[str, tuple[Target, Callable[[ir.Model], None], str]] = {
     "int8 by int8": ("cuda", unsigned_weight, "multiplies INT8 by UINT8"),
     "no bfloat16": ("openvino", bfloat16, "is a product in bfloat16"),
     "one type": ("tensorrt", two_types, "multiplies float by float16"),
+    "calls": ("cpu", wrong_call, "attribute a_type must be 1, 17"),
 }
 
 
@@ -165,7 +171,7 @@ def test_an_older_graph_is_taken_with_every_format_of_a_kept_site(tmp_path: Path
 
 
 def test_every_rule_is_broken_above() -> None:
-    assert len(TARGET_RULES) == 6
+    assert len(TARGET_RULES) == 7
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "portable"])
