@@ -14,10 +14,37 @@ from spq_graph.runtime.measures.calibrate import batch_size
 from spq_graph.runtime.sessions.segmented import Batch, Progress, SegmentedRunner
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
-from spq_graph.terms.errors import CheckError, DataError
+from spq_graph.terms.errors import DataError, NotFiniteError
 
 Float32 = npt.NDArray[np.float32]
 Stream: TypeAlias = Runner | SegmentedRunner
+
+
+# What stands for -inf where a graph rules a token out: behind a softmax nothing is left of it either.
+RULED_OUT = np.float32(-1e30)
+
+
+class LogitsNotFiniteError(NotFiniteError):
+    """Logits of a model are NaN or infinite.
+
+    Args:
+        runner: the model.
+        number: of the model among those that were scored; None for their reference.
+        ids: one row on which it is so, int64 [1, length], without padding.
+    """
+
+    def __init__(self, runner: Stream, number: int | None, ids: npt.NDArray[np.int64]) -> None:
+        super().__init__(
+            "the logits are NaN or infinite",
+            where=str(runner.path),
+            remedy="`spq-graph eval` on this file says in which of its nodes that begins",
+        )
+        self.number, self.ids = number, ids
+
+    @property
+    def mask(self) -> npt.NDArray[np.int64]:
+        """Of the row: all of it counts, int64 [1, length]."""
+        return np.ones_like(self.ids)
 
 
 @dataclass(slots=True)
@@ -124,18 +151,22 @@ def score_text(
 
     Raises:
         DataError: there is no token to predict.
-        CheckError: a model's logits are NaN.
+        LogitsNotFiniteError: a model's logits are NaN or infinite.
     """
     base, scores = Score(), [Score() for _ in models]
     done = 0
     batches = list(sequences.batches(batch_size(reference, sequences)))
     streams = [runner.stream(batches) for runner in (reference, *models)]
     for ids, mask in batches:
-        prepared = _prepare(next(streams[0]), ids, mask, sequences.prefix, reference)
+        said = _Logits(next(streams[0]), ids, mask, reference)
+        said.at(_unjudged(ids, mask, sequences.prefix))
+        prepared = [said.prepared(at) for at in _parts(ids, mask, sequences.prefix, said.vocabulary)]
         for _, part in prepared:
             _add_itself(base, part)
-        for model, stream, score in zip(models, streams[1:], scores, strict=True):
-            _add(score, next(stream), prepared, model)
+        for number, (model, stream, score) in enumerate(zip(models, streams[1:], scores, strict=True)):
+            said = _Logits(next(stream), ids, mask, model, number)
+            said.at(_unjudged(ids, mask, sequences.prefix))
+            said.add(score, prepared)
         done += len(ids)
         if progress is not None:
             progress(done, len(sequences))
@@ -155,13 +186,6 @@ def _predicted(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: 
     return Sequences(ids, mask, prefix).predicted
 
 
-def _prepare(
-    logits: Float32, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, runner: Stream
-) -> list[Part]:
-    """The reference's logits of a batch, in parts: what scoring makes of them would not fit for all tokens at once."""
-    return [_prepared(logits, ids, at, runner) for at in _parts(ids, mask, prefix, logits.shape[-1])]
-
-
 def _parts(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int, vocabulary: int) -> Iterator[Places]:
     rows, columns = np.nonzero(_predicted(ids, mask, prefix))
     step = max(1, PART_BYTES // (4 * vocabulary))
@@ -169,20 +193,54 @@ def _parts(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int,
         yield rows[start : start + step], columns[start : start + step]
 
 
-def _prepared(logits: Float32, ids: npt.NDArray[np.int64], at: Places, runner: Stream) -> Part:
-    return at, reference_of(_finite(logits, at, runner), ids[at[0], at[1] + 1])
+def _unjudged(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], prefix: int) -> Places:
+    """The tokens of which nothing is scored, the last of each row among them: they are to be finite all the same."""
+    rest = mask.astype(bool)
+    rest[:, :-1] &= ~_predicted(ids, mask, prefix)
+    rows, columns = np.nonzero(rest)
+    return rows, columns
 
 
-def _add(score: Score, logits: Float32, prepared: list[Part], runner: Stream) -> None:
-    for at, reference in prepared:
-        add_batch(score, _finite(logits, at, runner), reference)
+@dataclass(frozen=True, slots=True)
+class _Logits:
+    """What a model said on one batch, float32 [batch, length, vocabulary]."""
 
+    logits: Float32
+    ids: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.int64]
+    runner: Stream
+    number: int | None = None
 
-def _finite(logits: Float32, at: Places, runner: Stream) -> Float32:
-    chosen = logits[at]
-    if np.isnan(chosen).any():
-        raise CheckError("the model's logits are NaN", where=str(runner.path))
-    return chosen
+    @property
+    def vocabulary(self) -> int:
+        return int(self.logits.shape[-1])
+
+    def prepared(self, at: Places) -> Part:
+        """As a reference, in parts: what scoring makes of them would not fit for all tokens at once."""
+        return at, reference_of(self.at(at), self.ids[at[0], at[1] + 1])
+
+    def add(self, score: Score, prepared: Sequence[Part]) -> None:
+        """Score it against a reference."""
+        for at, reference in prepared:
+            add_batch(score, self.at(at), reference)
+
+    def at(self, places: Places) -> Float32:
+        """Those of some tokens, [tokens, vocabulary]; -inf only where the graph rules out a token everywhere.
+
+        Raises:
+            LogitsNotFiniteError: others are NaN or infinite.
+        """
+        chosen: Float32 = self.logits[places]
+        bad = ~np.isfinite(chosen)
+        if not bad.any():
+            return chosen
+        ruled_out = (chosen == -np.inf).all(axis=0)
+        broken = bad[:, ~ruled_out].any(axis=1)
+        if broken.any() or ruled_out.all():
+            row = int(places[0][int(broken.argmax())])
+            raise LogitsNotFiniteError(self.runner, self.number, self.ids[row][self.mask[row] == 1][None])
+        chosen[:, ruled_out] = RULED_OUT
+        return chosen
 
 
 class KlMeter:
@@ -203,12 +261,17 @@ class KlMeter:
         self.tokens = int(sum(_predicted(ids, mask, self._prefix).sum() for ids, mask in self._batches))
 
     def kl(self, model: Stream) -> float:
-        """Mean KL(reference || model), nats a token."""
+        """Mean KL(reference || model), nats a token.
+
+        Raises:
+            LogitsNotFiniteError: logits of one of the two are NaN or infinite.
+        """
         score = Score()
         streamed = zip(self._batches, self._logits, model.stream(self._batches), strict=True)
         for (ids, mask), base, logits in streamed:
-            for part in _parts(ids, mask, self._prefix, logits.shape[-1]):
-                _add(score, logits, [_prepared(base, ids, part, self._reference)], model)
+            said = _Logits(base, ids, mask, self._reference)
+            for part in _parts(ids, mask, self._prefix, said.vocabulary):
+                _Logits(logits, ids, mask, model, 0).add(score, [said.prepared(part)])
         return score.kl
 
 

@@ -12,7 +12,7 @@ from spq_graph.decisions.kept_formats import candidates, pick
 from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import ROUNDED, Recipe
-from spq_graph.terms.errors import GraphError
+from spq_graph.terms.errors import GraphError, NotFiniteError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site, Unmatched
 
@@ -22,10 +22,11 @@ Measure = Callable[[Mapping[str, Precision]], float]
 
 @dataclass(slots=True)
 class _Oracle:
-    """Measures every choice once, and counts."""
+    """Measures every choice once, and counts; one whose logits are not finite is infinitely far away."""
 
     measure: Measure
     known: dict[frozenset[tuple[str, Precision]], float] = field(default_factory=dict)
+    errors: dict[frozenset[tuple[str, Precision]], NotFiniteError] = field(default_factory=dict)
 
     def __call__(self, precisions: Mapping[str, Precision]) -> float:
         """KL of these precisions."""
@@ -33,8 +34,22 @@ class _Oracle:
             return 0.0
         key = frozenset(precisions.items())
         if key not in self.known:
-            self.known[key] = self.measure(precisions)
+            try:
+                self.known[key] = self.measure(precisions)
+            except NotFiniteError as error:
+                self.known[key], self.errors[key] = math.inf, error
         return self.known[key]
+
+    def settled(self, precisions: Mapping[str, Precision]) -> float:
+        """KL of what the plan is to be.
+
+        Raises:
+            NotFiniteError: its logits are not finite.
+        """
+        kl = self(precisions)
+        if (error := self.errors.get(frozenset(precisions.items()))) is not None:
+            raise error
+        return kl
 
 
 def decide(
@@ -121,14 +136,16 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
         return oracle(assigned(choices, keys, recipe))
 
     everywhere = keeping([])
-    search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=six(everywhere))
+    search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=_told(everywhere))
     found = above(choices, recipe.candidate_ratio)
     order: list[Choice] = []
+    alone: dict[str, float] = {}
     kept, met = 0, everywhere <= recipe.kl_budget
     if everywhere > recipe.kl_aim:
         for choice in found:
-            choice.kl = six(oracle({choice.site.key: choice.precision}))
-        order = sorted(found, key=lambda c: (-(c.kl or 0.0), c.site.key))
+            alone[choice.site.key] = six(oracle({choice.site.key: choice.precision}))
+            choice.kl = _told(alone[choice.site.key])
+        order = sorted(found, key=lambda c: (-alone[c.site.key], c.site.key))
         keys = [c.site.key for c in order]
         kept, met = _smallest_prefix(lambda n: keeping(keys[:n]), min(cap, len(keys)), recipe)
     names = [c.site.key for c in order[:kept]]
@@ -136,12 +153,12 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
     for rank, choice in enumerate(order):
         choice.rank = rank
         if rank < kept:
-            keep(choice, f"quantizing it alone costs KL {choice.kl:.3g}, place {rank + 1} of {len(order)}")
+            keep(choice, f"quantizing it alone costs KL {alone[choice.site.key]:.3g}, place {rank + 1} of {len(order)}")
         else:
             choice.reason = Reason.BUDGET
             enough = met or kept < cap
             choice.note = "keeping it as well is not needed" if enough else f"the cap of {cap} sites is reached"
-    final = keeping(names)
+    final = oracle.settled(assigned(choices, names, recipe))
     search.candidates = len(found)
     search.kl = six(final)
     search.evaluations = len(oracle.known)
@@ -165,13 +182,19 @@ def _settle_formats(
         errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
         as_is = oracle(assigned(choices, names, recipe))
         best = pick(errors, as_is, everywhere, recipe)
-        search.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)} | {"as_is": six(as_is)}
+        errors_told = {**{p.value: e for p, e in errors.items()}, "as_is": six(as_is)}
+        search.formats = {name: e for name, e in errors_told.items() if math.isfinite(e)}
         if best is not None:
             for choice in kept:
                 choice.set_high(best, recipe)
     for choice in kept:
         if choice.wants_high:
             choice.precision = choice.high
+
+
+def _told(kl: float) -> float | None:
+    """A KL as it is written down; None where it is infinite."""
+    return six(kl) if math.isfinite(kl) else None
 
 
 def _error(oracle: _Oracle, precisions: Mapping[str, Precision]) -> float:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from spq_graph.documents.results import Evaluation, TaskScore
 from spq_graph.models.source import embedded_text
-from spq_graph.runtime.measures.evaluate import Stream, score_text
+from spq_graph.runtime.measures.evaluate import LogitsNotFiniteError, Stream, score_text
 from spq_graph.runtime.measures.tasks import load_task, score_task
 from spq_graph.runtime.proof.held import runner_on
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.targets import PROFILES, target_named
+from spq_graph.workbench.naming import in_source
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -76,11 +78,21 @@ def _on_text(
     sequences = bench.sequences(text, max_tokens=max_tokens)
     with bench.steps.step("evaluate", f"Evaluating on {sequences.tokens} tokens") as tick:
         if against is None:
-            own, _ = score_text(stream, [], sequences, tick)
+            with _named(bench, bench):
+                own, _ = score_text(stream, [], sequences, tick)
             return Evaluation(own.perplexity, own.nll, own.tokens)
-        with against.open(bench.steps, find_sites=False) as reference:
+        with against.open(bench.steps, find_sites=False) as reference, _named(reference, bench):
             _, (own,) = score_text(reference.reference, [stream], sequences, tick)
     return Evaluation(own.perplexity, own.nll, own.tokens, own.kl, own.top1)
+
+
+@contextmanager
+def _named(reference: Workbench, model: Workbench) -> Iterator[None]:
+    """Say where in which of the two graphs it begins that logits are not finite."""
+    try:
+        yield
+    except LogitsNotFiniteError as error:
+        raise in_source(error, reference if error.number is None else model) from error
 
 
 def _on_task(bench: Workbench, path: Path, limit: int | None) -> tuple[str, TaskScore]:

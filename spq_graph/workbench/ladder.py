@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from spq_graph.decisions.variants import LadderPlace, Variant
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Rung
+from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.files.read import size_of
-from spq_graph.runtime.measures.evaluate import Score, score_text
+from spq_graph.runtime.measures.evaluate import LogitsNotFiniteError, Score, Stream, score_text
+from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
-from spq_graph.terms.rows import FP32, RowId, RowKind
+from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId, RowKind
+from spq_graph.workbench.naming import in_source, once_quantized
 from spq_graph.workbench.streams import execute
 from spq_graph.workbench.workbench import Built, Workbench, discard
 
@@ -33,7 +36,8 @@ def measure_ladder(
         ready: files of rows that are built already, which are left where they are.
 
     Raises:
-        CheckError: a row's integer sites did not run as integer kernels.
+        CheckError: a row's integer sites did not run as integer kernels, or its logits are NaN or infinite.
+        ActivationError: those of the source are.
     """
     alike: dict[object, list[Variant]] = {}
     for row in rows:
@@ -52,8 +56,7 @@ def measure_ladder(
 
             files = [(row, ready.get(row.place) or _built(bench, row)) for row in group]
             built = [(row, file) for row, file in files if file is not None]
-            streams = [bench.stream_for(row.plan, file) for row, file in built]
-            reference, scores = score_text(bench.reference, streams, text, in_all)
+            reference, scores, built, streams = _scored(bench, built, text, in_all)
             if not ladder:
                 executed = execute(bench.reference, text.ids[:1, :8]).ops
                 ladder.append(_rung(FP32, None, reference, source, executed))
@@ -67,6 +70,38 @@ def measure_ladder(
         if rung is not None:
             ladder.append(rung.model_copy(update={"id": row.id, "bits": row.bits, "kept": _kept(row)}))
     return ladder
+
+
+def _scored(
+    bench: Workbench, built: list[tuple[Variant, Built]], text: Sequences, progress: Progress
+) -> tuple[Score, list[Score], list[tuple[Variant, Built]], list[Stream]]:
+    """Scores of the source and of rows, and the rows that they are of: one that is not finite is left out."""
+    streams = [bench.stream_for(row.plan, file) for row, file in built]
+    while True:
+        try:
+            reference, scores = score_text(bench.reference, streams, text, progress)
+        except LogitsNotFiniteError as error:
+            _leave_out(error, bench, built)
+            del streams[error.number or 0]
+        else:
+            return reference, scores, built, streams
+
+
+def _leave_out(error: LogitsNotFiniteError, bench: Workbench, built: list[tuple[Variant, Built]]) -> None:
+    """Leave out the row whose logits are not finite.
+
+    Raises:
+        ActivationError: it is the source.
+        NotFiniteError: it is what OUT holds, by what is measured.
+    """
+    if error.number is None:
+        raise in_source(error, bench) from error
+    row, file = built.pop(error.number)
+    told = once_quantized(error, bench, prepared(file.path).copy(), file.path, f"row {row.id.name}, {row.bits} bits")
+    if row.id == SPIKE_AWARE:
+        raise told from error
+    bench.steps.remark(f"no row {row.id.name} at {row.bits} bits: {told.what}")
+    discard(file)
 
 
 def _decisions(plan: Plan) -> object:

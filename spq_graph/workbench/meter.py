@@ -9,10 +9,11 @@ from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search, SiteP
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.apply import apply_plan
-from spq_graph.runtime.measures.evaluate import KlMeter
+from spq_graph.runtime.measures.evaluate import KlMeter, LogitsNotFiniteError
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
+from spq_graph.workbench.naming import in_source, once_quantized
 from spq_graph.workbench.workbench import Workbench
 
 
@@ -29,8 +30,15 @@ def meter(
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         graph = apply_plan(bench.prepared, plan, plan.recipe.profile.emulation)
-        result = kl_of.kl(SegmentedRunner(bench.segments(graph)))
-        tick()
+        try:
+            result = kl_of.kl(SegmentedRunner(bench.segments(graph)))
+        except LogitsNotFiniteError as error:
+            if error.number is None:
+                raise in_source(error, bench) from error
+            tried = apply_plan(bench.prepared, plan, plan.recipe.profile.emulation)
+            raise once_quantized(error, bench, tried, bench.model) from error
+        finally:
+            tick()
         return result
 
     return measure, kl_of.tokens

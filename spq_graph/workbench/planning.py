@@ -10,6 +10,7 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, load_recipe
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.workbench.meter import meter
+from spq_graph.workbench.not_finite import sized
 from spq_graph.workbench.workbench import Workbench
 
 
@@ -26,8 +27,14 @@ def widths_of(recipe: Recipe, ladder_bits: Sequence[int]) -> tuple[int, ...]:
 
 
 def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, sequences: Sequences | None) -> Plan:
-    """Decide at so many bits; without sequences by the ratio rule."""
+    """Decide at so many bits; without sequences by the ratio rule.
+
+    Raises:
+        ActivationError: an activation is larger than what holds it, or not finite.
+        NotFiniteError: the logits of what was decided are not finite.
+    """
     recipe = recipe.model_copy(update={"bits": bits})
+    _refuse_too_large(bench, ranges)
     with bench.steps.step(f"decide at {bits} bits", f"Deciding at {bits} bits") as tick:
         measure, tokens = None, 0
         if sequences is not None and recipe.spike_ratio is None:
@@ -51,3 +58,15 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             tokens=tokens,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
+
+
+def _refuse_too_large(bench: Workbench, ranges: Ranges) -> None:
+    """Refuse ranges beyond what holds the activations that they are of.
+
+    Raises:
+        ActivationError: the graph holds such an activation in float16.
+    """
+    held, values = sized(bench.prepared.graph, bench.found.sites), ranges.values
+    error = bench.too_large({name: values[name].peak.value for name in held if name in values})
+    if error is not None:
+        raise error
