@@ -11,40 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from spq_graph.runtime.measures.calibrate import batch_size
+from spq_graph.runtime.measures.finite import RULED_OUT, LogitsNotFiniteError, not_finite
 from spq_graph.runtime.sessions.segmented import Batch, Progress, SegmentedRunner
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
-from spq_graph.terms.errors import DataError, NotFiniteError
+from spq_graph.terms.errors import DataError
 
 Float32 = npt.NDArray[np.float32]
 Stream: TypeAlias = Runner | SegmentedRunner
-
-
-# What stands for -inf where a graph rules a token out: behind a softmax nothing is left of it either.
-RULED_OUT = np.float32(-1e30)
-
-
-class LogitsNotFiniteError(NotFiniteError):
-    """Logits of a model are NaN or infinite.
-
-    Args:
-        runner: the model.
-        number: of the model among those that were scored; None for their reference.
-        ids: one row on which it is so, int64 [1, length], without padding.
-    """
-
-    def __init__(self, runner: Stream, number: int | None, ids: npt.NDArray[np.int64]) -> None:
-        super().__init__(
-            "the logits are NaN or infinite",
-            where=str(runner.path),
-            remedy="`spq-graph eval` on this file says in which of its nodes that begins",
-        )
-        self.number, self.ids = number, ids
-
-    @property
-    def mask(self) -> npt.NDArray[np.int64]:
-        """Of the row: all of it counts, int64 [1, length]."""
-        return np.ones_like(self.ids)
 
 
 @dataclass(slots=True)
@@ -231,15 +205,12 @@ class _Logits:
             LogitsNotFiniteError: others are NaN or infinite.
         """
         chosen: Float32 = self.logits[places]
-        bad = ~np.isfinite(chosen)
-        if not bad.any():
-            return chosen
-        ruled_out = (chosen == -np.inf).all(axis=0)
-        broken = bad[:, ~ruled_out].any(axis=1)
-        if broken.any() or ruled_out.all():
+        broken, ruled_out = not_finite(chosen)
+        if broken.any():
             row = int(places[0][int(broken.argmax())])
-            raise LogitsNotFiniteError(self.runner, self.number, self.ids[row][self.mask[row] == 1][None])
-        chosen[:, ruled_out] = RULED_OUT
+            raise LogitsNotFiniteError(str(self.runner.path), self.number, self.ids[row][None], self.mask[row][None])
+        if ruled_out.any():
+            chosen[:, ruled_out] = RULED_OUT
         return chosen
 
 

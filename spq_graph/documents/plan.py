@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from enum import StrEnum
@@ -24,6 +23,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.staging import written
 from spq_graph.documents.strict import Strict
@@ -216,8 +216,12 @@ class Plan(Strict):
         return self.model_copy(update={"sites": sites, "recipe": self.recipe.model_copy(update=recipe)})
 
     def to_json(self) -> str:
-        """Deterministic JSON."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        """Deterministic JSON.
+
+        Raises:
+            CheckError: a number in it is NaN or infinite.
+        """
+        return json_text(self.to_dict(), "plan.json") + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data; evidence that was not measured is left out."""

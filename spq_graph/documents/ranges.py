@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.documents.staging import written
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.documents.token_profile import IntArray, Peak, TokenProfile
@@ -117,7 +118,7 @@ class Ranges:
             "sequences": self.sequences,
             "values": values,
         }
-        facts = (json.dumps(head, indent=1) + "\n").encode()
+        facts = (json_text(head, path.name, ascii_only=True) + "\n").encode()
         written({path: facts, path.with_suffix(".safetensors"): save(arrays)})
         self.file = path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from spq_graph.documents.drawing import LayerDrawing
+from spq_graph.documents.json_text import json_text
 from spq_graph.documents.speed import Speed
 from spq_graph.documents.staging import written
 from spq_graph.documents.strict import Strict
@@ -195,7 +195,7 @@ class Report(Strict):
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
-        written({path: (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode()})
+        written({path: (json_text(self.to_dict(), path.name) + "\n").encode()})
 
     @classmethod
     def load(cls, path: Path) -> Report:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from spq_graph.documents.results import Evaluation, TaskScore
 from spq_graph.models.source import embedded_text
-from spq_graph.runtime.measures.evaluate import LogitsNotFiniteError, Stream, score_text
+from spq_graph.runtime.measures.evaluate import Stream, score_text
+from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.tasks import load_task, score_task
 from spq_graph.runtime.proof.held import runner_on
 from spq_graph.terms.errors import UsageError

@@ -9,7 +9,8 @@ from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Rung
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.files.read import size_of
-from spq_graph.runtime.measures.evaluate import LogitsNotFiniteError, Score, Stream, score_text
+from spq_graph.runtime.measures.evaluate import Score, Stream, score_text
+from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError

@@ -9,9 +9,10 @@ from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search, SiteP
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.apply import apply_plan
-from spq_graph.runtime.measures.evaluate import KlMeter, LogitsNotFiniteError
+from spq_graph.runtime.measures.evaluate import KlMeter
+from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
-from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.runtime.text.sequences import Sequences, spread
 from spq_graph.terms.precision import Precision
 from spq_graph.workbench.naming import in_source, once_quantized
 from spq_graph.workbench.workbench import Workbench
@@ -65,9 +66,3 @@ def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
         sites=sites,
         budget_met=True,
     )
-
-
-def spread(sequences: Sequences, tokens: int) -> Sequences:
-    """So many tokens' worth of rows, evenly spread over all of them."""
-    rows = max(1, tokens // max(1, sequences.ids.shape[1]))
-    return sequences.shard(0, max(1, len(sequences) // rows)).take(tokens)

@@ -2,21 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
-from spq_graph.runtime.measures.evaluate import LogitsNotFiniteError
+from spq_graph.documents.plan import Plan
+from spq_graph.passes.adapt.prepared import prepared
+from spq_graph.runtime.measures.evaluate import score_text
+from spq_graph.runtime.measures.finite import LogitsNotFiniteError
+from spq_graph.runtime.text.sequences import Sequences, spread
 from spq_graph.terms.errors import ActivationError, NotFiniteError
 from spq_graph.workbench.faults import WIDER, first_fault
-from spq_graph.workbench.workbench import Workbench
+from spq_graph.workbench.not_finite import not_finite
+from spq_graph.workbench.workbench import Built, Workbench, discard
 
+TOKENS = 1024  # that are enough to see whether a model says anything
 _ALL = "pass --keep '*' --high-precision fp32"
 
 
 def in_source(error: LogitsNotFiniteError, bench: Workbench) -> ActivationError:
     """What to raise where a model's own logits are not finite."""
     return bench.not_finite(error.ids, error.mask, "a text")
+
+
+@contextmanager
+def named_on(bench: Workbench, prompts: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Say where in its graph it begins that a model makes NaN or infinity of one of these prompts.
+
+    What shows only behind what was generated is left to the error as it is.
+    """
+    try:
+        yield
+    except ActivationError as error:
+        for prompt in prompts:
+            ids = np.array([prompt], dtype=np.int64)
+            mask = np.ones_like(ids)
+            if (fault := first_fault(bench.prepared.copy(), bench.model, ids, mask, memory=bench.memory)) is not None:
+                raise not_finite("a prompt", bench.source.origin, fault) from error
+        raise
+
+
+def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Sequences | None) -> None:
+    """Run the source and what was made of it on a little text where nothing else was measured on them.
+
+    Args:
+        bench: the source.
+        plan: what was decided.
+        built: what was made.
+        sequences: what to run; None for a row of token 0.
+
+    Raises:
+        ActivationError: logits of the source are not finite.
+        NotFiniteError: those of what was made of it are not.
+    """
+    nothing = bench.probe_ids()
+    text = spread(sequences, TOKENS) if sequences is not None else Sequences(nothing, np.ones_like(nothing))
+    if not text.predicted.any():
+        return  # a graph that takes one token at a time
+    file = bench.build(plan, profile=bench.measured_as(plan)) if bench.emulates(plan) else built
+    try:
+        score_text(bench.reference, [bench.stream_for(plan, file)], text)
+    except LogitsNotFiniteError as error:
+        if error.number is None:
+            raise in_source(error, bench) from error
+        raise once_quantized(error, bench, prepared(file.path).copy(), file.path) from error
+    finally:
+        if file is not built:
+            discard(file)
 
 
 def once_quantized(

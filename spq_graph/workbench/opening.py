@@ -14,6 +14,7 @@ from spq_graph.models.source import Source, resolve
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.identify import require_glu
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
+from spq_graph.passes.find.sound import refuse_broken_weights
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError
 from spq_graph.workbench.steps import Steps
@@ -104,6 +105,7 @@ class Opening:
             require_glu(found, source.origin)
         if not found.sites:
             raise GraphError("no MatMul or Gemm with a constant weight was found", where=source.origin)
+        refuse_broken_weights(whole.graph, found.sites, source.origin)
         return Looked(whole, found)
 
     def _in_out(self) -> Opening:

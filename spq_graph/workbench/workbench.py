@@ -236,11 +236,11 @@ class Workbench:
         """
         profile = plan.recipe.profile
         if profile.provider == CPU_PROVIDER:
-            ids = self._probe_ids()
+            ids = self.probe_ids()
             executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
         else:
             runner = stream if isinstance(stream, Runner) else None
-            executed = execute_on(profile, built.path, self._probe_ids(), runner)
+            executed = execute_on(profile, built.path, self.probe_ids(), runner)
         check_executed(executed, plan, str(built.path))
         return executed
 
@@ -261,7 +261,8 @@ class Workbench:
             return open_stream(built.path, self.memory)
         return runner_on(profile, built.path)
 
-    def _probe_ids(self) -> Ids:
+    def probe_ids(self) -> Ids:
+        """A short row of token 0, as many as the graph insists on: int64 [batch, length]."""
         batch, length = self.decoder.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 
