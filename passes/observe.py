@@ -61,8 +61,8 @@ class Observe(CanonicalPass):
 
     Args:
         values: names of the activations to observe, in topological order.
-        sized: names of values of which only the size is told, as far as what is observed needs them, and whether their
-            negative elements count as well.
+        sized: names of values of which only the size is told, and whether their negative elements count as well; where
+            others are observed, only those that they follow from.
     """
 
     def __init__(self, values: Sequence[str], sized: Mapping[str, bool] = MappingProxyType({})) -> None:
@@ -89,7 +89,7 @@ class Observe(CanonicalPass):
     def _tell_sizes(self, graph: ir.Graph, known: dict[str, ir.Value], tape: ir.tape.Tape) -> None:
         needed = _needed(known[name] for name in self.values if name in known)
         for name, both in self.sized.items():
-            if known.get(name) not in needed:
+            if needed and known.get(name) not in needed:
                 continue
             value, prefix = as_float32(tape, known, name), f"spq_graph.size.{len(self.sizes)}"
             told = {f"{prefix}.high": "ReduceMax"} | ({f"{prefix}.low": "ReduceMin"} if both else {})

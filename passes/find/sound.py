@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from spq_graph.passes.base.values import FLOATS, weight_of
+from spq_graph.passes.find.flow import Harm, harms
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.site import Site
 
@@ -25,7 +26,8 @@ _EXPONENTS: Mapping[ir.DataType, int] = {
 def refuse_broken_weights(model: ir.Model, sites: Sequence[Site], where: str) -> None:
     """Refuse a graph whose weights are not finite; every weight is read once for it.
 
-    NaN is refused in any constant of more than one element, infinity in the weights of sites: a mask may hold it.
+    NaN and infinity are refused in any constant of more than one element, -inf in weights of sites and in tables of
+    embeddings: a mask may hold it.
 
     Args:
         model: the graph.
@@ -41,16 +43,25 @@ def refuse_broken_weights(model: ir.Model, sites: Sequence[Site], where: str) ->
         weight = weight_of(nodes[site.node].inputs[1]) if site.node in nodes else None
         if weight is not None:
             owners.setdefault(weight.initializer, site)
+    tables = _tables(model.graph)
     for name, value in model.graph.initializers.items():
         tensor, owner = value.const_value, owners.get(value)
         if tensor is None or tensor.dtype not in FLOATS or tensor.size < 2:
             continue
-        if any(owner is not None or np.isnan(part.astype(np.float32)).any() for part in _not_finite(tensor)):
+        strict = owner is not None or value in tables
+        if any(strict or not np.isneginf(part.astype(np.float32)).all() for part in _not_finite(tensor)):
             raise GraphError(
                 f"the weight '{name}'" + (f" of {owner.key}" if owner is not None else "") + " is NaN or infinite",
                 where=where,
                 remedy="export the model again from sound weights",
             )
+
+
+def _tables(graph: ir.Graph) -> set[ir.Value]:
+    """Constants that rows are looked up in which become more than a mask."""
+    harm = harms(graph)
+    looked_up = (node for node in graph if node.op_type == "Gather" and harm.get(node.outputs[0]) is Harm.ANY)
+    return {weight.initializer for node in looked_up if (weight := weight_of(node.inputs[0])) is not None}
 
 
 def _not_finite(tensor: ir.TensorProtocol) -> Iterator[npt.NDArray[np.generic]]:

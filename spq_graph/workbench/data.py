@@ -176,8 +176,9 @@ def sampled(bench: Workbench, tokens: int | None, seed: int) -> Sequences:
         try:
             ids = _sample(bench, count, length, seed, bos, tick)
         except ActivationError as cause:
-            first = np.array([[bos or 0]], dtype=np.int64)
-            raise bench.not_finite(first, np.ones_like(first), "text sampled from the model") from cause
+            # What was sampled is gone: any tokens of the vocabulary stand in for it.
+            some = np.random.default_rng(seed).integers(0, bench.decoder.vocabulary or 2, (1, length))
+            raise bench.not_finite(some, np.ones_like(some), "text sampled from the model") from cause
     return Sequences(ids, np.ones_like(ids), 1, origin)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from spq_graph.decisions.variants import LadderPlace, Variant
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Rung
-from spq_graph.passes.adapt.prepared import prepared
+from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.measures.evaluate import Score, Stream, score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
@@ -15,7 +15,7 @@ from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId, RowKind
-from spq_graph.workbench.naming import in_source, once_quantized
+from spq_graph.workbench.naming import in_source, once_quantized, refuse_too_large_on
 from spq_graph.workbench.streams import execute
 from spq_graph.workbench.workbench import Built, Workbench, discard
 
@@ -38,7 +38,7 @@ def measure_ladder(
 
     Raises:
         CheckError: a row's integer sites did not run as integer kernels, or its logits are NaN or infinite.
-        ActivationError: those of the source are.
+        ActivationError: those of the source are, or its activations are more than what holds them.
     """
     alike: dict[object, list[Variant]] = {}
     for row in rows:
@@ -46,6 +46,7 @@ def measure_ladder(
     distinct = [next((row for row in same if row.place in ready), same[0]) for same in alike.values()]
     source = size_of(bench.model)
     side_by_side = max(1, SESSION_BYTES // source)
+    refuse_too_large_on(bench, text)
     groups = [distinct[start : start + side_by_side] for start in range(0, len(distinct), side_by_side)]
     measured: dict[object, Rung] = {}
     ladder: list[Rung] = []
@@ -98,7 +99,7 @@ def _leave_out(error: LogitsNotFiniteError, bench: Workbench, built: list[tuple[
     if error.number is None:
         raise in_source(error, bench) from error
     row, file = built.pop(error.number)
-    told = once_quantized(error, bench, prepared(file.path).copy(), file.path, f"row {row.id.name}, {row.bits} bits")
+    told = once_quantized(error, bench, canonical(file.path), file.path, f"row {row.id.name}, {row.bits} bits")
     if row.id == SPIKE_AWARE:
         raise told from error
     bench.steps.remark(f"no row {row.id.name} at {row.bits} bits: {told.what}")

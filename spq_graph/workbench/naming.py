@@ -10,13 +10,18 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.documents.plan import Plan
-from spq_graph.passes.adapt.prepared import prepared
+from spq_graph.passes.adapt.prepared import canonical
+from spq_graph.passes.base.run import run
+from spq_graph.passes.observe import Observe
+from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
+from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.text.sequences import Sequences, spread
 from spq_graph.terms.errors import ActivationError, NotFiniteError
+from spq_graph.terms.targets import PROFILES
 from spq_graph.workbench.faults import WIDER, first_fault
-from spq_graph.workbench.not_finite import not_finite
+from spq_graph.workbench.not_finite import not_finite, sized
 from spq_graph.workbench.workbench import Built, Workbench, discard
 
 TOKENS = 1024  # that are enough to see whether a model says anything
@@ -45,6 +50,33 @@ def named_on(bench: Workbench, prompts: Sequence[Sequence[int]]) -> Iterator[Non
         raise
 
 
+def refuse_too_large_on(bench: Workbench, text: Sequences) -> None:
+    """Refuse a source whose float16 activations are, on a text, larger than float16 holds; nothing to do for others.
+
+    Raises:
+        ActivationError: naming them, and the size that was seen.
+    """
+    graph = bench.prepared.adapted(PROFILES["cpu"])
+    observe = Observe([], sized(graph, bench.found.sites))
+    if not observe.sized:
+        return
+    run(graph, [observe])
+    names = [name for size in observe.sizes for name in size.outputs]
+    runner, largest = SegmentedRunner(bench.segments(graph), outputs=names), dict.fromkeys(observe.sized, 0.0)
+    rows = batches_without_padding(text, *runner.fixed_shape)
+    filled = [runner.filled(ids, np.ones_like(ids)) for ids in rows]
+    with bench.steps.step("float16", f"Holding {text.tokens} tokens against what float16 holds") as tick:
+        for batch, results in zip(filled, runner.results(filled, tick), strict=True):
+            found = dict(zip(names, results, strict=True))
+            if not all(np.isfinite(array).all() for array in results):
+                raise bench.not_finite(*batch, "the text")
+            for size in observe.sizes:
+                seen = max(float(np.abs(found[name]).max(initial=0.0)) for name in size.outputs)
+                largest[size.value] = max(largest[size.value], seen)
+    if (error := bench.too_large(largest)) is not None:
+        raise error
+
+
 def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Sequences | None) -> None:
     """Run the source and what was made of it on a little text where nothing else was measured on them.
 
@@ -68,7 +100,7 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
     except LogitsNotFiniteError as error:
         if error.number is None:
             raise in_source(error, bench) from error
-        raise once_quantized(error, bench, prepared(file.path).copy(), file.path) from error
+        raise once_quantized(error, bench, canonical(file.path), file.path) from error
     finally:
         if file is not built:
             discard(file)
