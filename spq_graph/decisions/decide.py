@@ -59,6 +59,7 @@ def decide(
     model: ModelRef,
     *,
     stored: Mapping[str, Precision] = MappingProxyType({}),
+    results: Mapping[str, float] = MappingProxyType({}),
     unmatched: Sequence[Unmatched] = (),
     origin: str = "",
     measure: Measure | None = None,
@@ -83,6 +84,7 @@ def decide(
         recipe: what the user wants.
         model: which model this is.
         stored: format of each weight in the graph, by site key; float32 where it does not say.
+        results: by site key, more than any result of its product was; for formats that do not hold all of them.
         unmatched: products that are no sites, and why.
         origin: where the calibration data came from.
         measure: KL of a choice of precisions; called once for each distinct choice.
@@ -93,7 +95,9 @@ def decide(
         UsageError: a pattern of the recipe fits no site, or nothing is left to quantize.
     """
     choices = {
-        site.key: start(site, stored.get(site.key, Precision.FP32), ranges.values.get(site.input), recipe)
+        site.key: start(
+            site, stored.get(site.key, Precision.FP32), ranges.values.get(site.input), recipe, results.get(site.key)
+        )
         for site in sites
     }
     apply_overrides(choices, recipe)

@@ -216,11 +216,7 @@ class Plan(Strict):
         return self.model_copy(update={"sites": sites, "recipe": self.recipe.model_copy(update=recipe)})
 
     def to_json(self) -> str:
-        """Deterministic JSON.
-
-        Raises:
-            CheckError: a number in it is NaN or infinite.
-        """
+        """Deterministic JSON."""
         return json_text(self.to_dict(), "plan.json") + "\n"
 
     def to_dict(self) -> dict[str, Any]:

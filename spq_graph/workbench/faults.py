@@ -169,8 +169,8 @@ def _fault(
     infinite = harm and (own.high == np.inf or (harm is Harm.ANY and own.low == -np.inf))
     top = own.size if harm is Harm.ANY else own.high
     if (own.lost or infinite) and (broken := _not_finite_constant(maker)) is not None:
-        what = f"{place} is {'NaN' if own.lost else 'infinite'}, for the constant '{broken}' is not finite"
-        return Fault(what, where, _SOUND, site)
+        what = f"{place} is {'NaN' if own.lost else 'infinite'}, for the constant '{broken.name}' is not finite"
+        return Fault(what, where, _SOUND if broken.lost or harm else _MASK, site)
     if own.lost:
         return _lost(maker, reads, place, where, site)
     if infinite:
@@ -196,10 +196,17 @@ def _lost(maker: ir.Node | None, reads: list[_Seen], place: str, where: str, sit
     return Fault(f"{place} is NaN, and nothing in front of it is", where, _SOUND, site)
 
 
-def _not_finite_constant(maker: ir.Node | None) -> str | None:
+class _Broken(NamedTuple):
+    """A constant that is not finite: its name, and whether it holds NaN."""
+
+    name: str
+    lost: bool
+
+
+def _not_finite_constant(maker: ir.Node | None) -> _Broken | None:
     """The constant with NaN or infinity among what a node reads, seen through Cast and Transpose."""
     for read in maker.inputs if maker is not None else ():
         weight = weight_of(read)
-        if weight is not None and weight.dtype in FLOATS and not np.isfinite(weight.numpy()).all():
-            return weight.initializer.name
+        if weight is not None and weight.dtype in FLOATS and not np.isfinite(numbers := weight.numpy()).all():
+            return _Broken(weight.initializer.name or "", bool(np.isnan(numbers).any()))
     return None

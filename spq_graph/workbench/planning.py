@@ -8,7 +8,10 @@ from spq_graph.decisions.decide import decide
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, load_recipe
+from spq_graph.passes.find.results import largest_results
 from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.form import Form
+from spq_graph.terms.precision import Precision
 from spq_graph.workbench.meter import meter
 from spq_graph.workbench.not_finite import sized
 from spq_graph.workbench.workbench import Workbench
@@ -52,6 +55,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             recipe,
             bench.ref,
             stored=bench.stored,
+            results=_results(bench, recipe, ranges),
             unmatched=bench.found.unmatched,
             origin=sequences.origin if sequences is not None else "",
             measure=measure,
@@ -70,3 +74,11 @@ def _refuse_too_large(bench: Workbench, ranges: Ranges) -> None:
     error = bench.too_large({name: values[name].peak.value for name in held if name in values})
     if error is not None:
         raise error
+
+
+def _results(bench: Workbench, recipe: Recipe, ranges: Ranges) -> dict[str, float]:
+    """What products may give, where the target computes some in float16, which does not hold all that float32 does."""
+    if recipe.profile.forms.get(Precision.FP16) is not Form.COMPUTED:
+        return {}
+    channels = {site.key: seen.channels for site in bench.found.sites if (seen := ranges.values.get(site.input))}
+    return largest_results(bench.prepared.graph, bench.found.sites, channels)
