@@ -22,7 +22,7 @@ def json_text(
     """A document as JSON.
 
     Args:
-        data: plain data; what is absent is None there.
+        data: plain data, no part of which holds itself; what is absent is None there.
         document: its name, for the error.
         indent: as `json.dumps` takes it.
         ascii_only: whether other characters are escaped.
@@ -35,10 +35,7 @@ def json_text(
     try:
         return json.dumps(data, indent=indent, ensure_ascii=ascii_only, sort_keys=sort_keys, allow_nan=False)
     except ValueError as cause:
-        found = next(_not_finite(data), None)
-        if found is None:
-            raise
-        key, value = found
+        key, value = next(_not_finite(data))
         raise CheckError(
             f"'{key}' is {value}, which is no number that JSON has", where=document, remedy=remedy
         ) from cause

@@ -8,4 +8,5 @@ from pydantic import BaseModel, ConfigDict
 class Strict(BaseModel):
     """A part of a document, without keys beside its own."""
 
-    model_config = ConfigDict(extra="forbid")
+    # NaN stays what it is until `json_text` refuses it: null would be read as something that was not measured.
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
