@@ -11,7 +11,6 @@ there that stretches every scale taken from it. A BOS that comes again within a 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.models.loading import load_causal_lm, quiet
 from spq_graph.models.sample import start_token
 from spq_graph.models.states import capture, corpus, half_space, least_response, token_maxima
@@ -226,7 +226,7 @@ def _write(model: PreTrainedModel, folder: Path, out: Path, spikes: Sequence[Pla
         "seed": seed,
         "spikes": [asdict(spike) for spike in spikes],
     }
-    (out / "planted.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (out / "planted.json").write_text(json_text(record, "planted.json", ascii_only=True) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

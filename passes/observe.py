@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +36,21 @@ class Probe:
         return [self.low, self.high, self.channel_low, self.channel_high]
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Names of the outputs that tell how large one value becomes.
+
+    Attributes:
+        value: what is told of.
+        outputs: maximum over its last axis, float32 [...], and the minimum where that is told, too.
+    """
+
+    value: str
+    outputs: tuple[str, ...]
+
+
 FINITE_CHECK = "spq_graph.finite"
+FAULTS = "spq_graph.faults"
 
 
 class Observe(CanonicalPass):
@@ -46,12 +61,16 @@ class Observe(CanonicalPass):
 
     Args:
         values: names of the activations to observe, in topological order.
+        sized: names of values of which only the size is told, and whether their negative elements count as well; where
+            others are observed, only those that they follow from.
     """
 
-    def __init__(self, values: Sequence[str]) -> None:
+    def __init__(self, values: Sequence[str], sized: Mapping[str, bool] = MappingProxyType({})) -> None:
         super().__init__()
         self.values = list(dict.fromkeys(values))
+        self.sized = dict(sized)
         self.probes: list[Probe] = []
+        self.sizes: list[Size] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph, known, tape = _without_outputs(model)
@@ -63,17 +82,33 @@ class Observe(CanonicalPass):
             self.probes.append(Probe(name, *(o.name or "" for o in outputs)))
             if index == len(self.values) - 1:
                 _publish(graph, tape.op("ReduceSum", [value], {"keepdims": 0}), FINITE_CHECK)
+        self._tell_sizes(graph, known, tape)
         _right_behind(graph, tape.nodes)
         return ir.passes.PassResult(model, modified=True)
+
+    def _tell_sizes(self, graph: ir.Graph, known: dict[str, ir.Value], tape: ir.tape.Tape) -> None:
+        needed = _needed(known[name] for name in self.values if name in known)
+        for name, both in self.sized.items():
+            if needed and known.get(name) not in needed:
+                continue
+            value, prefix = as_float32(tape, known, name), f"spq_graph.size.{len(self.sizes)}"
+            told = {f"{prefix}.high": "ReduceMax"} | ({f"{prefix}.low": "ReduceMin"} if both else {})
+            for output, op in told.items():
+                _publish(graph, _reduce(tape, op, value, -1), output)
+            self.sizes.append(Size(name, tuple(told)))
 
     def ensures(self, model: ir.Model) -> None:
         """Every output is one of the reductions."""
         expected = [name for probe in self.probes for name in probe.outputs] + ([FINITE_CHECK] if self.probes else [])
-        promise(_other_outputs(model, expected))
+        promise(_other_outputs(model, [*expected, *(name for size in self.sizes for name in size.outputs)]))
 
 
-class ObserveFinite(CanonicalPass):
-    """Replace the graph's outputs by one number for each value: finite where all of its elements are."""
+class ObserveFaults(CanonicalPass):
+    """Replace the graph's outputs by four numbers for each value.
+
+    Float32 [4]: the largest absolute value of the finite elements, 1 where an element is NaN and 0 otherwise, the
+    smallest and the largest element, NaN left out.
+    """
 
     def __init__(self, values: Sequence[str]) -> None:
         super().__init__()
@@ -81,21 +116,45 @@ class ObserveFinite(CanonicalPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph, known, tape = _without_outputs(model)
+        zero = tape.initializer(ir.tensor(np.zeros(1, dtype=np.float32)), name=f"{FAULTS}.zero")
         for index, name in enumerate(self.values):
             value = as_float32(tape, known, name)
-            zero = tape.op("Sub", [value, value])  # NaN where the element is NaN or infinite
-            _publish(graph, tape.op("ReduceSum", [zero], {"keepdims": 0}), f"{FINITE_CHECK}.{index}")
+            flat = tape.op("Concat", [tape.op("Reshape", [value, _indices(tape, [-1])]), zero], {"axis": 0})
+            lost = tape.op("IsNaN", [flat])
+            known_numbers = tape.op("Where", [lost, zero, flat])
+            finite = tape.op("Where", [tape.op("IsInf", [known_numbers]), zero, tape.op("Abs", [known_numbers])])
+            # That of the finite ones first: it stands last, and whatever reads it stands behind all of them.
+            parts = [
+                _reduce(tape, "ReduceMax", finite, 0, keep=True),
+                _reduce(tape, "ReduceMax", tape.op("Cast", [lost], {"to": ir.DataType.FLOAT}), 0, keep=True),
+                _reduce(tape, "ReduceMin", known_numbers, 0, keep=True),
+                _reduce(tape, "ReduceMax", known_numbers, 0, keep=True),
+            ]
+            _publish(graph, tape.op("Concat", parts, {"axis": 0}), f"{FAULTS}.{index}")
         _right_behind(graph, tape.nodes)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
-        """The outputs are one number for each value."""
-        promise(_other_outputs(model, [f"{FINITE_CHECK}.{index}" for index in range(len(self.values))]))
+        """The outputs are four numbers for each value."""
+        promise(_other_outputs(model, [f"{FAULTS}.{index}" for index in range(len(self.values))]))
 
 
 def _other_outputs(model: ir.Model, expected: Sequence[str]) -> str | None:
     found = sorted(v.name or "" for v in model.graph.outputs)
     return None if found == sorted(expected) else "the graph returns something else than what it observes"
+
+
+def _needed(values: Iterable[ir.Value]) -> set[ir.Value]:
+    """These values, and all that they follow from."""
+    found: set[ir.Value] = set()
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if value not in found:
+            found.add(value)
+            node = value.producer()
+            pending += [read for read in node.inputs if read is not None] if node is not None else []
+    return found
 
 
 def _without_outputs(model: ir.Model) -> tuple[ir.Graph, dict[str, ir.Value], ir.tape.Tape]:
@@ -135,10 +194,10 @@ def as_float32(tape: ir.tape.Tape, known: dict[str, ir.Value], name: str) -> ir.
     return value
 
 
-def _reduce(tape: ir.tape.Tape, op_type: str, value: ir.Value, axis: int) -> ir.Value:
+def _reduce(tape: ir.tape.Tape, op_type: str, value: ir.Value, axis: int, *, keep: bool = False) -> ir.Value:
     if tape.graph_like is not None and tape.graph_like.opset_imports.get("", 21) < 18:
-        return tape.op(op_type, [value], {"axes": [axis], "keepdims": 0})
-    return tape.op(op_type, [value, _indices(tape, [axis])], {"keepdims": 0})
+        return tape.op(op_type, [value], {"axes": [axis], "keepdims": int(keep)})
+    return tape.op(op_type, [value, _indices(tape, [axis])], {"keepdims": int(keep)})
 
 
 def _indices(tape: ir.tape.Tape, numbers: Sequence[int]) -> ir.Value:

@@ -26,6 +26,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from spq_graph.documents.json_text import json_text
+
 VOCABULARY = 2048
 WINDOW = 256
 # Typographic punctuation is folded: a vocabulary of 2048 has better uses for its codes.
@@ -214,7 +216,7 @@ def train(args: argparse.Namespace) -> None:
                 "valid_perplexity": round(evaluate(model, valid[:: 1 if step + 1 == args.steps else 8]), 3),
                 "down_proj": spike_table(model, valid[:16]),
             }
-            print(json.dumps(report), flush=True)
+            print(json_text(report, "report", indent=None), flush=True)
             save(model, args.out, report, args)
 
 
@@ -237,9 +239,9 @@ def save(model: LlamaForCausalLM, out: Path, report: dict[str, object], args: ar
     model.save_pretrained(out, state_dict=state)
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "float16"
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (out / "config.json").write_text(json_text(config, "config.json", indent=2) + "\n")
     arguments = {k: v for k, v in vars(args).items() if k not in ("data", "out")}
-    (out / "training.json").write_text(json.dumps({"arguments": arguments, **report}, indent=1) + "\n")
+    (out / "training.json").write_text(json_text({"arguments": arguments, **report}, "training.json") + "\n")
 
 
 if __name__ == "__main__":

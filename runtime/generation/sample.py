@@ -13,6 +13,7 @@ from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import ActivationError
 
 BATCH = 32
+_NAMED = "`spq-graph eval` on this file and a text says in which of its nodes that begins"
 
 
 def sample_ids(
@@ -79,5 +80,5 @@ def finite(logits: Float32, where: str) -> npt.NDArray[np.float64]:
     """
     wide = logits.astype(np.float64)
     if not np.isfinite(wide).any(axis=-1).all() or np.isnan(wide).any() or np.isposinf(wide).any():
-        raise ActivationError("the logits are NaN or infinite", where=where, remedy="check the weights")
+        raise ActivationError("the logits are NaN or infinite", where=where, remedy=_NAMED)
     return wide

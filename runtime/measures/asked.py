@@ -38,6 +38,16 @@ class Asked:
     at: Places
     targets: Ids
 
+    @property
+    def unjudged(self) -> Places:
+        """The tokens that are run and not judged, the last of each row among them; none where only that is given."""
+        rest = self.mask.astype(bool)
+        if len(self.targets) and self.at[1].min() < 0:
+            rest[:] = False
+        rest[self.at] = False
+        rows, columns = np.nonzero(rest)
+        return rows, columns
+
     def first(self, places: int) -> Asked:
         """The same batch, judged in so many places at most."""
         rows, columns = self.at

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from spq_graph.documents.value_range import ValueRange
 from spq_graph.runtime.sessions.segmented import Progress, SegmentedRunner, cores
 from spq_graph.runtime.sessions.session import Decoder
 from spq_graph.runtime.text.sequences import Ids, Sequences
-from spq_graph.terms.errors import ActivationError
+from spq_graph.terms.errors import SpqError
 from spq_graph.terms.segment import Segmented
 
 # Tokens at one time: large enough to keep the cores busy, small enough that activations stay a few hundred MB.
@@ -22,6 +23,22 @@ BATCH_TOKENS = 1024
 # Batches at the same time, so that a product has some hundred rows for each read of its weight. How large batches are
 # does not depend on the cores: what was measured before an interrupt counts on another machine too.
 MOST_SIDE_BY_SIDE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What calibration looks for beside ranges, and what it says then.
+
+    Attributes:
+        not_finite: names what is not finite first on a batch, int64 [batch, length] both, as an error to raise; called
+            only where something is not.
+        sizes: by value that is held in a format of its own, its outputs, float32 [...].
+        too_large: what to raise of the largest absolute value of each of those, over all batches; None for nothing.
+    """
+
+    not_finite: Callable[[Ids, Ids], SpqError]
+    sizes: Sequence[tuple[str, Sequence[str]]] = ()
+    too_large: Callable[[Mapping[str, float]], SpqError | None] = lambda _: None
 
 
 def batch_size(runner: Decoder, sequences: Sequences) -> int:
@@ -36,7 +53,7 @@ def collect_ranges(
     finite_check: str,
     sequences: Sequences,
     model_digest: str,
-    diagnose: Callable[[Ids, Ids], str],
+    guard: Guard,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Ranges:
@@ -48,14 +65,15 @@ def collect_ranges(
         finite_check: output that NaN anywhere reaches.
         sequences: what to run.
         model_digest: noted in the ranges.
-        diagnose: names the first site that is not finite on a batch; called only where something is not.
+        guard: what else is looked for.
         progress: called with steps done and in all; a step is one batch in one segment.
         checkpoint: where to go on from, and where what was measured is kept on an interrupt; None to keep nothing.
 
     Raises:
-        ActivationError: an activation is NaN or infinite.
+        SpqError: what the guard says of an activation that is NaN or infinite, or too large for what holds it.
     """
-    outputs = [*(name for _, outputs in probes for name in outputs), finite_check]
+    outputs = [*(name for _, outputs in (*probes, *guard.sizes) for name in outputs), finite_check]
+    largest_of = dict.fromkeys((value for value, _ in guard.sizes), 0.0)
     fixed = Decoder(model.where, model.inputs, model.outputs, outputs).fixed_shape
     batches = list(batches_without_padding(sequences, *fixed))
     largest = max((len(rows) * (fixed[1] or rows.shape[1]) for rows in batches), default=1)
@@ -67,13 +85,13 @@ def collect_ranges(
         filled = [runner.filled(rows, np.ones_like(rows)) for rows in batches[done:]]
         for (ids, mask), rows, arrays in zip(filled, batches[done:], runner.results(filled, progress), strict=True):
             if not all(np.isfinite(array).all() for array in arrays):
-                raise ActivationError(
-                    "an activation is NaN or infinite on calibration data",
-                    where=diagnose(ids, mask),
-                    remedy="check the weights in front of this site, or whether the model overflows its precision",
-                )
+                raise guard.not_finite(ids, mask)
+            by_name = dict(zip(outputs, arrays, strict=True))
+            for value, names in guard.sizes:
+                found = (float(np.abs(by_name[name]).max(initial=0.0)) for name in names)
+                largest_of[value] = max(largest_of[value], *found)
             mask[len(rows) :] = 0  # what only fills the batch was seen already
-            seen = _seen([name for name, _ in probes], arrays[:-1], ids, mask, model_digest)
+            seen = _seen([name for name, _ in probes], arrays[: 4 * len(probes)], ids, mask, model_digest)
             seen.count(rows, np.ones_like(rows))
             whole = False
             with held():
@@ -92,6 +110,8 @@ def collect_ranges(
                 "`quantize --ranges` takes what it measured"
             )
         raise
+    if (error := guard.too_large(largest_of)) is not None:
+        raise error
     return ranges
 
 
@@ -149,9 +169,3 @@ def _by_token(
         return low.reshape(ids.shape), high.reshape(ids.shape), channels, ids, mask
     rows = low.reshape(1, -1)
     return rows, high.reshape(1, -1), channels, None, np.ones(rows.shape, np.int64)
-
-
-def first_not_finite(checking: Segmented, outputs: Sequence[str], ids: Ids, mask: Ids) -> int | None:
-    """Index of the first output of a finite-checking model that is not finite on a batch."""
-    (results,) = SegmentedRunner(checking, outputs=outputs).results([(ids, mask)])
-    return next((i for i, value in enumerate(results) if not np.isfinite(value)), None)

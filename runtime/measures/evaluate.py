@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from spq_graph.runtime.measures.asked import Asked, Places, Stream, asked, behind_every, behind_last, gives_last_only
 from spq_graph.runtime.measures.calibrate import batch_size
+from spq_graph.runtime.measures.finite import RULED_OUT, LogitsNotFiniteError, not_finite
 from spq_graph.runtime.measures.kept import MEMORY, Float32, Kept, Place, place_for
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
-from spq_graph.terms.errors import CheckError, DataError
+from spq_graph.terms.errors import DataError
 
 
 @dataclass(slots=True)
@@ -88,20 +89,23 @@ def score_text(
 
     Raises:
         DataError: there is no token to predict, or a model has another vocabulary than the reference.
-        CheckError: a model's logits are NaN.
+        LogitsNotFiniteError: a model's logits are NaN or infinite.
     """
     base, scores = Score(), [Score() for _ in models]
     done = 0
     batches = asked(reference, models, sequences)
     streams = [runner.stream([(batch.ids, batch.mask) for batch in batches]) for runner in (reference, *models)]
     for batch in batches:
-        prepared = _prepare(next(streams[0]), batch, reference, done)
+        said = _Logits(next(streams[0]), batch, reference)
+        said.at(batch.unjudged)
+        prepared = said.prepared(done)
         for _, part in prepared:
             _add_itself(base, part)
-        for model, stream, score in zip(models, streams[1:], scores, strict=True):
-            logits = next(stream)
-            _refuse_other_vocabulary(logits, prepared, model, reference)
-            _add(score, logits, prepared, model)
+        for number, (model, stream, score) in enumerate(zip(models, streams[1:], scores, strict=True)):
+            said = _Logits(next(stream), batch, model, number)
+            _refuse_other_vocabulary(said.logits, prepared, model, reference)
+            said.at(batch.unjudged)
+            said.add(score, prepared)
         done += len(batch.ids)
         if progress is not None:
             progress(done, len(sequences))
@@ -138,29 +142,53 @@ def _add_itself(score: Score, reference: Reference) -> None:
     score.add(reference.windows, nll, agreed=len(rows))
 
 
-def _prepare(logits: Float32, batch: Asked, runner: Stream, first: int) -> list[Part]:
-    """The reference's logits of a batch, in parts; `first` is the number of its first window."""
-    return [
-        (at, reference_of(_finite(logits, at, runner), targets, at[0] + first))
-        for at, targets in batch.parts(_step(logits))
-    ]
-
-
 def _step(logits: Float32) -> int:
     """How many tokens are scored at a time."""
     return max(1, PART_BYTES // (4 * int(logits.shape[-1])))
 
 
-def _add(score: Score, logits: Float32, prepared: list[Part], runner: Stream) -> None:
-    for at, reference in prepared:
-        add_batch(score, _finite(logits, at, runner), reference)
+@dataclass(frozen=True, slots=True)
+class _Logits:
+    """What a model said on one batch, float32 [batch, length, vocabulary].
 
+    Attributes:
+        number: of the model among those that are held against the reference; None for the reference.
+    """
 
-def _finite(logits: Float32, at: Places, runner: Stream) -> Float32:
-    chosen = logits[at]
-    if np.isnan(chosen).any():
-        raise CheckError("the model's logits are NaN", where=str(runner.path))
-    return chosen
+    logits: Float32
+    batch: Asked
+    runner: Stream
+    number: int | None = None
+
+    def prepared(self, first: int) -> list[Part]:
+        """As a reference, in parts: what scoring makes of them would not fit for all tokens at once.
+
+        Args:
+            first: the number of the batch's first window.
+        """
+        parts = self.batch.parts(_step(self.logits))
+        return [(at, reference_of(self.at(at), targets, at[0] + first)) for at, targets in parts]
+
+    def add(self, score: Score, prepared: Sequence[Part]) -> None:
+        """Score it against a reference."""
+        for at, reference in prepared:
+            add_batch(score, self.at(at), reference)
+
+    def at(self, places: Places) -> Float32:
+        """Those of some tokens, [tokens, vocabulary]; -inf only where the graph rules out a token everywhere.
+
+        Raises:
+            LogitsNotFiniteError: others are NaN or infinite.
+        """
+        chosen: Float32 = self.logits[places]
+        broken, ruled_out = not_finite(chosen)
+        if broken.any():
+            row = int(places[0][int(broken.argmax())])
+            ids, mask = self.batch.ids[row][None], self.batch.mask[row][None]
+            raise LogitsNotFiniteError(str(self.runner.path), self.number, ids, mask)
+        if ruled_out.any():
+            chosen[:, ruled_out] = RULED_OUT
+        return chosen
 
 
 class KlMeter:
@@ -209,24 +237,29 @@ class KlMeter:
             self._kept.add(logits)
         self._kept.finish()
 
-    def _parts(self, model: Stream) -> Iterator[tuple[npt.NDArray[np.int64], Float32]]:
+    def _parts(self, model: Stream, number: int | None = None) -> Iterator[tuple[npt.NDArray[np.int64], Float32]]:
         """The windows of predicted tokens and the logits there, [tokens, vocabulary], in the same parts each time."""
         first = 0
         streamed = model.stream([(batch.ids, batch.mask) for batch in self._asked])
         for batch, logits in zip(self._asked, streamed, strict=True):
+            said = _Logits(logits, batch, model, number)
             for at, _ in batch.parts(_step(logits)):
-                yield at[0] + first, _finite(logits, at, model)
+                yield at[0] + first, said.at(at)
             first += len(batch.ids)
 
     def score(self, model: Stream) -> Score:
-        """KL(reference || model) of a model, and nothing else of it."""
+        """KL(reference || model) of a model, and nothing else of it.
+
+        Raises:
+            LogitsNotFiniteError: logits of the model are NaN or infinite.
+        """
         score = Score()
-        for number, (windows, logits) in enumerate(self._parts(model)):
-            score.add(windows, kl=self._kept.kl(number, logits))
+        for part, (windows, logits) in enumerate(self._parts(model, 0)):
+            score.add(windows, kl=self._kept.kl(part, logits))
         return score
 
     def kl(self, model: Stream) -> float:
-        """Mean KL(reference || model), nats a token."""
+        """Mean KL(reference || model), nats a token; raises as `score`."""
         return self.score(model).kl
 
 

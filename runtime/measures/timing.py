@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from spq_graph.documents.json_text import json_text
+from spq_graph.runtime.measures.finite import not_finite
 from spq_graph.runtime.proof.held import runner_on
 from spq_graph.runtime.sessions.feeds import Array
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Ids
-from spq_graph.terms.errors import GraphError
+from spq_graph.terms.errors import ActivationError, GraphError
 from spq_graph.terms.targets import PROFILES
 
 Seconds = dict[str, dict[str, list[float]]]
@@ -71,6 +73,17 @@ def decoding(runner: Runner, past: int) -> Callable[[], float] | None:
     return once
 
 
+def _refuse_not_finite(runner: Runner, length: int) -> None:
+    ids = _ids(runner, length)
+    logits = runner.logits(ids, np.ones_like(ids))
+    if not_finite(logits.reshape(-1, logits.shape[-1]))[0].any():
+        raise ActivationError(
+            "the logits are NaN or infinite on random tokens",
+            where=str(runner.path),
+            remedy="`spq-graph eval` on this file and a text says in which of its nodes that begins",
+        )
+
+
 def _ids(runner: Runner, length: int) -> Ids:
     return np.random.default_rng(length).integers(0, runner.vocabulary or 2, (1, length))
 
@@ -90,7 +103,10 @@ def in_turns(
 
     Raises:
         GraphError: a model cannot take a prompt of these lengths.
+        ActivationError: the logits of one are NaN or infinite: how fast that is, is nobody's question.
     """
+    for runner in runners.values():
+        _refuse_not_finite(runner, min(lengths))
     found: Seconds = {name: {} for name in runners}
     tests: list[tuple[str, dict[str, Callable[[], float]]]] = [
         (f"prefill {length}", {name: prefill(runner, length) for name, runner in runners.items()}) for length in lengths
@@ -143,7 +159,7 @@ def _main(path: str, target: str, threads: str) -> None:
     seconds = time.perf_counter() - start
     ids = np.zeros((1, runner.fixed_shape[1] or 16), dtype=np.int64)
     runner.run(*runner.filled(ids, np.ones_like(ids)))
-    print(json.dumps({"seconds": seconds, "resident_bytes": _resident() - before}))
+    print(json_text({"seconds": seconds, "resident_bytes": _resident() - before}, "timing", indent=None))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from spq_graph.runtime.text.chat import render
 from spq_graph.runtime.text.documents import read_documents
-from spq_graph.runtime.text.sequences import Ids, Sequences, cut
+from spq_graph.runtime.text.sequences import Ids, Sequences, cut, padded_behind
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import DataError, UsageError
 
@@ -89,7 +89,7 @@ def load_sequences(
         UsageError: text without a tokenizer; BOS asked for where there is none.
     """
     if path.suffix == ".npz":
-        ids, mask = _read_npz(path)
+        ids, mask = padded_behind(*_read_npz(path))
         _check_vocabulary(ids, mask, vocab_size, path)
         sequences = _from_ids(ids, mask, tokenizer, window=window, bos=bos, path=path)
         if len(sequences) < min_windows:

@@ -87,6 +87,26 @@ class Sequences:
         return replace(self, ids=ids[:, :width], mask=mask[:, :width])
 
 
+def spread(sequences: Sequences, tokens: int) -> Sequences:
+    """So many tokens' worth of whole rows, and one at least, as evenly spread over all of them as it takes."""
+    lengths = sequences.mask.sum(axis=1)
+    rows = max(1, int(tokens / max(1.0, float(lengths.mean()))))
+    for step in range(max(1, len(sequences) // rows), 1, -1):
+        if lengths[::step].sum() + lengths.max() > tokens:  # another row would be too much
+            return sequences.shard(0, step).take(tokens)
+    return sequences.take(tokens)
+
+
+def padded_behind(ids: Ids, mask: Ids) -> tuple[Ids, Ids]:
+    """The same rows, int64 [n, length] both, with what pads them in front moved behind.
+
+    In front of text it would be rows of an attention mask that let nothing through, of which some graphs make NaN.
+    """
+    lead = mask.argmax(axis=1)
+    columns = (np.arange(mask.shape[1]) + lead[:, None]) % mask.shape[1]
+    return np.take_along_axis(ids, columns, axis=1), np.take_along_axis(mask, columns, axis=1)
+
+
 def cut(
     documents: Sequence[Ids], prefix: Sequence[int], *, window: int, origin: str, min_windows: int = 0
 ) -> Sequences:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.workbench.steps import Steps
 
 errors = Console(stderr=True)
@@ -62,7 +62,7 @@ class _Bars:
 
 def print_json(data: dict[str, Any]) -> None:
     """Print one JSON object."""
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=1))
+    typer.echo(json_text(data, "--json"))
 
 
 def answer(data: dict[str, Any], words: Iterable[str], *, as_json: bool) -> None:

@@ -25,6 +25,7 @@ class Choice:
         high: what it becomes if it is kept.
         wants_high: whether it is kept by hand.
         instead: why the target made `high` another format than was asked for.
+        result: more than any result of its product was on what calibration saw; None where that is not known.
     """
 
     site: Site
@@ -41,6 +42,13 @@ class Choice:
     note: str | None = None
     formats: dict[str, float] | None = None
     instead: str | None = None
+    result: float | None = None
+
+    @property
+    def largest(self) -> float | None:
+        """Largest absolute number that its product reads, or may give; None where nothing is known."""
+        known = [n for n in (largest_of(self.seen), self.result) if n is not None]
+        return max(known, default=None)
 
     @property
     def free(self) -> bool:
@@ -52,7 +60,7 @@ class Choice:
         if wanted is self.stored:
             self.high, self.instead = wanted, None  # as the graph has it: nothing is written
         else:
-            self.high, self.instead = recipe.profile.settle(wanted, largest_of(self.seen))
+            self.high, self.instead = recipe.profile.settle(wanted, self.largest)
 
 
 def largest_of(seen: ValueRange | None) -> float | None:
@@ -60,9 +68,12 @@ def largest_of(seen: ValueRange | None) -> float | None:
     return max(abs(seen.low), abs(seen.high)) if seen is not None else None
 
 
-def start(site: Site, stored: Precision, seen: ValueRange | None, recipe: Recipe) -> Choice:
+def start(
+    site: Site, stored: Precision, seen: ValueRange | None, recipe: Recipe, result: float | None = None
+) -> Choice:
     """What is known of a site before anything is decided: integers where nothing speaks against it."""
     choice = _start(site, stored, seen, recipe)
+    choice.result = result
     choice.set_high(by_rule(recipe, stored, seen.ratio if seen is not None else None), recipe)
     return choice
 
@@ -121,7 +132,7 @@ def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:
                 raise UsageError(f"'{pattern}' asks for {precision} without a range", where=choice.site.key)
             choice.precision, choice.reason, choice.note = precision, Reason.OVERRIDE, f"by hand: {where} '{pattern}'"
             if wanted not in special:
-                choice.precision, why = recipe.profile.settle(precision, largest_of(choice.seen))
+                choice.precision, why = recipe.profile.settle(precision, choice.largest)
                 if why is not None:
                     choice.reason, choice.note = Reason.UNSUPPORTED, f"{choice.note}; {why}"
 
@@ -157,7 +168,7 @@ def assigned(
     """Every site that is not as the graph has it, where these are kept; in `high` instead of their own, if given."""
 
     def becomes(choice: Choice) -> Precision:
-        return recipe.profile.settle(high, largest_of(choice.seen))[0] if high is not None else choice.high
+        return recipe.profile.settle(high, choice.largest)[0] if high is not None else choice.high
 
     precisions = {key: becomes(c) if key in kept or c.wants_high else c.precision for key, c in choices.items()}
     return {key: p for key, p in precisions.items() if p is not choices[key].stored}

@@ -12,7 +12,7 @@ from spq_graph.decisions.kept_formats import candidates, pick
 from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import ROUNDED, Recipe
-from spq_graph.terms.errors import GraphError
+from spq_graph.terms.errors import GraphError, NotFiniteError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site, Unmatched
 
@@ -24,11 +24,12 @@ Stderr = Callable[[Mapping[str, Precision]], float | None]
 
 @dataclass(slots=True)
 class _Oracle:
-    """Measures every choice once, and counts."""
+    """Measures every choice once, and counts; one whose logits are not finite is infinitely far away."""
 
     measure: Measure
     stderr_of: Stderr | None
     known: dict[frozenset[tuple[str, Precision]], float] = field(default_factory=dict)
+    errors: dict[frozenset[tuple[str, Precision]], NotFiniteError] = field(default_factory=dict)
 
     def __call__(self, precisions: Mapping[str, Precision]) -> float:
         """KL of these precisions."""
@@ -36,13 +37,27 @@ class _Oracle:
             return 0.0
         key = frozenset(precisions.items())
         if key not in self.known:
-            self.known[key] = self.measure(precisions)
+            try:
+                self.known[key] = self.measure(precisions)
+            except NotFiniteError as error:
+                self.known[key], self.errors[key] = math.inf, error
         return self.known[key]
 
     def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
         """Standard error of the KL of these precisions, to six digits; None where it is not known."""
         found = self.stderr_of(precisions) if self.stderr_of is not None and precisions else None
         return six(found) if found is not None else None
+
+    def settled(self, precisions: Mapping[str, Precision]) -> float:
+        """KL of what the plan is to be.
+
+        Raises:
+            NotFiniteError: its logits are not finite.
+        """
+        kl = self(precisions)
+        if (error := self.errors.get(frozenset(precisions.items()))) is not None:
+            raise error
+        return kl
 
 
 def decide(
@@ -52,6 +67,7 @@ def decide(
     model: ModelRef,
     *,
     stored: Mapping[str, Precision] = MappingProxyType({}),
+    results: Mapping[str, float] = MappingProxyType({}),
     unmatched: Sequence[Unmatched] = (),
     origin: str = "",
     measure: Measure | None = None,
@@ -77,6 +93,7 @@ def decide(
         recipe: what the user wants.
         model: which model this is.
         stored: format of each weight in the graph, by site key; float32 where it does not say.
+        results: by site key, more than any result of its product was; for formats that do not hold all of them.
         unmatched: products that are no sites, and why.
         origin: where the calibration data came from.
         measure: KL of a choice of precisions; called once for each distinct choice.
@@ -88,7 +105,9 @@ def decide(
         UsageError: a pattern of the recipe fits no site, or nothing is left to quantize.
     """
     choices = {
-        site.key: start(site, stored.get(site.key, Precision.FP32), ranges.values.get(site.input), recipe)
+        site.key: start(
+            site, stored.get(site.key, Precision.FP32), ranges.values.get(site.input), recipe, results.get(site.key)
+        )
         for site in sites
     }
     apply_overrides(choices, recipe)
@@ -131,32 +150,35 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
         return oracle(assigned(choices, keys, recipe))
 
     everywhere = keeping([])
-    search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=six(everywhere))
+    search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=_told(everywhere))
     search.kl_everywhere_stderr = oracle.stderr(assigned(choices, [], recipe))
     found = above(choices, recipe.candidate_ratio)
     order: list[Choice] = []
+    alone: dict[str, float] = {}
     kept, met = 0, everywhere <= recipe.kl_budget
     if everywhere > recipe.kl_aim:
         for choice in found:
-            alone = {choice.site.key: choice.precision}
-            choice.kl, choice.kl_stderr = six(oracle(alone)), oracle.stderr(alone)
-        order = sorted(found, key=lambda c: (-(c.kl or 0.0), c.site.key))
+            single = {choice.site.key: choice.precision}
+            alone[choice.site.key] = six(oracle(single))
+            choice.kl, choice.kl_stderr = _told(alone[choice.site.key]), oracle.stderr(single)
+        order = sorted(found, key=lambda c: (-alone[c.site.key], c.site.key))
         keys = [c.site.key for c in order]
         kept, met = _smallest_prefix(lambda n: keeping(keys[:n]), min(cap, len(keys)), recipe)
         if not met:  # what is left to try is part of the result
-            search.kl_at_cap, search.kl_candidates = six(keeping(keys[:cap])), six(keeping(keys))
+            search.kl_at_cap, search.kl_candidates = _told(keeping(keys[:cap])), _told(keeping(keys))
     names = [c.site.key for c in order[:kept]]
     _settle_formats(choices, names, recipe, oracle, everywhere, search)
     for rank, choice in enumerate(order):
         choice.rank = rank
         if rank < kept:
+            cost = f"{alone[choice.site.key]:.3g}"
             error = f" ± {choice.kl_stderr:.1g}" if choice.kl_stderr is not None else ""
-            keep(choice, f"quantizing it alone costs KL {choice.kl:.3g}{error}, place {rank + 1} of {len(order)}")
+            keep(choice, f"quantizing it alone costs KL {cost}{error}, place {rank + 1} of {len(order)}")
         else:
             choice.reason = Reason.BUDGET
             enough = met or kept < cap
             choice.note = "keeping it as well is not needed" if enough else f"the cap of {cap} sites is reached"
-    final = keeping(names)
+    final = oracle.settled(assigned(choices, names, recipe))
     search.candidates = len(found)
     search.kl, search.kl_stderr = six(final), oracle.stderr(assigned(choices, names, recipe))
     search.evaluations = len(oracle.known)
@@ -180,13 +202,19 @@ def _settle_formats(
         errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
         as_is = oracle(assigned(choices, names, recipe))
         best = pick(errors, as_is, everywhere, recipe)
-        search.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)} | {"as_is": six(as_is)}
+        errors_told = {**{p.value: e for p, e in errors.items()}, "as_is": six(as_is)}
+        search.formats = {name: e for name, e in errors_told.items() if math.isfinite(e)}
         if best is not None:
             for choice in kept:
                 choice.set_high(best, recipe)
     for choice in kept:
         if choice.wants_high:
             choice.precision = choice.high
+
+
+def _told(kl: float) -> float | None:
+    """A KL as it is written down; None where it is infinite."""
+    return six(kl) if math.isfinite(kl) else None
 
 
 def _error(oracle: _Oracle, precisions: Mapping[str, Precision]) -> float:

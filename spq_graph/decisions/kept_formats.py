@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from spq_graph.documents.recipe import Recipe
@@ -50,11 +51,13 @@ def pick(measured: Mapping[Precision, float], as_is: float, everywhere: float, r
     Returns:
         None for the formats that the graph has.
     """
-    allowed = as_is + (1.0 - recipe.recovery) * max(0.0, everywhere - as_is)
+    won = everywhere - as_is if math.isfinite(everywhere) else 0.0
+    allowed = as_is + (1.0 - recipe.recovery) * max(0.0, won)
     if as_is <= recipe.kl_budget:
         allowed = min(allowed, recipe.kl_budget)
     for tier in recipe.profile.tiers_for(recipe.use):
         there = [p for p in tier if p in measured]
+        there = [p for p in there if math.isfinite(measured[p])]
         if there and measured[best := min(there, key=lambda p: measured[p])] <= max(recipe.kl_aim, allowed):
             return best
     return None

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spq_graph.documents.json_text import json_text
+
 NAME = "genai_config.json"
 # Types that onnxruntime-genai runs as any decoder. Others it may treat in a way of its own (phi3: two graphs in turns),
 # which is not how they are exported here; "decoder" is its name for one of which nothing more is known.
@@ -41,7 +43,7 @@ def write(out: Path, model: str, inputs: Mapping[str, Shape], outputs: Sequence[
     found = describe(config, generation, model, inputs, outputs)
     if found is None:
         return False
-    (out / NAME).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    _save(out, found)
     return True
 
 
@@ -56,8 +58,13 @@ def adopt(source: Path, out: Path, model: str) -> bool:
     if not isinstance(decoder, dict):
         return False
     decoder["filename"] = model
-    (out / NAME).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    _save(out, found)
     return True
+
+
+def _save(out: Path, found: Mapping[str, Any]) -> None:
+    text = json_text(found, NAME, ascii_only=True, sort_keys=True, remedy="correct it beside the source")
+    (out / NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def describe(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from enum import StrEnum
@@ -23,6 +22,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.documents.plan_file import refuse_senseless
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.staging import written
@@ -224,7 +224,7 @@ class Plan(Strict):
 
     def to_json(self) -> str:
         """Deterministic JSON."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        return json_text(self.to_dict(), "plan.json") + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data; evidence that was not measured is left out."""

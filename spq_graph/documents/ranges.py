@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.documents.leftovers import recover_files
 from spq_graph.documents.ranges_file import SCHEMA, digest_of_arrays, read_arrays, read_head, refuse_senseless
 from spq_graph.documents.staging import written
@@ -149,7 +149,7 @@ class Ranges:
         }
         content = save(arrays)
         head["arrays"] = digest_of_arrays(content)
-        facts = (json.dumps(head, indent=1) + "\n").encode()
+        facts = (json_text(head, path.name, ascii_only=True) + "\n").encode()
         written({path: facts, path.with_suffix(".safetensors"): content})
         self.file, self.sealed = path, True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from spq_graph.documents.drawing import LayerDrawing
+from spq_graph.documents.json_text import json_text
 from spq_graph.documents.speed import Speed
 from spq_graph.documents.staging import written
 from spq_graph.documents.strict import AMOUNT, COUNT, Bounds, Strict, first_problem, read_json
@@ -278,13 +278,13 @@ class Report(Strict):
         ]
         return html_table(f"{standing}: {self.verdict.summary}", columns, rows)
 
-    def to_json(self) -> str:
-        """The report as text."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+    def to_json(self, name: str = "report.json") -> str:
+        """The report as text, of a file of this name."""
+        return json_text(self.to_dict(), name) + "\n"
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
-        written({path: self.to_json().encode()})
+        written({path: self.to_json(path.name).encode()})
 
     @classmethod
     def load(cls, path: Path) -> Report:

@@ -19,7 +19,8 @@ FLOAT32: tuple[float, float] = (-(2.0 - 2.0**-23) * 2.0**127, (2.0 - 2.0**-23) *
 class Strict(BaseModel):
     """A part of a document, without keys beside its own."""
 
-    model_config = ConfigDict(extra="forbid")
+    # NaN stays what it is until `json_text` refuses it: null would be read as something that was not measured.
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
 def read_json(text: bytes, bounds: Bounds | None = None) -> Any:

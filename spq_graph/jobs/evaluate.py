@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from spq_graph.documents.results import Evaluation, TaskScore
 from spq_graph.models.source import embedded_text
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
 from spq_graph.runtime.measures.evaluate import score_text
+from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.measures.tasks import Task, load_task, score_task
 from spq_graph.runtime.proof.held import runner_on, why_absent
@@ -19,6 +21,7 @@ from spq_graph.terms.targets import PROFILES, Profile, target_named
 from spq_graph.workbench.answers import require_logits
 from spq_graph.workbench.data import check_measured
 from spq_graph.workbench.holding import refuse_unheld
+from spq_graph.workbench.naming import in_source
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -122,12 +125,22 @@ def _on_text(
         bench.steps.remark("the graph gives logits of the last token only: one token a window is measured")
     with bench.steps.step("evaluate", f"Evaluating on {sequences.tokens} tokens") as tick:
         if against is None:
-            own, _ = score_text(stream, [], sequences, tick)
+            with _named(bench, bench):
+                own, _ = score_text(stream, [], sequences, tick)
             return _found(own)
-        with against.open(bench.steps, find_sites=False) as reference:
+        with against.open(bench.steps, find_sites=False) as reference, _named(reference, bench):
             require_logits(reference, "comparison with it", "leave out --against")
             _, (own,) = score_text(reference.reference, [stream], sequences, tick)
     return replace(_found(own), kl=own.kl, kl_stderr=own.kl_stderr, top1=own.top1)
+
+
+@contextmanager
+def _named(reference: Workbench, model: Workbench) -> Iterator[None]:
+    """Say where in which of the two graphs it begins that logits are not finite."""
+    try:
+        yield
+    except LogitsNotFiniteError as error:
+        raise in_source(error, reference if error.number is None else model) from error
 
 
 def _found(score: Score) -> Evaluation:

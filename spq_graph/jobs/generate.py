@@ -14,6 +14,7 @@ from spq_graph.runtime.text.tokenizer import TextTokenizer, read_json
 from spq_graph.terms.errors import DataError, UsageError
 from spq_graph.workbench.answers import require_continuing, require_logits
 from spq_graph.workbench.companions import companions
+from spq_graph.workbench.naming import named_on
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -69,7 +70,8 @@ def generate(
         loaded = time.perf_counter() - start
         ids = [prompt.ids for prompt in given]
         _check_vocabulary(ids, runner.vocabulary, opening.name)
-        found = continue_prompts(runner, ids, sampling, limits, *_told(given, write or (lambda _: None)))
+        with named_on(bench, ids):
+            found = continue_prompts(runner, ids, sampling, limits, *_told(given, write or (lambda _: None)))
     return _result(opening.name, given, found, sampling, loaded)
 
 

@@ -32,6 +32,7 @@ from spq_graph.workbench.data import Data, measured
 from spq_graph.workbench.environment import environment
 from spq_graph.workbench.illustration import draw, token_texts
 from spq_graph.workbench.ladder import measure_ladder
+from spq_graph.workbench.naming import refuse_not_finite
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.planning import make_plan
 from spq_graph.workbench.steps import Steps
@@ -45,6 +46,14 @@ class _Proved:
     plan: Plan
     built: Built
     executed: Executed
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What the ladder is measured on, and what decisions were; None where there is no such."""
+
+    ladder: Sequences | None
+    calibration: Sequences | None
 
 
 def quantize(
@@ -86,14 +95,15 @@ def fulfil(order: Order, *, command: str = "", steps: Steps | None = None) -> Ou
     with order.begun(steps or Steps()) as (bench, given), staged(order.out, force=order.force) as staging:
         ranges, sequences = measured(bench, given, recipe)
         plans = [make_plan(bench, recipe, bits, ranges, sequences) for bits in order.widths]
-        report = _write(bench, plans, ranges, given.text, staging, command)
+        report = _write(bench, plans, ranges, _Texts(given.text, sequences), staging, command)
     return Outcome(order.out, plans[0], report)
 
 
 def _write(
-    bench: Workbench, plans: Sequence[Plan], ranges: Ranges, text: Sequences | None, staging: Path, command: str
+    bench: Workbench, plans: Sequence[Plan], ranges: Ranges, texts: _Texts, staging: Path, command: str
 ) -> Report:
     """Build the first plan, prove it, measure what there is to measure, and write all of OUT."""
+    text = texts.ladder
     plan, tokens = plans[0], token_texts(bench.tokenizer, ranges)
     with ThreadPoolExecutor(max_workers=1) as beside:  # draws for the page while the file is written and proved
         profiles = beside.submit(shown_profiles, plan, ranges, tokens)
@@ -101,6 +111,8 @@ def _write(
             built = bench.build(plan, staging / artifact.MODEL)
             layer = beside.submit(draw, bench, built, plan)
             proved = _Proved(plan, built, bench.prove(built, plan))
+            if text is None and plan.search.kl is None:  # nothing has run it on text yet
+                refuse_not_finite(bench, plan, built, texts.calibration)
         ladder = _ladder(bench, plans, built, text) if text is not None else []
         report = _report(bench, proved, ladder, text, command)
         report.layer, report.tokens = layer.result(), tokens

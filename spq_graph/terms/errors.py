@@ -44,7 +44,9 @@ class DataError(SpqError):
 
 
 class ActivationError(SpqError):
-    """An activation is NaN or infinite, so no range can be taken from it."""
+    """An activation is NaN, infinite, or more than its format holds, so nothing can be measured on it."""
+
+    exit_code = 3
 
 
 class OutputError(SpqError):
@@ -55,3 +57,7 @@ class CheckError(SpqError):
     """A check did not hold: what runs is not what was planned."""
 
     exit_code = 3
+
+
+class NotFiniteError(CheckError):
+    """Logits are NaN or infinite."""

@@ -109,7 +109,7 @@ class Profile:
 
         Args:
             precision: what is planned.
-            largest: largest absolute activation; None where it is not known.
+            largest: largest absolute activation that its product reads or gives; None where it is not known.
         """
         if not self.allows(precision):
             reason = f"{precision} was planned: {self.why_not(precision)}"

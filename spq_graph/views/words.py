@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from math import floor, isfinite, log10
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from spq_graph.decisions.recommend import READY_WITHIN
 from spq_graph.documents import tables
 from spq_graph.documents.findings import ComparedRung
+from spq_graph.documents.json_text import json_text
 from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.documents.report import Advice, OperatorRun, Recommended, Report, Rung, Standing
 from spq_graph.documents.speed import SpeedRow
@@ -261,4 +261,4 @@ def _toml(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     # JSON's strings, numbers and booleans are TOML's as well, but for one control character.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json_text(value, "the recipe", indent=None).replace("\x7f", "\\u007f")

@@ -16,6 +16,7 @@ from spq_graph.runtime.text.reading import check_readable
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.terms.errors import ActivationError, SourceError, UsageError
 from spq_graph.workbench.answers import require_continuing, require_logits
+from spq_graph.workbench.steps import Tick
 from spq_graph.workbench.workbench import Workbench
 
 # Text sampled from the model is as slow as generation: this much of it settles ranges, and more is there on request.
@@ -197,12 +198,12 @@ def sampled(bench: Workbench, tokens: int | None, seed: int) -> Sequences:
     bos = bench.source.bos_token_id if bos is None else bos
     origin = f"{count} sequences of {length} tokens sampled from the model, seed {seed}"
     with bench.steps.step("sample", "Sampling calibration text from the model itself") as tick:
-        if folder:
-            ids = _sampled_in_torch(bench, count, length, seed, bos)
-        else:
-            from spq_graph.runtime.generation.sample import sample_ids
-
-            ids = sample_ids(bench.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)
+        try:
+            ids = _sample(bench, count, length, seed, bos, tick)
+        except ActivationError as cause:
+            # What was sampled is gone: any tokens of the vocabulary stand in for it.
+            some = np.random.default_rng(seed).integers(0, bench.decoder.vocabulary or 2, (1, length))
+            raise bench.not_finite(some, np.ones_like(some), "text sampled from the model") from cause
     return Sequences(ids, np.ones_like(ids), 1, origin)
 
 
@@ -214,12 +215,11 @@ def sampled_shape(bench: Workbench, tokens: int | None) -> tuple[int, int]:
     return max(1, wanted // length), length
 
 
-def _sampled_in_torch(bench: Workbench, count: int, length: int, seed: int, bos: int | None) -> Ids:
-    from spq_graph.models.sample import sample_ids
+def _sample(bench: Workbench, count: int, length: int, seed: int, bos: int | None, tick: Tick) -> Ids:
+    if bench.source.kind == "folder":
+        from spq_graph.models.sample import sample_ids as sample_in_torch
 
-    try:
-        return sample_ids(bench.source.path, sequences=count, length=length, seed=seed, bos=bos)
-    except ActivationError as cause:
-        first = np.array([[bos or 0]], dtype=np.int64)
-        where = bench.name_not_finite(first, np.ones_like(first))
-        raise ActivationError(cause.what, where=where, remedy=cause.remedy) from cause
+        return sample_in_torch(bench.source.path, sequences=count, length=length, seed=seed, bos=bos)
+    from spq_graph.runtime.generation.sample import sample_ids
+
+    return sample_ids(bench.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)

@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from spq_graph.decisions.variants import LadderPlace, Variant, decisions_of
 from spq_graph.documents.report import Rung
+from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.passes.files.read import size_of
+from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.evaluate import score_text
+from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.score import Score
+from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
-from spq_graph.terms.rows import FP32, RowId, RowKind
+from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId, RowKind
 from spq_graph.workbench.built import Built
+from spq_graph.workbench.naming import in_source, once_quantized, refuse_too_large_on
 from spq_graph.workbench.streams import execute
 from spq_graph.workbench.workbench import Workbench
 
@@ -34,7 +39,8 @@ def measure_ladder(
         ready: files of rows that are built already, which are left where they are.
 
     Raises:
-        CheckError: a row's integer sites did not run as integer kernels.
+        CheckError: a row's integer sites did not run as integer kernels, or its logits are NaN or infinite.
+        ActivationError: those of the source are, or its activations are more than what holds them.
     """
     alike: dict[object, list[Variant]] = {}
     for row in rows:
@@ -42,6 +48,7 @@ def measure_ladder(
     distinct = [next((row for row in same if row.place in ready), same[0]) for same in alike.values()]
     source = size_of(bench.model)
     side_by_side = max(1, SESSION_BYTES // source)
+    refuse_too_large_on(bench, text)
     groups = [distinct[start : start + side_by_side] for start in range(0, len(distinct), side_by_side)]
     measured: dict[object, Rung] = {}
     ladder: list[Rung] = []
@@ -53,8 +60,7 @@ def measure_ladder(
 
             files = [(row, ready.get(row.place) or _built(bench, row)) for row in group]
             built = [(row, file) for row, file in files if file is not None]
-            streams = [bench.stream_for(row.plan, file) for row, file in built]
-            reference, scores = score_text(bench.reference, streams, text, in_all)
+            reference, scores, built, streams = _scored(bench, built, text, in_all)
             if not ladder:
                 executed = execute(bench.reference, text.ids[:1, :8]).ops
                 ladder.append(_rung(FP32, None, reference, source, executed))
@@ -68,6 +74,38 @@ def measure_ladder(
         if rung is not None:
             ladder.append(rung.model_copy(update={"id": row.id, "bits": row.bits, "kept": _kept(row)}))
     return ladder
+
+
+def _scored(
+    bench: Workbench, built: list[tuple[Variant, Built]], text: Sequences, progress: Progress
+) -> tuple[Score, list[Score], list[tuple[Variant, Built]], list[Stream]]:
+    """Scores of the source and of rows, and the rows that they are of: one that is not finite is left out."""
+    streams = [bench.stream_for(row.plan, file) for row, file in built]
+    while True:
+        try:
+            reference, scores = score_text(bench.reference, streams, text, progress)
+        except LogitsNotFiniteError as error:
+            _leave_out(error, bench, built)
+            del streams[error.number or 0]
+        else:
+            return reference, scores, built, streams
+
+
+def _leave_out(error: LogitsNotFiniteError, bench: Workbench, built: list[tuple[Variant, Built]]) -> None:
+    """Leave out the row whose logits are not finite.
+
+    Raises:
+        ActivationError: it is the source.
+        NotFiniteError: it is what OUT holds, by what is measured.
+    """
+    if error.number is None:
+        raise in_source(error, bench) from error
+    row, file = built.pop(error.number)
+    told = once_quantized(error, bench, canonical(file.path), file.path, f"row {row.id.name}, {row.bits} bits")
+    if row.id == SPIKE_AWARE:
+        raise told from error
+    bench.steps.remark(f"no row {row.id.name} at {row.bits} bits: {told.what}")
+    file.discard()
 
 
 def _built(bench: Workbench, row: Variant) -> Built | None:

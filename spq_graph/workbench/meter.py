@@ -11,11 +11,13 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.apply import apply_plan
 from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.evaluate import KlMeter
+from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.kept import MEMORY
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
-from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.runtime.text.sequences import Sequences, spread
 from spq_graph.terms.precision import Precision
+from spq_graph.workbench.naming import in_source, once_quantized
 from spq_graph.workbench.workbench import Workbench
 
 # Where a graph gives logits of the last token only, windows that long: each tells of one token, whatever it takes.
@@ -60,8 +62,15 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         graph = apply_plan(bench.prepared, plan, plan.recipe.profile.emulation)
-        result = kl_of.score(SegmentedRunner(bench.segments(graph), logits=bench.logits))
-        tick()
+        try:
+            result = kl_of.score(SegmentedRunner(bench.segments(graph), logits=bench.logits))
+        except LogitsNotFiniteError as error:
+            if error.number is None:
+                raise in_source(error, bench) from error
+            tried = apply_plan(bench.prepared, plan, plan.recipe.profile.emulation)
+            raise once_quantized(error, bench, tried, bench.model) from error
+        finally:
+            tick()
         return result
 
     return Meter(kl_of.tokens, why_fewer(sequences, few, recipe, fits=kl_of.fits), measure)
@@ -105,13 +114,3 @@ def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
 def beginnings(sequences: Sequences, length: int) -> Sequences:
     """So many tokens of each row at most."""
     return replace(sequences, ids=sequences.ids[:, :length], mask=sequences.mask[:, :length])
-
-
-def spread(sequences: Sequences, tokens: int) -> Sequences:
-    """So many tokens' worth of whole rows, and one at least, as evenly spread over all of them as it takes."""
-    lengths = sequences.mask.sum(axis=1)
-    rows = max(1, int(tokens / max(1.0, float(lengths.mean()))))
-    for step in range(max(1, len(sequences) // rows), 1, -1):
-        if lengths[::step].sum() + lengths.max() > tokens:  # another row would be too much
-            return sequences.shard(0, step).take(tokens)
-    return sequences.take(tokens)

@@ -15,6 +15,7 @@ from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.identify import require_glu
 from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
+from spq_graph.passes.find.sound import refuse_broken_weights
 from spq_graph.passes.pieces.split import signature
 from spq_graph.runtime.sessions.session import Decoder
 from spq_graph.runtime.text.tokenizer import TextTokenizer
@@ -147,6 +148,7 @@ class Opening:
                 where=source.origin,
                 remedy="`spq-graph inspect --unmatched` says of every product why it is none",
             )
+        refuse_broken_weights(whole.graph, found.sites, source.origin)
         return Looked(whole, found)
 
     def _in_out(self) -> Opening:

@@ -10,8 +10,12 @@ from spq_graph.decisions.verdict import decided_on_fewer
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, load_recipe
+from spq_graph.passes.find.results import largest_results
 from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.form import Form
+from spq_graph.terms.precision import Precision
 from spq_graph.workbench.meter import meter
+from spq_graph.workbench.not_finite import sized
 from spq_graph.workbench.workbench import Workbench
 
 
@@ -28,8 +32,14 @@ def widths_of(recipe: Recipe, ladder_bits: Sequence[int]) -> tuple[int, ...]:
 
 
 def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, sequences: Sequences | None) -> Plan:
-    """Decide at so many bits; by the ratio rule without sequences, and where the model gives no logits to measure."""
+    """Decide at so many bits; by the ratio rule without sequences, and where the model gives no logits to measure.
+
+    Raises:
+        ActivationError: an activation is larger than what holds it, or not finite.
+        NotFiniteError: the logits of what was decided are not finite.
+    """
     recipe = recipe.model_copy(update={"bits": bits})
+    _refuse_too_large(bench, ranges)
     with bench.steps.step(f"decide at {bits} bits", f"Deciding at {bits} bits") as tick:
         found = None
         if sequences is not None and recipe.spike_ratio is None and bench.logits.output is not None:
@@ -47,6 +57,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             recipe,
             bench.ref,
             stored=bench.stored,
+            results=_results(bench, recipe, ranges),
             unmatched=bench.found.unmatched,
             origin=sequences.origin if sequences is not None else "",
             measure=found.kl if found is not None else None,
@@ -59,3 +70,23 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
         bench.steps.remark(decided_on_fewer(made, found.fewer))
     remark = too_few(ranges.tokens, bench.sequence_length)
     return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})
+
+
+def _refuse_too_large(bench: Workbench, ranges: Ranges) -> None:
+    """Refuse ranges beyond what holds the activations that they are of.
+
+    Raises:
+        ActivationError: the graph holds such an activation in float16.
+    """
+    held, values = sized(bench.prepared.graph, bench.found.sites), ranges.values
+    error = bench.too_large({name: values[name].peak.value for name in held if name in values})
+    if error is not None:
+        raise error
+
+
+def _results(bench: Workbench, recipe: Recipe, ranges: Ranges) -> dict[str, float]:
+    """What products may give, where the target computes some in float16, which does not hold all that float32 does."""
+    if recipe.profile.forms.get(Precision.FP16) is not Form.COMPUTED:
+        return {}
+    channels = {site.key: seen.channels for site in bench.found.sites if (seen := ranges.values.get(site.input))}
+    return largest_results(bench.prepared.graph, bench.found.sites, channels)

@@ -22,22 +22,24 @@ from spq_graph.passes.files.read import digest_of
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.identify import Identified
 from spq_graph.passes.find.logits import find_logits
-from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
+from spq_graph.passes.observe import FINITE_CHECK, Observe
 from spq_graph.passes.pieces.split import signature, split
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
-from spq_graph.runtime.measures.calibrate import collect_ranges, first_not_finite
+from spq_graph.runtime.measures.calibrate import Guard, collect_ranges
 from spq_graph.runtime.proof.held import execute_on, runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.terms.errors import DataError
+from spq_graph.terms.errors import ActivationError, DataError
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented
 from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
 from spq_graph.workbench.built import Built
+from spq_graph.workbench.faults import first_fault
+from spq_graph.workbench.not_finite import not_finite, sized, too_large
 from spq_graph.workbench.proving import check_ran
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
@@ -191,18 +193,13 @@ class Workbench:
         """
         # As it runs on the CPU: nothing is observed inside of a fused attention, which takes less time and memory.
         graph = self.prepared.adapted(PROFILES["cpu"])
-        observe = Observe([site.input for site in self.found.sites])
+        observe = Observe([site.input for site in self.found.sites], sized(graph, self.found.sites))
         run(graph, [observe])
+        probes, sizes = ([(p.value, p.outputs) for p in some] for some in (observe.probes, observe.sizes))
+        guard = Guard(lambda ids, mask: self.not_finite(ids, mask, "calibration data"), sizes, self.too_large)
         with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
             found = collect_ranges(
-                self.segments(graph),
-                [(p.value, p.outputs) for p in observe.probes],
-                FINITE_CHECK,
-                sequences,
-                self.digest,
-                self.name_not_finite,
-                tick,
-                checkpoint,
+                self.segments(graph), probes, FINITE_CHECK, sequences, self.digest, guard, tick, checkpoint
             )
         found.remark = too_few(found.tokens, self.sequence_length)
         return found
@@ -211,16 +208,15 @@ class Workbench:
         """A graph made of the source's, in pieces that fit the memory limit; the graph is edited for it."""
         return split(graph, self.model, self.memory)
 
-    def name_not_finite(self, ids: Ids, mask: Ids) -> str:
-        """The first site input that is NaN or infinite on a batch, int64 [batch, length] both, in words."""
-        graph = self.prepared.adapted(PROFILES["cpu"])
-        values = list(dict.fromkeys(site.input for site in self.found.sites))
-        run(graph, [ObserveFinite(values)])
-        index = first_not_finite(self.segments(graph), [v.name or "" for v in graph.graph.outputs], ids, mask)
-        if index is None:
-            return self.source.origin
-        site = next(s for s in self.found.sites if s.input == values[index])
-        return f"input of {site.key} (value '{site.input}')"
+    def not_finite(self, ids: Ids, mask: Ids, on: str) -> ActivationError:
+        """What to raise of a batch, int64 [batch, length] both, on which the source is not finite."""
+        sites = self.looked.found.sites if self.looked is not None else None
+        fault = first_fault(self.prepared.copy(), self.model, ids, mask, sites, self.memory)
+        return not_finite(on, self.source.origin, fault)
+
+    def too_large(self, sizes: Mapping[str, float]) -> ActivationError | None:
+        """What to raise of float16 values of these sizes, by name; None where float16 holds them."""
+        return too_large(self.prepared.graph, self.found.sites, sizes, self.source.origin)
 
     def build(self, plan: Plan, path: Path | None = None, profile: Profile | None = None) -> Built:
         """Apply a plan and save the result.
@@ -246,11 +242,11 @@ class Workbench:
         """
         profile = plan.recipe.profile
         if profile.provider == CPU_PROVIDER:
-            ids = self._probe_ids()
+            ids = self.probe_ids()
             executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
         else:
             runner = stream if isinstance(stream, Runner) else None
-            executed = execute_on(profile, built.path, self._probe_ids(), runner)
+            executed = execute_on(profile, built.path, self.probe_ids(), runner)
         check_ran(executed, plan, self.prepared.graph, built.path)
         return executed
 
@@ -271,7 +267,8 @@ class Workbench:
             return open_stream(built.path, self.memory, self.logits)
         return runner_on(profile, built.path, logits=self.logits)
 
-    def _probe_ids(self) -> Ids:
+    def probe_ids(self) -> Ids:
+        """A short row of token 0, as many as the graph insists on: int64 [batch, length]."""
         batch, length = self.decoder.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
 

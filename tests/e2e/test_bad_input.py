@@ -140,9 +140,9 @@ def test_our_own_artifact_is_quantized_already(inputs: Path, outputs: Path) -> N
     refused(quantize(inputs, outputs, model="out/model.onnx"), inputs, outputs, "quantized already", "DequantizeLinear")
 
 
-def test_not_finite_is_named_by_site(inputs: Path, outputs: Path) -> None:
+def test_a_weight_that_is_not_finite_is_named_by_its_site(inputs: Path, outputs: Path) -> None:
     write_decoder(inputs / "model.onnx", broken_layer=1)
-    refused(quantize(inputs, outputs), inputs, outputs, "NaN or infinite", "layers.1.mlp.down_proj")
+    refused(quantize(inputs, outputs), inputs, outputs, "NaN or infinite", "of layers.1.mlp.gate_proj")
 
 
 def test_no_such_source(inputs: Path, outputs: Path) -> None:

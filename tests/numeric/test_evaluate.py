@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +15,12 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.evaluate import KlMeter, add_batch, reference_of, score_text
+from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.kept import SPARE_DISK, Kept, Place
 from spq_graph.runtime.measures.score import Score
+from spq_graph.runtime.sessions.segmented import Batch
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import CheckError, DataError
@@ -223,5 +228,61 @@ def test_logits_that_are_not_numbers(models: list[Runner], tmp_path: Path) -> No
     broken = Runner(write_decoder(tmp_path / "broken.onnx", layers=1, broken_layer=0))
     ids = random_ids(2, 8)
     with pytest.raises(CheckError, match="NaN") as caught:
-        score_text(models[0], [broken], Sequences(ids, np.ones_like(ids)))
+        score_text(models[0], [models[1], broken], Sequences(ids, np.ones_like(ids)))
     assert "broken.onnx" in caught.value.where
+    assert isinstance(caught.value, LogitsNotFiniteError)
+    assert caught.value.number == 1
+    with pytest.raises(LogitsNotFiniteError) as caught_first:
+        score_text(broken, [models[0]], Sequences(ids, np.ones_like(ids)))
+    assert caught_first.value.number is None
+    with pytest.raises(LogitsNotFiniteError):
+        KlMeter(models[0], Sequences(ids, np.ones_like(ids))).kl(broken)
+
+
+class Edited:
+    """A model of whose logits some are something else."""
+
+    def __init__(self, model: Runner, edit: Callable[[npt.NDArray[np.float32]], None]) -> None:
+        self.model, self.edit = model, edit
+        self.path, self.fixed_shape = model.path, model.fixed_shape
+
+    def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
+        for logits in self.model.stream(batches):
+            changed = logits.copy()
+            self.edit(changed)
+            yield changed
+
+
+def edited(model: Runner, edit: Callable[[npt.NDArray[np.float32]], None]) -> Stream:
+    return cast(Stream, Edited(model, edit))
+
+
+def put(places: Any, value: float) -> Callable[[npt.NDArray[np.float32]], None]:
+    return lambda logits: logits.__setitem__(places, value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(1, 3, 5), (0, -1, 0), (1, 0, 63)])
+def test_one_logit_of_any_token_is_enough(models: list[Runner], value: float, place: tuple[int, ...]) -> None:
+    """Of the last token nothing is scored, and of what the tokenizer prepends neither."""
+    ids = random_ids(2, 8)
+    rows = Sequences(ids, np.ones_like(ids), prefix=2)
+    broken = edited(models[1], put(place, value))
+    with pytest.raises(LogitsNotFiniteError) as caught:
+        score_text(models[0], [broken], rows)
+    np.testing.assert_array_equal(caught.value.ids, ids[place[0]][None])
+    with pytest.raises(LogitsNotFiniteError):
+        score_text(broken, [], rows)
+
+
+def test_a_token_that_the_graph_rules_out_is_no_fault(models: list[Runner]) -> None:
+    """-inf for every token of the text: its probability is 0, and that is what is scored."""
+    ids = random_ids(4, 16)
+    ids[ids == 40] = 41
+    rows = Sequences(ids, np.ones_like(ids))
+    ruled = [edited(model, put((..., 40), -np.inf)) for model in models[:2]]
+    low = [edited(model, put((..., 40), -500.0)) for model in models[:2]]
+    (base, (score,)), (other, (expected_score,)) = (score_text(a, [b], rows) for a, b in (ruled, low))
+    assert (base.nll, score.nll) == pytest.approx((other.nll, expected_score.nll), rel=1e-6)
+    assert score.kl == pytest.approx(expected_score.kl, rel=1e-5)
+    assert np.isfinite(score_text(ruled[0], [models[1]], rows)[1][0].kl)

@@ -12,7 +12,7 @@ import pytest
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.identify import identify
-from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
+from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFaults
 from spq_graph.terms.errors import GraphError
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.inserting import run
@@ -64,10 +64,11 @@ def test_not_finite(tmp_path: Path, value: float) -> None:
     weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
     graph = canonical(model)
     values = list(dict.fromkeys(site.input for site in identify(graph).sites))
-    ObserveFinite(values)(graph)
+    ObserveFaults(values)(graph)
     save_model(graph, tmp_path / "finite.onnx")
-    sums = run(tmp_path / "finite.onnx", token_feeds())
-    finite = [bool(np.isfinite(total)) for total in sums]
+    told = run(tmp_path / "finite.onnx", token_feeds())
+    finite = [not lost and bool(np.isfinite([low, high]).all()) for _, lost, low, high in told]
+    assert all(np.isfinite(size) for size, *_ in told)
     assert finite == [True] * 3 + [False] * (len(values) - 3)  # all up to the input of the first down
 
 

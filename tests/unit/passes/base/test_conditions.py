@@ -13,7 +13,7 @@ import pytest
 import spq_graph.passes
 from spq_graph.passes.base.run import run
 from spq_graph.passes.canon.canonicalize import Canonicalize
-from spq_graph.passes.observe import ObserveFinite
+from spq_graph.passes.observe import ObserveFaults
 from spq_graph.terms.errors import CheckError
 from tests.support.decoder_graphs import decoder
 
@@ -36,7 +36,7 @@ def test_every_pass_states_something() -> None:
     assert silent == set(STATE_NOTHING)
 
 
-class Idle(ObserveFinite):
+class Idle(ObserveFaults):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         return ir.passes.PassResult(model, modified=False)
 
