@@ -6,13 +6,13 @@ of after a minute inside a loader. Nothing in this module needs torch.
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from spq_graph.documents.strict import parse_json
 from spq_graph.terms.errors import SourceError
 
 REFERENCE: Final = Path(__file__).resolve().parent / "reference"
@@ -22,6 +22,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Not every LMHeadModel is a decoder: BertLMHeadModel looks ahead unless its configuration says otherwise.
 _CAUSAL = ("ForCausalLM", "GPT2LMHeadModel")
 _LFS_POINTER = b"version https://git-lfs"
+_LONGEST_HEADER = 100_000_000  # bytes, as the library of safetensors has it
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -152,6 +153,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _check_causal_lm(config: dict[str, Any], folder: Path) -> None:
     where = str(folder / "config.json")
     names = config.get("architectures") or []
+    names = names if isinstance(names, list) else [names]
     if config.get("is_encoder_decoder"):
         raise SourceError(
             "an encoder-decoder model, not a causal language model",
@@ -231,7 +233,7 @@ def _check_safetensors(file: Path) -> None:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         try:
-            header = json.loads(stream.read(min(length, size)))
+            header = parse_json(stream.read(min(length, size, _LONGEST_HEADER)))
             end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
         except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
             raise SourceError(
@@ -265,7 +267,7 @@ def _tokenizer(folder: Path | None) -> Path | None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(
             f"not readable as JSON: {error}", where=str(path), remedy="Download or write the file again."
@@ -283,4 +285,4 @@ def _first_int(value: object) -> int | None:
     """Token ids come alone or, where there are several, as a list; the first one counts."""
     if isinstance(value, list):
         value = value[0] if value else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31 else None

@@ -10,9 +10,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx_ir as ir
 
+from spq_graph.passes.base.wellformed import check_nodes
 from spq_graph.passes.files.mapped import folder_of, load_mapped
 from spq_graph.terms.errors import GraphError, SourceError
 
+_MOST = 1 << 40  # elements along an axis
 _INVALID = "the graph is invalid; export the model again"
 
 
@@ -46,6 +48,7 @@ def load_graph(path: Path) -> ir.Model:
         ) from cause
     _check_data(model, path)
     _check_links(model, path)
+    check_nodes(model, str(path))
     return model
 
 
@@ -71,12 +74,42 @@ def _tensors_of(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
 
 def _check_data(model: ir.Model, path: Path) -> None:
     for name, tensor in _tensors_of(model):
+        _check_form(name, tensor, path)
         if isinstance(tensor, ir.ExternalTensor):
             if str(tensor.location) == path.name:
                 _check_size(name, tensor, tensor.length or 0, path)
             _check_external(name, tensor, path)
         elif isinstance(tensor, ir.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
             _check_size(name, tensor, len(tensor.raw.raw_data), path)
+        elif isinstance(tensor, ir.TensorProtoTensor):
+            _check_fields(name, tensor, path)
+
+
+def _check_form(name: str, tensor: ir.TensorProtocol, path: Path) -> None:
+    """An element type and a shape that there are, before anything is computed from them."""
+    shape = tensor.shape.numpy()
+    if tensor.dtype is ir.DataType.UNDEFINED or not all(0 <= size < _MOST for size in shape):
+        what = "has no element type" if tensor.dtype is ir.DataType.UNDEFINED else f"has the shape {list(shape)[:8]}"
+        raise SourceError(
+            f"weight '{name}' {what}", where=str(path), remedy="the file is damaged; export the model again"
+        )
+
+
+def _check_fields(name: str, tensor: ir.TensorProtoTensor, path: Path) -> None:
+    """Numbers that lie in fields of their own, not as bytes: few, but as many as the shape wants."""
+    fields = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+    stored = sum(len(getattr(tensor.raw, field)) for field in fields)
+    try:
+        # Complex numbers are two, those of fewer than eight bits lie several in one.
+        whole = tensor.size <= 8 * stored and tensor.numpy().size == tensor.size
+    except Exception:  # the reader raises whatever numpy does
+        whole = False
+    if not whole:
+        raise SourceError(
+            f"weight '{name}' holds {stored} numbers where its shape wants {tensor.size}",
+            where=str(path),
+            remedy="the file is damaged; export the model again",
+        )
 
 
 def _check_size(name: str, tensor: ir.TensorProtocol, found: int, path: Path) -> None:
@@ -89,6 +122,12 @@ def _check_size(name: str, tensor: ir.TensorProtocol, found: int, path: Path) ->
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
+    if (tensor.offset or 0) < 0 or (tensor.length or 0) < 0 or "\0" in str(tensor.location):
+        raise SourceError(
+            f"the place of weight '{name}' in external data is not valid",
+            where=str(path),
+            remedy="the file is damaged; export the model again",
+        )
     # Windows reads a name in its own way, and a file that is safe here must be so there.
     readings = (PurePosixPath(tensor.location), PureWindowsPath(tensor.location))
     if any(reading.anchor or ".." in reading.parts for reading in readings):

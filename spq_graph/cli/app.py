@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import logging
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -75,5 +77,8 @@ def main() -> None:
     atexit.register(gc.freeze)  # what is left goes with the process; to search it for cycles takes a third of a second
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, on_terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
     with errors_for_people(errors):
         app(prog_name="spq-graph")

@@ -164,6 +164,7 @@ def plan(
 ) -> None:
     """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
     from spq_graph.documents.recipe import load_recipe
+    from spq_graph.documents.tables import printable
     from spq_graph.jobs.plan import plan as run
     from spq_graph.views.made import spike_table
     from spq_graph.workbench.opening import Opening
@@ -183,7 +184,7 @@ def plan(
         print_json(made.to_dict())
     else:
         Console().print(spike_table(made))
-        typer.echo(f"plan written to {out}")
+        typer.echo(printable(f"plan written to {out}"))
 
 
 def apply(

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spq_graph.documents.strict import parse_json
+
 NAME = "genai_config.json"
 # Types that onnxruntime-genai runs as any decoder. Others it may treat in a way of its own (phi3: two graphs in turns),
 # which is not how they are exported here; "decoder" is its name for one of which nothing more is known.
@@ -133,7 +135,7 @@ def _first(*values: Any) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     """The object in a file, empty where it is absent; what the source was loaded from needs no check any more."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -178,8 +178,10 @@ def load_recipe(path: Path | None, **given: Any) -> Recipe:
     if path is not None:
         try:
             fields = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
-            raise UsageError(f"the recipe cannot be read: {cause}", where=str(path)) from cause
+        except (OSError, ValueError, RecursionError) as cause:  # too many digits, or too deep
+            raise UsageError(
+                f"the recipe cannot be read: {cause}", where=str(path), remedy="correct it, or leave out --recipe"
+            ) from cause
     fields |= {name: value for name, value in given.items() if value is not None}
     try:
         return Recipe.model_validate(fields)
