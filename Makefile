@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= -n auto
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test test-families check docs bench bench-peers gpu test-gpu bench-gpu
+.PHONY: venv demo test test-families fuzz check docs bench bench-peers gpu test-gpu bench-gpu
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
@@ -17,6 +17,10 @@ test: venv
 # `test`.
 test-families: venv
 	@$(BIN)/python -m pytest -q $(WORKERS) -m families
+
+# Mutated graphs and documents by the thousand, from a seed; a quarter of an hour, so not part of `test`, which has some.
+fuzz: venv
+	@$(BIN)/python -m tests.fuzz --seed $(or $(SEED),0)
 
 check: venv
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from tests.fuzz.cases import KINDS
 from tests.fuzz.run import base_in, prepare, run, summary
 
-_COUNTS = {"inspect": 10_000, "quantize": 1_000, "documents": 2_000}
+_COUNTS = {"inspect": 10_000, "quantize": 1_000, "others": 1_000, "documents": 2_000}
 
 
 def main() -> int:
@@ -37,6 +37,7 @@ def main() -> int:
     keep = given.keep.resolve() / str(given.seed)
     prepare()
     found: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
     start, done = time.monotonic(), 0
     with TemporaryDirectory(prefix="spq-fuzz-") as folder:
         base = base_in(Path(folder))
@@ -44,6 +45,7 @@ def main() -> int:
         for ended in run(given.seed, chosen, keep, base, workers=given.workers, keep=bool(given.case)):
             done += 1
             found.update(ended.faults)
+            statuses[f"{ended.case.name.partition('-')[0]} {ended.status}"] += 1
             if ended.faults or given.case:
                 print(
                     f"{ended.case.name}: {'; '.join(ended.faults) or 'well'} ({ended.case.about}; "
@@ -53,6 +55,7 @@ def main() -> int:
             if done % 500 == 0:
                 print(f"... {done} of {len(chosen)} cases, {time.monotonic() - start:.0f} s", flush=True)
     print(f"{done} cases in {time.monotonic() - start:.0f} s, seed {given.seed}; {found.total()} faults")
+    print("statuses: " + ", ".join(f"{status}: {count}" for status, count in sorted(statuses.items())))
     print("\n".join(summary(found)))
     return bool(found)
 

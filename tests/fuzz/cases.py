@@ -11,12 +11,13 @@ from pathlib import Path
 import onnx
 
 from tests.conftest import write_tokenizer
-from tests.fuzz.mutations import Rng, damage, mutate, nested
+from tests.fuzz.mutations import damage, mutate, nested
 from tests.fuzz.papers import spoil_json, spoil_npz, spoil_safetensors, spoil_text, spoil_toml
+from tests.fuzz.places import Rng
 from tests.fuzz.seeds import SEEDS
 from tests.support.decoders import write_decoder, write_ids
 
-KINDS = ("inspect", "quantize", "documents")
+KINDS = ("inspect", "quantize", "others", "documents")
 MODEL, OUT = "model.onnx", "OUT"
 _FAST = ["--no-eval", "--window", "16"]
 _GRAPHS: dict[str, bytes] = {}
@@ -55,14 +56,36 @@ def make(seed: int, name: str, folder: Path, base: Path) -> Case:
         _documents(rng, case, folder, base)
     else:
         _graph(rng, case, folder / "in")
-        verb = ["inspect", str(folder / "in" / MODEL)]
-        case.arguments = [*verb, *rng.choice((["--json"], ["--json"], ["--why", "--unmatched"]))]
-        if kind == "quantize":
-            write_ids(folder / "in" / "ids.npz", 4, 16)
-            more = rng.choice((["--spike-ratio", "20"], ["--spike-ratio", "1.5"], ["--allow-no-glu", "--json"]))
-            case.arguments = ["quantize", verb[1], "-o", str(folder / "out" / OUT), *_FAST, *more]
-            case.arguments += ["--calibration", str(folder / "in" / "ids.npz"), "--calibration-tokens", "64"]
+        case.arguments = _verb(rng, kind, folder)
     return case
+
+
+def _verb(rng: Rng, kind: str, folder: Path) -> list[str]:
+    """What is called on a graph."""
+    model, ids = str(folder / "in" / MODEL), str(folder / "in" / "ids.npz")
+    if kind == "inspect":
+        return ["inspect", model, *rng.choice((["--json"], ["--json"], ["--why", "--unmatched"]))]
+    write_ids(Path(ids), 4, 16)
+    data = ["--calibration", ids, "--calibration-tokens", "64"]
+    if kind == "quantize":
+        more = rng.choice((["--spike-ratio", "20"], ["--spike-ratio", "1.5"], ["--allow-no-glu", "--json"]))
+        more += rng.choice(
+            ([], [], ["--high-precision", "fp8_e4m3"], ["--target", "openvino"], ["--memory-limit", "1"])
+        )
+        return ["quantize", model, "-o", str(folder / "out" / OUT), *_FAST, *more, *data]
+    write_tokenizer(folder / "in")
+    write_decoder(folder / "in" / "sound.onnx", layers=1)
+    words, sound = ["--tokenizer", str(folder / "in")], str(folder / "in" / "sound.onnx")
+    ways = (
+        ["eval", model, "--text", ids, "--window", "16", "--json"],
+        ["eval", model, "--text", ids, "--window", "16", "--against", sound],
+        ["generate", model, *words, "--prompt", "w1 w5 w9", "--max-new-tokens", "3"],
+        ["calibrate", model, "-o", str(folder / "out" / "ranges.json"), *data, "--window", "16"],
+        ["inspect", model, *data, "--window", "16", "--json"],
+        ["diff", model, sound],
+        ["quantize", model, "-o", str(folder / "out" / OUT), "--dry-run", "--json", *data, "--window", "16"],
+    )
+    return rng.choice(ways)
 
 
 def _graph(rng: Rng, case: Case, folder: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.mutations import HUGE, NAMES, Rng, damage
+from tests.fuzz.mutations import damage
+from tests.fuzz.places import HUGE, NAMES, Rng
 
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, "", "x", [], {}, 0, -1, 1.5, 1e308, float("nan"), float("inf"), 2**64, 10**400),
