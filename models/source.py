@@ -76,6 +76,7 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
             model is not a causal language model.
     """
     path = REFERENCE if source == "reference" else Path(source).expanduser()
+    _check_text(path)
     if not path.exists():
         raise _not_found(source)
     if path.is_dir():
@@ -87,6 +88,24 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
         where=source,
         remedy="Pass the folder that holds config.json and the weights, or a file that ends in .onnx.",
     )
+
+
+def _check_text(path: Path) -> None:
+    """Refuse a path with bytes that are no text, and one that no system takes: no runtime can be told of it."""
+    if not _is_text(str(path.absolute())):
+        raise SourceError(
+            "the path is not UTF-8, and ONNX Runtime takes no other",
+            where=str(path),
+            remedy="Give the file and its folders names in UTF-8, with mv.",
+        )
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in path
 
 
 def _not_found(source: str) -> SourceError:

@@ -117,6 +117,8 @@ def _check_data(model: ir.Model, path: Path) -> None:
             _check_size(name, tensor, len(tensor.raw.raw_data), path)
         elif isinstance(tensor, ir.TensorProtoTensor):
             _check_fields(name, tensor, path)
+        elif isinstance(tensor, ir.StringTensor) and len(tensor.string_data()) != tensor.size:
+            raise _other_count(name, len(tensor.string_data()), "texts", tensor, path)
 
 
 def _check_form(name: str, tensor: ir.TensorProtocol, path: Path) -> None:
@@ -143,11 +145,15 @@ def _check_fields(name: str, tensor: ir.TensorProtoTensor, path: Path) -> None:
     except Exception:  # the reader raises whatever numpy does
         whole = False
     if not whole:
-        raise SourceError(
-            f"weight '{name}' holds {stored} numbers where its shape wants {tensor.size}",
-            where=str(path),
-            remedy="the file is damaged; export the model again",
-        )
+        raise _other_count(name, stored, "numbers", tensor, path)
+
+
+def _other_count(name: str, found: int, what: str, tensor: ir.TensorProtocol, path: Path) -> SourceError:
+    return SourceError(
+        f"weight '{name}' holds {found} {what} where its shape wants {tensor.size}",
+        where=str(path),
+        remedy="the file is damaged; export the model again",
+    )
 
 
 def _check_size(name: str, tensor: ir.TensorProtocol, found: int, path: Path) -> None:
