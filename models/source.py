@@ -22,7 +22,6 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Not every LMHeadModel is a decoder: BertLMHeadModel looks ahead unless its configuration says otherwise.
 _CAUSAL = ("ForCausalLM", "GPT2LMHeadModel")
 _LFS_POINTER = b"version https://git-lfs"
-_LONGEST_HEADER = 100_000_000  # bytes, as the library of safetensors has it
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -91,21 +90,14 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
 
 
 def _check_text(path: Path) -> None:
-    """Refuse a path with bytes that are no text, and one that no system takes: no runtime can be told of it."""
-    if not _is_text(str(path.absolute())):
-        raise SourceError(
-            "the path is not UTF-8, and ONNX Runtime takes no other",
-            where=str(path),
-            remedy="Give the file and its folders names in UTF-8, with mv.",
-        )
-
-
-def _is_text(path: str) -> bool:
+    """Refuse a path that is no text: no runtime can be told of it."""
     try:
-        path.encode()
+        known = b"\0" not in str(path.absolute()).encode()
     except UnicodeEncodeError:
-        return False
-    return "\0" not in path
+        known = False
+    if not known:
+        what, remedy = "the path is not UTF-8, and ONNX Runtime takes no other", "Rename it and its folders with mv."
+        raise SourceError(what, where=str(path), remedy=remedy)
 
 
 def _not_found(source: str) -> SourceError:
@@ -252,7 +244,7 @@ def _check_safetensors(file: Path) -> None:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         try:
-            header = parse_json(stream.read(min(length, size, _LONGEST_HEADER)))
+            header = parse_json(stream.read(min(length, size, 100_000_000)))
             end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
         except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
             raise SourceError(
