@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= -n auto
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test test-families signals check docs bench bench-peers gpu test-gpu bench-gpu
+.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers gpu test-gpu bench-gpu
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
@@ -21,6 +21,10 @@ test-families: venv
 # Four hundred signals at random instants, over an ONNX file and a folder. Minutes, so not part of `test`, which has some.
 signals: venv
 	@$(BIN)/python -m pytest -q $(WORKERS) -m signals
+
+# Mutated graphs and documents by the thousand, from a seed; a quarter of an hour, so not part of `test`, which has some.
+fuzz: venv
+	@$(BIN)/python -m tests.fuzz --seed $(or $(SEED),0)
 
 check: venv
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports

@@ -6,13 +6,13 @@ of after a minute inside a loader. Nothing in this module needs torch.
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from spq_graph.documents.strict import parse_json
 from spq_graph.models import gguf
 from spq_graph.terms.errors import SourceError
 
@@ -76,6 +76,7 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
             model is not a causal language model.
     """
     path = REFERENCE if source == "reference" else Path(source).expanduser()
+    _check_text(path)
     if not path.exists():
         raise _not_found(source)
     if path.is_dir():
@@ -89,6 +90,17 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
         where=source,
         remedy="Pass the folder that holds config.json and the weights, or a file that ends in .onnx or .gguf.",
     )
+
+
+def _check_text(path: Path) -> None:
+    """Refuse a path that is no text: no runtime can be told of it."""
+    try:
+        known = b"\0" not in str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        known = False
+    if not known:
+        what, remedy = "the path is not UTF-8, and ONNX Runtime takes no other", "Rename it and its folders with mv."
+        raise SourceError(what, where=str(path), remedy=remedy)
 
 
 def _not_found(source: str) -> SourceError:
@@ -166,6 +178,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _check_causal_lm(config: dict[str, Any], folder: Path) -> None:
     where = str(folder / "config.json")
     names = config.get("architectures") or []
+    names = names if isinstance(names, list) else [names]
     if config.get("is_encoder_decoder"):
         raise SourceError(
             "an encoder-decoder model, not a causal language model",
@@ -245,7 +258,7 @@ def _check_safetensors(file: Path) -> None:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         try:
-            header = json.loads(stream.read(min(length, size)))
+            header = parse_json(stream.read(min(length, size, 100_000_000)))
             end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
         except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
             raise SourceError(
@@ -279,7 +292,7 @@ def _tokenizer(folder: Path | None) -> Path | None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(
             f"not readable as JSON: {error}", where=str(path), remedy="Download or write the file again."
@@ -297,4 +310,4 @@ def _first_int(value: object) -> int | None:
     """Token ids come alone or, where there are several, as a list; the first one counts."""
     if isinstance(value, list):
         value = value[0] if value else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31 else None

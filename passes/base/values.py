@@ -144,7 +144,9 @@ def holds(value: ir.Value | None, expected: ir.TensorProtocol) -> bool:
 def scalar_of(value: ir.Value | None) -> float | None:
     """The number that a constant of one element holds, whatever its rank; seen through Cast."""
     weight = weight_of(value)
-    return float(weight.numpy().reshape(-1)[0]) if weight is not None and weight.tensor.size == 1 else None
+    if weight is None or weight.tensor.size != 1 or weight.tensor.dtype is ir.DataType.STRING:
+        return None
+    return float(weight.numpy().reshape(-1)[0])
 
 
 def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:

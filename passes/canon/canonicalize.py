@@ -15,10 +15,12 @@ from onnx_ir.passes.common import (
 from spq_graph.passes.base.conditions import not_canonical, not_inlined, not_lifted, not_named, promise
 from spq_graph.passes.base.marks import DOMAIN, OP
 from spq_graph.passes.base.run import Pass, run
+from spq_graph.passes.base.wellformed import check_nodes
 from spq_graph.passes.canon.einsum import EinsumAsMatMul
 from spq_graph.passes.canon.fold import FoldWeights
 from spq_graph.passes.canon.lift_old import LiftOld
 from spq_graph.passes.canon.unfuse import Unfuse
+from spq_graph.terms.errors import GraphError
 
 FIRST_IR_WITH_FREE_INITIALIZERS = 4
 
@@ -32,7 +34,21 @@ class InlineFunctions(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if not model.functions:
             return ir.passes.PassResult(model, modified=False)
-        return InlinePass(criteria=lambda function: (function.domain, function.name) != (DOMAIN, OP))(model)
+        inline = InlinePass(criteria=lambda function: (function.domain, function.name) != (DOMAIN, OP))
+        try:
+            result = inline(model)
+        except (ir.passes.InvariantError, ValueError, KeyError, RuntimeError, TypeError) as cause:
+            first: BaseException = cause
+            while first.__cause__ is not None:
+                first = first.__cause__
+            raise GraphError(
+                f"a function of the model cannot be written out: {first}",
+                where=model.graph.name or "",
+                remedy="export the model again, without functions of its own or with those that its opset knows",
+            ) from cause
+        # Who calls a function may leave out inputs that its body reads.
+        check_nodes(model, model.graph.name or "")
+        return result
 
     def ensures(self, model: ir.Model) -> None:
         """No function is left but ours."""

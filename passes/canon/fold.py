@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
-from onnx import NodeProto
 
 from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.replace import add_constant
 from spq_graph.passes.base.values import holds_codes, is_standard, weight_of
+from spq_graph.passes.canon.constants import Recipe, recipe_of
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 # What only moves data.
@@ -73,9 +71,8 @@ _KEEP_AXES = {
         1,
     ),
 }
+_MOST_NODES = 1 << 10  # that a constant is computed by, each as often as it is read
 _LONGEST_CHAIN = 64  # so that time is linear, and no recursion too deep
-
-Array = npt.NDArray[Any]
 
 
 class FoldWeights(CanonicalPass):
@@ -168,43 +165,6 @@ def _axes_of(value: ir.Value | None, known: dict[ir.Value, int], left: int = _LO
     return known[value]
 
 
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """How a constant comes about; it outlives the nodes that it was read from.
-
-    Attributes:
-        tensor: the constant, where no node makes it.
-        node: what makes it otherwise, from `sources` by name, in an opset; its output of this index.
-    """
-
-    tensor: ir.TensorProtocol | None
-    node: NodeProto | None = None
-    opset: int = 0
-    index: int = 0
-    sources: tuple[tuple[str, _Recipe], ...] = ()
-
-    def numbers(self, *, real: bool = True) -> Array:
-        """The constant; or an array of its shape, whose floating-point numbers mean nothing and take no memory."""
-        if self.tensor is not None:
-            if real or not self.tensor.dtype.is_floating_point():
-                return np.asarray(self.tensor.numpy())
-            zero = np.zeros((), dtype=self.tensor.dtype.numpy())
-            return np.broadcast_to(zero, tuple(self.tensor.shape.numpy()))
-        from onnx.reference import ReferenceEvaluator  # slow to import, and few graphs need it
-
-        feeds = {name: source.numbers(real=real) for name, source in self.sources}
-        evaluator: Any = ReferenceEvaluator(self.node, opsets={"": self.opset})
-        return np.asarray(evaluator.run(None, feeds)[self.index])
-
-
-def _recipe(value: ir.Value, opset: int) -> _Recipe:
-    node = value.producer()
-    if node is None:
-        return _Recipe(value.const_value)
-    sources = tuple((v.name or "", _recipe(v, opset)) for v in node.inputs if v is not None)
-    return _Recipe(None, ir.to_proto(node), node.version or opset, list(node.outputs).index(value), sources)
-
-
 @dataclass(slots=True)
 class _Matrix:
     """A constant operand that is a matrix.
@@ -219,7 +179,7 @@ class _Matrix:
     """
 
     name: str
-    recipe: _Recipe
+    recipe: Recipe
     dtype: ir.DataType
     shape: tuple[int, int]
     axes: int
@@ -238,9 +198,14 @@ class _Matrix:
 
 def _matrix_of(graph: ir.Graph, value: ir.Value) -> _Matrix | None:
     """The matrix that a constant operand is, alone or in a stack of one; None where it is none."""
-    recipe = _recipe(value, graph.opset_imports.get("", 1))
-    with np.errstate(all="ignore"):
-        stand_in = recipe.numbers(real=False)
+    recipe = recipe_of(value, graph.opset_imports.get("", 1))
+    if recipe.cost > _MOST_NODES:
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            stand_in = recipe.numbers(real=False)
+    except Exception:  # whatever the evaluator and numpy raise where a node cannot be computed: then nothing is folded
+        return None
     if stand_in.ndim < 2 or set(stand_in.shape[:-2]) - {1}:  # no linear layer
         return None
     rows, columns = stand_in.shape[-2:]

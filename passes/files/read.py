@@ -7,12 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import onnx_ir as ir
 
+from spq_graph.passes.base.wellformed import check_nodes
 from spq_graph.passes.files.mapped import folder_of, load_mapped
 from spq_graph.terms.errors import GraphError, SourceError
 
+_MOST = 1 << 40  # elements along an axis
 _INVALID = "the graph is invalid; export the model again"
 
 
@@ -44,8 +47,10 @@ def load_graph(path: Path) -> ir.Model:
             where=str(path),
             remedy="it may be cut short by a broken copy or download; export it again",
         ) from cause
+    _check_texts(model, path)
     _check_data(model, path)
     _check_links(model, path)
+    check_nodes(model, str(path))
     return model
 
 
@@ -66,17 +71,89 @@ def _tensors_of(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
         for node in graph:
             for attribute in node.attributes.values():
                 if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield node.name or node.op_type, attribute.as_tensor()
+                    # Not as_tensor(), which asks a tensor for its size, and one of no type has none.
+                    yield node.name or node.op_type, attribute.value
+
+
+def _check_texts(model: ir.Model, path: Path) -> None:
+    """Check that names are text: a parser of ONNX hands on as bytes what is not UTF-8."""
+    for name in _texts_of(model):
+        if name is not None and not isinstance(name, str):
+            raise SourceError(
+                f"a name in the graph is not UTF-8: {name!r}",
+                where=str(path),
+                remedy="export the model again, or give it another name there",
+            )
+
+
+def _texts_of(model: ir.Model) -> Iterator[Any]:
+    yield from (model.producer_name, model.producer_version, model.domain, model.graph.name)
+    for props in (model.metadata_props, model.opset_imports):
+        yield from (*props, *(value for value in props.values() if not isinstance(value, int)))
+    for function in model.functions.values():
+        yield from (function.name, function.domain, *function.opset_imports, *function.attributes)
+        yield from (text for node in function.all_nodes() for text in _texts_at(node))
+    for graph in model.graphs():
+        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+            yield value.name
+            yield from (size.value for size in value.shape or () if not isinstance(size, int))
+        yield from (text for node in graph for text in _texts_at(node))
+
+
+def _texts_at(node: ir.Node) -> Iterator[Any]:
+    yield from (node.name, node.op_type, node.domain, node.overload)
+    yield from (value.name for value in (*node.inputs, *node.outputs) if value is not None)
+    yield from (*node.attributes, *node.metadata_props, *node.metadata_props.values())
 
 
 def _check_data(model: ir.Model, path: Path) -> None:
     for name, tensor in _tensors_of(model):
+        _check_form(name, tensor, path)
         if isinstance(tensor, ir.ExternalTensor):
             if str(tensor.location) == path.name:
                 _check_size(name, tensor, tensor.length or 0, path)
             _check_external(name, tensor, path)
         elif isinstance(tensor, ir.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
             _check_size(name, tensor, len(tensor.raw.raw_data), path)
+        elif isinstance(tensor, ir.TensorProtoTensor):
+            _check_fields(name, tensor, path)
+        elif isinstance(tensor, ir.StringTensor) and len(tensor.string_data()) != tensor.size:
+            raise _other_count(name, len(tensor.string_data()), "texts", tensor, path)
+
+
+def _check_form(name: str, tensor: ir.TensorProtocol, path: Path) -> None:
+    """An element type and a shape that there are, before anything is computed from them."""
+    shape = tensor.shape.numpy()
+    try:
+        kind = tensor.dtype
+    except ValueError:  # a number that stands for no type
+        kind = ir.DataType.UNDEFINED
+    if kind is ir.DataType.UNDEFINED or not all(0 <= size < _MOST for size in shape):
+        what = "has no element type" if kind is ir.DataType.UNDEFINED else f"has the shape {list(shape)[:8]}"
+        raise SourceError(
+            f"weight '{name}' {what}", where=str(path), remedy="the file is damaged; export the model again"
+        )
+
+
+def _check_fields(name: str, tensor: ir.TensorProtoTensor, path: Path) -> None:
+    """Numbers that lie in fields of their own, not as bytes: few, but as many as the shape wants."""
+    fields = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+    stored = sum(len(getattr(tensor.raw, field)) for field in fields)
+    try:
+        # Complex numbers are two, those of fewer than eight bits lie several in one.
+        whole = tensor.size <= 8 * stored and tensor.numpy().size == tensor.size
+    except Exception:  # the reader raises whatever numpy does
+        whole = False
+    if not whole:
+        raise _other_count(name, stored, "numbers", tensor, path)
+
+
+def _other_count(name: str, found: int, what: str, tensor: ir.TensorProtocol, path: Path) -> SourceError:
+    return SourceError(
+        f"weight '{name}' holds {found} {what} where its shape wants {tensor.size}",
+        where=str(path),
+        remedy="the file is damaged; export the model again",
+    )
 
 
 def _check_size(name: str, tensor: ir.TensorProtocol, found: int, path: Path) -> None:
@@ -89,6 +166,12 @@ def _check_size(name: str, tensor: ir.TensorProtocol, found: int, path: Path) ->
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
+    if (tensor.offset or 0) < 0 or (tensor.length or 0) < 0 or "\0" in str(tensor.location):
+        raise SourceError(
+            f"the place of weight '{name}' in external data is not valid",
+            where=str(path),
+            remedy="the file is damaged; export the model again",
+        )
     # Windows reads a name in its own way, and a file that is safe here must be so there.
     readings = (PurePosixPath(tensor.location), PureWindowsPath(tensor.location))
     if any(reading.anchor or ".." in reading.parts for reading in readings):
@@ -130,18 +213,31 @@ def _check_links(model: ir.Model, path: Path) -> None:
     for name, count in Counter(value.name for value in model.graph.inputs).items():
         if count > 1:
             raise broken(f"{count} inputs have the name '{name}'")
-    known = {v for graph in model.graphs() for v in (*graph.inputs, *graph.initializers.values())}
-    for node in model.graph.all_nodes():
+    holders: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for holder in holders:
+        if (wrong := _unlinked(holder)) is not None:
+            raise broken(wrong)
+        try:
+            holder.sort()
+        except ValueError as cause:
+            raise broken("the graph has a cycle: a node reads what follows from it") from cause
+
+
+def _unlinked(holder: ir.Graph | ir.Function) -> str | None:
+    """What is read in a graph or a function, and comes from nowhere, in words."""
+    inner = [graph for graph in holder.subgraphs() if graph is not holder]
+    known = {value for graph in (holder, *inner) for value in graph.inputs}
+    if isinstance(holder, ir.Graph):
+        known |= set(holder.initializers.values())
+    known |= {value for graph in inner for value in graph.initializers.values()}
+    for node in holder.all_nodes():
         for value in node.inputs:
             if value is not None and value.producer() is None and value not in known:
-                raise broken(f"node '{node.name or node.op_type}' reads '{value.name}', which nothing produces")
-    for value in model.graph.outputs:
+                return f"node '{node.name or node.op_type}' reads '{value.name}', which nothing produces"
+    for value in (value for graph in (holder, *inner) for value in graph.outputs):
         if value.producer() is None and value not in known:
-            raise broken(f"nothing produces the output '{value.name}'")
-    try:
-        model.graph.sort()
-    except ValueError as cause:
-        raise broken("the graph has a cycle: a node reads what follows from it") from cause
+            return f"nothing produces the output '{value.name}'"
+    return None
 
 
 def ends_of(path: Path) -> tuple[dict[str, list[int | str | None]], list[str]]:

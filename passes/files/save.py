@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def save_model(model: ir.Model, path: Path) -> int:
         )
     except Exception as error:  # the writer wraps whatever a weight raised in errors of its own
         first = _first_of(error)
+        if isinstance(first, OSError) and first.errno is None:  # numpy says how much it wrote, and not why no more
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if first is error:
             raise
         raise first from None

@@ -13,7 +13,6 @@ and with published ones only where those used the same prompts.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from spq_graph.documents.strict import parse_json
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import ActivationError, DataError, UsageError
@@ -155,8 +155,8 @@ def score_task(
 
 def _example(line: str, *, where: str) -> Example:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise DataError(f"not valid JSON: {error}", where=where, remedy="One JSON object a line.") from error
     match row:
         case {"query": str(query), "choices": [_, _, *_] as choices, "gold": int(gold)}:

@@ -21,6 +21,7 @@ from spq_graph.terms.targets import CONTRIB
 # By operator of com.microsoft: its inputs with past keys and values, and of packed queries how many parts they have.
 _PASTS = {"GroupQueryAttention": (3, 4), "MultiHeadAttention": (6, 7)}
 _LAST, _TOTAL = 5, 6  # inputs of GroupQueryAttention: tokens before the last one by row, and tokens of the longest row
+_WIDEST = 1 << 20  # heads, channels or tokens
 _MOVES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "MatMulNBits"})
 
@@ -75,6 +76,10 @@ def empty_past(
     sizes[batch] = rows if sizes[batch] is None else sizes[batch]
     if len(sizes) > 3 and sizes[-1] is None:
         sizes[-1] = width
+    if any(size is not None and not 0 <= size <= _WIDEST for size in sizes):
+        raise GraphError(
+            f"cache '{name}' has the shape {list(shape)}", remedy="export the model again with the sizes that it has"
+        )
     open_axes = [axis for axis, size in enumerate(sizes) if size is None]
     if len(open_axes) > 1:
         left = ", ".join(str(shape[axis]) for axis in open_axes)

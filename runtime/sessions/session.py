@@ -22,6 +22,8 @@ from spq_graph.terms.halves import refuse_halves
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CPU_PROVIDER
 
+_MOST_TOKENS = 1 << 22  # in a batch
+
 
 class Decoder:
     """What a decoder takes and gives: token ids brought into the form that its exporter chose.
@@ -72,6 +74,12 @@ class Decoder:
         """Batch size and length that the graph insists on; None where they are free."""
         shape = next(i.shape for i in self._inputs if i.name == self._takes.ids_name)
         batch, length = (d if isinstance(d, int) else None for d in (*shape, None, None)[:2])  # it may state no shape
+        if not (0 < (batch or 1) <= _MOST_TOKENS and 0 < (batch or 1) * (length or 1) <= _MOST_TOKENS):
+            raise GraphError(
+                f"input '{self._takes.ids_name}' wants {batch} sequences of {length} tokens",
+                where=str(self.path),
+                remedy="export the model again with free sizes",
+            )
         return batch, length
 
     @property
@@ -236,7 +244,7 @@ def session_options(threads: int = 0, profile: Path | None = None) -> Any:
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would log it raises, too; its log has names as they are in the file
     # The runtime keeps a plan and an arena for every shape of a batch that it meets, and text has many: a quarter
     # of the peak, for no time that could be measured.
     options.enable_mem_pattern = False

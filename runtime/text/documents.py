@@ -13,7 +13,7 @@ from typing import Any
 from spq_graph.terms.errors import DataError
 
 _JSON = (".json", ".jsonl", ".ndjson")
-_MOST = 1 << 30  # bytes that a compressed file may hold
+_MOST = 1 << 28  # bytes that a compressed file may hold
 _GZIP = b"\x1f\x8b"
 # The longer first: UTF-32's mark begins with that of UTF-16.
 _MARKS = (
@@ -67,7 +67,7 @@ def _content(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     if len(content) > _MOST:
-        raise DataError("more than 1 GiB of text in a gzip file", where=str(path), remedy="Pass a piece of it.")
+        raise DataError("more than 256 MiB of text in a gzip file", where=str(path), remedy="Pass a piece of it.")
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
@@ -18,6 +17,7 @@ from spq_graph.runtime.text.sequences import Ids, Sequences, cut, padded_behind
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import DataError, UsageError
 
+_MOST_BYTES = 128 << 20  # of an array: 16 million ids
 __all__ = ["Sequences", "TextTokenizer", "load_sequences", "windows"]
 
 
@@ -152,27 +152,42 @@ def _from_ids(ids: Ids, mask: Ids, tokenizer: TextTokenizer | None, *, window: i
 
 
 def _read_npz(path: Path) -> tuple[Ids, Ids]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays: dict[str, npt.NDArray[Any]] = dict(archive)
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"not a readable .npz: {error}", where=str(path), remedy="numpy.savez makes one.") from error
-    others = [name for name in arrays if name != "attention_mask"]
-    name = "input_ids" if "input_ids" in arrays else others[0] if len(others) == 1 else None
-    if name is None:
-        raise DataError(f"no input_ids among {sorted(arrays)}", where=str(path), remedy="Name the array input_ids.")
+    name, arrays = _arrays_in(path)
     ids = arrays[name]
     if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
         raise DataError(
             f"{name} is {ids.dtype} {list(ids.shape)}", where=str(path), remedy="Ids are integers, [n, length]."
         )
     mask = arrays.get("attention_mask", np.ones_like(ids))
-    if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
+    if mask.shape != ids.shape or not ((mask == 0) | (mask == 1)).all():
         raise DataError(f"attention_mask must be 0 or 1 and {list(ids.shape)} like {name}", where=str(path))
     ids, mask = np.atleast_2d(ids).astype(np.int64), np.atleast_2d(mask).astype(np.int64)
     if not (mask[:, :-1] & mask[:, 1:]).any():
         raise DataError("no row holds two tokens", where=str(path), remedy="Save rows of a few hundred ids.")
     return ids, mask
+
+
+def _arrays_in(path: Path) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+    """The name of the ids in an archive, and the arrays that are asked for; no more is unpacked."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            others = sorted(name for name in archive.files if name != "attention_mask")
+            name = "input_ids" if "input_ids" in others else others[0] if len(others) == 1 else None
+            if name is None:
+                raise DataError(f"no input_ids among {others}", where=str(path), remedy="Name the array input_ids.")
+            wanted = [name, *({"attention_mask"} & set(archive.files))]
+            for member in archive.zip.infolist():
+                if member.filename.removesuffix(".npy") in wanted and member.file_size > _MOST_BYTES:
+                    raise DataError(
+                        f"{member.filename} unpacks to {member.file_size >> 20} MiB, more than {_MOST_BYTES >> 20}",
+                        where=str(path),
+                        remedy="Save fewer rows.",
+                    )
+            return name, {wish: archive[wish] for wish in wanted}
+    except DataError:
+        raise
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for headers and members that are none
+        raise DataError(f"not a readable .npz: {error}", where=str(path), remedy="numpy.savez makes one.") from error
 
 
 def _check_vocabulary(ids: Ids, mask: Ids, vocab_size: int | None, path: Path) -> None:

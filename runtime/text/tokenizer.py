@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from spq_graph.terms.errors import SourceError, UsageError
+from spq_graph.documents.strict import parse_json
+from spq_graph.terms.errors import SourceError, SpqError, UsageError
 
 _LEGACY = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "vocab.bpe")
 _CHUNK = 32_768  # characters encoded at once
 _GROUP = 16  # chunks in flight: bounds memory, feeds every core
+_MOST_IDS = 1 << 31
 _CONTEXT = 64  # characters on either side of a cut that have to agree
 
 
@@ -61,13 +63,11 @@ class TextTokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise _missing(folder)
-        try:
+        with _sound(path):
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise SourceError(
-                f"not a tokenizer that can be read: {error}", where=str(path), remedy="Fetch the file again."
-            ) from error
-        return cls(tokenizer, _special_id(folder, tokenizer, "bos"), _special_id(folder, tokenizer, "eos"), folder)
+        bos, eos = (_special_id(folder, tokenizer, which) for which in ("bos", "eos"))
+        with _sound(path):
+            return cls(tokenizer, bos, eos, folder)
 
     def prepended(self, bos: bool) -> list[int]:
         """What a sequence starts with: the prefix of the tokenizer, with BOS first where `bos` asks for it.
@@ -93,13 +93,15 @@ class TextTokenizer:
         """
         chunks = self._chunks(text)
         while group := list(islice(chunks, _GROUP)):
-            encodings = self._tokenizer.encode_batch_fast([chunk for chunk, _ in group], add_special_tokens=False)
+            with _sound(self.folder):
+                encodings = self._tokenizer.encode_batch_fast([chunk for chunk, _ in group], add_special_tokens=False)
             for encoding, (_, context) in zip(encodings, group, strict=True):
                 yield encoding.ids[context:]
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of token ids; special tokens are shown only with `special`."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special)
+        with _sound(self.folder):
+            return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def token_text(self, token: int) -> str:
         """One token for people: its text, or its name in the vocabulary where it has no text of its own."""
@@ -132,7 +134,21 @@ class TextTokenizer:
         return len(text), 0, 0
 
     def _raw(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _sound(self.folder):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@contextmanager
+def _sound(path: Path | None) -> Iterator[None]:
+    """Turn what the library raises into a SourceError; where its own code is at fault, that is no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, SpqError):
+        raise
+    except BaseException as error:
+        raise SourceError(
+            f"not a tokenizer that can be used: {error}", where=str(path or ""), remedy="Fetch the file again."
+        ) from error
 
 
 def _prepended(tokenizer: Tokenizer) -> list[int]:
@@ -169,7 +185,7 @@ def _special_id(folder: Path, tokenizer: Tokenizer, which: str) -> int | None:
         if isinstance(text, str) and (known := tokenizer.token_to_id(text)) is not None:
             return known
     number = read_json(folder / "config.json").get(f"{which}_token_id")
-    return number if isinstance(number, int) else None
+    return number if isinstance(number, int) and 0 <= number < _MOST_IDS else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -181,7 +197,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"not valid JSON: {error}", where=str(path), remedy="Fetch the file again.") from error
     if not isinstance(content, dict):

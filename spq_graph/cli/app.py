@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import logging
+import sys
 from typing import Annotated
 
 import typer
@@ -75,5 +77,8 @@ def main() -> None:
     atexit.register(gc.freeze)  # what is left goes with the process; to search it for cycles takes a third of a second
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     watch()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
     with errors_for_people(errors), heard():
         app(prog_name="spq-graph")

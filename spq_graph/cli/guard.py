@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 from rich.console import Console
 
+from spq_graph.cli.faults import fault
 from spq_graph.documents.interrupts import Interrupted, leave, told
 from spq_graph.terms.errors import SpqError
 from spq_graph.views.errors import print_error
@@ -29,5 +30,11 @@ def errors_for_people(console: Console) -> Iterator[None]:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        console.print(f"error: {error.strerror or error}: {error.filename or ''}", markup=False)
+        where, remedy = str(error.filename or ""), "see that it can be read and written, and that the disk has room"
+        print_error(SpqError(f"the system refuses: {error.strerror or error}", where=where, remedy=remedy), console)
+        sys.exit(1)
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a library's own faults are no Exceptions: pyo3's PanicException
+        print_error(fault(error), console)
         sys.exit(1)

@@ -164,6 +164,7 @@ def plan(
 ) -> None:
     """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
     from spq_graph.documents.recipe import load_recipe
+    from spq_graph.documents.tables import printable
     from spq_graph.jobs.plan import plan as run
     from spq_graph.views.made import spike_table
     from spq_graph.workbench.opening import Opening
@@ -184,8 +185,8 @@ def plan(
     else:
         Console().print(spike_table(made))
         if made.calibration.remark is not None:
-            typer.echo(f"! {made.calibration.remark}")
-        typer.echo(f"plan written to {out}")
+            typer.echo(printable(f"! {made.calibration.remark}"))
+        typer.echo(printable(f"plan written to {out}"))
 
 
 def apply(

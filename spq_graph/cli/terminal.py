@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from spq_graph.documents.json_text import json_text
+from spq_graph.documents.tables import printable
 from spq_graph.workbench.steps import Steps
 
 errors = Console(stderr=True)
@@ -20,7 +22,7 @@ def steps(console: Console = errors) -> Steps:
     """The steps of a new run: remarks on a console, by default standard error, and bars where that is a terminal."""
 
     def remark(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+        console.print(printable(text), markup=False, highlight=False)
 
     if not console.is_terminal:
         return Steps(remark=remark)
@@ -61,8 +63,16 @@ class _Bars:
 
 
 def print_json(data: dict[str, Any]) -> None:
-    """Print one JSON object."""
-    typer.echo(json_text(data, "--json"))
+    """Print one JSON object, in which what could act on a terminal is spelled out as JSON spells it."""
+    typer.echo(_ACTING.sub(_spelled, json_text(data, "--json")))
+
+
+# Control characters beyond those that JSON spells itself, what changes the direction of text, and half of a pair.
+_ACTING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def answer(data: dict[str, Any], words: Iterable[str], *, as_json: bool) -> None:
@@ -71,7 +81,7 @@ def answer(data: dict[str, Any], words: Iterable[str], *, as_json: bool) -> None
         print_json(data)
         return
     for line in words:
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 def write_text(text: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spq_graph.documents.json_text import json_text
+from spq_graph.documents.strict import parse_json
 
 NAME = "genai_config.json"
 # Types that onnxruntime-genai runs as any decoder. Others it may treat in a way of its own (phi3: two graphs in turns),
@@ -140,7 +140,7 @@ def _first(*values: Any) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     """The object in a file, empty where it is absent; what the source was loaded from needs no check any more."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

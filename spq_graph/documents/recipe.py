@@ -178,8 +178,11 @@ def load_recipe(path: Path | None, **given: Any) -> Recipe:
     if path is not None:
         try:
             fields = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
-            raise UsageError(f"the recipe cannot be read: {cause}", where=str(path)) from cause
+        except (OSError, ValueError, RecursionError) as cause:  # a number of too many digits is a ValueError, too
+            reason = "it is nested too deep" if isinstance(cause, RecursionError) else cause
+            raise UsageError(
+                f"the recipe cannot be read: {reason}", where=str(path), remedy="correct it, or leave out --recipe"
+            ) from cause
     fields |= {name: value for name, value in given.items() if value is not None}
     try:
         return Recipe.model_validate(fields)

@@ -35,11 +35,9 @@ def read_json(text: bytes, bounds: Bounds | None = None) -> Any:
             message begins with the place.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        found = parse_json(text, object_pairs_hook=_once, parse_constant=_no_number)
     except (json.JSONDecodeError, UnicodeDecodeError) as cause:
         raise ValueError(f"no JSON: {cause}") from cause
-    except RecursionError as cause:
-        raise ValueError("this is nested deeper than any document of ours") from cause
     _hold(found, bounds or {}, "")
     return found
 
@@ -80,3 +78,15 @@ def first_problem(cause: Exception) -> str:
         first = cause.errors()[0]
         what = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
     return what[:400]
+
+
+def parse_json(text: str | bytes, **hooks: Any) -> Any:
+    """What JSON from anywhere holds; hooks are those of `json.loads`.
+
+    Raises:
+        ValueError: it is none, is in no Unicode encoding, or is nested deeper than can be read.
+    """
+    try:
+        return json.loads(text, **hooks)
+    except RecursionError as cause:
+        raise ValueError("it is nested too deep") from cause

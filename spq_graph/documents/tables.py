@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,24 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+_LONGEST_WORD, _LONGEST_TEXT = 1000, 8000  # characters; no path of a sound system's is longer than four thousand
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
+
+
 def printable(text: str) -> str:
-    """The text with control, direction-changing and unpaired characters spelled out, so that it cannot act."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """The text with control, direction-changing and unpaired characters spelled out, so that it cannot act.
+
+    Of a word that no name should be as long as, and of a text that nobody reads to its end, the middle is left out.
+    """
+    spelled = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return _without_middle(_LONG_WORD.sub(lambda found: _without_middle(found[0], _LONGEST_WORD), spelled))
+
+
+def _without_middle(text: str, most: int = _LONGEST_TEXT) -> str:
+    if len(text) <= most:
+        return text
+    kept = most // 4
+    return f"{text[:kept]} … {len(text) - 2 * kept} characters … {text[-kept:]}"
 
 
 def to_frame(rows: Iterable[Mapping[str, Any]], index: str) -> DataFrame:

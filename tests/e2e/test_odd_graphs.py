@@ -178,3 +178,44 @@ def test_a_cache_for_a_fixed_batch(tmp_path: Path, batch: int) -> None:
     assert fixed["tokens"] == free["tokens"]
     against = ["--against", tmp_path / "free.onnx", "--text", tmp_path / "text.npz", "--json"]
     assert done("eval", path, *against).json["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_runtime_tells_no_name_as_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A node that ONNX Runtime cannot run: what it says of it comes through us, not past us."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        _, query = named(model, QUERY)
+        query.name = "\x1b[31mred\x07"
+        model.graph.initializer.append(numpy_helper.from_array(np.array([3, 5, 7]), "odd"))
+        index, head = named(model, HEAD)
+        made = helper.make_node("Reshape", [head.input[0], "odd"], ["turned"], name="\x1b[31modd")
+        model.graph.node.insert(index, made)
+        head.input[0] = "turned"
+        del model.graph.value_info[:]
+
+    _, result = quantized(tmp_path, edit)
+    assert result.code == 1
+    assert "\\x1b[31modd" in result.err
+    assert "\x1b" not in result.err + result.out
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 40, (1 << 62) + 1])
+def test_sizes_that_no_decoder_takes_are_told(tmp_path: Path, size: int) -> None:
+    """Of ids and of a cache: as many rows, or as many heads."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        del model.graph.value_info[:]
+        for value in model.graph.input:
+            dim = value.type.tensor_type.shape.dim
+            dim[1 if "past" in value.name else 0].dim_value = size
+
+    path = write_decoder(tmp_path / "model.onnx", layers=1, cache=True, positions=True)
+    model = onnx.load(path)
+    edit(model)
+    onnx.save(model, path)
+    write_ids(tmp_path / "ids.npz")
+    result = spq("eval", path, "--text", tmp_path / "ids.npz", "--window", 16)
+    assert result.code == 1, result.err
+    assert "error: " in result.err
+    assert "fault of spq-graph" not in result.err

@@ -166,3 +166,10 @@ def test_caches_that_cannot_begin(shape: list[int | str | None], message: str) -
 )
 def test_empty_pasts(shape: list[int | str | None], expected: tuple[int, ...]) -> None:
     assert empty_past("past.0", shape, 3, np.float16, None).shape == expected
+
+
+@pytest.mark.parametrize("shape", [["b", -1, "past", 8], ["b", 1 << 62, "past", 8], ["b", 2, "past", 1 << 31]])
+def test_sizes_of_a_cache_that_no_cache_has(shape: list[int | str]) -> None:
+    with pytest.raises(GraphError, match="cache 'past' has the shape") as caught:
+        empty_past("past", shape, 1, np.float32, None)
+    assert caught.value.remedy

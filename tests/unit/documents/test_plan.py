@@ -143,7 +143,7 @@ def with_evidence(**edit: Any) -> str:
         (with_evidence(ratio=-3.0), r"sites\.0\.evidence\.ratio: -3.0 is not at least 0"),
         (with_evidence(position=-2), r"position: -2 is not from -1"),
         (edited({"calibration": {"digest": "d", "tokens": -5, "sequences": 1}}), r"calibration\.tokens: -5"),
-        ("[" * 100_000, "nested deeper"),
+        ("[" * 100_000, "nested too deep"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, content: str, says: str) -> None:

@@ -131,3 +131,11 @@ def test_patterns_are_globs_or_plain_names() -> None:
     assert matches("node_7", "layers.1.mlp.down_proj", "node_7")
     assert matches("name[0]", "name[0]")  # a name that looks like a glob still fits itself
     assert not matches("LAYERS.*", "layers.1.mlp.down_proj")
+
+
+@pytest.mark.parametrize("line", ["keep = " + "[" * 900 + "]" * 900, "seed = " + "9" * 5000])
+def test_what_toml_cannot_read_is_told(tmp_path: Path, line: str) -> None:
+    (tmp_path / "r.toml").write_text(line)
+    with pytest.raises(UsageError, match="the recipe cannot be read") as caught:
+        load_recipe(tmp_path / "r.toml")
+    assert caught.value.remedy

@@ -193,3 +193,22 @@ def test_broken_tokenizer(folder: Path, tmp_path: Path) -> None:
 def test_empty_onnx(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").touch()
     assert refusal(tmp_path / "model.onnx").what == "the file is empty"
+
+
+def test_architectures_that_are_one_text_are_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": "BertForMaskedLM"}')
+    with pytest.raises(SourceError, match=r"architectures is BertForMaskedLM\n"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' + "9" * 5000 + "}"])
+def test_a_configuration_that_json_cannot_read_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SourceError, match="not readable as JSON"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.onnx", "a\0b.onnx"])
+def test_a_path_that_is_no_text_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match="the path is not UTF-8"):
+        resolve(str(tmp_path / name))
