@@ -45,6 +45,7 @@ def export(
     from spq_graph.models.export import export_folder
 
     with staged(out, force=force) as staging, steps.step("export", f"Exporting {found.origin}"):
-        export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)
+        model = staging / artifact.MODEL
+        export_folder(found.path, model, opset=opset, cache=cache, remark=steps.remark, heard=steps.heard)
         add_companions(found, staging)
     return Exported(out / artifact.MODEL)

@@ -123,7 +123,7 @@ def _as_onnx(source: Source, work: Path, steps: Steps) -> Path:
 
     model = work / artifact.MODEL
     with steps.step("export", f"Exporting {source.origin}"):
-        export_folder(source.path, model)
+        export_folder(source.path, model, remark=steps.remark, heard=steps.heard)
     return model
 
 
