@@ -30,6 +30,8 @@ _LOGGERS: Final = ("transformers", "torch", "onnxscript", "onnx_ir", "onnx", "pe
 class _Ear(io.TextIOBase):
     """A standard stream that keeps what one thread writes and passes the rest on: a bar may be drawn by another."""
 
+    encoding = "utf-8"
+
     def __init__(self, kept: list[str], through: Any) -> None:
         super().__init__()
         self._kept, self._through = kept, through

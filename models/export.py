@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from spq_graph.models.chatter import Heard, Hush, quiet, said
-from spq_graph.models.loading import load_causal_lm, require_torch
+from spq_graph.models.loading import about, load_causal_lm, require_torch
 from spq_graph.models.trace import Traced, trace
 from spq_graph.terms.errors import OutputError, SourceError, SpqError
 
@@ -96,26 +96,22 @@ def _graph_of(
         with hush(), _no_garbage_collection():
             return _translate(traced, opset)
     except Exception as error:
-        from spq_graph.models.rope import rope_types
-
-        without = cache and _traces_without_cache(model, report, hush)
-        ropes = rope_types(model.config)
-        also = f", rope_type '{', '.join(ropes)}'" if any(kind != "default" for kind in ropes) else ""
+        without = cache and _goes_without_cache(model, opset, report, hush)
         raise SourceError(
             f"the exporter failed: {said(_innermost(error))}",
-            where=f"{folder} ({type(model).__name__}{also})",
-            remedy="Export it without its cache (export --no-cache), which works."
+            where=about(folder, model.config, type(model).__name__),
+            remedy="Export it without its cache (export --no-cache), which was tried, and pass what that writes."
             if without
             else "Export it with another tool (optimum, onnxruntime-genai's builder), and pass the .onnx file.",
         ) from error
 
 
-def _traces_without_cache(model: PreTrainedModel, report: Callable[[str], None], hush: Hush) -> bool:
-    """Whether what failed with keys and values can be traced without: nobody is sent on a way that ends alike."""
+def _goes_without_cache(model: PreTrainedModel, opset: int, report: Callable[[str], None], hush: Hush) -> bool:
+    """Whether what failed with keys and values can be exported without: nobody is sent on a way that ends alike."""
     report("trying without its cache")
     try:
         with hush(), _no_garbage_collection():
-            trace(model, cache=False)
+            _translate(trace(model, cache=False), opset)
     except Exception:
         return False
     return True

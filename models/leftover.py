@@ -101,15 +101,15 @@ def _refuse_missing(missing: Sequence[str], unexpected: Sequence[str], folder: P
     for prefix in _WRAPPERS:
         if any(f"{prefix}{name}" in unexpected for name in missing):
             what += f"; there is {prefix}{missing[0]} and the like"
-            remedy = f"The model was saved inside of a wrapper. Take '{prefix}' off the names: {_renaming(prefix)}"
+            remedy = f"It was saved inside of a wrapper. Take '{prefix}' off the names: {_renaming(prefix, folder)}"
     if any(_ADAPTER.search(name) for name in unexpected):
         remedy = _MERGE
     raise SourceError(what, where=str(folder), remedy=remedy)
 
 
-def _renaming(prefix: str) -> str:
+def _renaming(prefix: str, folder: Path) -> str:
     return (
-        "python -c \"from safetensors.torch import load_file, save_file; f = 'model.safetensors'; "
+        f"python -c \"from safetensors.torch import load_file, save_file; f = '{folder / 'model.safetensors'}'; "
         f"save_file({{k.removeprefix('{prefix}'): v for k, v in load_file(f).items()}}, f, {{'format': 'pt'}})\""
     )
 

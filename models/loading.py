@@ -61,6 +61,14 @@ def load_causal_lm(folder: Path, *, hush: Hush = quiet, remark: Callable[[str], 
     return loaded
 
 
+def about(folder: Path, config: Any, *more: str) -> str:
+    """A folder, and what of its model may be what an exporter or loader stumbles over: rotary positions above all."""
+    from spq_graph.models.rope import rope_types
+
+    ropes = [f"rope_type '{kind}'" for kind in rope_types(config) if kind != "default"]
+    return f"{folder} ({', '.join((*more, *ropes))})" if more or ropes else str(folder)
+
+
 def _config(folder: Path, hush: Hush) -> Any:
     """The configuration by itself, so that what is wrong in it is looked for in no other file."""
     from transformers import AutoConfig
@@ -99,7 +107,7 @@ def _loaded(folder: Path, config: Any, hush: Hush) -> tuple[Any, dict[str, Any]]
     except Exception as error:
         raise SourceError(
             f"the model cannot be loaded: {_named(error, config) or said(error)}",
-            where=str(folder),
+            where=about(folder, config),
             remedy="Correct what is named, or download config.json and the weights again; --verbose shows all that "
             "transformers said.",
         ) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,9 +150,9 @@ def test_tensors_that_are_missing_or_other(
         (
             {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}},
             "rope_type 'spiral' in config.json is unknown",
-            "model",
+            "model (rope_type 'spiral')",
         ),
-        ({"rope_parameters": None, "rope_scaling": {"type": "su9", "factor": 2.0}}, "rope_type 'su9'", "model"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "su9", "factor": 2.0}}, "rope_type 'su9'", "'su9')"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "'rope_type'='dynamic'", "config.json"),
     ],
 )
@@ -161,6 +163,22 @@ def test_a_configuration_that_transformers_refuses(
         load_causal_lm(variant(**keys))
     assert what in caught.value.what
     assert caught.value.where.endswith(where)
+
+
+def test_a_wrapper_is_taken_off_as_it_is_told(variant: Callable[..., Path]) -> None:
+    folder = variant(lambda tensors: {f"_orig_mod.{name}": t for name, t in tensors.items()})
+    with pytest.raises(SourceError) as caught:
+        load_causal_lm(folder)
+    program = caught.value.remedy.partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    assert load_causal_lm(folder).config.num_hidden_layers == 2
+
+
+def test_frequencies_that_fit_no_head(variant: Callable[..., Path]) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
+    with pytest.raises(SourceError, match="cannot be loaded") as caught:
+        load_causal_lm(variant(rope_parameters=rope | {"factor": 2.0, "original_max_position_embeddings": 16}))
+    assert "rope_type 'longrope'" in caught.value.where
 
 
 def test_the_first_names_and_how_many_more() -> None:
