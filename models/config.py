@@ -22,8 +22,9 @@ _SIZES: Final = (
     "max_position_embeddings",
 )
 # A family may have these by layer, or leave them to other keys.
-_MAY_BE_NULL: Final = frozenset({"num_key_value_heads", "head_dim"})
+_MAY_BE_NULL: Final = frozenset({"num_key_value_heads", "head_dim", "intermediate_size"})
 _MAY_BE_LISTS: Final = frozenset({"intermediate_size", "num_key_value_heads", "num_attention_heads"})
+_HEAD_WIDTHS: Final = ("head_dim", "head_size", "kv_channels", "d_kv")
 _LARGEST: Final = 2**31 - 1
 
 
@@ -46,6 +47,21 @@ def check_config(config: dict[str, Any], folder: Path) -> None:
         if not isinstance(config.get(key), dict | None):
             raise _wrong(key, config[key], "an object", where)
     _check_not_quantized(config, where)
+
+
+def check_limits(config: dict[str, Any], file: Path) -> None:
+    """Refuse what is no limit or token, of a configuration beside an ONNX file, of which no more is taken.
+
+    Args:
+        config: as read from config.json.
+        file: that one.
+
+    Raises:
+        SourceError: what is wrong, by key and value.
+    """
+    limits = ("vocab_size", "max_position_embeddings")
+    _check_sizes({key: config[key] for key in limits if config.get(key) is not None}, str(file))
+    _check_tokens(config, str(file))
 
 
 def _check_not_quantized(config: dict[str, Any], where: str) -> None:
@@ -100,7 +116,7 @@ def _is_size(value: object) -> bool:
 def _check_heads(config: dict[str, Any], where: str) -> None:
     """Raises where heads do not share the width, or groups of them the keys, evenly."""
     width, heads, groups = (config.get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
-    own_width = any(key.endswith("head_dim") and config[key] is not None for key in config)
+    own_width = any(config[key] is not None for key in config if key.endswith(_HEAD_WIDTHS))
     if isinstance(width, int) and isinstance(heads, int) and not own_width and width % heads:
         raise _wrong("hidden_size", width, f"a multiple of num_attention_heads, {heads}, or head_dim beside it", where)
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from spq_graph.models.adapter import base_of, check_adapter
-from spq_graph.models.config import check_config
+from spq_graph.models.config import check_config, check_limits
 from spq_graph.models.leftover import refuse_quantized_names
 from spq_graph.models.onnx_folder import onnx_below, onnx_in
 from spq_graph.terms.errors import SourceError
@@ -125,6 +125,8 @@ def _onnx_file(path: Path, tokenizer: Path | None, beside: Path | None = None) -
     # A bare ONNX file says nothing of special tokens; the tokenizer's folder often lies beside a config that does.
     places = [place for place in (home, beside) if place is not None and (place / "config.json").is_file()]
     config = _read_object(places[0] / "config.json") if places else {}
+    if places:
+        check_limits(config, places[0] / "config.json")
     return _source("onnx", path, home, config)
 
 

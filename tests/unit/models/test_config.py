@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spq_graph.models.config import check_config
+from spq_graph.models.config import check_config, check_limits
 from spq_graph.models.leftover import refuse_quantized_names
 from spq_graph.terms.errors import SourceError
 
@@ -36,6 +36,8 @@ GOOD = {
         {"hidden_size": 33, "head_dim": 8},
         {"hidden_size": 33, "qk_nope_head_dim": 8},
         {"intermediate_size": [48, 96]},
+        {"intermediate_size": None},
+        {"hidden_size": 33, "kv_channels": 8},
         {"quantization_config": None},
     ],
 )
@@ -79,6 +81,13 @@ def test_refused_by_key_and_value(change: dict[str, Any], what: str, tmp_path: P
     assert len(caught.value.what) < 200
     assert caught.value.where == str(tmp_path / "config.json")
     assert f"Correct {next(iter(change))} there" in caught.value.remedy
+
+
+@pytest.mark.parametrize("change", [{"max_position_embeddings": -1}, {"vocab_size": "64"}, {"eos_token_id": "x"}])
+def test_beside_an_onnx_file(change: dict[str, Any], tmp_path: Path) -> None:
+    check_limits({"architectures": ["Any"], "vocab_size": None, "eos_token_id": 2}, tmp_path / "config.json")
+    with pytest.raises(SourceError, match=next(iter(change))):
+        check_limits(GOOD | change, tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(
