@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from spq_graph.models.chatter import said
+from spq_graph.models.chatter import clipped, said
 from spq_graph.terms.errors import SourceError
 
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -38,14 +40,16 @@ def base_of(folder: Path) -> Path:
             where=where,
             remedy='Write the folder of the base model there, as "base_model_name_or_path".',
         )
-    for place in (Path(name).expanduser(), folder / name):
-        if (place / "config.json").is_file():
-            return place
+    for place in (Path(os.path.expanduser(name)), folder / name):  # noqa: PTH111 -- Path's own raises for ~nobody
+        with suppress(OSError):  # longer than a name may be
+            if (place / "config.json").is_file():
+                return place
     if (cached := _in_hub_cache(name)) is not None:
         return cached
-    fetch = f"hf download {name} --local-dir DIR, then write DIR" if _HUB_ID.fullmatch(name) else "Write its folder"
+    shown = clipped(name, 150)
+    fetch = f"hf download {shown} --local-dir DIR, then write DIR" if _HUB_ID.fullmatch(name) else "Write its folder"
     raise SourceError(
-        f"an adapter of {name}, which is not on this machine",
+        f"an adapter of {shown}, which is not on this machine",
         where=where,
         remedy=f"{fetch} there as base_model_name_or_path; spq-graph downloads nothing.",
     )
@@ -59,7 +63,7 @@ def check_adapter(folder: Path) -> None:
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         return
-    kind = _read(folder).get("peft_type") or "unknown kind"
+    kind = clipped(str(_read(folder).get("peft_type") or "unknown kind"), 40)
     if kind in _PROMPTS:
         raise SourceError(
             f"an adapter ({kind}) that changes no weights, so that it cannot be merged into them",
@@ -97,13 +101,14 @@ def merged(model: Any, folder: Path) -> Any:
         whole = wrapped.merge_and_unload(safe_merge=True) if not lost else None
     except Exception as error:
         raise SourceError(
-            f"the adapter ({_read(folder).get('peft_type')}) cannot be merged: {said(error)}",
+            f"the adapter ({clipped(str(_read(folder).get('peft_type')), 40)}) cannot be merged: {said(error)}",
             where=where,
             remedy=_without(folder, "Merge it where it was trained, and pass the merged model"),
         ) from error
     if whole is None:
         raise SourceError(
-            f"{len(lost)} tensors of the adapter and of what it says of itself do not meet: {', '.join(lost[:4])}",
+            f"adapter and model do not belong together: {len(lost)} tensors have no counterpart, "
+            f"{clipped(', '.join(lost[:4]))}",
             where=where,
             remedy=_without(folder, "Take the adapter and its own base model"),
         )

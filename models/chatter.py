@@ -189,13 +189,20 @@ def _no_bars() -> Iterator[None]:
             chatter.enable_progress_bar()
 
 
+_LONGEST: Final = 300
+
+
+def clipped(text: str, longest: int = _LONGEST) -> str:
+    """The beginning of a text that somebody else wrote, however long that is."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 def said(error: BaseException) -> str:
     """What an error of a library says, in one line: where the first is a heading, what stands below it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].endswith(":"):
-        return lines[1].removeprefix("TypeError: ").removeprefix("ValueError: ")
+        return clipped(lines[1].removeprefix("TypeError: ").removeprefix("ValueError: "))
     if not lines:
         return type(error).__name__
-    return (
-        lines[0] if isinstance(error, ValueError | RuntimeError | OSError) else f"{lines[0]} ({type(error).__name__})"
-    )
+    plain = isinstance(error, ValueError | RuntimeError | OSError)
+    return clipped(lines[0]) if plain else f"{clipped(lines[0])} ({type(error).__name__})"

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from spq_graph.models.leftover import quantized_already
+from spq_graph.models.chatter import clipped
+from spq_graph.models.leftover import listed, quantized_already
 from spq_graph.terms.errors import SourceError
 
 # Not every LMHeadModel is a decoder: BertLMHeadModel looks ahead unless its configuration says otherwise.
@@ -67,7 +68,7 @@ def check_limits(config: dict[str, Any], file: Path) -> None:
 def _check_not_quantized(config: dict[str, Any], where: str) -> None:
     if quantization := config.get("quantization_config") or config.get("compression_config"):
         method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
-        raise quantized_already(str(method), where)
+        raise quantized_already(listed([str(method)]), where)
 
 
 def _check_kind(config: dict[str, Any], where: str) -> None:
@@ -79,12 +80,12 @@ def _check_kind(config: dict[str, Any], where: str) -> None:
         )
     names = config.get("architectures") or []
     if isinstance(names, str):
-        raise _wrong("architectures", names, f'a list, ["{names}"]', where)
+        raise _wrong("architectures", names, f'a list, ["{clipped(names, 60)}"]', where)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _wrong("architectures", names, 'a list of names, such as ["LlamaForCausalLM"]', where)
     if names and not any(name.endswith(_CAUSAL) for name in names):
         raise SourceError(
-            f"not a causal language model: architectures is {', '.join(names)}",
+            f"not a causal language model: architectures is {listed(names)}",
             where=where,
             remedy="Pass a decoder: a model whose architecture ends in ForCausalLM.",
         )
@@ -136,10 +137,8 @@ def _wrong(key: str, value: object, wanted: str, where: str) -> SourceError:
         shown = json.dumps(value)
     except ValueError:  # an integer of more digits than Python writes
         shown = "a number of thousands of digits"
-    if len(shown) > 60:
-        shown = f"{shown[:57]}..."
     return SourceError(
-        f"{key} is {shown}, and {wanted} is expected",
+        f"{key} is {clipped(shown, 60)}, and {wanted} is expected",
         where=where,
         remedy=f"Correct {key} there, or take the file of the original model.",
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from spq_graph.models.chatter import clipped
 from spq_graph.terms.errors import SourceError
 
 _SHOWN: Final = 4
@@ -32,7 +33,8 @@ _WRAPPERS: Final = ("_orig_mod.", "module.", "_forward_module.")  # torch.compil
 def listed(names: Iterable[str], shown: int = _SHOWN) -> str:
     """The first few names, and how many more there are."""
     every = sorted(names)
-    return ", ".join(every[:shown]) + (f" and {len(every) - shown} more" if len(every) > shown else "")
+    first = ", ".join(clipped(name, 150) for name in every[:shown])
+    return f"{first} and {len(every) - shown} more" if len(every) > shown else first
 
 
 def refuse_quantized_names(names: Iterable[str], where: str) -> None:
@@ -48,7 +50,7 @@ def refuse_quantized_names(names: Iterable[str], where: str) -> None:
         SourceError: some are names that only such weights have.
     """
     if name := next(filter(_QUANTIZED.search, names), None):
-        raise quantized_already(f"there is {name}", where)
+        raise quantized_already(f"there is {listed([name])}", where)
 
 
 def quantized_already(how: str, where: str) -> SourceError:
@@ -100,7 +102,7 @@ def _refuse_missing(missing: Sequence[str], unexpected: Sequence[str], folder: P
         remedy = 'If the head is the embedding, write "tie_word_embeddings": true into config.json. ' + remedy
     for prefix in _WRAPPERS:
         if any(f"{prefix}{name}" in unexpected for name in missing):
-            what += f"; there is {prefix}{missing[0]} and the like"
+            what += f"; there is {listed([prefix + missing[0]])} and the like"
             remedy = f"It was saved inside of a wrapper. Take '{prefix}' off the names: {_renaming(prefix, folder)}"
     if any(_ADAPTER.search(name) for name in unexpected):
         remedy = _MERGE
@@ -116,7 +118,7 @@ def _renaming(prefix: str, folder: Path) -> str:
 
 def _refuse_shapes(mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]], folder: Path) -> None:
     if mismatched:
-        each = [f"{name} is {list(there)} and not {list(wanted)}" for name, there, wanted in mismatched]
+        each = [f"{listed([name])} is {list(there)} and not {list(wanted)}" for name, there, wanted in mismatched]
         raise SourceError(
             f"the model cannot be loaded: {len(each)} tensors of the weight files have other shapes than config.json "
             f"says: {listed(each, 2)}",

@@ -92,6 +92,7 @@ def test_what_was_said_before_an_error_is_told() -> None:
         ),
         (KeyError("swish9"), "'swish9' (KeyError)"),
         (MemoryError(), "MemoryError"),
+        (ValueError("x" * 70_000), "x" * 297 + "..."),
     ],
 )
 def test_an_error_in_one_line(error: Exception, text: str) -> None:

@@ -184,3 +184,4 @@ def test_frequencies_that_fit_no_head(variant: Callable[..., Path]) -> None:
 def test_the_first_names_and_how_many_more() -> None:
     assert listed(["b", "a"]) == "a, b"
     assert listed(str(n) for n in range(9)) == "0, 1, 2, 3 and 5 more"
+    assert len(listed(["x" * 70_000] * 9)) < 1000
