@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from spq_graph.models.loading import first_line, load_causal_lm, quiet, require_torch
+from spq_graph.models.chatter import Heard, Hush, quiet, said
+from spq_graph.models.loading import about, load_causal_lm, require_torch
 from spq_graph.models.trace import Traced, trace
-from spq_graph.terms.errors import OutputError, SourceError
+from spq_graph.terms.errors import OutputError, SourceError, SpqError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from transformers import PreTrainedModel
 
 # Everything else that the exporter notes down is either noise (FX nodes, class names) or names files of this machine
 # (stack traces). The second one ties a folded, anonymous weight to the parameter it came from.
@@ -25,7 +28,14 @@ _KEPT_METADATA: Final = frozenset({"pkg.torch.onnx.name_scopes", "pkg.onnxscript
 
 
 def export_folder(
-    folder: Path, out: Path, *, opset: int = 21, cache: bool = True, progress: Callable[[str], None] | None = None
+    folder: Path,
+    out: Path,
+    *,
+    opset: int = 21,
+    cache: bool = True,
+    progress: Callable[[str], None] | None = None,
+    remark: Callable[[str], None] | None = None,
+    heard: Heard | None = None,
 ) -> None:
     """Exports the causal language model in `folder`.
 
@@ -40,34 +50,71 @@ def export_folder(
         opset: ONNX operator set.
         cache: whether the graph takes and returns keys and values.
         progress: is told what begins, one phrase a step.
+        remark: is told what of the weight files is left out.
+        heard: is told what the libraries printed meanwhile; where it is given, what C and Rust print is held back too.
 
     Raises:
-        SourceError: torch or transformers is missing, or the model cannot be loaded or exported.
+        SourceError: torch or transformers is missing, or the model cannot be loaded or exported; `heard` of the error
+            is what the libraries printed.
         OutputError: the files cannot be written.
     """
-    report = progress or (lambda _: None)
-    report("importing torch")
-    require_torch()
-    report("loading weights")
-    model = load_causal_lm(folder)
+    report, printed = progress or (lambda _: None), list[str]()
+
+    def listen(text: str) -> None:
+        printed.append(text)
+        if heard is not None:
+            heard(text)
+
     try:
-        report("tracing the model")
-        with quiet(), _no_garbage_collection():
-            traced = trace(model, cache=cache)
-        report("translating to ONNX")
-        with quiet(), _no_garbage_collection():
-            graph = _translate(traced, opset)
-    except Exception as error:
-        raise SourceError(
-            f"the exporter failed: {first_line(_innermost(error))}",
-            where=f"{folder} ({type(model).__name__})",
-            remedy="Export it "
-            + ("without its cache (export --no-cache), or " if cache else "")
-            + "with another tool, and pass the .onnx file.",
-        ) from error
+        report("importing torch")
+        require_torch()
+        report("loading weights")
+        hush = partial(quiet, listen, descriptors=heard is not None)
+        model = load_causal_lm(folder, hush=hush, remark=remark)
+        graph = _graph_of(model, folder, opset, cache, report, hush)
+    except SpqError as error:
+        error.heard = "".join(printed)
+        raise
     report("writing")
     _strip(graph)
     _save(graph, out)
+
+
+def _graph_of(
+    model: PreTrainedModel, folder: Path, opset: int, cache: bool, report: Callable[[str], None], hush: Hush
+) -> ir.Model:
+    """Traces and translates.
+
+    Raises:
+        SourceError: either failed; whether it would without a cache was tried before that is said.
+    """
+    try:
+        report("tracing the model")
+        with hush(), _no_garbage_collection():
+            traced = trace(model, cache=cache)
+        report("translating to ONNX")
+        with hush(), _no_garbage_collection():
+            return _translate(traced, opset)
+    except Exception as error:
+        without = cache and _goes_without_cache(model, opset, report, hush)
+        raise SourceError(
+            f"the exporter failed: {said(_innermost(error))}",
+            where=about(folder, model.config, type(model).__name__),
+            remedy="Export it without its cache (export --no-cache), which was tried, and pass what that writes."
+            if without
+            else "Export it with another tool (optimum, onnxruntime-genai's builder), and pass the .onnx file.",
+        ) from error
+
+
+def _goes_without_cache(model: PreTrainedModel, opset: int, report: Callable[[str], None], hush: Hush) -> bool:
+    """Whether what failed with keys and values can be exported without: nobody is sent on a way that ends alike."""
+    report("trying without its cache")
+    try:
+        with hush(), _no_garbage_collection():
+            _translate(trace(model, cache=False), opset)
+    except Exception:
+        return False
+    return True
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -7,14 +7,14 @@ of 4 bits become numbers. What that reader leaves out without a word is checked 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spq_graph.models.chatter import Heard, quiet, said
 from spq_graph.models.gguf_rope import ROPE_FACTORS, restore_rope, value_of
-from spq_graph.models.loading import first_line, quiet, require_torch
+from spq_graph.models.loading import require_torch
 from spq_graph.terms.errors import OutputError, SourceError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def check_start(file: Path) -> None:
         raise SourceError(what, where=str(file), remedy="Download the file again, or take a newer one of the model.")
 
 
-def unpack(file: Path, out: Path, *, tokenizer: bool = True, progress: Callable[[str], None] | None = None) -> None:
+def unpack(file: Path, out: Path, *, tokenizer: bool = True, heard: Heard | None = None) -> None:
     """Writes the Hugging Face folder that a GGUF file holds: configuration, weights in float32, tokenizer.
 
     Args:
@@ -60,35 +60,31 @@ def unpack(file: Path, out: Path, *, tokenizer: bool = True, progress: Callable[
         out: the folder to write, which exists; tokenizer files and a chat template go into it as far as the file has
             them.
         tokenizer: whether to write them; without, another one is used.
-        progress: is told what begins, one phrase a step.
+        heard: is told what libraries printed.
 
     Raises:
         SourceError: a package is missing, or the file cannot be read: truncated, one of several parts, an adapter or a
             projector and not a decoder, or of an architecture or a weight type that transformers does not read.
         OutputError: there is no room for the folder.
     """
-    report = progress or (lambda _: None)
     _require_packages()
-    report("reading the header")
     head = _head(file)
     _check_whole(file, head)
     try:
-        with quiet():
+        with quiet(heard):
             config = _config(file, head)
-            report("unpacking weights")
             model = _load(file, config)
     except SourceError:
         raise
     except Exception as error:
         raise SourceError(
-            f"transformers cannot read this GGUF: {first_line(error)}",
+            f"transformers cannot read this GGUF: {said(error)}",
             where=str(file),
             remedy="Pass the Hugging Face folder that it was converted from.",
         ) from error
     _check_all_read(file, head, model)
     try:
-        report("writing the folder")
-        with quiet():
+        with quiet(heard):
             _write(model, config, out)
             if tokenizer and head.get_field("tokenizer.ggml.tokens") is not None:
                 _write_tokenizer(file, config, out)
@@ -119,7 +115,7 @@ def _head(file: Path) -> GGUFReader:
         return GGUFReader(file)
     except Exception as error:  # of numpy, unicode or enum, by where the file ends or what it holds
         raise SourceError(
-            f"not a whole GGUF, or one with weights of an unknown type: {first_line(error)}",
+            f"not a whole GGUF, or one with weights of an unknown type: {said(error)}",
             where=str(file),
             remedy="Download the file again, or take one with weights of another type, such as Q8_0.",
         ) from error
@@ -232,7 +228,7 @@ def _write_tokenizer(file: Path, config: PretrainedConfig, out: Path) -> None:
         )
     except Exception as error:
         raise SourceError(
-            f"transformers cannot make the tokenizer of this GGUF: {first_line(error)}",
+            f"transformers cannot make the tokenizer of this GGUF: {said(error)}",
             where=str(file),
             remedy="Pass the folder of its tokenizer: --tokenizer DIR.",
         ) from error

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from spq_graph.documents.json_text import json_text
-from spq_graph.models.loading import load_causal_lm, quiet
+from spq_graph.models.chatter import quiet
+from spq_graph.models.loading import load_causal_lm
 from spq_graph.models.sample import start_token
 from spq_graph.models.states import capture, corpus, half_space, least_response, token_maxima
 from spq_graph.terms.errors import OutputError, SourceError, SpqError, UsageError

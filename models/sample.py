@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from spq_graph.models.loading import load_causal_lm, quiet
+from spq_graph.models.chatter import quiet
+from spq_graph.models.loading import load_causal_lm
 from spq_graph.terms.errors import ActivationError, UsageError
 
 if TYPE_CHECKING:

@@ -14,14 +14,16 @@ from typing import Any, Final, Literal
 
 from spq_graph.documents.strict import parse_json
 from spq_graph.models import gguf
+from spq_graph.models.adapter import base_of, check_adapter
+from spq_graph.models.config import check_config, check_limits
+from spq_graph.models.leftover import refuse_quantized_names
+from spq_graph.models.onnx_folder import onnx_below, onnx_in
 from spq_graph.terms.errors import SourceError
 
 REFERENCE: Final = Path(__file__).resolve().parent / "reference"
 """Folder of the embedded reference model."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Not every LMHeadModel is a decoder: BertLMHeadModel looks ahead unless its configuration says otherwise.
-_CAUSAL = ("ForCausalLM", "GPT2LMHeadModel")
 _LFS_POINTER = b"version https://git-lfs"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -39,6 +41,7 @@ class Source:
         eos_token_id: what a sequence ends with; the first one where there are several.
         max_length: longest sequence that the positions cover.
         vocab_size: number of token ids.
+        base: of a folder that holds an adapter alone the folder of its base model, which has the configuration.
     """
 
     kind: Literal["folder", "onnx", "gguf"]
@@ -49,6 +52,7 @@ class Source:
     eos_token_id: int | None = None
     max_length: int | None = None
     vocab_size: int | None = None
+    base: Path | None = None
 
 
 def embedded_text(source: str) -> Path | None:
@@ -65,7 +69,8 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
     """Finds out what `source` is and checks that it can be read.
 
     Args:
-        source: the word `reference`, a folder with config.json and weights or a single GGUF, or a GGUF or ONNX file.
+        source: the word `reference`, a folder with config.json and weights, an adapter's folder, a GGUF or ONNX file,
+            or a folder that holds one.
         tokenizer: a folder with tokenizer.json, where the source holds none or another one is wanted.
 
     Returns:
@@ -120,18 +125,25 @@ def _not_found(source: str) -> SourceError:
 def _folder(path: Path, tokenizer: Path | None) -> Source:
     if not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
         return _gguf_file(gguf.only_one(files), tokenizer)
-    config = _config(path)
-    _check_causal_lm(config, path)
-    _check_weights(path)
-    own = path if (path / "tokenizer.json").is_file() else None
-    return _source("folder", path, _tokenizer(tokenizer or own), config)
+    base = base_of(path)
+    own = next((folder for folder in (path, base) if (folder / "tokenizer.json").is_file()), None)
+    if (file := onnx_in(base)) is not None:
+        return _onnx_file(file, tokenizer or own, beside=base)
+    config = _config(base)
+    check_config(config, base)
+    _check_weights(base)
+    check_adapter(path)
+    return _source("folder", path, _tokenizer(tokenizer or own), config, base)
 
 
-def _onnx_file(path: Path, tokenizer: Path | None) -> Source:
+def _onnx_file(path: Path, tokenizer: Path | None, beside: Path | None = None) -> Source:
     _check_not_empty(path)
     home = _tokenizer(tokenizer)
     # A bare ONNX file says nothing of special tokens; the tokenizer's folder often lies beside a config that does.
-    config = _read_object(home / "config.json") if home and (home / "config.json").is_file() else {}
+    places = [place for place in (home, beside) if place is not None and (place / "config.json").is_file()]
+    config = _read_object(places[0] / "config.json") if places else {}
+    if places:
+        check_limits(config, places[0] / "config.json")
     return _source("onnx", path, home, config)
 
 
@@ -143,7 +155,11 @@ def _gguf_file(path: Path, tokenizer: Path | None) -> Source:
 
 
 def _source(
-    kind: Literal["folder", "onnx", "gguf"], path: Path, tokenizer: Path | None, config: dict[str, Any]
+    kind: Literal["folder", "onnx", "gguf"],
+    path: Path,
+    tokenizer: Path | None,
+    config: dict[str, Any],
+    base: Path | None = None,
 ) -> Source:
     return Source(
         kind=kind,
@@ -154,6 +170,7 @@ def _source(
         eos_token_id=_first_int(config.get("eos_token_id")),
         max_length=_first_int(config.get("max_position_embeddings")),
         vocab_size=_first_int(config.get("vocab_size")),
+        base=base if base != path else None,
     )
 
 
@@ -166,44 +183,11 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if path.is_file():
         return _read_object(path)
-    if (folder / "adapter_config.json").is_file():
-        remedy = "This is an adapter: merge it into its base model, save that, and pass the merged folder."
-    elif files := sorted(folder.glob("*.onnx")):
-        remedy = f"The folder holds ONNX: pass the file itself, {folder / files[0].name}."
+    if (file := onnx_below(folder)) is not None:
+        remedy = f"The folder holds ONNX: pass the file itself, {file}."
     else:
         remedy = "Pass the folder that save_pretrained wrote: config.json, weights and tokenizer side by side."
     raise SourceError("no config.json", where=str(folder), remedy=remedy)
-
-
-def _check_causal_lm(config: dict[str, Any], folder: Path) -> None:
-    where = str(folder / "config.json")
-    names = config.get("architectures") or []
-    names = names if isinstance(names, list) else [names]
-    if config.get("is_encoder_decoder"):
-        raise SourceError(
-            "an encoder-decoder model, not a causal language model",
-            where=where,
-            remedy="spq-graph works on decoder-only models, such as LLaMA, Mistral, Qwen2, Gemma2 or Phi3.",
-        )
-    if names and not any(str(name).endswith(_CAUSAL) for name in names):
-        raise SourceError(
-            f"not a causal language model: architectures is {', '.join(map(str, names))}",
-            where=where,
-            remedy="Pass a decoder: a model whose architecture ends in ForCausalLM.",
-        )
-    if not config.get("model_type"):
-        raise SourceError(
-            "model_type is missing, so nothing says which model this is",
-            where=where,
-            remedy='Add it, for example "model_type": "llama".',
-        )
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
-        raise SourceError(
-            f"the weights are quantized already ({method})",
-            where=where,
-            remedy="Pass the original floating-point model.",
-        )
 
 
 def _check_weights(folder: Path) -> None:
@@ -220,7 +204,9 @@ def _check_weights(folder: Path) -> None:
         raise SourceError(
             "no weights: neither *.safetensors nor pytorch_model.bin",
             where=str(folder),
-            remedy="Download the weights into this folder.",
+            remedy=f"The folder holds ONNX: pass the file itself, {file}."
+            if (file := onnx_below(folder)) is not None
+            else "Download the weights into this folder.",
         )
     for file in files:
         _check_not_empty(file)
@@ -266,6 +252,7 @@ def _check_safetensors(file: Path) -> None:
                 where=str(file),
                 remedy="Download or write the file again.",
             ) from error
+    refuse_quantized_names(header, str(file))
     if 8 + length + end > size:
         raise SourceError(
             f"truncated: its header promises {8 + length + end} bytes, the file has {size}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from spq_graph.models.loading import quiet
+from spq_graph.models.chatter import quiet
 from spq_graph.models.sample import continue_from, sample_from
 
 if TYPE_CHECKING:

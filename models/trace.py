@@ -44,7 +44,10 @@ def trace(model: PreTrainedModel, *, cache: bool) -> Traced:
     Narrowing the model's own forward, instead of wrapping the model in another module, keeps every parameter and scope
     name as it is in the checkpoint.
     """
+    from spq_graph.models.rope import positions_as_data
+
     _prepare_experts(model)
+    positions_as_data(model)
     return _with_cache(model) if cache else _without(model)
 
 

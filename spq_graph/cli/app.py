@@ -15,7 +15,7 @@ from rich.console import Console
 from spq_graph import __version__
 from spq_graph.cli import looking, making, running
 from spq_graph.cli import options as o
-from spq_graph.cli.terminal import errors, print_json
+from spq_graph.cli.terminal import Verbose, errors, print_json, verbose, with_verbose
 
 app = typer.Typer(
     name="spq-graph",
@@ -38,18 +38,21 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
+    chatty: Verbose = False,
 ) -> None:
     """Shared by all verbs."""
+    verbose.set(chatty)
 
 
-app.command()(making.quantize)
-app.command()(making.export)
-app.command()(making.calibrate)
-app.command()(making.plan)
-app.command()(making.apply)
+app.command()(with_verbose(making.quantize))
+app.command()(with_verbose(making.export))
+app.command()(with_verbose(making.calibrate))
+app.command()(with_verbose(making.plan))
+app.command()(with_verbose(making.apply))
 
 
 @app.command()
+@with_verbose
 def doctor(as_json: o.Json = False) -> None:
     """Versions, operator library and instruction sets, and what every precision runs as on this machine."""
     from spq_graph.jobs.doctor import doctor as run
@@ -62,11 +65,11 @@ def doctor(as_json: o.Json = False) -> None:
         show(found, Console())
 
 
-app.command("eval")(running.evaluate)
-app.command()(running.generate)
-app.command()(running.bench)
+app.command("eval")(with_verbose(running.evaluate))
+app.command()(with_verbose(running.generate))
+app.command()(with_verbose(running.bench))
 for _verb in (looking.inspect, looking.verify, looking.diff, looking.view):
-    app.command()(_verb)
+    app.command()(with_verbose(_verb))
 
 
 def main() -> None:

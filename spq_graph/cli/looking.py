@@ -12,10 +12,13 @@ from spq_graph.cli import options as o
 from spq_graph.cli.terminal import answer, print_json, steps
 
 _Inspected = Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")]
+_Exportable = Annotated[
+    Path, typer.Argument(help="an .onnx file, an OUT folder, or a Hugging Face folder, exported aside", metavar="PATH")
+]
 
 
 def inspect(
-    path: _Inspected,
+    path: _Exportable,
     chosen: Annotated[str | None, typer.Argument(help="as --site", metavar="SITE", show_default=False)] = None,
     site: Annotated[str | None, typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
     why: Annotated[bool, typer.Option("--why", help="reason and evidence in full, of one SITE or of all")] = False,

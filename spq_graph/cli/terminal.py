@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +19,28 @@ from spq_graph.documents.tables import printable
 from spq_graph.workbench.steps import Steps
 
 errors = Console(stderr=True)
+verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+"""Whether to show what libraries print while a model is loaded and exported."""
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="show what torch and transformers print while a model is loaded and exported")
+]
+
+
+def with_verbose(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that takes --verbose as well, as every verb does; the verb itself does not hear of it."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, said: bool = False, **options: Any) -> None:
+        if said:
+            verbose.set(True)
+        verb(*args, **options)
+
+    signature = inspect.signature(verb, eval_str=True)
+    extra = inspect.Parameter("said", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+    run.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), extra])
+    run.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()} | {"said": Verbose}
+    return run
 
 
 def steps(console: Console = errors) -> Steps:
@@ -24,10 +49,15 @@ def steps(console: Console = errors) -> Steps:
     def remark(text: str) -> None:
         console.print(printable(text), markup=False, highlight=False)
 
+    def heard(text: str) -> None:
+        if verbose.get():
+            lines = "\n".join(printable(line) for line in text.splitlines())
+            console.print(lines, markup=False, highlight=False, soft_wrap=True)
+
     if not console.is_terminal:
-        return Steps(remark=remark)
+        return Steps(remark=remark, heard=heard)
     bars = _Bars(console)
-    return Steps(watch=bars.watch, remark=remark, ended=bars.ended)
+    return Steps(watch=bars.watch, remark=remark, ended=bars.ended, heard=heard)
 
 
 class _Bars:

@@ -126,8 +126,3 @@ def copy_companions(source: Path, out: Path) -> None:
     """
     for file in companions_in(source):
         shutil.copyfile(file, out / file.name)
-
-
-def model_file(path: Path) -> Path:
-    """The ONNX file that a path means: itself, or the model of an OUT folder."""
-    return path / MODEL if path.is_dir() else path

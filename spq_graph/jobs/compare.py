@@ -12,6 +12,7 @@ from spq_graph.documents.findings import ComparedRung, Decision, Difference, Ins
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Report
 from spq_graph.jobs.inspect import inspect
+from spq_graph.models.onnx_folder import onnx_of
 from spq_graph.passes.files.read import size_of
 from spq_graph.workbench.opening import Openable, Opening
 
@@ -54,11 +55,11 @@ def _difference(a: _Side, b: _Side) -> Difference:
 
 
 def _side(path: Path) -> _Side:
-    if (path.is_dir() and not (path / artifact.MODEL).is_file()) or path.suffix == ".json":
+    if path.suffix == ".json" or ((path / artifact.PLAN).is_file() and not (path / artifact.MODEL).is_file()):
         plan = Plan.load(path / artifact.PLAN if path.is_dir() else path)
         return _Side(_by_key(map(InspectedSite.planned, plan.sites)), plan)
+    file = onnx_of(path)
     found = inspect(path)
-    file = artifact.model_file(path)
     side = _Side(_by_key(found.sites), operators=found.graph.operators)
     side.bytes = size_of(file)
     if path.is_dir() and (path / artifact.PLAN).is_file():

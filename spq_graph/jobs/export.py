@@ -49,7 +49,8 @@ def export(
 
     with staged(out, force=force) as staging, temporary_folder() as work:
         found = at_hand(found, work, steps)
+        model = staging / artifact.MODEL
         with steps.step("export", f"Exporting {found.origin}"):
-            export_folder(found.path, staging / artifact.MODEL, opset=opset, cache=cache)
+            export_folder(found.path, model, opset=opset, cache=cache, remark=steps.remark, heard=steps.heard)
             add_companions(found, staging)
     return Exported(out / artifact.MODEL)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -24,6 +26,7 @@ from spq_graph.documents.plan import CalibrationRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import matches
 from spq_graph.documents.token_profile import TokenProfile
+from spq_graph.models.onnx_folder import needs_export, onnx_of
 from spq_graph.passes.adapt.prepared import prepare
 from spq_graph.passes.base.marks import PREFIX
 from spq_graph.passes.base.run import run
@@ -53,12 +56,12 @@ def inspect(
     tokens: int | None = None,
     steps: Steps | None = None,
 ) -> Inspection:
-    """What an ONNX file or OUT folder holds.
+    """What an ONNX file or OUT folder holds, or a Hugging Face folder once it is exported, which is done aside.
 
     Nothing is changed. Sites of OUT come from its plan; those of a bare file have no evidence unless they are measured.
 
     Args:
-        model: an .onnx file or an OUT folder.
+        model: an .onnx file, a folder that holds one, such as OUT, or a Hugging Face folder.
         only: key, node name or glob of the sites to list.
         calibration: run the file on this, as `calibrate` takes it, and report what its sites' inputs hold.
         tokens: how much of it; None for as much as calibration takes.
@@ -72,7 +75,24 @@ def inspect(
     opening = Opening.of(model)
     if calibration is not None:
         check_measured(opening.resolve(find_sites=False), calibration)
-    file = artifact.model_file(path := Path(opening.source))
+    path = Path(opening.source)
+    if path.exists() and not needs_export(path):
+        opened = partial(opening.open, steps, find_sites=False)
+        return _inspect(path, onnx_of(path), lambda found: opened(looked=found), only, calibration, tokens)
+    with opening.open(steps, find_sites=False) as bench:
+        at_hand = partial(replace, bench)
+        return _inspect(path, bench.model, lambda found: nullcontext(at_hand(looked=found)), only, calibration, tokens)
+
+
+def _inspect(
+    path: Path,
+    file: Path,
+    opened: Callable[[Looked], AbstractContextManager[Workbench]],
+    only: str | None,
+    calibration: str | Path | None,
+    tokens: int | None,
+) -> Inspection:
+    """The same, of the ONNX file that a path means, and with what opens it to be measured."""
     graph = load_graph(file)
     facts = _facts(graph)
     whole = prepare(file, graph.clone()) if calibration is not None else None
@@ -83,7 +103,7 @@ def inspect(
     planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else in_graph
     sites, ranges, tokenizer, measured = _chosen(planned, only, path), None, None, None
     if calibration is not None and whole is not None:
-        with opening.open(steps, find_sites=False, looked=Looked(whole, found)) as bench:
+        with opened(Looked(whole, found)) as bench:
             tokenizer = bench.tokenizer
             ranges, measured = _measure(bench, calibration, tokens)
         sites = [_with_evidence(site, ranges, tokenizer) for site in sites]

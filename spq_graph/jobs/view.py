@@ -6,9 +6,9 @@ import importlib
 import signal
 from pathlib import Path
 
-from spq_graph.documents import artifact
 from spq_graph.documents.interrupts import awaited
-from spq_graph.terms.errors import SourceError, UsageError
+from spq_graph.models.onnx_folder import onnx_of
+from spq_graph.terms.errors import UsageError
 
 
 def view(path: Path, *, port: int | None = None, browse: bool = True) -> str:
@@ -26,9 +26,7 @@ def view(path: Path, *, port: int | None = None, browse: bool = True) -> str:
         SourceError: there is no such file.
         UsageError: Netron is not installed.
     """
-    file = artifact.model_file(path)
-    if not file.is_file():
-        raise SourceError("no such file", where=str(file))
+    file = onnx_of(path)
     try:
         netron = importlib.import_module("netron")
     except ImportError as cause:

@@ -10,9 +10,13 @@ class SpqError(Exception):
         what: one sentence that says what is wrong.
         where: the site, node or file concerned.
         remedy: what the reader can do about it.
+
+    Attributes:
+        heard: what libraries printed before it, where they did; empty otherwise.
     """
 
     exit_code = 1
+    heard = ""
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         super().__init__(what)

@@ -16,4 +16,7 @@ def print_error(error: SpqError, console: Console) -> None:
         text.append("\n   in: ", "dim").append(words.printable(error.where))
     if error.remedy:
         text.append("\n  try: ", "green").append(words.printable(error.remedy))
+    if error.heard:
+        lines = len(error.heard.splitlines())
+        text.append("\n more: ", "dim").append(f"--verbose shows what the libraries printed, {lines} lines")
     console.print(text, soft_wrap=True, highlight=False)

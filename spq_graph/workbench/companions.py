@@ -11,7 +11,14 @@ from spq_graph.passes.files.read import ends_of
 
 def companions(source: Source) -> Path:
     """The folder that holds a source's tokenizer and generation files."""
-    return source.path if source.kind == "folder" else source.tokenizer or source.path.parent
+    if source.kind == "folder":
+        return source.base or source.path
+    return source.tokenizer or source.path.parent
+
+
+def _folders(source: Source) -> list[Path]:
+    """Where companions lie, the more particular ones last: an adapter may have a tokenizer of its own."""
+    return [companions(source), *([source.path] if source.base is not None else [])]
 
 
 def check_companions(source: Source) -> None:
@@ -20,12 +27,15 @@ def check_companions(source: Source) -> None:
     Raises:
         SourceError: a file is a link to outside of its folder.
     """
-    if source.kind != "gguf":  # whose files are written by us
-        artifact.companions_in(companions(source))
+    if source.kind == "gguf":  # whose files are written by us
+        return
+    for folder in _folders(source):
+        artifact.companions_in(folder)
 
 
 def add_companions(source: Source, staging: Path) -> None:
     """Put beside a model what other clients need: tokenizer and generation files, and onnxruntime-genai's own."""
-    artifact.copy_companions(companions(source), staging)
+    for folder in _folders(source):
+        artifact.copy_companions(folder, staging)
     if source.kind != "onnx" or not genai_config.adopt(source.path, staging, artifact.MODEL):
         genai_config.write(staging, artifact.MODEL, *ends_of(staging / artifact.MODEL))

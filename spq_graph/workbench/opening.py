@@ -173,7 +173,7 @@ def at_hand(source: Source, work: Path, steps: Steps) -> Source:
     folder = work / "unpacked"
     folder.mkdir()
     with steps.step("unpack", f"Unpacking {source.origin}"):
-        unpack(source.path, folder, tokenizer=source.tokenizer is None)
+        unpack(source.path, folder, tokenizer=source.tokenizer is None, heard=steps.heard)
     return replace(resolve(str(folder), source.tokenizer), origin=source.origin)
 
 
@@ -185,7 +185,7 @@ def _as_onnx(source: Source, work: Path, steps: Steps) -> Path:
 
     model = work / artifact.MODEL
     with steps.step("export", f"Exporting {source.origin}"):
-        export_folder(source.path, model)
+        export_folder(source.path, model, remark=steps.remark, heard=steps.heard)
     return model
 
 

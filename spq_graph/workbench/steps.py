@@ -17,6 +17,8 @@ Ended = Callable[[str, float | None], None]
 """Takes what was being done, in words, and the seconds that it took; None where it came to no end."""
 Remark = Callable[[str], None]
 """Takes a sentence about what is done otherwise than asked."""
+Heard = Callable[[str], None]
+"""Takes what libraries printed, a text of one or more lines."""
 
 
 def _unheard(*_: object) -> None:
@@ -31,12 +33,15 @@ class Steps:
         watch: is told of every step as it begins, with 0 of 0, and whenever more of it is done.
         remark: is told of what is left out, and what makes figures doubtful, and why.
         ended: is told of every step that is over.
+        heard: is told what libraries printed while a model was loaded and exported. Where it is given, what C and Rust
+            write to the process's descriptors 1 and 2 is held back as well.
         seconds: wall time by step, in order.
     """
 
     watch: Watch = _unheard
     remark: Remark = _unheard
     ended: Ended = _unheard
+    heard: Heard | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager

@@ -16,8 +16,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 ir = pytest.importorskip("onnx_ir")
 
+from spq_graph.models.chatter import quiet  # noqa: E402
 from spq_graph.models.export import export_folder  # noqa: E402
-from spq_graph.models.loading import load_causal_lm, quiet  # noqa: E402
+from spq_graph.models.loading import load_causal_lm  # noqa: E402
 from spq_graph.models.trace import INPUTS  # noqa: E402
 from spq_graph.passes.canon.canonicalize import Canonicalize  # noqa: E402
 from spq_graph.passes.files.read import load_graph  # noqa: E402
@@ -187,6 +188,45 @@ def test_mixtral(tmp_path: Path) -> None:
     assert keys == [f"model.layers.0.mlp.experts.2.{name}_proj" for name in ("gate_up", "down")]
 
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+    "original_max_position_embeddings": 16,
+}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    ("family", "rope", "trained"), [("Llama", DYNAMIC, 16), ("Phi3", LONG, 64)], ids=["dynamic", "longrope"]
+)
+def test_positions_that_follow_the_length(
+    family: str, rope: dict[str, Any], trained: int, cache: bool, tmp_path: Path
+) -> None:
+    """As torch, below the trained length of 16, at it, and beyond, where other frequencies hold."""
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=trained,
+        original_max_position_embeddings=16,
+        initializer_range=0.2,
+        pad_token_id=0,
+        rope_parameters=rope,
+    )
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    export_folder(tmp_path / "model", tmp_path / "model.onnx", cache=cache)
+    for length in (8, 16, 17, 40):
+        assert_matches_torch(tmp_path / "model", tmp_path / "model.onnx", steps=(length,))
+
+
 def edited(folder: Path, to: Path, **changes: Any) -> Path:
     shutil.copytree(folder, to)
     config = json.loads((to / "config.json").read_text())
@@ -222,19 +262,24 @@ def test_failing_exporter_is_a_source_error(tiny_llama: Path, tmp_path: Path, mo
     with pytest.raises(SourceError, match=r"the exporter failed: no such operator\n") as caught:
         export_folder(tiny_llama, tmp_path / "model.onnx")
     assert "LlamaForCausalLM" in caught.value.where
+    assert "--no-cache" not in caught.value.remedy  # it fails alike, which was tried
 
 
 @pytest.mark.parametrize("layers", [[], [SimpleNamespace(conv_states=1)], [SimpleNamespace(keys=None, values=None)]])
 def test_a_state_that_is_no_cache(
     layers: list[object], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(*args: object, **kwargs: object) -> SimpleNamespace:
-        return SimpleNamespace(past_key_values=SimpleNamespace(layers=layers))
+    forward = transformers.LlamaForCausalLM.forward
+
+    def other(model: Any, use_cache: bool = True, **inputs: Any) -> Any:
+        state = SimpleNamespace(past_key_values=SimpleNamespace(layers=layers))
+        return state if use_cache else forward(model, use_cache=False, **inputs)
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", other)
     with pytest.raises(SourceError, match="its state is no cache of keys and values") as caught:
         export_folder(tiny_llama, tmp_path / "model.onnx")
     assert "export --no-cache" in caught.value.remedy
+    export_folder(tiny_llama, tmp_path / "model.onnx", cache=False)
 
 
 def test_unwritable_target(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

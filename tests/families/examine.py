@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spq_graph.documents.recipe import Recipe
+from spq_graph.models.chatter import quiet
 from spq_graph.models.export import export_folder
-from spq_graph.models.loading import load_causal_lm, quiet
+from spq_graph.models.loading import load_causal_lm
 from spq_graph.models.source import resolve
 from spq_graph.models.trace import INPUTS
 from spq_graph.passes.canon.canonicalize import Canonicalize

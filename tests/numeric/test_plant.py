@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-from spq_graph.models.loading import load_causal_lm, quiet  # noqa: E402
+from spq_graph.models.chatter import quiet  # noqa: E402
+from spq_graph.models.loading import load_causal_lm  # noqa: E402
 from spq_graph.models.plant import main, plant_bos_spikes  # noqa: E402
 from spq_graph.models.sample import sample_ids  # noqa: E402
 from spq_graph.terms.errors import OutputError, SourceError, UsageError  # noqa: E402

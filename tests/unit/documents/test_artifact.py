@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spq_graph.documents import artifact
-from spq_graph.documents.artifact import check_out, copy_companions, model_file
+from spq_graph.documents.artifact import check_out, copy_companions
 from spq_graph.terms.errors import OutputError, SourceError, UsageError
 from tests.support.outs import earlier, listing
 
@@ -86,8 +86,3 @@ def test_a_companion_that_is_a_link(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"generation_config.json is a link to outside") as caught:
         copy_companions(snapshot, out)
     assert caught.value.where == str(snapshot)
-
-
-def test_model_file(tmp_path: Path) -> None:
-    assert model_file(tmp_path) == tmp_path / "model.onnx"
-    assert model_file(tmp_path / "x.onnx") == tmp_path / "x.onnx"

@@ -110,9 +110,7 @@ def test_other_files_are_refused(folder: Path) -> None:
     assert "neither" in refusal(folder / "config.json").what
 
 
-@pytest.mark.parametrize(
-    ("present", "remedy"), [("model.onnx", "pass the file itself"), ("adapter_config.json", "merge"), ("x", "save_pre")]
-)
+@pytest.mark.parametrize(("present", "remedy"), [("model.onnx", "pass the file itself"), ("x", "save_pre")])
 def test_no_config(folder: Path, present: str, remedy: str) -> None:
     (folder / "config.json").unlink()
     (folder / present).write_text("{}")
