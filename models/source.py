@@ -18,7 +18,7 @@ from spq_graph.terms.errors import SourceError
 REFERENCE: Final = Path(__file__).resolve().parent / "reference"
 """Folder of the embedded reference model."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Not every LMHeadModel is a decoder: BertLMHeadModel looks ahead unless its configuration says otherwise.
 _CAUSAL = ("ForCausalLM", "GPT2LMHeadModel")
 _LFS_POINTER = b"version https://git-lfs"

@@ -144,7 +144,9 @@ def _read_npz(path: Path) -> tuple[Ids, Ids]:
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, npt.NDArray[Any]] = dict(archive)
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"not a readable .npz: {error}", where=str(path), remedy="numpy.savez makes one.") from error
+        raise DataError(
+            f"not a readable .npz: {error}", where=str(path), remedy="numpy.savez(FILE, input_ids=IDS) makes one."
+        ) from error
     others = [name for name in arrays if name != "attention_mask"]
     name = "input_ids" if "input_ids" in arrays else others[0] if len(others) == 1 else None
     if name is None:
@@ -156,7 +158,11 @@ def _read_npz(path: Path) -> tuple[Ids, Ids]:
         )
     mask = arrays.get("attention_mask", np.ones_like(ids))
     if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
-        raise DataError(f"attention_mask must be 0 or 1 and {list(ids.shape)} like {name}", where=str(path))
+        raise DataError(
+            f"attention_mask must be 0 or 1 and {list(ids.shape)} like {name}",
+            where=str(path),
+            remedy="Save a mask like that, or none where nothing is padding.",
+        )
     ids, mask = np.atleast_2d(ids).astype(np.int64), np.atleast_2d(mask).astype(np.int64)
     if not (mask[:, :-1] & mask[:, 1:]).any():
         raise DataError("no row holds two tokens", where=str(path), remedy="Save rows of a few hundred ids.")

@@ -285,7 +285,11 @@ class Plan(Strict):
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as cause:
-            raise UsageError(f"the plan cannot be read: {cause.strerror}", where=str(path)) from cause
+            raise UsageError(
+                f"the plan cannot be read: {cause.strerror}",
+                where=str(path),
+                remedy="name a file that `spq-graph plan` wrote, or the plan.json of an OUT",
+            ) from cause
         except ValidationError as cause:
             first = cause.errors()[0]
             place = ".".join(str(part) for part in first["loc"])

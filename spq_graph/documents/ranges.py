@@ -160,7 +160,11 @@ class Ranges:
         try:
             head = json.loads(path.read_text(encoding="utf-8"))
             if head.get("schema") != SCHEMA:
-                raise DataError(f"expected schema {SCHEMA}, found {head.get('schema')}", where=str(path))
+                raise DataError(
+                    f"expected schema {SCHEMA}, found {head.get('schema')}",
+                    where=str(path),
+                    remedy="name a file that `spq-graph calibrate` wrote, or run it again",
+                )
             arrays = load_file(path.with_suffix(".safetensors"))
             loaded = cls(head["model"], tokens=head["tokens"], sequences=head["sequences"], file=path)
             loaded.data = int(head["data"].split(":")[1], 16)

@@ -179,12 +179,20 @@ def load_recipe(path: Path | None, **given: Any) -> Recipe:
         try:
             fields = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
-            raise UsageError(f"the recipe cannot be read: {cause}", where=str(path)) from cause
+            raise UsageError(
+                f"the recipe cannot be read: {cause}",
+                where=str(path),
+                remedy="name a TOML file in UTF-8, such as one with the single line: bits = 6",
+            ) from cause
     fields |= {name: value for name, value in given.items() if value is not None}
     try:
         return Recipe.model_validate(fields)
     except ValidationError as cause:
-        raise UsageError(_explain(cause), where=str(path) if path else "options") from cause
+        raise UsageError(
+            _explain(cause),
+            where=str(path) if path else "options",
+            remedy="docs/recipe.md has every key with the values that it takes",
+        ) from cause
 
 
 def _explain(cause: ValidationError) -> str:

@@ -207,4 +207,8 @@ class Report(Strict):
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as cause:
-            raise UsageError(f"the report cannot be read ({cause})", where=str(path)) from cause
+            raise UsageError(
+                f"the report cannot be read ({cause})",
+                where=str(path),
+                remedy="name the report.json of an OUT, or run `spq-graph quantize` again",
+            ) from cause

@@ -61,7 +61,11 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
             staging.mkdir(mode=0o700)
             lock = locked(staging)
         except OSError as cause:
-            raise OutputError(f"OUT cannot be written: {cause.strerror}", where=str(out)) from cause
+            raise OutputError(
+                f"OUT cannot be written: {cause.strerror}",
+                where=str(out),
+                remedy="choose an OUT in a folder that you may write to",
+            ) from cause
         yield staging
         staging.chmod(0o755)
         _move_in(staging, here, force)

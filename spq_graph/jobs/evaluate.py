@@ -47,7 +47,11 @@ def evaluate(
     opening = Opening.of(model)
     profile = PROFILES[target_named(target or "cpu")]
     if profile.name not in ("cpu", "openvino"):
-        raise UsageError(f"models are measured on cpu or openvino, not on {target}", where="--target")
+        raise UsageError(
+            f"models are measured on cpu or openvino, not on {target}",
+            where="--target",
+            remedy="leave out --target, or pass --target openvino",
+        )
     if text is None and not tasks:
         text = embedded_text(opening.name)
     if text is None and not tasks:

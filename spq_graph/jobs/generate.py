@@ -124,7 +124,7 @@ def _check_vocabulary(ids: list[list[int]], size: int | None, path: str) -> None
         raise DataError(
             f"a prompt has tokens outside of the vocabulary of {size}",
             where=path,
-            remedy="this is another model's tokenizer",
+            remedy="pass --tokenizer DIR with this model's own: the given one knows more tokens than the model",
         )
 
 

@@ -26,7 +26,7 @@ def view(path: Path, *, port: int | None = None, browse: bool = True) -> str:
     """
     file = artifact.model_file(path)
     if not file.is_file():
-        raise SourceError("no such file", where=str(file))
+        raise SourceError("no such file", where=str(file), remedy="name an .onnx file, or the OUT that holds one")
     try:
         netron = importlib.import_module("netron")
     except ImportError as cause:

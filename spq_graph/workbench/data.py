@@ -56,7 +56,9 @@ class Data:
         text, calibration = (Path(p) if p is not None else None for p in (self.text, self.calibration))
         for path in (calibration, text):
             if path is not None and not path.is_file():
-                raise SourceError("no such file", where=str(path))
+                raise SourceError(
+                    "no such file", where=str(path), remedy="check the spelling and the working directory"
+                )
             if path is not None and path.suffix != ".npz" and source.tokenizer is None:
                 raise UsageError(
                     "text needs a tokenizer", where=str(path), remedy="pass --tokenizer DIR, or ids as .npz"

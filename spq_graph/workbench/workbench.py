@@ -161,7 +161,11 @@ class Workbench:
         """
         longest = self.source.max_length or LONGEST_WINDOW
         if self.window is not None and self.source.max_length is not None and self.window > self.source.max_length:
-            raise UsageError(f"the model has {self.source.max_length} positions", where=f"--window {self.window}")
+            raise UsageError(
+                f"the model has {self.source.max_length} positions",
+                where=f"--window {self.window}",
+                remedy=f"--window {self.source.max_length} or less",
+            )
         return self.decoder.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
 
     def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
