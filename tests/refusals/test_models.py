@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from spq_graph.models.loading import require_torch  # noqa: E402
 from spq_graph.models.plant import PlantedSpike, plant_bos_spikes  # noqa: E402
 from spq_graph.models.sample import sample_ids  # noqa: E402
 from spq_graph.models.source import resolve  # noqa: E402
-from spq_graph.terms.errors import ActivationError  # noqa: E402
+from spq_graph.terms.errors import ActivationError, SourceError  # noqa: E402
 from tests.support.decoders import write_decoder, write_ids  # noqa: E402
 from tests.support.following import Told  # noqa: E402
 
@@ -104,6 +105,15 @@ def wide_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for their threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planting looks at less text than it would."""
@@ -149,12 +159,19 @@ def test_plant_in_no_layer(refusal: Told, little_text: None, wide_llama: Path, t
 
 
 @follows("models/plant.py:_plant")
-def test_plant_where_bos_is_like_others(refusal: Told, little_text: None, wide_llama: Path, tmp_path: Path) -> None:
-    flat = changed(wide_llama, tmp_path / "flat", layers__0__post_attention_layernorm=0.0)
+def test_plant_where_bos_is_like_others(
+    refusal: Told, little_text: None, tiny_llama: Path, wide_llama: Path, tmp_path: Path
+) -> None:
+    one_channel = changed(wide_llama, tmp_path / "one channel", layers__0__post_attention_layernorm=1e-9)
+    weights = load_file(one_channel / WEIGHTS)
+    weights["model.layers.0.post_attention_layernorm.weight"][0] = 1
+    save_file(weights, one_channel / WEIGHTS, {"format": "pt"})
     with refusal:
-        planted(flat, tmp_path / "out", 0)
-    assert len(planted(flat, tmp_path / "another layer", 1)) == 1
-    assert len(planted(wide_llama, tmp_path / "another model", 0)) == 1
+        planted(one_channel, tmp_path / "out", 0)
+    assert len(planted(one_channel, tmp_path / "another layer", 1)) == 1
+    with pytest.raises(SourceError, match="cannot be told"):
+        planted(tiny_llama, tmp_path / "out", 1)
+    assert len(planted(wide_llama, tmp_path / "a wider model", 1)) == 1
 
 
 @follows("models/sample.py:sample_ids")

@@ -47,7 +47,8 @@ def cases() -> Iterator[FollowedCase]:
     """What the tests of refusals say that they follow, read from their files."""
     for file in sorted(FOLDER.glob("test_*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "follows":
+            name = node.func if isinstance(node, ast.Call) else None
+            if isinstance(node, ast.Call) and "follows" in (getattr(name, "id", ""), getattr(name, "attr", "")):
                 more = {str(one.arg): ast.literal_eval(one.value) for one in node.keywords}
                 outside = more.pop("outside", None)
                 yield FollowedCase(file.name, named(*map(ast.literal_eval, node.args), **more), outside)
