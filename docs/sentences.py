@@ -126,7 +126,7 @@ def is_text(node: ast.expr) -> bool:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return is_text(left) or is_text(right)
         case ast.IfExp(body=body, orelse=other):
-            return is_text(body) and is_text(other)
+            return is_text(body) or is_text(other)
     return False
 
 

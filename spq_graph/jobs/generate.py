@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from spq_graph.documents.results import Generation
 from spq_graph.runtime.generation.generate import Generated, Limits, OnEnd, OnToken, continue_prompts
@@ -104,9 +105,9 @@ def _result(name: str, prompts: list[_Prompt], found: Generated, sampling: Sampl
 
 def _tokenizer(bench: Workbench, path: str) -> TextTokenizer:
     if bench.tokenizer is None:
-        raise UsageError(
-            "text needs a tokenizer", where=path, remedy="pass --tokenizer DIR, or the OUT folder instead of its file"
-        )
+        folder = Path(path).parent
+        beside = str(folder) if (folder / "tokenizer.json").is_file() else "DIR, the folder with tokenizer.json"
+        raise UsageError("text needs a tokenizer", where=path, remedy=f"pass --tokenizer {beside}")
     return bench.tokenizer
 
 

@@ -34,8 +34,10 @@ def plot_ladder(report: Report, bits: int | None = None) -> Figure:
     changes = ladder_changes(report)
     wanted = bits if bits is not None else next(iter(changes), None)
     if wanted not in changes:
-        asked = f" --bits {bits}" if bits is not None else ""
-        raise UsageError(f"the report has no ladder at {wanted} bits", remedy=f"run `quantize` with --text FILE{asked}")
+        raise UsageError(
+            "the report has no ladder" + (f" at {bits} bits" if bits is not None else ""),
+            remedy="run `quantize` with --text FILE" + (f" --bits {bits}" if bits is not None else ""),
+        )
     return ladder_figure(changes[wanted], [change for rungs in changes.values() for _, change in rungs])
 
 
@@ -97,5 +99,8 @@ def plot_layer(report: Report, which: Literal["before", "after"] = "after") -> F
     """
     boxes = getattr(report.layer, which, None)
     if not boxes:
-        raise UsageError("the report holds no drawing of a layer", remedy="run `quantize` again")
+        raise UsageError(
+            "the report holds no drawing of a layer",
+            remedy="give the report of a `quantize` whose model has numbered layers",
+        )
     return layer_figure(boxes)
