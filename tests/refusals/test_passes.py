@@ -192,17 +192,25 @@ def test_quantized_already(refusal: Told, tmp_path: Path) -> None:
     assert apply_plan(source, plan).graph
 
 
-@follows("passes/check/target.py:refuse_foreign")
-def test_operators_of_another_runtime(refusal: Told) -> None:
-    def graph(op_type: str, domain: str) -> ir.Model:
-        b = Builder()
-        b.op(op_type, b.op("MatMul", "x", b.const(b.random(8, 8))), outputs=["y"], domain=domain)
-        return ir.from_proto(b.model({"x": (1, [3, 8])}, {"y": (1, [3, 8])}))
+def ending_in(op_type: str, domain: str) -> ir.Model:
+    b = Builder()
+    b.op(op_type, b.op("MatMul", "x", b.const(b.random(8, 8))), outputs=["y"], domain=domain)
+    return ir.from_proto(b.model({"x": (1, [3, 8])}, {"y": (1, [3, 8])}))
 
+
+@follows("passes/check/target.py:refuse_foreign", "or use target cpu")
+def test_operators_of_one_runtime(refusal: Told) -> None:
     with refusal:
-        refuse_foreign(graph("FastGelu", "com.microsoft"), PROFILES["portable"])
-    refuse_foreign(graph("Gelu", ""), PROFILES["portable"])
-    refuse_foreign(graph("FastGelu", "com.microsoft"), PROFILES["cpu"])
+        refuse_foreign(ending_in("FastGelu", "com.microsoft"), PROFILES["tensorrt"])
+    refuse_foreign(ending_in("Gelu", ""), PROFILES["tensorrt"])
+    refuse_foreign(ending_in("FastGelu", "com.microsoft"), PROFILES["cpu"])
+
+
+@follows("passes/check/target.py:refuse_foreign", "does", nth=1)
+def test_operators_of_no_runtime(refusal: Told) -> None:
+    with refusal:
+        refuse_foreign(ending_in("Odd", "elsewhere"), PROFILES["cpu"])
+    refuse_foreign(ending_in("Gelu", ""), PROFILES["cpu"])
 
 
 # ------------------------------------------------------------------------------------------------- faults of ours
