@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -79,9 +79,26 @@ def errors_of(trees: Mapping[str, ast.Module]) -> dict[str, int]:
             known = [found[base] for base in above if base in found]
             if node.name == BASE or known:
                 own = settings(list(node.body)).get("exit_code", [])
-                found[node.name] = next((one.value for one in own if isinstance(one, ast.Constant)), (known or [1])[0])  # type: ignore[assignment]
+                codes = [int(one.value) for one in own if isinstance(one, ast.Constant)]
+                found[node.name] = [*codes, *known, 1][0]
         if len(found) == before:
             return found
+
+
+def worded_by(trees: Mapping[str, ast.Module], errors: Iterable[str]) -> set[str]:
+    """The error classes that find their words themselves: their refusal is where they hand them on, in `__init__`."""
+    classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    own = {node.name for node in classes if any(getattr(one, "name", "") == "__init__" for one in node.body)}
+    return own.intersection(errors) - {BASE}
+
+
+def error_made(function: Function, call: ast.Call, errors: Mapping[str, int], worded: Collection[str]) -> str | None:
+    """The class of the error whose words a call gives, None where it gives none."""
+    name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+    owner, _, method = function.name.rpartition(".")
+    if name == method == "__init__" and owner in worded and call.args:
+        return owner
+    return name if name in errors and name not in worded and call.args else None
 
 
 def calls_within(tree: ast.Module) -> Iterator[tuple[Function, ast.Call]]:
@@ -121,7 +138,7 @@ def ways_in(
     """What the calls of a function of the same file say in its arguments; at least one, empty where none does."""
     if function.node is None:
         return [{}]
-    own, found = function.node.name, []
+    own, found = function.name.removesuffix(".__init__").rpartition(".")[2], []  # a class is called by its own name
     for around, call in calls:
         if own in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")):
             scope = Scope({}, around.local, module)
@@ -130,13 +147,13 @@ def ways_in(
     return found or [{}]
 
 
-def refusals_in(file: str, tree: ast.Module, errors: Mapping[str, int]) -> Iterator[Refusal]:
+def refusals_in(file: str, tree: ast.Module, errors: Mapping[str, int], worded: Collection[str]) -> Iterator[Refusal]:
     """The refusals of one file, from top to bottom. What only tells another error again is none."""
     module = settings(list(tree.body))
     calls = list(calls_within(tree))
     for function, call in calls:
-        name = getattr(call.func, "id", getattr(call.func, "attr", ""))
-        if name not in errors or not call.args:
+        name = error_made(function, call, errors, worded)
+        if name is None:
             continue
         remedy = next((one.value for one in call.keywords if one.arg == "remedy"), None)
         if isinstance(call.args[0], ast.Attribute) and isinstance(remedy, ast.Attribute):
@@ -162,7 +179,8 @@ def refusals() -> tuple[Refusal, ...]:
     )
     trees = {one.relative_to(ROOT).as_posix(): ast.parse(one.read_text(encoding="utf-8")) for one in files}
     errors = errors_of(trees)
-    found = (one for file, tree in trees.items() for one in refusals_in(file, tree, errors))
+    worded = worded_by(trees, errors)
+    found = (one for file, tree in trees.items() for one in refusals_in(file, tree, errors, worded))
     return tuple(sorted(found, key=lambda one: (one.file, one.first)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,17 @@ from tests.support.decoders import write_decoder, write_ids
 from tests.support.following import Told, named
 
 
-@pytest.fixture
-def refusal(request: pytest.FixtureRequest) -> Told:
-    """The refusal that a test is marked to follow."""
+@pytest.fixture(autouse=True)
+def refusal(request: pytest.FixtureRequest) -> Iterator[Told | None]:
+    """The refusal that a test is marked to follow, which must come about in it; None for a test of something else."""
     mark = request.node.get_closest_marker("follows")
-    assert mark is not None
+    if mark is None:
+        yield None
+        return
     arguments = {key: value for key, value in mark.kwargs.items() if key != "outside"}
-    return Told(named(*mark.args, **arguments))
+    told = Told(named(*mark.args, **arguments))
+    yield told
+    assert told.happened, f"this was not refused: {told.expected.name}"
 
 
 @dataclass(frozen=True)

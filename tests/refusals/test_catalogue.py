@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections import Counter
 
-from docs.refusals import refusals
+from docs.refusals import errors_of, refusals, refusals_in, worded_by
 from docs.sentences import words
 from tests.support.following import FOLDER, cases, named
 
@@ -43,3 +44,38 @@ def test_the_catalogue_reads_sentences_as_they_are_told() -> None:
     assert len({one.remedy for one in refusals() if one.place == "models/source.py:_config"}) > 1
     called = named("runtime/proof/held.py:_refuse", "did not run as integer kernels")
     assert called.told("2 sites planned as integers did not run as integer kernels: a, b", words(called.remedy or ()))
+
+
+OWN_WORDS = """
+class SpqError(Exception):
+    exit_code = 1
+    def __init__(self, what, *, remedy=""): ...
+
+class CheckError(SpqError):
+    exit_code = 3
+
+class OwnError(CheckError):
+    def __init__(self, place):
+        super().__init__(f"it is not there: {place}", remedy="look elsewhere")
+
+def look(place, more=None):
+    remedy = "look up" if more is None else "look down"
+    if more:
+        raise OwnError(place)
+    raise CheckError("it is " + ("gone" if place else "lost"), remedy=remedy)
+"""
+
+
+def test_an_error_that_words_itself_is_one_refusal_and_each_remedy_another() -> None:
+    trees = {"passes/own.py": ast.parse(OWN_WORDS)}
+    errors = errors_of(trees)
+    found = list(refusals_in("passes/own.py", trees["passes/own.py"], errors, worded_by(trees, errors)))
+    assert [(one.function, one.error, one.exit_code, words(one.remedy or ())) for one in found] == [
+        ("OwnError.__init__", "OwnError", 3, "look elsewhere"),
+        ("look", "CheckError", 3, "look up"),
+        ("look", "CheckError", 3, "look down"),
+    ]
+    assert [list(map(words, one.sentences)) for one in found[:2]] == [
+        ["it is not there: PLACE"],
+        ["it is gone", "it is lost"],
+    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -59,12 +58,12 @@ class Told:
 
     def __init__(self, expected: Refusal) -> None:
         self.expected = expected
+        self.happened = False
         self.error: SpqError = SpqError("nothing was refused yet")
         self._made: dict[int, tuple[SpqError, str, int]] = {}
-        self._recording: Any = None
+        self._recording = mock.patch.object(SpqError, "__init__", self._recorder(SpqError.__init__))
 
     def __enter__(self) -> Told:
-        self._recording = mock.patch.object(SpqError, "__init__", self._recorder(SpqError.__init__))
         self._recording.start()
         return self
 
@@ -81,17 +80,12 @@ class Told:
     def command(self, *arguments: object) -> Result:
         """Runs the command line, which must end in this refusal and its exit status, with no result printed."""
         told: list[SpqError] = []
-        with self._recorded(), mock.patch("spq_graph.cli.guard.print_error", lambda error, _: told.append(error)):
+        with self._recording, mock.patch("spq_graph.cli.guard.print_error", lambda error, _: told.append(error)):
             result = spq(*arguments)
         assert told, f"nothing was refused: {result}"
         assert (result.code, result.out) == (self.expected.exit_code, "")
         self._check(told[0])
         return result
-
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        with mock.patch.object(SpqError, "__init__", self._recorder(SpqError.__init__)):
-            yield
 
     def _recorder(self, original: Callable[..., None]) -> Callable[..., None]:
         """Notes which line makes an error: one that a function returns is raised elsewhere."""
@@ -118,3 +112,4 @@ class Told:
             source = source.__cause__ or source.__context__
         assert source is not None, f"{error} was made at {at}, and not at {self.expected.name}"
         assert self.expected.told(error.what, error.remedy), (str(error), self.expected.name)
+        self.happened = True
