@@ -147,9 +147,34 @@ def ways_in(
     return found or [{}]
 
 
-def refusals_in(file: str, tree: ast.Module, errors: Mapping[str, int], worded: Collection[str]) -> Iterator[Refusal]:
-    """The refusals of one file, from top to bottom. What only tells another error again is none."""
-    module = settings(list(tree.body))
+def known_in(tree: ast.Module, trees: Mapping[str, ast.Module]) -> dict[str, list[ast.expr]]:
+    """What a file sets at its top, and what it takes from other files of ours that set it there."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spq_graph."):
+            path = f"{str(node.module).replace('.', '/')}.py"
+            other = trees.get(path) or trees.get(path.removeprefix("spq_graph/"))
+            set_there = settings(list(other.body)) if other is not None else {}
+            found |= {alias.asname or alias.name: set_there.get(alias.name, []) for alias in node.names}
+    return found | settings(list(tree.body))
+
+
+def refusals_in(trees: Mapping[str, ast.Module]) -> Iterator[Refusal]:
+    """The refusals of files, from top to bottom of each. What only tells another error again is none."""
+    errors = errors_of(trees)
+    worded = worded_by(trees, errors)
+    for file, tree in trees.items():
+        yield from refusals_of(file, tree, known_in(tree, trees), errors, worded)
+
+
+def refusals_of(
+    file: str,
+    tree: ast.Module,
+    module: Mapping[str, list[ast.expr]],
+    errors: Mapping[str, int],
+    worded: Collection[str],
+) -> Iterator[Refusal]:
+    """Those of one file, in which names mean what they do in its module."""
     calls = list(calls_within(tree))
     for function, call in calls:
         name = error_made(function, call, errors, worded)
@@ -178,10 +203,7 @@ def refusals() -> tuple[Refusal, ...]:
         if not any(part.is_symlink() for part in file.parents)
     )
     trees = {one.relative_to(ROOT).as_posix(): ast.parse(one.read_text(encoding="utf-8")) for one in files}
-    errors = errors_of(trees)
-    worded = worded_by(trees, errors)
-    found = (one for file, tree in trees.items() for one in refusals_in(file, tree, errors, worded))
-    return tuple(sorted(found, key=lambda one: (one.file, one.first)))
+    return tuple(sorted(refusals_in(trees), key=lambda one: (one.file, one.first)))
 
 
 def question_of(folder: str) -> str:

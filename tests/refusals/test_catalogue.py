@@ -6,7 +6,7 @@ import ast
 import json
 from collections import Counter
 
-from docs.refusals import errors_of, refusals, refusals_in, worded_by
+from docs.refusals import refusals, refusals_in
 from docs.sentences import words
 from tests.support.following import FOLDER, cases, named
 
@@ -47,6 +47,8 @@ def test_the_catalogue_reads_sentences_as_they_are_told() -> None:
 
 
 OWN_WORDS = """
+from spq_graph.terms.words import DOWN
+
 class SpqError(Exception):
     exit_code = 1
     def __init__(self, what, *, remedy=""): ...
@@ -59,7 +61,7 @@ class OwnError(CheckError):
         super().__init__(f"it is not there: {place}", remedy="look elsewhere")
 
 def look(place, more=None):
-    remedy = "look up" if more is None else "look down"
+    remedy = "look up" if more is None else DOWN
     if more:
         raise OwnError(place)
     raise CheckError("it is " + ("gone" if place else "lost"), remedy=remedy)
@@ -67,9 +69,8 @@ def look(place, more=None):
 
 
 def test_an_error_that_words_itself_is_one_refusal_and_each_remedy_another() -> None:
-    trees = {"passes/own.py": ast.parse(OWN_WORDS)}
-    errors = errors_of(trees)
-    found = list(refusals_in("passes/own.py", trees["passes/own.py"], errors, worded_by(trees, errors)))
+    trees = {"passes/own.py": ast.parse(OWN_WORDS), "spq_graph/terms/words.py": ast.parse('DOWN = "look down"')}
+    found = list(refusals_in(trees))
     assert [(one.function, one.error, one.exit_code, words(one.remedy or ())) for one in found] == [
         ("OwnError.__init__", "OwnError", 3, "look elsewhere"),
         ("look", "CheckError", 3, "look up"),
