@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from spq_graph.documents.plan import Plan
+from spq_graph.jobs.calibrate import calibrate
 from spq_graph.jobs.inspect import inspect
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.base.run import run
@@ -25,7 +26,8 @@ from spq_graph.passes.forms.storages import Halves
 from spq_graph.passes.numbers import fp8
 from spq_graph.passes.numbers.fp8 import E4M3
 from spq_graph.passes.numbers.scales import ActivationQuantizer
-from spq_graph.passes.observe import Observe, ObserveFinite
+from spq_graph.passes.observe import Observe
+from spq_graph.terms.errors import SpqError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import PROFILES
 from tests.support.command import done
@@ -116,17 +118,15 @@ def test_weight_beyond_half(refusal: Told, tmp_path: Path) -> None:
     assert apply_plan(path, plan).graph
 
 
-def broken_decoder(path: Path, *, layer: int | None) -> Path:
-    return write_decoder(path, layers=1, broken_layer=layer)
-
-
 def names_what_is_not_finite(tmp_path: Path) -> None:
-    """`spq-graph calibrate` names the first site that is not finite."""
-    from spq_graph.jobs.calibrate import calibrate
-    from spq_graph.terms.errors import ActivationError
-
-    broken = broken_decoder(tmp_path / "broken.onnx", layer=0)
-    with pytest.raises(ActivationError, match=r"layers\.0\.mlp\.down_proj"):
+    """`spq-graph calibrate` names the first site that is not finite, here for a weight far too large."""
+    broken = write_decoder(tmp_path / "broken.onnx", layers=1)
+    model = onnx.load(broken)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "layers.0.mlp.up_proj.weight")
+    large = np.full_like(onnx.numpy_helper.to_array(weight), 3e38)
+    weight.CopyFrom(onnx.numpy_helper.from_array(large, weight.name))
+    onnx.save(model, broken)
+    with pytest.raises(SpqError, match=r"layers\.0\.mlp\."):
         calibrate(broken, tmp_path / "ranges", calibration=write_ids(tmp_path / "ids.npz", rows=2))
 
 
@@ -220,8 +220,8 @@ def test_operators_of_no_runtime(refusal: Told) -> None:
 def test_passes_in_a_wrong_order(refusal: Told) -> None:
     proto = glu_model(Glu(), constants_as_nodes=True)
     with refusal:
-        run(ir.from_proto(proto), [ObserveFinite(["x"])])
-    assert run(ir.from_proto(proto), [Canonicalize(), ObserveFinite(["x"])])
+        run(ir.from_proto(proto), [Observe(["x"])])
+    assert run(ir.from_proto(proto), [Canonicalize(), Observe(["x"])])
 
 
 @follows("passes/check/plan.py:VerifyPlan.call", outside="it is for us to mend: a graph that was written otherwise")
