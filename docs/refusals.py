@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from docs.sentences import Scope, Template, is_said, pattern, settings, told, words
+from docs.sentences import Scope, Template, is_said, pattern, settings, settings_before, told, words
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("spq_graph", "passes", "runtime", "models")
@@ -66,6 +66,10 @@ class Function:
     name: str
     node: ast.FunctionDef | ast.AsyncFunctionDef | None
     local: dict[str, list[ast.expr]] = field(default_factory=dict)
+
+    def known_at(self, line: int) -> dict[str, list[ast.expr]]:
+        """What names may stand for at one of its lines."""
+        return self.local | (settings_before(self.node.body, line) if self.node is not None else {})
 
 
 def errors_of(trees: Mapping[str, ast.Module]) -> dict[str, int]:
@@ -141,7 +145,7 @@ def ways_in(
     own, found = function.name.removesuffix(".__init__").rpartition(".")[2], []  # a class is called by its own name
     for around, call in calls:
         if own in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")):
-            scope = Scope({}, around.local, module)
+            scope = Scope({}, around.known_at(call.lineno), module)
             given = {name: told(value, scope) for name, value in arguments_of(function.node, call).items()}
             found.append({name: said for name, said in given.items() if any(map(is_said, said))})
     return found or [{}]
@@ -185,7 +189,7 @@ def refusals_of(
             continue
         found: dict[tuple[tuple[Template, ...], Template], None] = {}
         for arguments in ways_in(function, calls, module):
-            scope = Scope(arguments, function.local, module)
+            scope = Scope(arguments, function.known_at(call.lineno), module)
             sentences = tuple(told(call.args[0], scope))
             found |= dict.fromkeys((sentences, one) for one in told(remedy, scope))
         last, exit_code = call.end_lineno or call.lineno, errors[name]

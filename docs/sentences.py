@@ -6,7 +6,7 @@ import ast
 import builtins
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,31 @@ def settings(nodes: list[ast.AST]) -> dict[str, list[ast.expr]]:
                 for one, value in zip(names, values, strict=False):
                     if isinstance(one, ast.Name):
                         found.setdefault(one.id, []).append(value)
+    return found
+
+
+def blocks_of(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
+    """The runs of statements inside of one."""
+    for name in ("body", "orelse", "finalbody"):
+        yield getattr(statement, name, [])
+    for branch in (*getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
+        yield branch.body
+
+
+def settings_before(body: list[ast.stmt], line: int) -> dict[str, list[ast.expr]]:
+    """What names may stand for at a line of a function: what was given to them last, on each way that leads there."""
+    found: dict[str, list[ast.expr]] = {}
+    for statement in body:
+        if statement.lineno <= line <= (statement.end_lineno or line):
+            for block in blocks_of(statement):
+                if block and block[0].lineno <= line <= (block[-1].end_lineno or line):
+                    found |= settings_before(block, line)
+            return found
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            found |= settings([statement])
+        else:
+            for name, values in settings(list(ast.walk(statement))).items():
+                found[name] = [*found.get(name, []), *values]
     return found
 
 

@@ -64,6 +64,12 @@ def look(place, more=None):
     remedy = "look up" if more is None else DOWN
     if more:
         raise OwnError(place)
+    if place == "here":
+        what = "it is not here"
+        raise CheckError(what, remedy=DOWN)
+    what = "it is nowhere"
+    if more == "else":
+        raise CheckError(what, remedy=DOWN)
     raise CheckError("it is " + ("gone" if place else "lost"), remedy=remedy)
 """
 
@@ -73,10 +79,14 @@ def test_an_error_that_words_itself_is_one_refusal_and_each_remedy_another() -> 
     found = list(refusals_in(trees))
     assert [(one.function, one.error, one.exit_code, words(one.remedy or ())) for one in found] == [
         ("OwnError.__init__", "OwnError", 3, "look elsewhere"),
+        ("look", "CheckError", 3, "look down"),
+        ("look", "CheckError", 3, "look down"),
         ("look", "CheckError", 3, "look up"),
         ("look", "CheckError", 3, "look down"),
     ]
-    assert [list(map(words, one.sentences)) for one in found[:2]] == [
+    assert [list(map(words, one.sentences)) for one in found[:4]] == [
         ["it is not there: PLACE"],
+        ["it is not here"],
+        ["it is nowhere"],
         ["it is gone", "it is lost"],
     ]
