@@ -13,10 +13,13 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.decisions.choices import apply_overrides, start
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report
 from spq_graph.documents.token_profile import Peak
+from spq_graph.documents.value_range import ValueRange
 from spq_graph.jobs.apply import apply
 from spq_graph.jobs.calibrate import calibrate
 from spq_graph.models.source import resolve
@@ -26,6 +29,8 @@ from spq_graph.workbench.opening import Opening
 from tests.conftest import write_tokenizer
 from tests.refusals.conftest import Made
 from tests.support.command import done
+from tests.support.deciding import seen as range_of
+from tests.support.deciding import site
 from tests.support.decoders import LONGEST
 from tests.support.following import Told
 from tests.support.samples import sample_report
@@ -117,21 +122,17 @@ def test_keep_nothing(refusal: Told, made: Made, tmp_path: Path) -> None:
 
 
 @follows("spq_graph/decisions/choices.py:apply_overrides", "without a range")
-def test_integers_without_a_range(refusal: Told, made: Made, tmp_path: Path) -> None:
-    ranges, site = Ranges.load(made.ranges), Plan.load(made.plan).sites[0]
-    del ranges.values[site.input]
-    ranges.save(tmp_path / "ranges.json")
-    recipe = tmp_path / "recipe.toml"
+def test_activations_without_a_range(refusal: Told) -> None:
+    def planned(precision: str, measured: ValueRange | None) -> Precision:
+        recipe = Recipe.model_validate({"overrides": [{"pattern": "s0", "precision": precision}]})
+        choices = {"s0": start(site("s0"), Precision.FP32, measured, recipe)}
+        apply_overrides(choices, recipe)
+        return choices["s0"].precision
 
-    def plan(measured: Path, precision: str) -> list[object]:
-        line = f'overrides = [{{pattern = "{site.key}", precision = "{precision}"}}]'
-        recipe.write_text(line, encoding="utf-8")
-        return ["plan", made.model, measured, "-o", tmp_path / "plan.json", "--spike-ratio", 50, "--recipe", recipe]
-
-    refusal.command(*plan(tmp_path / "ranges.json", "fp8_e4m3"))
-    done(*plan(tmp_path / "ranges.json", "fp32"))
-    calibrate(made.model, tmp_path / "again.json", calibration=made.data)
-    done(*plan(tmp_path / "again.json", "fp8_e4m3"))
+    with refusal:
+        planned("fp8_e4m3", None)
+    assert planned("fp8_e4m3", range_of(5.0)) is Precision.FP8_E4M3
+    assert planned("fp32", None) is Precision.FP32
 
 
 @pytest.mark.parametrize(
