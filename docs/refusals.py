@@ -136,18 +136,30 @@ def arguments_of(function: ast.FunctionDef | ast.AsyncFunctionDef, call: ast.Cal
     return given | {one.arg: one.value for one in call.keywords if one.arg}
 
 
-def ways_in(
-    function: Function, calls: list[tuple[Function, ast.Call]], module: Mapping[str, list[ast.expr]]
-) -> list[Mapping[str, list[Template]]]:
-    """What the calls of a function of the same file say in its arguments; at least one, empty where none does."""
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A file of ours as far as its refusals ask for it: its calls, what names mean in it, and what it imports."""
+
+    calls: list[tuple[Function, ast.Call]]
+    known: Mapping[str, list[ast.expr]]
+    imported: frozenset[str]
+
+
+def ways_in(function: Function, here: Module, modules: Collection[Module]) -> list[Mapping[str, list[Template]]]:
+    """What the calls of a function say in its arguments; at least one, empty where none does.
+
+    Those of its own file, and of a public function those of files that import one of its name.
+    """
     if function.node is None:
         return [{}]
     own, found = function.name.removesuffix(".__init__").rpartition(".")[2], []  # a class is called by its own name
-    for around, call in calls:
-        if own in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")):
-            scope = Scope({}, around.known_at(call.lineno), module)
-            given = {name: told(value, scope) for name, value in arguments_of(function.node, call).items()}
-            found.append({name: said for name, said in given.items() if any(map(is_said, said))})
+    others = () if own.startswith("_") or "." in function.name else modules
+    for module in (here, *(one for one in others if one is not here and own in one.imported)):
+        for around, call in module.calls:
+            if own in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")):
+                scope = Scope({}, around.known_at(call.lineno), module.known)
+                given = {name: told(value, scope) for name, value in arguments_of(function.node, call).items()}
+                found.append({name: said for name, said in given.items() if any(map(is_said, said))})
     return found or [{}]
 
 
@@ -167,34 +179,39 @@ def refusals_in(trees: Mapping[str, ast.Module]) -> Iterator[Refusal]:
     """The refusals of files, from top to bottom of each. What only tells another error again is none."""
     errors = errors_of(trees)
     worded = worded_by(trees, errors)
-    for file, tree in trees.items():
-        yield from refusals_of(file, tree, known_in(tree, trees), errors, worded)
+    modules = {
+        file: Module(list(calls_within(tree)), known_in(tree, trees), frozenset(imported_by(tree)))
+        for file, tree in trees.items()
+    }
+    for file, module in modules.items():
+        for function, call in module.calls:
+            name = error_made(function, call, errors, worded)
+            if name is not None:
+                yield from refusals_at(file, function, call, (name, errors[name]), module, modules.values())
 
 
-def refusals_of(
-    file: str,
-    tree: ast.Module,
-    module: Mapping[str, list[ast.expr]],
-    errors: Mapping[str, int],
-    worded: Collection[str],
+def imported_by(tree: ast.Module) -> Iterator[str]:
+    """Names that a file takes from others."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+
+
+def refusals_at(
+    file: str, function: Function, call: ast.Call, error: tuple[str, int], here: Module, modules: Collection[Module]
 ) -> Iterator[Refusal]:
-    """Those of one file, in which names mean what they do in its module."""
-    calls = list(calls_within(tree))
-    for function, call in calls:
-        name = error_made(function, call, errors, worded)
-        if name is None:
-            continue
-        remedy = next((one.value for one in call.keywords if one.arg == "remedy"), None)
-        if isinstance(call.args[0], ast.Attribute) and isinstance(remedy, ast.Attribute):
-            continue
-        found: dict[tuple[tuple[Template, ...], Template], None] = {}
-        for arguments in ways_in(function, calls, module):
-            scope = Scope(arguments, function.known_at(call.lineno), module)
-            sentences = tuple(told(call.args[0], scope))
-            found |= dict.fromkeys((sentences, one) for one in told(remedy, scope))
-        last, exit_code = call.end_lineno or call.lineno, errors[name]
-        for sentences, one in found:
-            yield Refusal(file, function.name, call.lineno, last, name, exit_code, sentences, one or None)
+    """The refusals of one place, whose error has a name and an exit status."""
+    remedy = next((one.value for one in call.keywords if one.arg == "remedy"), None)
+    if isinstance(call.args[0], ast.Attribute) and isinstance(remedy, ast.Attribute):
+        return
+    found: dict[tuple[tuple[Template, ...], Template], None] = {}
+    for arguments in ways_in(function, here, modules):
+        scope = Scope(arguments, function.known_at(call.lineno), here.known)
+        sentences = tuple(told(call.args[0], scope))
+        found |= dict.fromkeys((sentences, one) for one in told(remedy, scope))
+    for sentences, one in found:
+        last = call.end_lineno or call.lineno
+        yield Refusal(file, function.name, call.lineno, last, *error, sentences, one or None)
 
 
 @cache
