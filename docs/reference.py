@@ -1,7 +1,11 @@
-"""Writes the reference of recipe and plan from their schemas: `python docs/reference.py`; a test holds them to it."""
+"""Writes the reference: `python docs/reference.py`; a test holds it to the code.
+
+Recipe and plan come from their schemas, refusals from where they are made.
+"""
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -138,7 +142,24 @@ def plan() -> str:
     return "\n".join(text) + "\n"
 
 
-PAGES = {"recipe.md": recipe, "plan.md": plan}
+def refusals() -> str:
+    """The page of refusals."""
+    sys.path.insert(0, str(HERE.parent))  # run as a file, this folder is there and not the one above it
+    from docs.refusals import page
+
+    text = [
+        "# Refusals",
+        "",
+        NOTE.replace("the schema", "the code"),
+        "What spq-graph says when it does not go on, and what to do then. Words in capitals stand for what is put in.",
+        "Exit status 1: failed; 2: the request is wrong; 3: a check did not hold. For your own program each is an",
+        "exception, [by kind](integrating.md); tests make each of these happen and do what is said against it.",
+        *page(),
+    ]
+    return "\n".join(text) + "\n"
+
+
+PAGES = {"recipe.md": recipe, "plan.md": plan, "refusals.md": refusals}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from spq_graph.terms.errors import SourceError
 REFERENCE: Final = Path(__file__).resolve().parent / "reference"
 """Folder of the embedded reference model."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _LFS_POINTER = b"version https://git-lfs"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 

@@ -187,7 +187,10 @@ def as_float32(tape: ir.tape.Tape, known: dict[str, ir.Value], name: str) -> ir.
         GraphError: the graph holds no such value.
     """
     if name not in known:
-        raise GraphError(f"the graph holds no value '{name}'", remedy="the plan or ranges belong to another model")
+        raise GraphError(
+            f"the graph holds no value '{name}'",
+            remedy="plan and calibrate this model itself: what was given is another's",
+        )
     value = known[name]
     if value.dtype in FLOATS - {ir.DataType.FLOAT} or value.dtype is None:
         return tape.op("Cast", [value], {"to": ir.DataType.FLOAT})

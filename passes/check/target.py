@@ -17,7 +17,7 @@ from spq_graph.passes.numbers.fp8 import OLDEST_OPSET
 from spq_graph.terms.errors import CheckError, GraphError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.targets import Profile
+from spq_graph.terms.targets import PROFILES, Profile
 
 FP8_TYPES = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
 INTEGER_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
@@ -39,10 +39,12 @@ def refuse_foreign(model: ir.Model, profile: Profile, where: str = "") -> None:
     found = Counter(f"{node.domain}::{node.op_type}" for node in model.graph.all_nodes() if _foreign(node, profile))
     if found:
         what = ", ".join(f"{count} {op}" for op, count in sorted(found.items()))
+        on_cpu = not any(_foreign(node, PROFILES["cpu"]) for node in model.graph.all_nodes())
         raise GraphError(
             f"target '{profile.name}' has no operators of this graph: {what}",
             where=where,
-            remedy="export the model in ONNX's own operators, as `spq-graph export` does, or use target cpu",
+            remedy="export the model in ONNX's own operators, as `spq-graph export` does"
+            + (", or use target cpu" if on_cpu else ""),
         )
 
 

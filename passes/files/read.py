@@ -27,13 +27,17 @@ def load_graph(path: Path) -> ir.Model:
         GraphError: the graph is empty, cyclic, or refers to values that nothing produces.
     """
     if not path.is_file():
-        raise SourceError("no such file", where=str(path))
+        raise SourceError("no such file", where=str(path), remedy="check the spelling and the working directory")
     try:
         if path.stat().st_size == 0:
             raise SourceError("the file is empty", where=str(path), remedy="export or copy the model again")
         model = load_mapped(path)
     except OSError as cause:
-        raise SourceError(f"the file cannot be read: {cause.strerror or cause}", where=str(path)) from cause
+        raise SourceError(
+            f"the file cannot be read: {cause.strerror or cause}",
+            where=str(path),
+            remedy="make it readable, or copy it to a disk that can be read",
+        ) from cause
     except SourceError:
         raise
     except Exception as cause:  # every serialization raises a class of its own

@@ -56,7 +56,9 @@ class Wanted:
         """
         if self.site.range is None:
             raise GraphError(
-                "the plan holds no range for this site's activation", where=self.site.key, remedy="calibrate again"
+                "the plan holds no range for this site's activation",
+                where=self.site.key,
+                remedy="set the site to fp32 in the plan, or make the plan again with `spq-graph plan`",
             )
         return self.site.range
 

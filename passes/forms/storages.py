@@ -242,5 +242,9 @@ def half_weight(operand: Operand, half: ir.DataType, key: str) -> Halves:
     """
     largest = float(operand.absmax().max())
     if half is ir.DataType.FLOAT16 and largest > float(np.finfo(np.float16).max):
-        raise GraphError(f"a weight of {largest:.4g} does not fit float16", where=key, remedy="keep it in fp32")
+        raise GraphError(
+            f"a weight of {largest:.4g} does not fit float16",
+            where=key,
+            remedy=f'in the recipe: overrides = [{{pattern = "{key}", precision = "fp32"}}]',
+        )
     return Halves(operand, half)

@@ -61,7 +61,8 @@ def activation_scale(low: float, high: float, form: Fp8Format) -> np.float32:
     """
     if not all(abs(end) <= _MOST for end in (low, high)):
         raise ActivationError(
-            f"no FP8 scale covers the range [{low}, {high}]", remedy="the activation is NaN or infinite somewhere"
+            f"no FP8 scale covers the range [{low}, {high}]",
+            remedy="calibrate again: `spq-graph calibrate` names the first site that is not finite",
         )
     # A subnormal scale would overflow its reciprocal; an activation that is always zero gets it too.
     return np.float32(max(max(abs(low), abs(high)) / form.largest, SMALLEST))
@@ -77,7 +78,9 @@ def fp8_weight_codes(
     """
     ratio = weight / scales
     if not np.isfinite(ratio).all():
-        raise GraphError("the weight holds NaN or infinity", remedy="the checkpoint is damaged: no FP8 code fits it")
+        raise GraphError(
+            "the weight holds NaN or infinity", remedy="the checkpoint is damaged: download or export it again"
+        )
     codes: npt.NDArray[np.uint8] = np.clip(ratio, -form.largest, form.largest).astype(form.dtype).view(np.uint8)
     return codes
 

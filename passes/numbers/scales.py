@@ -57,7 +57,8 @@ class ActivationQuantizer:
         """
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ActivationError(
-                f"no quantizer covers the range [{low}, {high}]", remedy="the activation is NaN or infinite somewhere"
+                f"no quantizer covers the range [{low}, {high}]",
+                remedy="calibrate again: `spq-graph calibrate` names the first site that is not finite",
             )
         low, high = min(low, 0.0), max(high, 0.0)
         if scheme == "symmetric" or signed:
@@ -101,7 +102,9 @@ def scales_to(
 def _positive(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Scales that can be divided by: of zeros, any scale will do."""
     if not np.isfinite(scales).all():
-        raise GraphError("the weight holds NaN or infinity", remedy="the checkpoint is damaged: no scale fits it")
+        raise GraphError(
+            "the weight holds NaN or infinity", remedy="the checkpoint is damaged: download or export it again"
+        )
     found = np.where(scales > SMALLEST, scales, np.float32(1.0)).astype(np.float32)
     found.flags.writeable = False  # the graph's constant and what it is held against are one array
     return found

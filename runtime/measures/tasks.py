@@ -86,7 +86,9 @@ def load_task(path: Path) -> Task:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise DataError(
+            f"cannot be read: {error.strerror}", where=str(path), remedy="Check the spelling and the right to read it."
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 at byte {error.start}", where=str(path), remedy="Convert it to UTF-8.") from error
     examples: list[Example] = []
@@ -94,7 +96,11 @@ def load_task(path: Path) -> Task:
         if line.strip():
             examples.append(_example(line, where=f"{path}:{number}"))
             if (len(examples[-1].options) == 1) != (len(examples[0].options) == 1):
-                raise DataError("a file holds either choices or plain continuations", where=f"{path}:{number}")
+                raise DataError(
+                    "a file holds either choices or plain continuations",
+                    where=f"{path}:{number}",
+                    remedy="Put the two into files of their own.",
+                )
     if not examples:
         raise DataError("no examples", where=str(path), remedy="One JSON object a line.")
     return Task(path.stem, tuple(examples), greedy=len(examples[0].options) == 1)
@@ -134,7 +140,7 @@ def score_task(
     examples = task.examples[:limit]
     prefix = tokenizer.prepended(bos)
     if not examples or (limit is not None and limit < 1):
-        raise UsageError(f"a limit of {limit} leaves no example", where=task.name, remedy="1 or more.")
+        raise UsageError(f"a limit of {limit} leaves no example", where=task.name, remedy="--limit 1 or more.")
     if max_length <= len(prefix):
         raise UsageError(f"{max_length} tokens have no room for text", remedy=f"{len(prefix) + 1} or more.")
     requests = [_request(tokenizer, prefix, *option, max_length) for example in examples for option in example.options]
@@ -172,9 +178,15 @@ def _example(line: str, *, where: str) -> Example:
                 remedy="query, choices, gold; or context_options, continuation, gold; or context, continuation.",
             )
     if not all(isinstance(text, str) and text.strip() for option in options for text in option):
-        raise DataError("a context or continuation is empty or not a string", where=where)
+        raise DataError(
+            "a context or continuation is empty or not a string", where=where, remedy="Write text into each of them."
+        )
     if not 0 <= gold < len(options):
-        raise DataError(f"gold is {gold}, there are {len(options)} options", where=where, remedy="It counts from 0.")
+        raise DataError(
+            f"gold is {gold}, there are {len(options)} options",
+            where=where,
+            remedy=f"It counts from 0 to {len(options) - 1}.",
+        )
     return Example(tuple(options), gold)
 
 
@@ -202,7 +214,9 @@ def _request(
     row = [*prefix, *body]
     targets = row[max(len(row) - (len(whole) - shared), len(prefix), 1) :]
     if not targets:
-        raise DataError("a continuation without tokens", where=repr(continuation), remedy="Check the tokenizer.")
+        raise DataError(
+            "a continuation without tokens", where=repr(continuation), remedy="Pass the model's own tokenizer."
+        )
     return _Request(tuple(row[:-1]), np.array(targets, dtype=np.int64))
 
 

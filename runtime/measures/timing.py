@@ -134,7 +134,11 @@ def load_apart(path: Path, target: str, threads: int) -> Loaded:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         reason = ran.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-        raise GraphError(f"the model did not load in a process of its own: {reason[0]}", where=str(path))
+        raise GraphError(
+            f"the model did not load in a process of its own: {reason[0]}",
+            where=str(path),
+            remedy="`spq-graph doctor` says what runs here; one that said nothing ran out of memory, so free some",
+        )
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return Loaded(found["seconds"], found["resident_bytes"])
 

@@ -98,7 +98,11 @@ def kernels_of(
             session = ort.InferenceSession(str(path), options, providers=providers)
             [result] = session.run(None, dict(feeds))
         except Exception as cause:  # the binding raises a class of its own for every status code
-            raise SourceError(f"ONNX Runtime: {str(cause).splitlines()[0]}", where=str(path)) from cause
+            raise SourceError(
+                f"ONNX Runtime: {str(cause).splitlines()[0]}",
+                where=str(path),
+                remedy="pip install --force-reinstall onnxruntime",
+            ) from cause
         return executed_by(session), result
 
 
@@ -107,7 +111,9 @@ def _on_openvino(path: Path, feeds: Mapping[str, npt.NDArray[np.float32]]) -> tu
         session = OpenVinoSession(path, threads=1)
         [result] = session.run([port.name for port in session.get_outputs()], feeds)
     except Exception as cause:  # the binding raises RuntimeError
-        raise SourceError(f"OpenVINO: {str(cause).splitlines()[-1]}", where=str(path)) from cause
+        raise SourceError(
+            f"OpenVINO: {str(cause).splitlines()[-1]}", where=str(path), remedy="pip install --force-reinstall openvino"
+        ) from cause
     return executed_by_openvino(session, path), result
 
 

@@ -89,4 +89,8 @@ def cannot_load(reason: str, path: Path) -> SourceError:
             where=str(path),
             remedy="`spq-graph inspect` shows what is in it; to quantize it, its operators must run here",
         )
-    return SourceError(f"ONNX Runtime {ort.__version__} cannot load this model: {reason}", where=str(path))
+    return SourceError(
+        f"ONNX Runtime {ort.__version__} cannot load this model: {reason}",
+        where=str(path),
+        remedy="export it again without what is named; of opsets, pip install -U onnxruntime knows newer ones",
+    )

@@ -99,7 +99,9 @@ class OpenVinoRunner(Runner):
             return OpenVinoSession(path, threads)
         except Exception as cause:  # the binding raises RuntimeError, with the reason on the last of many lines
             reason = next((line for line in reversed(str(cause).splitlines()) if line.strip()), "")
-            raise SourceError(f"OpenVINO cannot load this model: {reason.strip()}", where=str(path)) from cause
+            raise SourceError(
+                f"OpenVINO cannot load this model: {reason.strip()}", where=str(path), remedy="pass --target cpu"
+            ) from cause
 
 
 def execute_on_openvino(runner: Runner, ids: Ids) -> Executed:

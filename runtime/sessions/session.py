@@ -105,7 +105,9 @@ class Decoder:
             yield
         except Exception as cause:  # the binding raises a class of its own for every status code
             raise GraphError(
-                f"{self.runtime} failed on a batch of shape {shape}: {str(cause).splitlines()[0]}", where=str(self.path)
+                f"{self.runtime} failed on a batch of shape {shape}: {str(cause).splitlines()[0]}",
+                where=str(self.path),
+                remedy="pass a --window of as many tokens as the model takes, or export it with free batch and length",
             ) from cause
 
     def by_token(self, found: Array, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -45,7 +45,11 @@ def render(messages: list[Any], folder: Path | None) -> str:
     try:
         text = environment.from_string(template).render(messages=messages, add_generation_prompt=False, **special)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise DataError(f"the chat template does not take these messages: {error}", where=str(folder)) from error
+        raise DataError(
+            f"the chat template does not take these messages: {error}",
+            where=str(folder),
+            remedy="Write the messages as the template wants them, or the texts under `text`.",
+        ) from error
     return text.removeprefix(special["bos_token"])
 
 

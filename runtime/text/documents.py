@@ -65,7 +65,11 @@ def _content(path: Path) -> bytes:
             f"a damaged gzip file: {error}", where=str(path), remedy="Copy or compress it again."
         ) from error
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+        raise DataError(
+            f"cannot be read: {error.strerror or error}",
+            where=str(path),
+            remedy="Check the spelling and the right to read it.",
+        ) from error
     if len(content) > _MOST:
         raise DataError("more than 256 MiB of text in a gzip file", where=str(path), remedy="Pass a piece of it.")
     return content
@@ -117,7 +121,11 @@ def _document(item: Any, number: int, path: Path, chat: Chat) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"document {number} holds half a surrogate pair", where=str(path)) from error
+        raise DataError(
+            f"document {number} holds half a surrogate pair",
+            where=str(path),
+            remedy="Write the whole character, or leave it out.",
+        ) from error
     return text
 
 

@@ -160,7 +160,11 @@ def _read_npz(path: Path) -> tuple[Ids, Ids]:
         )
     mask = arrays.get("attention_mask", np.ones_like(ids))
     if mask.shape != ids.shape or not ((mask == 0) | (mask == 1)).all():
-        raise DataError(f"attention_mask must be 0 or 1 and {list(ids.shape)} like {name}", where=str(path))
+        raise DataError(
+            f"attention_mask must be 0 or 1 and {list(ids.shape)} like {name}",
+            where=str(path),
+            remedy="Save a mask like that, or none where nothing is padding.",
+        )
     ids, mask = np.atleast_2d(ids).astype(np.int64), np.atleast_2d(mask).astype(np.int64)
     if not (mask[:, :-1] & mask[:, 1:]).any():
         raise DataError("no row holds two tokens", where=str(path), remedy="Save rows of a few hundred ids.")

@@ -78,7 +78,7 @@ class Sequences:
             UsageError: `index` is not in 0 to `count` - 1.
         """
         if not 0 <= index < count:
-            raise UsageError(f"there is no shard {index} of {count}", remedy="Shards count from 0.")
+            raise UsageError(f"there is no shard {index} of {count}", remedy=f"Shards count from 0 to {count - 1}.")
         return self._rows(slice(index, None, count))
 
     def _rows(self, rows: slice) -> Sequences:

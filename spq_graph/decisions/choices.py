@@ -129,7 +129,11 @@ def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:
             special = {"stored": choice.stored, "high": choice.high}
             precision = special.get(wanted) or Precision(wanted)
             if precision.needs_range and choice.seen is None:
-                raise UsageError(f"'{pattern}' asks for {precision} without a range", where=choice.site.key)
+                raise UsageError(
+                    f"'{pattern}' asks for {precision} without a range",
+                    where=choice.site.key,
+                    remedy="calibrate on data that reaches this site, or ask for fp32, which needs no range",
+                )
             choice.precision, choice.reason, choice.note = precision, Reason.OVERRIDE, f"by hand: {where} '{pattern}'"
             if wanted not in special:
                 choice.precision, why = recipe.profile.settle(precision, choice.largest)

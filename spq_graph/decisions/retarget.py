@@ -14,7 +14,7 @@ def retarget(plan: Plan, target: Target) -> Plan:
     Sites that change get reason `unsupported_on_target`, and a note of what was planned for them and why it is not
     possible. Ranges serve any target: what follows from them is worked out when the plan is applied.
     """
-    if target == plan.recipe.target:
+    if target == plan.recipe.target and not _unsupported(plan):
         return plan
     recipe = _recipe_for(plan.recipe, target)
     sites = [_settled(site, recipe) for site in plan.sites]
@@ -44,6 +44,12 @@ def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
     return site.model_copy(update={"precision": precision, "reason": Reason.UNSUPPORTED, "evidence": evidence})
 
 
+def _unsupported(plan: Plan) -> list[SitePlan]:
+    """Sites that the plan's own target cannot run as planned."""
+    profile = plan.recipe.profile
+    return [site for site in plan.sites if not profile.allows(site.precision) and not site.untouched]
+
+
 def refuse_unsupported(plan: Plan) -> None:
     """Check that a plan asks for nothing that its target cannot run; a plan can be written by hand.
 
@@ -51,8 +57,7 @@ def refuse_unsupported(plan: Plan) -> None:
         UsageError: naming the sites and what is missing.
     """
     profile = plan.recipe.profile
-    wrong = [s for s in plan.sites if not profile.allows(s.precision) and not s.untouched]
-    if wrong:
+    if wrong := _unsupported(plan):
         sites = ", ".join(f"{s.key} ({s.precision})" for s in wrong[:5])
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UsageError(

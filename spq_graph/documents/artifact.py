@@ -66,7 +66,11 @@ def _check_parent(out: Path) -> None:
     else:
         code = 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
     if code:
-        raise OutputError(f"OUT cannot be written: {os.strerror(code)}", where=str(out))
+        raise OutputError(
+            f"OUT cannot be written: {os.strerror(code)}",
+            where=str(out),
+            remedy="choose an OUT in a folder that you may write to",
+        )
 
 
 def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = False) -> None:

@@ -284,7 +284,11 @@ class Plan(Strict):
             refuse_senseless(text)
             return cls.model_validate_json(text)
         except OSError as cause:
-            raise UsageError(f"the plan cannot be read: {cause.strerror}", where=str(path)) from cause
+            raise UsageError(
+                f"the plan cannot be read: {cause.strerror}",
+                where=str(path),
+                remedy="name a file that `spq-graph plan` wrote, or the plan.json of an OUT",
+            ) from cause
         except ValueError as cause:
             raise UsageError(
                 f"this is not a valid plan ({first_problem(cause)})",

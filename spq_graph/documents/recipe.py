@@ -181,13 +181,19 @@ def load_recipe(path: Path | None, **given: Any) -> Recipe:
         except (OSError, ValueError, RecursionError) as cause:  # a number of too many digits is a ValueError, too
             reason = "it is nested too deep" if isinstance(cause, RecursionError) else cause
             raise UsageError(
-                f"the recipe cannot be read: {reason}", where=str(path), remedy="correct it, or leave out --recipe"
+                f"the recipe cannot be read: {reason}",
+                where=str(path),
+                remedy="name a TOML file in UTF-8, such as one with the single line: bits = 6",
             ) from cause
     fields |= {name: value for name, value in given.items() if value is not None}
     try:
         return Recipe.model_validate(fields)
     except ValidationError as cause:
-        raise UsageError(_explain(cause), where=str(path) if path else "options") from cause
+        raise UsageError(
+            _explain(cause),
+            where=str(path) if path else "options",
+            remedy="docs/recipe.md has every key with the values that it takes",
+        ) from cause
 
 
 def _explain(cause: ValidationError) -> str:

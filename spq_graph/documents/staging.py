@@ -80,7 +80,11 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
                 staging, lock = claimed(here.with_name(f".{here.name}.partial-"))
                 begun(staging)
         except OSError as cause:
-            raise OutputError(f"OUT cannot be written: {cause.strerror}", where=str(out)) from cause
+            raise OutputError(
+                f"OUT cannot be written: {cause.strerror}",
+                where=str(out),
+                remedy="choose an OUT in a folder that you may write to",
+            ) from cause
         yield staging
         staging.chmod(0o755)
         check()

@@ -61,7 +61,10 @@ class ValueRange:
         valid = mask.astype(bool)
         kept = maxima[valid]
         if not kept.size:
-            raise DataError("a calibration batch holds nothing but padding", remedy="check attention_mask")
+            raise DataError(
+                "a calibration batch holds nothing but padding",
+                remedy="leave out sequences whose attention_mask is 0 throughout",
+            )
         bins = bins_of(maxima)
         codes, counts = np.unique(bins[valid], return_counts=True)
         peak = Peak(float(kept.max()))

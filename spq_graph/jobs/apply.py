@@ -44,7 +44,7 @@ def apply(
     named = target_named(target) if target is not None else None
     plan = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
     artifact.check_out(out, force=force, inputs=(Path(opening.source),))
-    plan = retarget(plan, named or plan.recipe.target)
+    plan = retarget(plan, named) if named is not None else plan
     refuse_unsupported(plan)
     check_companions(opening.resolve())
     with opening.open(steps, targets=(plan.recipe.target,)) as bench, staged(out, force=force) as staging:

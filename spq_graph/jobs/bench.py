@@ -125,7 +125,11 @@ def _fitting(found: Workbench, lengths: Sequence[int], name: str) -> list[int]:
     longest = found.runner.fixed_shape[1]
     fitting = [n for n in lengths if longest in (None, n) and n <= (found.source.max_length or n)]
     if not fitting:
-        raise UsageError(f"the model takes no prompt of {' or '.join(map(str, lengths))} tokens", where=name)
+        raise UsageError(
+            f"the model takes no prompt of {' or '.join(map(str, lengths))} tokens",
+            where=name,
+            remedy=f"--length {longest or found.source.max_length}",
+        )
     return fitting
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from spq_graph.documents.results import Generation
 from spq_graph.runtime.generation.generate import Generated, Limits, OnEnd, OnToken, continue_prompts
@@ -111,12 +112,11 @@ def _result(name: str, prompts: list[_Prompt], found: Generated, sampling: Sampl
 
 def _require_tokenizer(opening: Opening) -> None:
     """Refuse a model that nothing makes tokens for, before it is opened."""
-    if opening.resolve(find_sites=False).tokenizer is None:
-        raise UsageError(
-            "text needs a tokenizer",
-            where=opening.name,
-            remedy="pass --tokenizer DIR, or the OUT folder instead of its file",
-        )
+    found = opening.resolve(find_sites=False)
+    if found.tokenizer is None and found.kind != "gguf":
+        folder = Path(opening.source).parent
+        beside = str(folder) if (folder / "tokenizer.json").is_file() else "DIR, the folder with tokenizer.json"
+        raise UsageError("text needs a tokenizer", where=opening.name, remedy=f"pass --tokenizer {beside}")
 
 
 def _encode(bench: Workbench, tokenizer: TextTokenizer, prompt: str) -> list[int]:
@@ -133,7 +133,7 @@ def _check_vocabulary(ids: list[list[int]], size: int | None, path: str) -> None
         raise DataError(
             f"a prompt has tokens outside of the vocabulary of {size}",
             where=path,
-            remedy="this is another model's tokenizer",
+            remedy="pass --tokenizer DIR with this model's own: the given one knows more tokens than the model",
         )
 
 

@@ -34,7 +34,10 @@ def plot_ladder(report: Report, bits: int | None = None) -> Figure:
     changes = ladder_changes(report)
     wanted = bits if bits is not None else next(iter(changes), None)
     if wanted not in changes:
-        raise UsageError(f"the report has no ladder at {wanted} bits", remedy="run `quantize` with --text FILE")
+        raise UsageError(
+            "the report has no ladder" + (f" at {bits} bits" if bits is not None else ""),
+            remedy="run `quantize` with --text FILE" + (f" --bits {bits}" if bits is not None else ""),
+        )
     return ladder_figure(changes[wanted], [change for rungs in changes.values() for _, change in rungs])
 
 
@@ -50,7 +53,7 @@ def plot_spikes(plan: Plan) -> Figure:
 
     arranged = spike_map(plan)
     if not arranged.rows:
-        raise UsageError("no site of this plan is in a numbered layer")
+        raise UsageError("no site of this plan is in a numbered layer", remedy="plan.to_pandas() needs no layers")
     ratios = np.array([[(c.ratio if c else None) or np.nan for c in cells] for _, cells in arranged.rows], dtype=float)
     with drawing_style():
         figure = Figure(figsize=(1.6 + 0.75 * len(arranged.roles), 1.0 + 0.3 * len(arranged.rows)), layout="tight")
@@ -75,10 +78,14 @@ def plot_profile(ranges: Ranges, plan: Plan, key: str) -> Figure:
     """
     site = next((site for site in plan.sites if site.key == key), None)
     if site is None:
-        raise UsageError("the plan has no such site", where=key)
+        raise UsageError("the plan has no such site", where=key, remedy="plan.to_pandas() lists their keys")
     seen = ranges.values.get(site.input)
     if seen is None or seen.profile is None:
-        raise UsageError("the ranges hold no profile of this site's input", where=key, remedy="calibrate again")
+        raise UsageError(
+            "the ranges hold no profile of this site's input",
+            where=key,
+            remedy="give the ranges beside the plan, and a site that is no expert's: an expert's tokens have no order",
+        )
     figure = profile_figure(seen.profile, seen.median)
     figure.suptitle(words.printable(key), fontsize=11)
     return figure
@@ -92,5 +99,8 @@ def plot_layer(report: Report, which: Literal["before", "after"] = "after") -> F
     """
     boxes = getattr(report.layer, which, None)
     if not boxes:
-        raise UsageError("the report holds no drawing of a layer", remedy="run `quantize` again")
+        raise UsageError(
+            "the report holds no drawing of a layer",
+            remedy="give the report of a `quantize` whose model has numbered layers",
+        )
     return layer_figure(boxes)

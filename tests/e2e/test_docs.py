@@ -37,7 +37,7 @@ def code_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["recipe.md", "plan.md"])
+@pytest.mark.parametrize("page", ["recipe.md", "plan.md", "refusals.md"])
 def test_the_reference_is_the_schema(page: str) -> None:
     """After a change on purpose: python docs/reference.py"""
     assert PAGES[page] == reference().PAGES[page]()

@@ -1,0 +1,282 @@
+"""Refusals of OUT folders, plans, ranges, recipes and reports, each made and put right as it says."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from spq_graph.documents import artifact
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.ranges import Ranges, merge_all
+from spq_graph.documents.recipe import Recipe, load_recipe
+from spq_graph.documents.report import Report
+from spq_graph.documents.staging import staged, written
+from tests.conftest import ROOT
+from tests.refusals.conftest import Made
+from tests.support.command import done
+from tests.support.decoders import write_decoder
+from tests.support.following import Told
+from tests.support.outs import earlier
+
+follows = pytest.mark.follows
+
+
+# ------------------------------------------------------------------------------------------------- OUT
+
+
+@follows("spq_graph/documents/artifact.py:check_out", "OUT would replace an input")
+def test_out_over_an_input(refusal: Told, tmp_path: Path) -> None:
+    model = tmp_path / "model" / "model.onnx"
+    model.parent.mkdir()
+    model.touch()
+    with refusal:
+        artifact.check_out(model.parent, force=True, inputs=(model,))
+    artifact.check_out(tmp_path / "another", force=True, inputs=(model,))
+
+
+@follows("spq_graph/documents/artifact.py:check_out", "OUT exists already")
+def test_out_exists(refusal: Told, tmp_path: Path) -> None:
+    out = earlier(tmp_path / "out")
+    with refusal:
+        artifact.check_out(out, force=False)
+    artifact.check_out(tmp_path / "another", force=False)
+    artifact.check_out(out, force=True)
+
+
+@follows("spq_graph/documents/artifact.py:check_out", "is not an artifact")
+def test_out_is_foreign(refusal: Told, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").touch()
+    with refusal:
+        artifact.check_out(out, force=True)
+    artifact.check_out(tmp_path / "another", force=True)
+    shutil.rmtree(out)
+    artifact.check_out(out, force=True)
+
+
+@follows("spq_graph/documents/artifact.py:_check_parent")
+def test_out_below_a_file(refusal: Told, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with refusal:
+        artifact.check_out(tmp_path / "file" / "out", force=False)
+    artifact.check_out(tmp_path / "out", force=False)
+
+
+@follows("spq_graph/documents/staging.py:staged")
+def test_staging_below_a_file(refusal: Told, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with refusal, staged(tmp_path / "file" / "out"):
+        pytest.fail("there is nowhere to write")
+    with staged(tmp_path / "out") as staging:
+        (staging / artifact.PLAN).touch()
+    assert (tmp_path / "out" / artifact.PLAN).is_file()
+
+
+@follows("spq_graph/documents/staging.py:_move_in")
+def test_out_comes_while_it_is_made(refusal: Told, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with refusal, staged(out) as staging:
+        (staging / artifact.PLAN).write_text("whole", encoding="utf-8")
+        out.mkdir()
+    kept = Path(refusal.error.remedy.removeprefix("what was made is complete, and lies in "))
+    assert (kept / artifact.PLAN).read_text(encoding="utf-8") == "whole"
+
+
+@follows("spq_graph/documents/artifact.py:companions_in")
+def test_linked_companion(refusal: Told, tmp_path: Path) -> None:
+    folder, file = tmp_path / "model", tmp_path / "config.json"
+    folder.mkdir()
+    file.write_text("{}", encoding="utf-8")
+    (folder / "config.json").symlink_to(file)
+    with refusal:
+        artifact.companions_in(folder)
+    (folder / "config.json").unlink()
+    assert artifact.companions_in(folder) == []
+    shutil.copy(file, folder / "config.json")
+    assert artifact.companions_in(folder) == [folder / "config.json"]
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+@follows("spq_graph/documents/artifact.py:check_file", "this would replace an input or a folder")
+def test_file_over_an_input(refusal: Told, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with refusal:
+        artifact.check_file(tmp_path / "model.onnx", (tmp_path / "model.onnx",))
+    artifact.check_file(tmp_path / "another.json", (tmp_path / "model.onnx",))
+
+
+@follows("spq_graph/documents/artifact.py:check_file", "this file exists and is not ours", nth=0)
+def test_file_of_somebody_else(refusal: Told, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
+    with refusal:
+        artifact.check_file(tmp_path / "notes.json")
+    artifact.check_file(tmp_path / "another.json")
+
+
+@follows("spq_graph/documents/artifact.py:check_file", "this file exists and is not ours", nth=1)
+def test_arrays_of_somebody_else(refusal: Told, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with refusal:
+        artifact.check_file(tmp_path / "model.json", arrays=True)
+    artifact.check_file(tmp_path / "another.json", arrays=True)
+
+
+@follows("spq_graph/documents/staging.py:_told", "the disk is full")
+def test_full_disk(refusal: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One disk has no room, and another has."""
+    full, write = tmp_path / "full", Path.write_bytes
+    full.mkdir()
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        if full in path.parents:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", write_bytes)
+        with refusal:
+            written({full / "plan.json": b"{}"})
+        assert not list(full.iterdir())
+        written({tmp_path / "plan.json": b"{}"})
+    written({full / "plan.json": b"{}"})
+
+
+@follows("spq_graph/documents/staging.py:_told", "this cannot be written")
+def test_no_such_folder(refusal: Told, tmp_path: Path) -> None:
+    with refusal:
+        written({tmp_path / "absent" / "plan.json": b"{}"})
+    written({tmp_path / "plan.json": b"{}"})
+
+
+# ------------------------------------------------------------------------------------------------- plans and ranges
+
+
+@follows("spq_graph/documents/plan.py:Plan.refuse_other")
+def test_plan_of_another_model(refusal: Told, made: Made, tmp_path: Path) -> None:
+    other = write_decoder(tmp_path / "other.onnx", layers=2, seed=5)
+    refusal.command("apply", other, made.plan, "-o", tmp_path / "out")
+    done("calibrate", other, "-o", tmp_path / "ranges", "--calibration", made.data)
+    done("plan", other, tmp_path / "ranges", "-o", tmp_path / "plan.json", "--spike-ratio", 50)
+    done("apply", other, tmp_path / "plan.json", "-o", tmp_path / "out")
+
+
+@follows("spq_graph/documents/plan.py:Plan.load", "the plan cannot be read")
+def test_no_plan(refusal: Told, made: Made, tmp_path: Path) -> None:
+    refusal.command("diff", tmp_path / "plan.json", made.plan)
+    done("plan", made.model, made.ranges, "-o", tmp_path / "plan.json", "--spike-ratio", 50)
+    done("diff", tmp_path / "plan.json", made.plan)
+
+
+@follows("spq_graph/documents/plan.py:Plan.load", "this is not a valid plan")
+def test_invalid_plan(refusal: Told, made: Made, tmp_path: Path) -> None:
+    (tmp_path / "invalid.json").write_text("{}", encoding="utf-8")
+    refusal.command("apply", made.model, tmp_path / "invalid.json", "-o", tmp_path / "out")
+    done("plan", made.model, made.ranges, "-o", tmp_path / "plan.json", "--spike-ratio", 50)
+    assert Plan.load(tmp_path / "plan.json").sites
+
+
+@follows("spq_graph/documents/ranges.py:Ranges.merge")
+def test_ranges_of_two_models(refusal: Told, made: Made, tmp_path: Path) -> None:
+    foreign = Ranges("sha256:0")
+    foreign.save(tmp_path / "foreign.json")
+    merge = ["calibrate", made.model, "-o", tmp_path / "merged.json", "--merge"]
+    refusal.command(*merge, made.ranges, "--merge", tmp_path / "foreign.json")
+    for index in range(2):
+        shard = ["--calibration", made.data, "--shard", f"{index}/2"]
+        done("calibrate", made.model, "-o", tmp_path / f"{index}.json", *shard)
+    done(*merge, tmp_path / "0.json", "--merge", tmp_path / "1.json")
+
+
+def calibrated(made: Made, path: Path) -> None:
+    done("calibrate", made.model, "-o", path, "--calibration", made.data)
+    assert Ranges.load(path).values
+
+
+@follows("spq_graph/documents/ranges.py:Ranges.load", "expected schema")
+def test_ranges_that_are_a_plan(refusal: Told, made: Made, tmp_path: Path) -> None:
+    with refusal:
+        Ranges.load(made.plan)
+    assert Ranges.load(made.ranges).values
+    calibrated(made, tmp_path / "ranges.json")
+
+
+@follows("spq_graph/documents/ranges.py:Ranges.load", "the ranges cannot be read")
+def test_ranges_without_arrays(refusal: Told, made: Made, tmp_path: Path) -> None:
+    shutil.copy(made.ranges, tmp_path / "ranges.json")
+    with refusal:
+        Ranges.load(tmp_path / "ranges.json")
+    calibrated(made, tmp_path / "ranges.json")
+
+
+@follows("spq_graph/documents/ranges.py:merge_all")
+def test_nothing_to_merge(refusal: Told, made: Made) -> None:
+    with refusal:
+        merge_all([])
+    assert merge_all([Ranges.load(made.ranges)]).tokens
+
+
+# ------------------------------------------------------------------------------------------------- recipes and reports
+
+
+@follows("spq_graph/documents/recipe.py:load_recipe", "the recipe cannot be read")
+def test_recipe_that_is_none(refusal: Told, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("bits 6", encoding="utf-8")
+    with refusal:
+        load_recipe(recipe)
+    recipe.write_text(refusal.error.remedy.rpartition("line: ")[2], encoding="utf-8")
+    assert load_recipe(recipe).bits == 6
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        pytest.param(wrong, key, marks=follows("spq_graph/documents/recipe.py:load_recipe", "docs/recipe.md"))
+        for wrong, key in (("bits = 12", "bits"), ("bitz = 6", "bits"), ('target = "tpu"', "target"))
+    ],
+)
+def test_recipe_of_wrong_values(refusal: Told, tmp_path: Path, wrong: str, key: str) -> None:
+    """What the page has of the key is taken: the ends of its range, or each of its words."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(wrong, encoding="utf-8")
+    with refusal:
+        load_recipe(recipe)
+    page = (ROOT / refusal.error.remedy.split()[0]).read_text(encoding="utf-8")
+    assert {name for name in Recipe.model_fields if f"| `{name}` |" not in page} == set()
+    cell = next(line for line in page.splitlines() if line.startswith(f"| `{key}` |")).split(" | ")[1]
+    values = re.findall(r"at (?:least|most) (\d+)", cell) or [f'"{word}"' for word in re.findall(r"`(\w+)`", cell)]
+    assert len(values) > 1
+    for value in values:
+        recipe.write_text(f"{key} = {value}", encoding="utf-8")
+        assert str(getattr(load_recipe(recipe), key)) == value.strip('"')
+
+
+@follows("spq_graph/documents/report.py:Report.load")
+def test_no_report(refusal: Told, made: Made, tmp_path: Path) -> None:
+    with refusal:
+        Report.load(made.plan)
+    assert Report.load(made.out / artifact.REPORT).verdict
+    again = ["--calibration", made.data, "--spike-ratio", 50, "--no-eval"]
+    done("quantize", made.model, "-o", tmp_path / "out", *again)
+    assert json.loads((tmp_path / "out" / artifact.REPORT).read_text(encoding="utf-8"))["verdict"]
+
+
+@follows("spq_graph/documents/tables.py:to_frame")
+def test_no_pandas(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan.load(made.plan)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pandas", None)
+        with refusal:
+            plan.to_pandas()
+    assert refusal.error.remedy == "pip install pandas"
+    pytest.importorskip("pandas", reason="to_pandas() wants pandas")
+    assert len(plan.to_pandas()) == len(plan.sites)
