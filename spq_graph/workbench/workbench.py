@@ -25,7 +25,7 @@ from spq_graph.passes.observe import FINITE_CHECK, Observe, ObserveFinite
 from spq_graph.passes.pieces.split import signature, split
 from spq_graph.runtime.measures.calibrate import collect_ranges, first_not_finite
 from spq_graph.runtime.measures.evaluate import Stream
-from spq_graph.runtime.proof.held import execute_on, runner_on, why_absent
+from spq_graph.runtime.proof.held import runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
@@ -35,7 +35,7 @@ from spq_graph.terms.errors import DataError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented
 from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
-from spq_graph.workbench.proving import check_ran
+from spq_graph.workbench.proving import check_ran, run_on
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
@@ -242,7 +242,7 @@ class Workbench:
             executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
         else:
             runner = stream if isinstance(stream, Runner) else None
-            executed = execute_on(profile, built.path, self._probe_ids(), runner)
+            executed = run_on(plan, built.path, self._probe_ids(), runner)
         check_ran(executed, plan, self.prepared.graph, built.path)
         return executed
 
