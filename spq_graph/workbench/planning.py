@@ -52,5 +52,5 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             tokens=tokens,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
-    remark = too_few(ranges.tokens, bench.sequence_length)
+    remark = too_few(ranges.tokens, bench.known_length)
     return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})

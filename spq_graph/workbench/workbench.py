@@ -160,6 +160,12 @@ class Workbench:
         longest = self.source.max_length or LONGEST_WINDOW
         return self.decoder.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
 
+    @property
+    def known_length(self) -> int:
+        """Tokens in a sequence, where the model or who runs it says so; 0 where it is our default."""
+        says = self.window or self.source.max_length or self.decoder.fixed_shape[1]
+        return self.sequence_length if says is not None else 0
+
     def sequences(self, path: Path, *, max_tokens: int | None = None) -> Sequences:
         """Read text or ids as this model's sequences."""
         found = load_sequences(
@@ -196,7 +202,7 @@ class Workbench:
                 tick,
                 checkpoint,
             )
-        found.remark = too_few(found.tokens, self.sequence_length)
+        found.remark = too_few(found.tokens, self.known_length)
         return found
 
     def segments(self, graph: ir.Model) -> Segmented:
