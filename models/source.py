@@ -142,11 +142,16 @@ def _config(folder: Path) -> dict[str, Any]:
         return _read_object(path)
     if (folder / "adapter_config.json").is_file():
         remedy = "This is an adapter: merge it into its base model, save that, and pass the merged folder."
-    elif files := sorted(folder.glob("*.onnx")):
+    elif files := sorted(folder.glob("*.onnx"), key=_decoders_first):
         remedy = f"The folder holds ONNX: pass the file itself, {folder / files[0].name}."
     else:
         remedy = "Pass the folder that save_pretrained wrote: config.json, weights and tokenizer side by side."
     raise SourceError("no config.json", where=str(folder), remedy=remedy)
+
+
+def _decoders_first(file: Path) -> tuple[bool, str]:
+    """Order of ONNX files: what no verb takes, a merged decoder or an encoder, comes last."""
+    return "merged" in file.stem or file.stem.startswith("encoder"), file.name
 
 
 def _check_causal_lm(config: dict[str, Any], folder: Path) -> None:

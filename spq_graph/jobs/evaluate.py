@@ -15,7 +15,7 @@ from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.targets import PROFILES, Profile, target_named
 from spq_graph.workbench.data import check_measured
-from spq_graph.workbench.holding import refuse_unheld
+from spq_graph.workbench.holding import refuse_unrun
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -60,7 +60,7 @@ def evaluate(
     found = Evaluation()
     with opening.open(steps, find_sites=False) as bench:
         if profile.name != "cpu":
-            refuse_unheld(bench.prepared.graph, (profile.name,), opening.name)
+            refuse_unrun(bench.prepared.graph, profile, opening.name)
         runner = runner_on(profile, bench.model) if profile.name != "cpu" else None
         if text is not None:
             found = _on_text(bench, runner or bench.reference, Path(text), max_tokens, other)
