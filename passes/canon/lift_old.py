@@ -58,8 +58,9 @@ def refuse_old(model: ir.Model, where: str) -> None:
         GraphError: saying what kept it from being lifted.
     """
     if opset_of(model) < TO:
+        why = obstacle(model) or "it was not lifted"
         raise GraphError(
-            f"the graph has opset {opset_of(model)}, and products in integers take {TO}: {obstacle(model)}",
+            f"the graph has opset {opset_of(model)}, and products in integers take {TO}: {why}",
             where=where,
             remedy=REMEDY,
         )

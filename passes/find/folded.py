@@ -73,6 +73,7 @@ _SHAPES = frozenset({"Shape", "Size"})  # of these, what is asked about does not
 _RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
 _DEEPEST = 64  # nodes behind two values that are compared
 _SAMPLE = 1024
+_MOST_COMPUTED = 64 << 20  # bytes of a weight that is made of others when it is asked for: larger ones are not asked
 
 
 def constant_products(model: ir.Model) -> frozenset[str]:
@@ -144,7 +145,8 @@ def _uniform(value: ir.Value | None, known: dict[ir.Value, Array | None]) -> Arr
 
 
 def _one_number(tensor: ir.TensorProtocol) -> Array | None:
-    if tensor.dtype is ir.DataType.STRING or not tensor.size:
+    computed = isinstance(tensor, ir.LazyTensor) and tensor.nbytes > _MOST_COMPUTED
+    if computed or tensor.dtype is ir.DataType.STRING or not tensor.size:
         return None
     numbers = np.asarray(tensor.numpy()).reshape(-1)
     alike = bool((numbers[:_SAMPLE] == numbers[0]).all()) and bool((numbers == numbers[0]).all())

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from spq_graph.cli import options as o
-from spq_graph.cli.terminal import answer, print_json, steps
+from spq_graph.cli.terminal import answer, print_json, steps, unused
 
 _Inspected = Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")]
 _Exportable = Annotated[
@@ -44,6 +44,9 @@ def inspect(
 
     if chosen is not None and site is not None and chosen != site:
         raise UsageError("two sites were named", where=f"{chosen} and --site {site}", remedy="name one, or a glob")
+    if calibration is None:
+        measuring = {"calibration_tokens": calibration_tokens, "tokenizer": tokenizer, "bos": bos, "window": window}
+        unused("without --calibration FILE", **measuring)
     opening = Opening(path, tokenizer, bos, window)
     found = run(opening, chosen or site, calibration=calibration, tokens=calibration_tokens, steps=steps())
     if as_json:

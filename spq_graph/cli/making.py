@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from spq_graph.cli import options as o
-from spq_graph.cli.terminal import answer, print_json, steps
+from spq_graph.cli.terminal import answer, print_json, steps, unused
 
 if TYPE_CHECKING:
     from spq_graph.jobs.order import Order
@@ -62,6 +62,12 @@ def quantize(
         seed=seed,
         calibration_tokens=calibration_tokens,
     )
+    if no_eval:
+        unused("with --no-eval", text=text, max_eval_tokens=max_eval_tokens)
+    elif text is None and source != "reference":
+        unused("without --text FILE", max_eval_tokens=max_eval_tokens)
+    if ranges is not None and calibration is None:
+        unused("where --ranges were measured, without --calibration FILE", calibration_tokens=calibration_tokens)
     opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     data = Data(calibration, ranges, text, max_eval_tokens)
     order = Order(opening, out, given, data, not no_eval, tuple(shown[1:]), force)
@@ -129,8 +135,13 @@ def calibrate(
     from spq_graph.workbench.opening import Opening
 
     if merge:
+        model_options = {"tokenizer": tokenizer, "bos": bos, "window": window, "memory_limit": memory_limit}
+        measuring = {"calibration": calibration, "calibration_tokens": calibration_tokens, "shard": shard, "seed": seed}
+        unused("where ranges are merged", **measuring, **model_options, allow_no_glu=allow_no_glu)
         ranges = job.merge(merge, out)
     else:
+        if calibration is not None:
+            unused("where --calibration names the data, since nothing is sampled", seed=seed)
         ranges = job.calibrate(
             Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu),
             out,
@@ -169,6 +180,8 @@ def plan(
     from spq_graph.views.made import spike_table
     from spq_graph.workbench.opening import Opening
 
+    if calibration is None:
+        unused("without --calibration FILE", bos=bos)
     given = load_recipe(
         recipe,
         bits=bits,

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from spq_graph.cli import options as o
-from spq_graph.cli.terminal import answer, errors, print_json, steps, write_text
+from spq_graph.cli.terminal import answer, errors, print_json, steps, unused, write_text
 
 
 def evaluate(
@@ -32,6 +32,10 @@ def evaluate(
     from spq_graph.views.results import evaluation_in_words
     from spq_graph.workbench.opening import Opening
 
+    if not tasks:
+        unused("without --tasks FILE", limit=limit)
+    if text is None and path != "reference":
+        unused("without --text FILE", max_eval_tokens=max_eval_tokens)
     found = run(
         Opening(path, tokenizer, bos, window),
         text=text,
@@ -105,6 +109,8 @@ def generate(
 
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
+    if temperature == 0.0:
+        unused("where the likeliest token is taken (--temperature 0)", top_k=top_k, top_p=top_p, seed=seed)
     found = run(
         Opening(path, tokenizer, bos),
         prompt,

@@ -114,6 +114,18 @@ def answer(data: dict[str, Any], words: Iterable[str], *, as_json: bool) -> None
         typer.echo(printable(line))
 
 
+def unused(where: str, **given: object) -> None:
+    """Say on standard error of options that were given that they change nothing here; by default none of them was.
+
+    Args:
+        where: when they do not, as the end of a sentence.
+        given: what was typed, by the option's name.
+    """
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, False, [])]
+    if names:
+        errors.print(f"{', '.join(names)}: not used {where}", markup=False, highlight=False, soft_wrap=True)
+
+
 def write_text(text: str) -> None:
     """Print a piece of a model's text at once; on a terminal without the control characters that could act there."""
     if sys.stdout.isatty():

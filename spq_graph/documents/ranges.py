@@ -157,7 +157,8 @@ class Ranges:
         """What `calibrate --json` prints: where they were written, and over how much they were measured."""
         file = str(self.file) if self.file is not None else None
         counted = {"sequences": self.sequences, "tokens": self.tokens, "values": len(self.values)}
-        return {"ranges": file, **counted, "remark": self.remark}
+        remark = {"remark": self.remark} if self.remark is not None else {}
+        return {"ranges": file, **counted, **remark}
 
     def to_pandas(self) -> DataFrame:
         """One row for each observed value, by its name.

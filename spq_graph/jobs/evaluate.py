@@ -20,7 +20,7 @@ from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.targets import PROFILES, Profile, target_named
 from spq_graph.workbench.answers import require_logits
 from spq_graph.workbench.data import check_measured
-from spq_graph.workbench.holding import refuse_unheld
+from spq_graph.workbench.holding import refuse_unrun
 from spq_graph.workbench.naming import in_source
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
@@ -71,7 +71,7 @@ def evaluate(
         if tasks:
             _require_every(bench)
         if profile.name != "cpu":
-            refuse_unheld(bench.prepared.graph, (profile.name,), opening.name)
+            refuse_unrun(bench.prepared.graph, profile, opening.name)
         runner = runner_on(profile, bench.model, logits=bench.logits) if profile.name != "cpu" else None
         if text is not None:
             found = _on_text(bench, runner or bench.reference, Path(text), max_tokens, other)

@@ -26,14 +26,22 @@ def refuse_unheld(model: ir.Model, targets: Collection[str], where: str) -> None
         GraphError: the opset, or an operator, is one that a target does not have.
     """
     refuse_old(model, where)
-    probe = probe_of(model)
     for profile in (PROFILES[name] for name in dict.fromkeys(("cpu", *targets))):
-        _refuse_newer(model, profile, where)
-        if missing := lacking(profile, probe):
-            counts = operators_of(model)
-            raise _refusal(profile, {name: counts.get(name, 1) for name in sorted(missing)}, where)
+        refuse_unrun(model, profile, where)
         if profile.name in targets:
             refuse_foreign(model, profile, where)
+
+
+def refuse_unrun(model: ir.Model, profile: Profile, where: str) -> None:
+    """Hold a graph against what the runtime of a target has, whatever may be written for that target.
+
+    Raises:
+        GraphError: the opset, or an operator, is one that it does not have.
+    """
+    _refuse_newer(model, profile, where)
+    if missing := lacking(profile, probe_of(model)):
+        counts = operators_of(model)
+        raise _refusal(profile, {name: counts.get(name, 1) for name in sorted(missing)}, where)
 
 
 def _refuse_newer(model: ir.Model, profile: Profile, where: str) -> None:

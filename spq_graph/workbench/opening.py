@@ -113,21 +113,10 @@ class Opening:
                 looked = self._look(source, model, steps, targets)
             elif looked is not None:
                 refuse_nested(looked.prepared.graph, looked.found, source.path)
-            yield self._bench(source, work, steps, model, tokenizer, looked)
-
-    def _bench(
-        self,
-        source: Source,
-        work: Path,
-        steps: Steps,
-        model: Path,
-        tokenizer: TextTokenizer | None,
-        looked: Looked | None,
-    ) -> Workbench:
-        bench = Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
-        if looked is not None and looked.prepared.lifted_from is not None:
-            refuse_changed(bench)
-        return bench
+            bench = Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
+            if looked is not None and looked.prepared.lifted_from is not None:
+                refuse_changed(bench)
+            yield bench
 
     def _look(self, source: Source, model: Path, steps: Steps, targets: Sequence[str]) -> Looked:
         """Read the graph of what is to be quantized, and find its sites."""

@@ -68,7 +68,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
     if found is not None and found.fewer is not None:
         made.search.fewer = found.fewer
         bench.steps.remark(decided_on_fewer(made, found.fewer))
-    remark = too_few(ranges.tokens, bench.sequence_length)
+    remark = too_few(ranges.tokens, bench.known_length)
     return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})
 
 

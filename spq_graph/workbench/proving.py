@@ -9,8 +9,25 @@ import onnx_ir as ir
 from spq_graph.documents.plan import Plan
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.folded import constant_products, twins_of
-from spq_graph.runtime.proof.held import account, check_executed, unaccounted
+from spq_graph.runtime.proof.held import account, check_executed, execute_on, unaccounted
 from spq_graph.runtime.sessions.executed import CONSTANT, Executed
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.sequences import Ids
+from spq_graph.terms.errors import SourceError
+
+
+def run_on(plan: Plan, file: Path, ids: Ids, runner: Runner | None) -> Executed:
+    """As `execute_on`, on a plan's target; what cannot be run is called by the model that it was made of.
+
+    Raises:
+        SourceError: the target cannot load the file.
+    """
+    profile = plan.recipe.profile
+    try:
+        return execute_on(profile, file, ids, runner)
+    except SourceError as cause:
+        remedy = cause.remedy or f"choose another target than {profile.name}: cpu runs whatever ONNX Runtime does"
+        raise SourceError(cause.what, where=plan.model.origin, remedy=remedy) from cause
 
 
 def check_ran(executed: Executed, plan: Plan, source: ir.Model, file: Path) -> None:

@@ -26,7 +26,7 @@ from spq_graph.passes.observe import FINITE_CHECK, Observe
 from spq_graph.passes.pieces.split import signature, split
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
 from spq_graph.runtime.measures.calibrate import Guard, collect_ranges
-from spq_graph.runtime.proof.held import execute_on, runner_on, why_absent
+from spq_graph.runtime.proof.held import runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
@@ -40,7 +40,7 @@ from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
 from spq_graph.workbench.built import Built
 from spq_graph.workbench.faults import first_fault
 from spq_graph.workbench.not_finite import not_finite, sized, too_large
-from spq_graph.workbench.proving import check_ran
+from spq_graph.workbench.proving import check_ran, run_on
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
@@ -168,6 +168,12 @@ class Workbench:
         longest = self.source.max_length or LONGEST_WINDOW
         return self.decoder.fixed_shape[1] or self.window or min(longest, LONGEST_WINDOW)
 
+    @property
+    def known_length(self) -> int:
+        """Tokens in a sequence, where the model or who runs it says so; 0 where it is our default."""
+        says = self.window or self.source.max_length or self.decoder.fixed_shape[1]
+        return self.sequence_length if says is not None else 0
+
     def sequences(self, path: Path, *, max_tokens: int | None = None, judged: bool = False) -> Sequences:
         """Read text or ids as this model's sequences; it may be judged by the token behind the length it insists on."""
         fixed, sizes = self.decoder.fixed_shape[1], (self.source.vocab_size, self.decoder.vocabulary)
@@ -201,7 +207,7 @@ class Workbench:
             found = collect_ranges(
                 self.segments(graph), probes, FINITE_CHECK, sequences, self.digest, guard, tick, checkpoint
             )
-        found.remark = too_few(found.tokens, self.sequence_length)
+        found.remark = too_few(found.tokens, self.known_length)
         return found
 
     def segments(self, graph: ir.Model) -> Segmented:
@@ -246,7 +252,7 @@ class Workbench:
             executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
         else:
             runner = stream if isinstance(stream, Runner) else None
-            executed = execute_on(profile, built.path, self.probe_ids(), runner)
+            executed = run_on(plan, built.path, self.probe_ids(), runner)
         check_ran(executed, plan, self.prepared.graph, built.path)
         return executed
 

@@ -64,7 +64,7 @@ def test_shards_are_judged_together(tmp_path: Path) -> None:
     parts = [tmp_path / f"{part}.json" for part in range(2)]
     for number, part in enumerate(parts):
         given = ["--calibration", data, "--window", 32, "--shard", f"{number}/2", "--json"]
-        assert done("calibrate", model, "-o", part, *given).json["remark"] is None
+        assert done("calibrate", model, "-o", part, *given).json.get("remark") is None
     merge = ["calibrate", model, "-o", tmp_path / "all.json", "--merge", parts[0], "--json"]
     assert "300 tokens only" in done(*merge).json["remark"]
-    assert done(*merge, "--merge", parts[1]).json["remark"] is None
+    assert done(*merge, "--merge", parts[1]).json.get("remark") is None

@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime")
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.canon.lift_old import CHANGES
 from spq_graph.runtime.proof.held import why_absent
+from spq_graph.terms.errors import SourceError
 from spq_graph.terms.targets import PROFILES
 from tests.support.command import Case, done, spq
 from tests.support.decoder_graphs import Decoder, decoder
@@ -192,3 +193,20 @@ def test_doctor_says_what_targets_hold() -> None:
     assert (
         f"takes graphs of opset 7 to {found['cpu']['opsets'][1]}, operators: {found['cpu']['operators']['']}" in shown
     )
+
+
+def test_what_a_target_cannot_load_is_called_by_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader may take every operator, and the device not: no temporary file is named, and there is a way out."""
+
+    def refuse(profile: object, path: Path, *_: object) -> None:
+        raise SourceError("OpenVINO cannot load this model: no such primitive", where=str(path))
+
+    monkeypatch.setattr("spq_graph.workbench.proving.execute_on", refuse)
+    model, ids = write_decoder(tmp_path / "model.onnx", layers=1), write_ids(tmp_path / "ids.npz")
+    given = ["--calibration", ids, "--window", 32, "--no-eval", "--target", "openvino"]
+    refused = spq("quantize", model, "-o", tmp_path / "out", *given)
+    assert refused.code == 1
+    assert "no such primitive" in refused.err
+    assert "partial" not in refused.err
+    assert "choose another target than openvino" in " ".join(refused.err.split())
+    assert not (tmp_path / "out").exists()

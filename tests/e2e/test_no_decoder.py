@@ -108,3 +108,11 @@ def test_half_of_an_encoder_decoder_model(tmp_path: Path, name: str) -> None:
         assert name in refused.err
         assert "encoder-decoder model" in " ".join(refused.err.split())
         assert "decoder-only" in refused.err
+
+
+def test_a_folder_of_onnx_files_is_answered_with_one_that_is_taken(tmp_path: Path) -> None:
+    instead = write_decoder(tmp_path / "decoder_with_past_model.onnx", layers=1)
+    written(tmp_path / "decoder_model_merged.onnx", merged)
+    (tmp_path / "encoder_model.onnx").write_bytes(instead.read_bytes())
+    verb = ["quantize", tmp_path, "-o", tmp_path / "out", "--no-eval", "--calibration", data(tmp_path), "--window", 32]
+    assert f"pass the file itself, {instead}" in " ".join(spq(*verb).err.split()).replace("/ ", "/")
