@@ -57,10 +57,10 @@ def _no_number(name: str) -> Any:
 
 
 def _hold(value: Any, bounds: Bounds, place: str, within: tuple[float, float] | None = None) -> None:
-    """Numbers that stand in a list are held against the bounds of the list's key."""
+    """Numbers in a list or an object are held against the bounds of its key, where they have none of their own."""
     if isinstance(value, dict):
         for name, part in value.items():
-            _hold(part, bounds, f"{place}.{name}" if place else name, bounds.get(name))
+            _hold(part, bounds, f"{place}.{name}" if place else name, bounds.get(name, within))
     elif isinstance(value, list):
         for index, part in enumerate(value):
             _hold(part, bounds, f"{place}.{index}" if place else str(index), within)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from spq_graph.documents.leftovers import part_of
 from spq_graph.documents.ranges import Ranges
 from spq_graph.terms.errors import DataError
 from spq_graph.terms.site import Role, Site
@@ -159,3 +160,17 @@ def test_a_site_of_which_they_say_nothing_is_named() -> None:
     with pytest.raises(DataError, match=r"say nothing of d \(value 'third'\), nor of 1 more sites") as caught:
         ranges.refuse_lacking(lacking, "ranges.json")
     assert caught.value.where == "ranges.json"
+
+
+def test_a_run_that_was_killed_between_the_two_files_is_ended_by_who_reads_them(path: Path) -> None:
+    before = Ranges.load(path)
+    ranges_of(np.arange(5), 2).save(path)
+    arrays = path.with_suffix(".safetensors")
+    new = arrays.read_bytes()
+    before.save(path.with_name("before.json"))
+    ranges_of(np.arange(5), 2).save(path)
+    arrays.replace(part_of(arrays, "0123456789abcdef"))
+    path.with_name("before.safetensors").replace(arrays)
+    assert Ranges.load(path).sequences == 5
+    assert arrays.read_bytes() == new
+    assert not list(path.parent.glob(".ranges*"))
