@@ -43,17 +43,18 @@ RANGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "says"), RANGES)
-@pytest.mark.parametrize("verb", ["plan", "quantize", "calibrate"])
-def test_ranges(place: Path, tmp_path: Path, change: Callable[..., object], says: str, verb: str) -> None:
+# Merging knows no model, so not which sites there are.
+CASES = [(verb, *case) for verb in ("plan", "quantize", "calibrate") for case in RANGES[verb == "calibrate" :]]
+
+
+@pytest.mark.parametrize(("verb", "change", "says"), CASES)
+def test_ranges(place: Path, tmp_path: Path, verb: str, change: Callable[..., object], says: str) -> None:
     ranges, out = edited(place / "ranges.json", tmp_path / "ranges.json", change), tmp_path / "out"
     commands = {
         "plan": ("plan", place / "model.onnx", ranges, "-o", out),
         "quantize": ("quantize", place / "model.onnx", "--ranges", ranges, "-o", out, "--no-eval"),
         "calibrate": ("calibrate", place / "model.onnx", "--merge", ranges, "-o", out),
     }
-    if verb == "calibrate" and "nothing of" in says:
-        pytest.skip("merging knows no model")
     result = spq(*commands[verb])
     assert result.code == 1, result.err
     assert says in result.err

@@ -174,3 +174,32 @@ def test_a_run_that_was_killed_between_the_two_files_is_ended_by_who_reads_them(
     assert Ranges.load(path).sequences == 5
     assert arrays.read_bytes() == new
     assert not list(path.parent.glob(".ranges*"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 7,
+        (1 << 62).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}",
+        (100).to_bytes(8, "little") + b'{"first/bins":{"dtype":"I32","shape":[9999999999],"data_offsets":[0,4]}}',
+    ],
+)
+def test_arrays_that_are_no_safetensors(path: Path, content: bytes) -> None:
+    edit(path, lambda head: head.pop("arrays"))
+    path.with_suffix(".safetensors").write_bytes(content)
+    refused(path, "")
+
+
+def test_arrays_that_are_cut(path: Path) -> None:
+    edit(path, lambda head: head.pop("arrays"))
+    file = path.with_suffix(".safetensors")
+    file.write_bytes(file.read_bytes()[:-9])
+    refused(path, "SafetensorError")
+
+
+def test_arrays_that_are_not_asked_for_are_not_read(path: Path) -> None:
+    """The header says how large each is; what belongs to no value stays where it lies."""
+    edit_arrays(path, lambda arrays: arrays.update({"stranger": np.zeros(1 << 20, np.float32)}))
+    assert set(Ranges.load(path).values) == {"first", "second"}
