@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spq_graph.documents import artifact
 from spq_graph.documents.checkpoint import Checkpoint
-from spq_graph.documents.interrupts import completed
+from spq_graph.documents.interrupts import completed, held
 from spq_graph.documents.ranges import Ranges, json_file, merge_all
 from spq_graph.terms.errors import UsageError
 from spq_graph.workbench.data import calibration_data
@@ -52,8 +52,9 @@ def calibrate(
             sequences = sequences.shard(*part)
         checkpoint = Checkpoint(out)
         ranges = bench.calibrate(sequences, checkpoint)
-    ranges.save(out)
-    completed(f"{out} is complete")
+    with held():
+        ranges.save(out)
+        completed(f"{out} is complete")
     checkpoint.clear()
     return ranges
 
@@ -75,6 +76,7 @@ def merge(parts: Iterable[Ranges | str | Path], out: str | Path) -> Ranges:
     out = json_file(Path(out))
     artifact.check_file(out, arrays=True)
     ranges = merge_all(map(Ranges.of, parts))
-    ranges.save(out)
-    completed(f"{out} is complete")
+    with held():
+        ranges.save(out)
+        completed(f"{out} is complete")
     return ranges

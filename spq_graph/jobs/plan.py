@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spq_graph.documents import artifact
-from spq_graph.documents.interrupts import completed
+from spq_graph.documents.interrupts import completed, held
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges, json_file
 from spq_graph.documents.recipe import Recipe
@@ -46,6 +46,7 @@ def plan(
         tokens = recipe.calibration_tokens
         data = calibration_data(bench, calibration, tokens) if calibration is not None else None
         made = make_plan(bench, recipe, recipe.bits, known, data)
-    made.save(out)
-    completed(f"{out} is complete")
+    with held():
+        made.save(out)
+        completed(f"{out} is complete")
     return made

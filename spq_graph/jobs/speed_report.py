@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spq_graph.documents import artifact
+from spq_graph.documents.interrupts import completed, held
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.report import Report
@@ -39,4 +40,6 @@ def add_to_report(out: Path, speed: Speed) -> None:
     report = Report.load(out / artifact.REPORT).model_copy(update={"speed": speed})
     profiles = shown_profiles(plan, Ranges.load(out / artifact.RANGES), report.tokens)
     page = render(plan, report, profiles)
-    written({out / artifact.REPORT: report.to_json().encode(), out / artifact.PAGE: page.encode()})
+    with held():
+        written({out / artifact.REPORT: report.to_json().encode(), out / artifact.PAGE: page.encode()})
+        completed(f"the report of {out} is complete")
