@@ -38,7 +38,7 @@ def edited(file: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> 
 
 RANGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d["values"].popitem(), "these ranges say nothing of "),
-    (lambda d: next(iter(d["values"].values())).update(min=float("nan")), "NaN is no number"),
+    (lambda d: next(iter(d["values"].values())).update(min=float("nan")), "nan is no number"),
     (lambda d: d.update(arrays="sha256:0"), "not the file that was written with this one"),
 ]
 

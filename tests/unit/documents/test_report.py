@@ -24,7 +24,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ("change", "says"),
     [
         (lambda d: d["ladder"][0].update(perplexity=-1.0), r"ladder\.0\.perplexity: -1.0 is not at least 0"),
-        (lambda d: d["ladder"][0].update(kl=float("nan")), "NaN is no number that JSON has"),
+        (lambda d: d["ladder"][0].update(kl=float("nan")), "nan is no number that JSON has"),
         (lambda d: d["ladder"][0].update(top1=1.5), r"ladder\.0\.top1: 1.5 is not from 0 to 1"),
         (lambda d: d["ladder"][0]["executed"].update(MatMul=-3), r"executed\.MatMul: -3 is not from 0"),
         (lambda d: d["text"].update(tokens=-4), r"text\.tokens: -4 is not from 0"),
