@@ -49,7 +49,7 @@ SpikeRatio = Annotated[
     float | None, typer.Option(help="keep every site above this max/median ratio, without any evaluation")
 ]
 QuantizeLmHead = Annotated[bool, typer.Option("--quantize-lm-head", help="treat lm_head like any other site")]
-Seed = Annotated[int | None, typer.Option(min=0, help="seed of what is sampled and of random controls")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**53, help="seed of what is sampled and of random controls")]
 AllowNoGlu = Annotated[bool, typer.Option("--allow-no-glu", help="go on where the graph holds no GLU")]
 MemoryLimit = Annotated[
     int | None,

@@ -196,7 +196,8 @@ def _end_at_once(number: int) -> NoReturn:
     """Without unwinding, which would wait for threads."""
     _remove_what_is_in_the_making()
     with suppress(OSError):
-        os.write(2, b"interrupted twice; nothing half done was left behind\n")
+        left = "; ".join(_state.complete) or "nothing half done was left behind"
+        os.write(2, f"interrupted twice; {left}\n".encode(errors="replace"))
     os._exit(128 + number)
 
 

@@ -33,6 +33,7 @@ def _today(value: Any) -> Any:
 
 
 CALIBRATION_TOKENS = 65_536
+MOST = 2**53  # of what is counted and seeded with: JSON holds no larger number that every reader takes for the same
 
 ROUNDED = tuple(p for p in Precision if p.is_fp8 and p.needs_range)
 # "fp8" is that of `ROUNDED` with the smaller measured error.
@@ -78,7 +79,9 @@ class Recipe(BaseModel):
         0.98, gt=0.0, le=1.0, description="share of what max_kept wins back to settle for where the budget is not met"
     )
     candidate_ratio: float = Field(3.0, ge=0.0, description="sites below this max/median ratio are never candidates")
-    sensitivity_tokens: int = Field(4096, ge=1, description="tokens of calibration data that decisions are measured on")
+    sensitivity_tokens: int = Field(
+        4096, ge=1, le=MOST, description="tokens of calibration data that decisions are measured on"
+    )
     activations: Literal["asymmetric", "symmetric"] = Field("asymmetric", description="activation quantizer")
     weights: Literal["per_channel", "per_tensor"] = Field("per_channel", description="weight scales")
     fp8_activations: Literal["fast", "exact"] = Field(
@@ -89,10 +92,10 @@ class Recipe(BaseModel):
     ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")
     overrides: tuple[Override, ...] = Field((), description="precision by glob; the last match wins")
     min_expert_tokens: int = Field(
-        64, ge=0, description="calibration tokens that an expert must have seen for its range to be trusted"
+        64, ge=0, le=MOST, description="calibration tokens that an expert must have seen for its range to be trusted"
     )
-    calibration_tokens: int = Field(CALIBRATION_TOKENS, ge=1, description="how much calibration data is read")
-    seed: int = Field(0, ge=0, description="seeds the sampling of calibration text and the random controls")
+    calibration_tokens: int = Field(CALIBRATION_TOKENS, ge=1, le=MOST, description="how much calibration data is read")
+    seed: int = Field(0, ge=0, le=MOST, description="seeds the sampling of calibration text and the random controls")
 
     @model_validator(mode="before")
     @classmethod

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # Numbers of a report that are counts, amounts or shares, wherever they stand.
 _BOUNDS: Bounds = {
     **dict.fromkeys(("tokens", "bytes", "source_bytes", "peak_rss_bytes", "opset"), COUNT),
-    "perplexity": AMOUNT,
+    **dict.fromkeys(("perplexity", "seconds"), AMOUNT),
+    **dict.fromkeys(("executed", "providers", "placed"), COUNT),
     "top1": (0, 1),
 }
 

@@ -1,8 +1,8 @@
 """Files and folders come into place whole, or not at all.
 
 What is written lies beside its place under a name of its own until it is complete. Whatever ends a run in between, an
-exception, a signal, a full disk, leaves what was there before. What a killed run left of a folder, the next one removes
-or puts back.
+exception, a signal, a full disk, leaves what was there before. What a killed run left, the next one removes, or puts
+back.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def read_json(text: bytes, bounds: Bounds | None = None) -> Any:
             message begins with the place.
     """
     try:
-        found = parse_json(text, object_pairs_hook=_once, parse_constant=_no_number)
+        found = parse_json(text, object_pairs_hook=_once)
     except (json.JSONDecodeError, UnicodeDecodeError) as cause:
         raise ValueError(f"no JSON: {cause}") from cause
     _hold(found, bounds or {}, "")
@@ -51,21 +51,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number that JSON has")
-
-
 def _hold(value: Any, bounds: Bounds, place: str, within: tuple[float, float] | None = None) -> None:
-    """Numbers that stand in a list are held against the bounds of the list's key."""
+    """Numbers in a list or an object are held against the bounds of its key, where they have none of their own."""
     if isinstance(value, dict):
         for name, part in value.items():
-            _hold(part, bounds, f"{place}.{name}" if place else name, bounds.get(name))
+            _hold(part, bounds, f"{place}.{name}" if place else name, bounds.get(name, within))
     elif isinstance(value, list):
         for index, part in enumerate(value):
             _hold(part, bounds, f"{place}.{index}" if place else str(index), within)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        if value in (math.inf, -math.inf):
-            raise ValueError(f"{place}: the number is beyond what 64 bits hold")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{place}: {value} is no number that JSON has")
         if within is not None and not within[0] <= value <= within[1]:
             said = f"at least {within[0]}" if within[1] == math.inf else f"from {within[0]} to {within[1]}"
             raise ValueError(f"{place}: {value} is not {said}")

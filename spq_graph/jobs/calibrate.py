@@ -8,7 +8,7 @@ from pathlib import Path
 from spq_graph.decisions.enough import too_few
 from spq_graph.documents import artifact
 from spq_graph.documents.checkpoint import Checkpoint
-from spq_graph.documents.interrupts import completed
+from spq_graph.documents.interrupts import completed, held
 from spq_graph.documents.ranges import Ranges, json_file, merge_all
 from spq_graph.terms.errors import UsageError
 from spq_graph.workbench.data import calibration_data, check_measured
@@ -56,8 +56,9 @@ def calibrate(
         ranges = bench.calibrate(sequences, checkpoint)
     if part is not None:
         ranges.remark = None  # of all shards together there may be enough
-    ranges.save(out)
-    completed(f"{out} is complete")
+    with held():
+        ranges.save(out)
+        completed(f"{out} is complete")
     checkpoint.clear()
     return ranges
 
@@ -80,6 +81,7 @@ def merge(parts: Iterable[Ranges | str | Path], out: str | Path) -> Ranges:
     artifact.check_file(out, arrays=True)
     ranges = merge_all(map(Ranges.of, parts))
     ranges.remark = too_few(ranges.tokens)
-    ranges.save(out)
-    completed(f"{out} is complete")
+    with held():
+        ranges.save(out)
+        completed(f"{out} is complete")
     return ranges

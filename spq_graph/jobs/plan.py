@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spq_graph.decisions.choices import refuse_unfit_patterns
 from spq_graph.documents import artifact
-from spq_graph.documents.interrupts import completed
+from spq_graph.documents.interrupts import completed, held
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges, json_file
 from spq_graph.documents.recipe import Recipe
@@ -51,6 +51,7 @@ def plan(
             bench.steps.remark(f"{bench.logits.words}; sites are chosen by their ratio")
         data = calibration_data(bench, calibration, tokens) if calibration is not None else None
         made = make_plan(bench, recipe, recipe.bits, known, data)
-    made.save(out)
-    completed(f"{out} is complete")
+    with held():
+        made.save(out)
+        completed(f"{out} is complete")
     return made

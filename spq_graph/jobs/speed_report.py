@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spq_graph.decisions.recommend import recommend
 from spq_graph.documents import artifact
+from spq_graph.documents.interrupts import completed, held
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.report import Report
@@ -45,4 +46,6 @@ def add_to_report(out: Path, speed: Speed) -> None:
     report.verdict.summary = headline(plan, report) if ours else report.verdict.summary
     profiles = shown_profiles(plan, Ranges.load(out / artifact.RANGES), report.tokens)
     page = render(plan, report, profiles)
-    written({out / artifact.REPORT: report.to_json().encode(), out / artifact.PAGE: page.encode()})
+    with held():
+        written({out / artifact.REPORT: report.to_json().encode(), out / artifact.PAGE: page.encode()})
+        completed(f"the report of {out} is complete")

@@ -38,22 +38,23 @@ def edited(file: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> 
 
 RANGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d["values"].popitem(), "these ranges say nothing of "),
-    (lambda d: next(iter(d["values"].values())).update(min=float("nan")), "NaN is no number"),
+    (lambda d: next(iter(d["values"].values())).update(min=float("nan")), "nan is no number"),
     (lambda d: d.update(arrays="sha256:0"), "not the file that was written with this one"),
 ]
 
 
-@pytest.mark.parametrize(("change", "says"), RANGES)
-@pytest.mark.parametrize("verb", ["plan", "quantize", "calibrate"])
-def test_ranges(place: Path, tmp_path: Path, change: Callable[..., object], says: str, verb: str) -> None:
+# Merging knows no model, so not which sites there are.
+CASES = [(verb, *case) for verb in ("plan", "quantize", "calibrate") for case in RANGES[verb == "calibrate" :]]
+
+
+@pytest.mark.parametrize(("verb", "change", "says"), CASES)
+def test_ranges(place: Path, tmp_path: Path, verb: str, change: Callable[..., object], says: str) -> None:
     ranges, out = edited(place / "ranges.json", tmp_path / "ranges.json", change), tmp_path / "out"
     commands = {
         "plan": ("plan", place / "model.onnx", ranges, "-o", out),
         "quantize": ("quantize", place / "model.onnx", "--ranges", ranges, "-o", out, "--no-eval"),
         "calibrate": ("calibrate", place / "model.onnx", "--merge", ranges, "-o", out),
     }
-    if verb == "calibrate" and "nothing of" in says:
-        pytest.skip("merging knows no model")
     result = spq(*commands[verb])
     assert result.code == 1, result.err
     assert says in result.err

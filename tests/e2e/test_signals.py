@@ -198,6 +198,36 @@ def test_there_are_no_more_renames(of_a_file: Job, tmp_path: Path) -> None:
     assert signalled(of_a_file, tmp_path, what, before=True).status == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "rename", "says"),
+    [
+        ((signal.SIGTERM,), 0, "ranges.json is complete"),
+        ((signal.SIGINT, signal.SIGINT), 1, "interrupted twice; "),
+        ((signal.SIGKILL,), 1, ""),
+    ],
+)
+def test_two_files_get_their_names_together(
+    fork: Signalled, tmp_path: Path, kind: Sequence[signal.Signals], rename: int, says: str
+) -> None:
+    """Ranges and their arrays: what was killed between the two renames is ended by whoever reads them next."""
+    inputs, temporary, written = (tmp_path / name for name in ("inputs", "temporary", "written"))
+    for folder in (inputs, temporary, written):
+        folder.mkdir()
+    model = write_decoder(inputs / "model.onnx", layers=1, spikes={0: 1000.0})
+    data, ranges = write_ids(inputs / "calibration.npz"), str(written / "ranges.json")
+    command = ("calibrate", str(model), "-o", ranges, "--calibration", str(data))
+    what = Run(command, str(temporary), str(tmp_path / "log"), tuple(map(int, kind)), rename=rename)
+    ended = fork.run(what)
+    assert ended.status == (-signal.SIGKILL if signal.SIGKILL in kind else 128 + kind[0])
+    assert says in ended.said
+    assert len(left_in(written)) == 2
+    plan = ("plan", str(model), ranges, "-o", str(written / "plan.json"))
+    read = fork.run(Run(plan, str(temporary), str(tmp_path / "log")))
+    assert read.status == 0, read.said
+    assert left_in(written) == ["plan.json", "ranges.json", "ranges.safetensors"]
+    assert left_in(temporary) == []
+
+
 def test_a_calibration_says_how_to_go_on_and_does(fork: Signalled, tmp_path: Path) -> None:
     """What was measured so far is kept, and the same command ends it."""
     inputs, temporary = tmp_path / "inputs", tmp_path / "temporary"

@@ -34,6 +34,18 @@ with temporary_folder() as folder:
 """
 
 
+def test_every_temporary_folder_is_one_that_the_next_run_can_clear_up() -> None:
+    """Those of the standard library are locked by nobody, so that nobody may take them for left behind."""
+    found = [
+        f"{file.relative_to(ROOT)}: {word}"
+        for package in ("spq_graph", "passes", "runtime", "models")
+        for file in (ROOT / package).rglob("*.py")
+        for word in ("TemporaryDirectory", "mkdtemp")
+        if word in file.read_text(encoding="utf-8")
+    ]
+    assert found == []
+
+
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

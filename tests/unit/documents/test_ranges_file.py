@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from spq_graph.documents.leftovers import part_of
 from spq_graph.documents.ranges import Ranges
 from spq_graph.terms.errors import DataError
 from spq_graph.terms.site import Role, Site
@@ -49,8 +50,8 @@ def refused(path: Path, says: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("min", float("nan"), "NaN is no number"),
-        ("max", float("inf"), "Infinity is no number"),
+        ("min", float("nan"), "nan is no number"),
+        ("max", float("inf"), r"values\.first\.max: inf is no number"),
         ("min", 1e30, r"values\.first\.min: 1e\+30 is above max"),
         ("max", 1e30, r"values\.first\.token_max: .* is not the larger end"),
         ("token_max", -1.0, r"values\.first\.token_max: -1.0 is not from 0"),
@@ -159,3 +160,46 @@ def test_a_site_of_which_they_say_nothing_is_named() -> None:
     with pytest.raises(DataError, match=r"say nothing of d \(value 'third'\), nor of 1 more sites") as caught:
         ranges.refuse_lacking(lacking, "ranges.json")
     assert caught.value.where == "ranges.json"
+
+
+def test_a_run_that_was_killed_between_the_two_files_is_ended_by_who_reads_them(path: Path) -> None:
+    before = Ranges.load(path)
+    ranges_of(np.arange(5), 2).save(path)
+    arrays = path.with_suffix(".safetensors")
+    new = arrays.read_bytes()
+    before.save(path.with_name("before.json"))
+    ranges_of(np.arange(5), 2).save(path)
+    arrays.replace(part_of(arrays, "0123456789abcdef"))
+    path.with_name("before.safetensors").replace(arrays)
+    assert Ranges.load(path).sequences == 5
+    assert arrays.read_bytes() == new
+    assert not list(path.parent.glob(".ranges*"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 7,
+        (1 << 62).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}",
+        (100).to_bytes(8, "little") + b'{"first/bins":{"dtype":"I32","shape":[9999999999],"data_offsets":[0,4]}}',
+    ],
+)
+def test_arrays_that_are_no_safetensors(path: Path, content: bytes) -> None:
+    edit(path, lambda head: head.pop("arrays"))
+    path.with_suffix(".safetensors").write_bytes(content)
+    refused(path, "")
+
+
+def test_arrays_that_are_cut(path: Path) -> None:
+    edit(path, lambda head: head.pop("arrays"))
+    file = path.with_suffix(".safetensors")
+    file.write_bytes(file.read_bytes()[:-9])
+    refused(path, "SafetensorError")
+
+
+def test_arrays_that_are_not_asked_for_are_not_read(path: Path) -> None:
+    """The header says how large each is; what belongs to no value stays where it lies."""
+    edit_arrays(path, lambda arrays: arrays.update({"stranger": np.zeros(1 << 20, np.float32)}))
+    assert set(Ranges.load(path).values) == {"first", "second"}

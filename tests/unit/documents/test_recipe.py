@@ -54,6 +54,8 @@ def test_a_file_and_options_over_it(tmp_path: Path) -> None:
         ({"fp8_activations": "slow"}, r"fp8_activations: .*'fast' or 'exact'"),
         ({"spike_ratio": float("nan")}, r"spike_ratio"),
         ({"kl_budget": float("inf")}, r"kl_budget"),
+        ({"seed": 2**70}, r"seed: .*less than or equal to 9007199254740992"),
+        ({"calibration_tokens": 10**30}, r"calibration_tokens: .*less than or equal"),
     ],
 )
 def test_what_is_not_valid_is_named(given: dict[str, Any], message: str) -> None:
