@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH: Final = 64
-_TIMED: Final = 4  # tokens
+# Steps that are timed: so many in any case, and more until so much time is over, of which the later half counts.
+_TIMED: Final = 4
+_STEPS: Final = 32
+_SECONDS: Final = 0.5
 
 
 def sample_ids(
@@ -108,15 +111,16 @@ def seconds_to_sample(folder: Path, *, sequences: int, length: int) -> float:
     loaded = time.perf_counter() - start
     token = torch.full((min(BATCH, sequences), 1), start_token(model.config), dtype=torch.int64)
     generator = torch.Generator().manual_seed(0)
-    seconds = []
+    seconds: list[float] = []
+    most = max(1, min(_STEPS, length - length // 2))  # a model has so many positions
     with quiet(), torch.inference_mode():
         cache = _behind(model, token, max(1, length // 2))
-        for _ in range(_TIMED):
+        while len(seconds) < most and (len(seconds) < _TIMED or sum(seconds) < _SECONDS):
             start = time.perf_counter()
             output = model(input_ids=token, past_key_values=cache, use_cache=True)
             token, cache = _drawn(output.logits[:, -1].float(), generator), output.past_key_values
             seconds.append(time.perf_counter() - start)
-    return loaded + -(-sequences // BATCH) * length * statistics.median(seconds)
+    return loaded + -(-sequences // BATCH) * length * statistics.median(seconds[len(seconds) // 2 :])
 
 
 def _behind(model: PreTrainedModel, token: Tensor, length: int) -> Any:
