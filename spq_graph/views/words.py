@@ -239,9 +239,8 @@ def headline(plan: Plan, report: Report) -> str:
 def recommended(row: Recommended) -> str:
     """Which other row serves better, and by what."""
     name = row_name(row.id, f" {row.bits or 8} bit" if row.id.kind is RowKind.WEIGHT_ONLY else "")
-    beside = {"speed": "the fastest", "size": "the smallest"}[row.by]
     figures = f"{percent(row.loss)} at {megabytes(row.bytes)} MB"
-    return f"Recommended instead: {name}, {figures}, {beside} row within {READY_WITHIN:.0%} of FP32."
+    return f"Recommended instead: {name}, {figures}: by {row.by} the best row within {READY_WITHIN:.0%} of FP32."
 
 
 def advised(advice: Advice) -> str:

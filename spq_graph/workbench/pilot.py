@@ -146,17 +146,28 @@ def _quiet(bench: Workbench) -> Iterator[None]:
 
 
 def _some(bench: Workbench, sequences: Sequences) -> tuple[Sequences, Rate]:
-    """As many tokens as a short pass has room for, and what such a pass takes."""
+    """As many tokens as tell what a token takes, a batch at most, and what a pass takes at all and for each.
+
+    A model in pieces opens each of them for every pass, and a handful of tokens tells little of many, of which a
+    product reads its weight once: they grow until what was added takes long enough to tell. Of two passes the faster
+    counts; the other paid for what is done once.
+    """
     reference, (rows, length) = bench.reference, sequences.ids.shape
-    fixed = reference.fixed_shape[1]
-    first = sequences if fixed is not None else _cut(sequences, 1, FEW)
-    _, seconds = timed(lambda: _pass(reference, _cut(first, 1, length)))
-    _, seconds = timed(lambda: _pass(reference, _cut(first, 1, length)))  # warm
-    room = int(SHORT / seconds * min(length, fixed or FEW))
-    rows = min(rows, batch_size(reference, sequences), max(1, room // length))
-    some = _cut(sequences, rows, length if fixed is not None or rows > 1 else max(FEW, room))
-    _, seconds = timed(lambda: _pass(reference, some))
-    return some, Rate(0.0, seconds / some.tokens)
+    free = reference.fixed_shape[1] is None
+    most = min(rows, batch_size(reference, sequences)) * length
+    few = some = _cut(sequences, 1, FEW if free else length)
+    short = seconds = min(timed(partial(_pass, reference, few))[1] for _ in range(2))
+    while some.ids.size < most and seconds - short < SHORT / 2 and seconds < 4 * SHORT:
+        tokens = min(most, 4 * some.ids.size)
+        some = _cut(sequences, max(1, tokens // length), min(length, tokens) if free else length)
+        seconds = min(timed(partial(_pass, reference, some))[1] for _ in range(2))
+    return some, _rate(few.tokens, short, some.tokens, seconds)
+
+
+def _rate(few: int, short: float, many: int, long: float) -> Rate:
+    """From what few tokens take and what many do."""
+    token = max(0.0, long - short) / (many - few) if many > few else long / many
+    return Rate(max(0.0, long - token * many), token)
 
 
 def _pass(stream: Stream, sequences: Sequences) -> None:
@@ -179,17 +190,25 @@ def _evaluations(bench: Workbench, recipe: Recipe, ranges: Ranges, some: Sequenc
         return timed(partial(meter(bench, on, asked, ranges, lambda: None).kl, precisions))
 
     few = _cut(some, 1, FEW) if bench.reference.fixed_shape[1] is None else some
+    seconds(few, single)  # pays for what is done once
     _, alone = seconds(some, single)
     kl, everywhere = seconds(some, all_of_them)
     _, short = seconds(few, all_of_them)
-    more = some.tokens - few.tokens
-    token = max(0.0, everywhere - short) / more if more else everywhere / some.tokens
-    fixed = max(0.0, everywhere - token * some.tokens)
-    return Rate(fixed, token), Rate(fixed, max(0.0, alone - fixed) / some.tokens), kl
+    rate = _rate(few.tokens, short, some.tokens, everywhere)
+    return rate, Rate(rate.fixed, max(0.0, alone - rate.fixed) / some.tokens), kl
 
 
 def _row(bench: Workbench, plan: Plan, some: Sequences, reference: Rate) -> tuple[float, Rate]:
-    """Seconds to build and prove an artifact, and what a row of the ladder takes."""
+    """Seconds to build and prove an artifact, and what a row of the ladder takes.
+
+    The artifact is the first that a run builds, and pays for what is done once; of rows there are many, so that one
+    that is over soon is tried again to see what they take from then on.
+    """
+    first = _one_row(bench, plan, some, reference)
+    return first.fixed, _one_row(bench, plan, some, reference) if first.of(some.tokens) < 2 * SHORT else first
+
+
+def _one_row(bench: Workbench, plan: Plan, some: Sequences, reference: Rate) -> Rate:
     built, build = timed(lambda: bench.build(plan, profile=bench.measured_as(plan)))
     stream, opened = timed(lambda: bench.stream_for(plan, built))
     measured = 0.0
@@ -197,5 +216,5 @@ def _row(bench: Workbench, plan: Plan, some: Sequences, reference: Rate) -> tupl
         _, measured = timed(lambda: score_text(bench.reference, [stream], some))
     _, proved = timed(lambda: None if bench.emulates(plan) else bench.prove(built, plan, stream))
     built.discard()
-    fixed = build + opened + proved
-    return fixed, Rate(fixed, max(0.0, measured / some.tokens - reference.token))
+    token = max(0.0, measured - reference.of(some.tokens)) / some.tokens
+    return Rate(build + opened + proved, token)

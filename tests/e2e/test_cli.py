@@ -192,8 +192,12 @@ def test_dry_run_writes_nothing(case: Case, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = done("quantize", case.model, "-o", tmp_path / "out", "--dry-run", "--window", 32, "--json").json
     assert (found["sites"], found["kept_at_most"], found["glu_blocks"]) == (21, 3, 3)
-    assert {"expected_time", "mb_quantized_everywhere", "source_mb"} <= set(found)
-    assert "expected time" in done("quantize", case.model, "-o", tmp_path / "out", "--dry-run", "--window", 32).out
+    numbers = ("expected_time", "of_which_ladder", "mb_quantized_everywhere", "mb_at_most", "source_mb")
+    assert all(isinstance(found[name], float) for name in numbers)
+    assert found["expected_time"] == pytest.approx(sum(found["seconds"].values()), abs=0.2)
+    said = done("quantize", case.model, "-o", tmp_path / "out", "--dry-run", "--window", 32).out
+    assert "expected time: " in said
+    assert " s\n" in said
     assert not list(tmp_path.iterdir())
 
 

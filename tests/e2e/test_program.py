@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from spq_graph.documents.results import Outcome
 from spq_graph.jobs.forecast import forecast
 from spq_graph.jobs.order import Order
 from spq_graph.jobs.plan import plan
+from spq_graph.jobs.quantize import fulfil
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 from tests.conftest import write_tokenizer
 from tests.support.command import Case, contents, done
@@ -171,10 +173,31 @@ def test_a_forecast_in_numbers(case: Case, tmp_path: Path) -> None:
     found = forecast(order)
     assert (found.sites, found.kept_at_most, found.bits) == (21, 3, (8, 6))
     assert found.bytes_everywhere < found.bytes_at_most < found.source_bytes
-    assert 0 < (found.ladder_seconds or 0) < found.seconds
-    assert forecast(replace(order, data=Data())).to_dict()["of_which_ladder"] == "depends on the text"
-    without = forecast(replace(order, ladder=False))
-    assert without.ladder_seconds == 0
+    assert found.ladder_seconds == 0  # no text, so no ladder
+    assert found.by_step.keys() >= {"sample", "calibrate", "decide at 8 bits", "decide at 6 bits", "apply"}
+    with_text = replace(order, data=Data(case.calibration, text=case.text, max_eval_tokens=100))
+    found = forecast(with_text)
+    assert 0 < found.ladder_seconds < found.seconds
+    assert "sample" not in found.by_step
+    longer = forecast(replace(with_text, data=replace(with_text.data, max_eval_tokens=None)))
+    assert longer.ladder_seconds > 0  # its text is read, and its length known, without a limit too
+    assert forecast(replace(with_text, ladder=False)).ladder_seconds == 0
+    by_ratio = forecast(replace(with_text, recipe=Recipe(spike_ratio=20.0)))
+    assert not any(name.startswith("decide") for name in by_ratio.by_step)
+    assert not [name for name, value in found.to_dict().items() if isinstance(value, str) and name != "source"]
+
+
+def test_a_forecast_comes_true(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a factor of two in a second-long run, by processor time: what else the machine does does not count."""
+    monkeypatch.setattr("time.perf_counter", time.process_time)
+    data = Data(case.calibration, text=case.text)
+    order = Order(Opening(case.model, window=32), tmp_path / "out", Recipe(), data, ladder_bits=(6,))
+    expected = dict(forecast(order).by_step)
+    around = expected.pop("around")
+    real = fulfil(order).report.seconds
+    assert around > 0
+    assert expected.keys() == real.keys()
+    assert 0.5 < sum(expected.values()) / sum(real.values()) < 2
 
 
 def test_speed(case: Case, made: Outcome) -> None:

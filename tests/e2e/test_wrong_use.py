@@ -192,4 +192,4 @@ def test_without_a_ladder_its_text_is_not_read_dry_or_not(case: Case, tmp_path: 
     empty = tmp_path / "empty.npz"
     np.savez(empty, input_ids=np.zeros((0, 8), np.int64))
     found = usage(case, "--text", empty, "--no-eval", "--dry-run", "--max-eval-tokens", 50, "--json").json
-    assert found["of_which_ladder"] == "0.0 s"
+    assert found["of_which_ladder"] == 0.0

@@ -15,10 +15,11 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.documents.recipe import Recipe
 from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.evaluate import KlMeter, add_batch, reference_of, score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
-from spq_graph.runtime.measures.kept import SPARE_DISK, Kept, Place
+from spq_graph.runtime.measures.kept import MEMORY, SPARE_DISK, Kept, Place, place_for
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import Batch
 from spq_graph.runtime.sessions.session import Runner
@@ -130,6 +131,16 @@ def test_half_precision_costs_the_kl_next_to_nothing(models: list[Runner], tmp_p
         assert meter.kl(model) == pytest.approx(exact.kl(model), rel=1e-3)
         assert meter.kl(model) != exact.kl(model)  # it was half precision
     assert not list(tmp_path.iterdir())  # the file has no name that could be left behind
+
+
+@pytest.mark.parametrize("vocabulary", [2_048, 49_152, 152_000])
+def test_what_a_recipe_asks_for_has_a_place_whatever_the_vocabulary(tmp_path: Path, vocabulary: int) -> None:
+    """Of 49,152 words 1,022 tokens were left of 4,096, and of 152,000 about 441."""
+    place = place_for(Recipe().sensitivity_tokens, vocabulary, MEMORY, tmp_path)
+    assert place.tokens is None
+    assert (place.half, place.folder) == ((False, None) if vocabulary == 2_048 else (True, tmp_path))
+    without = place_for(Recipe().sensitivity_tokens, vocabulary, MEMORY, None)
+    assert without.tokens == (None if vocabulary == 2_048 else MEMORY // (2 * vocabulary))
 
 
 def test_half_precision_over_a_large_vocabulary(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from spq_graph.models.chatter import quiet  # noqa: E402
 from spq_graph.models.loading import load_causal_lm  # noqa: E402
 from spq_graph.models.plant import main, plant_bos_spikes  # noqa: E402
-from spq_graph.models.sample import sample_ids  # noqa: E402
+from spq_graph.models.sample import sample_ids, seconds_to_sample  # noqa: E402
 from spq_graph.terms.errors import OutputError, SourceError, UsageError  # noqa: E402
 
 LAYERS = (1, 3)
@@ -118,6 +119,17 @@ def test_not_llama_like(tmp_path: Path) -> None:
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(SourceError, match="not LLaMA-like"):
         plant_bos_spikes(tmp_path / "gpt2", tmp_path / "out", layers=[0], ratio=40)
+
+
+def test_what_sampling_would_take(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By processor time, and within a factor of three: a second or so of a machine that does other things too."""
+    monkeypatch.setattr("time.perf_counter", time.process_time)
+    sizes = {"sequences": 80, "length": 128}
+    expected = seconds_to_sample(tiny_llama, **sizes)
+    start = time.process_time()
+    sample_ids(tiny_llama, **sizes, seed=0, bos=None)
+    assert 1 / 3 < expected / (time.process_time() - start) < 3
+    assert seconds_to_sample(tiny_llama, sequences=1, length=1) > 0
 
 
 def test_sampling(tiny_llama: Path, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_what_is_left_to_try_and_what_serves_better_stand_in_the_summary() -> No
     verdict = REPORT.verdict.model_copy(update={"advice": advice, "recommended": recommended})
     report = REPORT.model_copy(update={"verdict": verdict})
     text = " ".join(shown(summary(PLAN, report, Path("out"))).replace("│", " ").split())
-    assert "Recommended instead: weight-only 8 bit, +0.51 % at 226 MB, the smallest row within 1% of FP32." in text
+    assert "Recommended instead: weight-only 8 bit, +0.51 % at 226 MB: by size the best row within 1% of FP32." in text
     assert "candidate_ratio = 0.0; max_kept = 1.0: all may be kept" in text
     assert "its recipe: bits = 7" in text
     page = render(PLAN, report)
