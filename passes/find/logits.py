@@ -186,7 +186,7 @@ def _note_parts(node: ir.Node, found: _Origin, seen: set[ir.Node]) -> None:
     for value in values:
         _follow(value, parts, seen)
     widths = [product.width for product in parts.products if product.width is not None]
-    if len(widths) == len(parts.products) == len(values) and not parts.opaque:
+    if widths and len(widths) == len(parts.products) == len(values) and not parts.opaque:
         parts.products = [_Product(sum(widths), parts.products[0].inner, None)]
     found.products += parts.products
     found.opaque |= parts.opaque
