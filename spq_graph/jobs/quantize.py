@@ -152,7 +152,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
         source_bytes=size_of(bench.model),
         environment=environment(),
         command=command,
-        logits=logits_ref(bench, text),
+        logits=logits_ref(bench, text, measured=bool(ladder) or plan.search.rule == "auto"),
     )
     verdict = judge(plan, report)
     return report.model_copy(update={"verdict": verdict.model_copy(update={"summary": headline(plan, report)})})
