@@ -106,8 +106,9 @@ def _are_logits(value: ir.Value, origin: _Origin, table: _Table | None) -> bool:
     only = not origin.other and len(fitting) == len(origin.products)
     if origin.opaque and not origin.other and len(fitting) == len(origin.products):
         size = _channels(value)
-        known = table is not None and size is not None
-        return named if not known else _in_vocabulary(size, table) and (named or not hidden)
+        if table is None or size is None or named:
+            return named and (table is None or size is None or _in_vocabulary(size, table))
+        return size == table.rows != table.width and not hidden
     # As many channels as tokens, which the hidden states have not: no sum brings these together with anything else.
     certain = any(table and p.width == table.rows and table.rows not in (p.inner, table.width) for p in fitting)
     return bool(fitting) and (only or certain)
@@ -185,7 +186,7 @@ def _note_parts(node: ir.Node, found: _Origin, seen: set[ir.Node]) -> None:
     for value in values:
         _follow(value, parts, seen)
     widths = [product.width for product in parts.products if product.width is not None]
-    if len(widths) == len(parts.products) == len(values) and not parts.opaque:
+    if widths and len(widths) == len(parts.products) == len(values) and not parts.opaque:
         parts.products = [_Product(sum(widths), parts.products[0].inner, None)]
     found.products += parts.products
     found.opaque |= parts.opaque

@@ -96,7 +96,12 @@ def asked(reference: Stream, models: Sequence[Stream], sequences: Sequences) -> 
 
 
 def gives_last_only(stream: Stream) -> bool:
-    """Whether a model gives logits of the last token only, seen from what it says of two tokens; asked once."""
+    """Whether a model gives logits of the last token only, seen from what it says of two tokens; asked once.
+
+    Where that would read all weights piece by piece, what the graph declares is believed.
+    """
+    if stream.last_only is None and isinstance(stream, SegmentedRunner) and stream.pieces > 1 and stream.declares_every:
+        stream.last_only = False
     if stream.last_only is None:
         rows, columns = stream.fixed_shape
         ids = np.zeros((rows or 1, columns or 2), dtype=np.int64)

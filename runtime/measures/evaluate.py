@@ -132,7 +132,7 @@ def _refuse_other_vocabulary(logits: Float32, prepared: list[Part], model: Strea
         raise DataError(
             f"the two models have vocabularies of {logits.shape[-1]} and {size} tokens, and cannot be compared",
             where=f"{model.path}, {reference.path}",
-            remedy="measure each of them alone",
+            remedy="leave out --against, and measure each of them alone",
         )
 
 

@@ -113,7 +113,7 @@ class _Reader:
         if node.op_type == "Where" and place == 0 and len(node.input) == 3:
             low = [(number := self._number(name)) is not None and number < 0 for name in node.input[1:]]
             return None if low[0] == low[1] else ones if low[1] else ones.opposite
-        if logical:
+        if logical or len(node.input) != 2:
             return None
         if node.op_type == "Mul" and (factor := self._number(node.input[1 - place])) is not None and factor < -1:
             return ones.opposite  # what is one here is made low
@@ -134,7 +134,7 @@ class _Reader:
             return ones.opposite, True
         if node.op_type == "Equal" and 0 in map(self._number, node.input):
             return ones.opposite, True
-        if node.op_type == "Sub" and node.input[1] == value and self._number(node.input[0]) == 1:
+        if node.op_type == "Sub" and list(node.input[1:]) == [value] and self._number(node.input[0]) == 1:
             return ones.opposite, logical
         return None
 
@@ -147,4 +147,7 @@ class _Reader:
             return self._number(node.input[0], depth - 1)
         if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL or int(np.prod(tensor.dims)) != 1:
             return None
-        return float(numpy_helper.to_array(tensor).reshape(-1)[0])
+        try:
+            return float(numpy_helper.to_array(tensor).reshape(-1)[0])
+        except (ValueError, TypeError):  # a tensor that is cut short, or holds text, tells nothing
+            return None

@@ -90,6 +90,11 @@ class SegmentedRunner(Decoder):
         """What the weights of all segments take together."""
         return sum(segment.size for segment in self._model.segments)
 
+    @property
+    def pieces(self) -> int:
+        """How many segments there are."""
+        return len(self._model.segments)
+
     def results(self, batches: Sequence[Batch], progress: Progress | None = None) -> Iterator[list[Array]]:
         """Outputs of one batch after the other.
 

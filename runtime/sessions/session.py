@@ -129,7 +129,20 @@ class Decoder:
                 where=str(self.path),
                 remedy="export the model with logits of shape [batch, length, vocabulary]",
             )
+        if length > 1 and self.last_only is False and tokens == rows:
+            raise GraphError(
+                f"'{self.outputs[0]}' is declared to hold logits of every token, and holds those of the last ones only",
+                where=str(self.path),
+                remedy="declare its second dimension as 1, and those are measured",
+            )
         return found.reshape(rows, -1, found.shape[-1]).astype(np.float32, copy=False)
+
+    @property
+    def declares_every(self) -> bool:
+        """Whether the logits are declared to be as long as the ids are."""
+        ids = next(spec.shape for spec in self._inputs if spec.name == self._takes.ids_name)
+        given = next(spec.shape for spec in self._given if spec.name == self.outputs[0])
+        return len(ids) == 2 and len(given) == 3 and ids[1] not in (None, 1) and given[1] == ids[1]
 
     def token_feeds(self, ids: Ids, mask: Ids) -> dict[str, Array]:
         """What the graph's inputs take but for its cache: ids [batch, new], and a mask over them and all before."""

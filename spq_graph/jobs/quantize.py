@@ -168,7 +168,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
         source_bytes=size_of(bench.model),
         environment=environment(),
         command=command,
-        logits=logits_ref(bench, text),
+        logits=logits_ref(bench, text, measured=bool(ladder) or plan.search.rule == "auto"),
     )
     report.verdict = judge(plan, report)
     report.verdict.summary = headline(plan, report)

@@ -42,16 +42,17 @@ def require_continuing(bench: Workbench, remedy: str) -> None:
         )
 
 
-def logits_ref(bench: Workbench, text: Sequences | None) -> LogitsRef:
+def logits_ref(bench: Workbench, text: Sequences | None, *, measured: bool) -> LogitsRef:
     """What a report says of a model's logits.
 
     Args:
         bench: the model.
         text: what the ladder was measured on.
+        measured: whether anything was; otherwise no session is opened to know more.
     """
     if bench.logits.output is None:
         return LogitsRef(given=Given.NONE, note=bench.logits.words)
-    last_only = bench.reference.last_only
+    last_only = bench.reference.last_only if measured else None
     if not last_only:
         return LogitsRef(given=None if last_only is None else Given.EVERY, output=bench.logits.output)
     note, judged = "the graph gives logits of the last token only", None

@@ -23,6 +23,7 @@ from tests.support.decoders import VOCABULARY, random_ids, write_decoder
 from tests.support.ends import EVERY, LAST, write_with_end
 
 LENGTHS = (20, 20, 12, 2, 12, 7)
+PIECES = 9000  # bytes of weights, so that there are several
 
 
 def ragged() -> Sequences:
@@ -46,7 +47,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     return Runner(write_decoder(tmp_path_factory.mktemp("asked") / "other.onnx", layers=1, seed=1))
 
 
-@pytest.mark.parametrize("memory", [None, 9000], ids=["whole", "in_pieces"])
+@pytest.mark.parametrize("memory", [None, PIECES], ids=["whole", "in_pieces"])
 @pytest.mark.parametrize("end", EVERY)
 def test_every_token(tmp_path: Path, plain: Runner, end: str, memory: int | None) -> None:
     stream = opened(write_with_end(tmp_path / "model.onnx", end, layers=1), memory)
@@ -57,8 +58,16 @@ def test_every_token(tmp_path: Path, plain: Runner, end: str, memory: int | None
     assert found.nll == pytest.approx(expected.nll, rel=5e-3 if end in ("half", "bfloat16") else 1e-4)
 
 
-@pytest.mark.parametrize("memory", [None, 9000], ids=["whole", "in_pieces"])
-@pytest.mark.parametrize("end", LAST)
+def test_what_is_declared_is_believed_of_many_pieces(tmp_path: Path) -> None:
+    """To ask would read all weights once more; one that lies is told when it is run."""
+    stream = opened(write_with_end(tmp_path / "model.onnx", "last_lying", layers=1), PIECES)
+    with pytest.raises(GraphError, match="'logits' is declared to hold logits of every token"):
+        score_text(stream, [], ragged())
+
+
+@pytest.mark.parametrize(
+    ("end", "memory"), [*((end, None) for end in LAST), *((end, PIECES) for end in LAST if end != "last_lying")]
+)
 def test_the_last_token(tmp_path: Path, plain: Runner, end: str, memory: int | None) -> None:
     """One token a row: the last one, behind all that stand before it, and never behind padding."""
     stream, text = opened(write_with_end(tmp_path / "model.onnx", end, layers=1), memory), ragged()

@@ -101,3 +101,16 @@ def test_a_head_that_reads_embeddings_from_outside(tmp_path: Path) -> None:
         del model.graph.value_info[:]
         onnx.save(model, path)
         assert told(path).output == expected
+
+
+def test_constants_alone_say_nothing(tmp_path: Path) -> None:
+    path = write_decoder(tmp_path / "model.onnx", layers=1)
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, VOCABULARY), np.float32), "zeros"))
+    head = next(node for node in model.graph.node if node.name == "lm_head")
+    parts = onnx.helper.make_node("Concat", ["zeros", "zeros"], ["logits"], name="parts", axis=1)
+    model.graph.node.remove(head)
+    model.graph.node.append(parts)
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+    assert told(path).output is None
