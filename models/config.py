@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.models.chatter import clipped
 from spq_graph.models.leftover import listed, quantized_already
 from spq_graph.terms.errors import SourceError
@@ -134,7 +134,7 @@ def _check_tokens(config: dict[str, Any], where: str) -> None:
 
 def _wrong(key: str, value: object, wanted: str, where: str) -> SourceError:
     try:
-        shown = json.dumps(value)
+        shown = json_text(value, "config.json", indent=None)
     except ValueError:  # an integer of more digits than Python writes
         shown = "a number of thousands of digits"
     return SourceError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from spq_graph.documents.strict import parse_json
+from spq_graph.documents.parsed import parse_json
 from spq_graph.models import gguf
 from spq_graph.models.adapter import base_of, check_adapter
 from spq_graph.models.config import check_config, check_limits

@@ -25,7 +25,6 @@ _OF_RUNTIME: Mapping[str, tuple[int, int, tuple[str, ...]]] = {
     "BiasGelu": (2, 2, ()),
     "DequantizeLinear": (2, 3, ()),
     "FastGelu": (1, 2, ()),
-    "Fp8MatMul": (4, 4, ("K", "N", "a_type")),
     "FusedGemm": (2, 3, ()),
     "FusedMatMul": (2, 2, ()),
     "GatherBlockQuantized": (3, 4, ()),

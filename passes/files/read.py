@@ -132,8 +132,12 @@ def _check_form(name: str, tensor: ir.TensorProtocol, path: Path) -> None:
         kind = tensor.dtype
     except ValueError:  # a number that stands for no type
         kind = ir.DataType.UNDEFINED
-    if kind is ir.DataType.UNDEFINED or not all(0 <= size < _MOST for size in shape):
-        what = "has no element type" if kind is ir.DataType.UNDEFINED else f"has the shape {list(shape)[:8]}"
+    what = f"has the shape {list(shape)[:8]}" if not all(0 <= size < _MOST for size in shape) else ""
+    if kind is ir.DataType.UNDEFINED:
+        what = "has no element type"
+    elif kind is ir.DataType.STRING and isinstance(tensor, ir.ExternalTensor):
+        what = "has texts in another file, which ONNX does not have"
+    if what:
         raise SourceError(
             f"weight '{name}' {what}", where=str(path), remedy="the file is damaged; export the model again"
         )

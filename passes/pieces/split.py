@@ -84,7 +84,7 @@ def _is_held(value: ir.Value, where: Path) -> bool:
     In the model's own file weights lie wherever they happen to, and kernels want their numbers aligned.
     """
     tensor = value.const_value
-    if tensor is None or tensor.nbytes <= _EMBEDDED or tensor.dtype.itemsize < 1 or tensor.dtype is ir.DataType.STRING:
+    if tensor is None or tensor.nbytes <= _EMBEDDED or tensor.dtype is ir.DataType.STRING or tensor.dtype.itemsize < 1:
         return False
     if not isinstance(tensor, ir.ExternalTensor) or str(tensor.location) == where.name:
         return True

@@ -22,7 +22,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from spq_graph.documents.strict import parse_json
+from spq_graph.documents.parsed import parse_json
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import ActivationError, DataError, UsageError

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from spq_graph.documents.strict import parse_json
+from spq_graph.documents.parsed import parse_json
 from spq_graph.terms.errors import SourceError, SpqError, UsageError
 
 _LEGACY = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "vocab.bpe")

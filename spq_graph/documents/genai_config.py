@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spq_graph.documents.json_text import json_text
-from spq_graph.documents.strict import parse_json
+from spq_graph.documents.parsed import parse_json
 
 NAME = "genai_config.json"
 # Types that onnxruntime-genai runs as any decoder. Others it may treat in a way of its own (phi3: two graphs in turns),

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from spq_graph.documents.parsed import parse_json
+
 Bounds = Mapping[str, tuple[float, float]]
 """Smallest and largest number by key, wherever in a document the key stands."""
 COUNT: tuple[float, float] = (0, 2**62)
@@ -74,15 +76,3 @@ def first_problem(cause: Exception) -> str:
         first = cause.errors()[0]
         what = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
     return what[:400]
-
-
-def parse_json(text: str | bytes, **hooks: Any) -> Any:
-    """What JSON from anywhere holds; hooks are those of `json.loads`.
-
-    Raises:
-        ValueError: it is none, is in no Unicode encoding, or is nested deeper than can be read.
-    """
-    try:
-        return json.loads(text, **hooks)
-    except RecursionError as cause:
-        raise ValueError("it is nested too deep") from cause

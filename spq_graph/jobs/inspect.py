@@ -28,6 +28,7 @@ from spq_graph.documents.recipe import matches
 from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.models.onnx_folder import needs_export, onnx_of
 from spq_graph.passes.adapt.prepared import prepare
+from spq_graph.passes.base.fp8_calls import refuse_wrong_calls
 from spq_graph.passes.base.marks import PREFIX
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import attribute_of
@@ -94,6 +95,7 @@ def _inspect(
 ) -> Inspection:
     """The same, of the ONNX file that a path means, and with what opens it to be measured."""
     graph = load_graph(file)
+    refuse_wrong_calls(graph, str(file))
     facts = _facts(graph)
     whole = prepare(file, graph.clone()) if calibration is not None else None
     found, in_graph = _look(graph)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from spq_graph.cli.guard import errors_for_people
 from spq_graph.cli.terminal import answer, print_json
-from spq_graph.documents.strict import parse_json
+from spq_graph.documents.parsed import parse_json
 
 
 class Panic(BaseException):
@@ -34,7 +34,7 @@ def ours(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     monkeypatch.setattr(sys, "argv", ["spq-graph", "inspect", "a b.onnx"])
     console = Console(file=io.StringIO(), width=80)
     with (
-        mock.patch("spq_graph.documents.strict.json.loads", side_effect=IndexError("tuple index\nout of range")),
+        mock.patch("spq_graph.documents.parsed.json.loads", side_effect=IndexError("tuple index\nout of range")),
         pytest.raises(SystemExit) as stop,
         errors_for_people(console),
     ):
@@ -47,7 +47,7 @@ def ours(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
 def test_a_fault_has_a_place_and_a_file_with_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     said = ours(monkeypatch, tmp_path)
     assert "this is a fault of spq-graph, not of yours (IndexError: tuple index)" in said
-    assert "spq_graph/documents/strict.py:" in said
+    assert "spq_graph/documents/parsed.py:" in said
     assert "Traceback" not in said
     (file,) = tmp_path.iterdir()
     assert str(file) in said

@@ -54,6 +54,11 @@ def outside(key: str, value: str) -> Edit:
     return edit
 
 
+def texts_outside(model: onnx.ModelProto) -> None:
+    outside("length", "16")(model)
+    first(model).data_type = TensorProto.STRING
+
+
 def recursive(model: onnx.ModelProto) -> None:
     model.functions[0].node[0].op_type, model.functions[0].node[0].domain = "Silu", "local"
 
@@ -85,6 +90,7 @@ def empty_branch(model: onnx.ModelProto) -> None:
         ("plain", outside("location", "a\0b"), "place of weight"),
         ("plain", outside("offset", "9" * 30), "cut short|holds"),
         ("plain", outside("offset", "x"), "not a valid ONNX file"),
+        ("plain", texts_outside, "has texts in another file|not a valid ONNX file"),
         ("functions", recursive, "Cyclic dependency"),
         ("functions", foreign, "Opset mismatch"),
         ("functions", reads_nothing, "reads 'nobody', which nothing produces"),
@@ -154,3 +160,16 @@ def test_a_graph_error_of_a_function_is_no_check_that_did_not_hold(tmp_path: Pat
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(GraphError):
         canonical(tmp_path / "model.onnx")
+
+
+def test_a_large_table_of_texts_is_no_weight_to_hold(tmp_path: Path) -> None:
+    """Texts have no size of an element, which whoever cuts a graph into pieces asks for."""
+    from spq_graph.passes.pieces.split import split
+
+    model = SEEDS["plain"]()
+    table = helper.make_tensor("texts", TensorProto.STRING, [4000], [b"word " * 4] * 4000)
+    model.graph.initializer.append(table)
+    model.graph.node.insert(0, helper.make_node("Identity", ["texts"], ["more"], name="texts"))
+    onnx.save(model, tmp_path / "model.onnx")
+    graph = canonical(tmp_path / "model.onnx")
+    assert split(graph, tmp_path / "model.onnx", None).segments
