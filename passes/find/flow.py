@@ -20,6 +20,7 @@ _PASSED_ON = frozenset(
 )
 _LOOKUPS = frozenset({"Gather", "GatherND"})
 _SUMS = frozenset({"Add", "Sub", "Mul"})
+_OTHERS = frozenset({"Sum", "Einsum", "Gelu", "Swish", "Conv"})
 # What a norm divides by, or what leads to it: runtimes compute norms as one operator, in float32.
 _OF_NORMS = frozenset({"Div", "Reciprocal", "Sqrt", "ReduceMean", "Pow"})
 
@@ -72,8 +73,9 @@ def _begins(node: ir.Node) -> bool:
 def held_in_half(graph: ir.Graph) -> dict[ir.Value, Harm]:
     """The float16 values that may pass what float16 holds while a runtime that computes in float32 does not show it.
 
-    Products, and sums and products of two activations. What only moves numbers, scales them by a constant or belongs to
-    a norm is left out, so that what a runtime computes as one operator stays one.
+    Products, sums and products of two activations, and what operators of a runtime's own give. What only moves numbers,
+    scales them by a constant or belongs to a norm is left out, so that what a runtime computes as one operator stays
+    one.
     """
     known = harms(graph)
     return {
@@ -84,9 +86,9 @@ def held_in_half(graph: ir.Graph) -> dict[ir.Value, Harm]:
 
 
 def _may_grow(node: ir.Node, known: dict[ir.Value, Harm]) -> bool:
-    if is_product(node) or (not is_standard(node) and "MatMul" in node.op_type):
+    if not is_standard(node) or is_product(node) or node.op_type in _OTHERS:
         return True
-    if node.op_type not in _SUMS or not is_standard(node) or node.inputs[0] is node.inputs[1]:
+    if node.op_type not in _SUMS or node.inputs[0] is node.inputs[1]:
         return False
     makers = [value.producer() if value is not None and value in known else None for value in node.inputs]
     return all(maker is not None and maker.op_type not in _OF_NORMS for maker in makers)

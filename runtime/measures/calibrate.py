@@ -103,6 +103,8 @@ def collect_ranges(
             kept = f"{ranges.sequences} of {len(sequences)} sequences were measured"
             interrupt.add_note(f"{kept}: the same command goes on from there")
         raise
+    for value in largest_of.keys() & ranges.values.keys():  # what an interrupted run saw of it is known from its range
+        largest_of[value] = max(largest_of[value], ranges.values[value].peak.value)
     if (error := guard.too_large(largest_of)) is not None:
         raise error
     return ranges

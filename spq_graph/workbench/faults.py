@@ -23,7 +23,7 @@ from spq_graph.passes.observe import ObserveFaults
 from spq_graph.passes.pieces.split import split
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.text.sequences import Ids
-from spq_graph.terms.errors import GraphError
+from spq_graph.terms.errors import GraphError, SourceError
 from spq_graph.terms.site import Site
 from spq_graph.terms.targets import LARGEST_HALF
 
@@ -148,7 +148,7 @@ def first_fault(
     try:
         runner = SegmentedRunner(split(model, file, memory), outputs=[v.name or "" for v in model.graph.outputs])
         (results,) = runner.results([runner.filled(ids, mask)])
-    except GraphError:  # what is looked for must not be hidden by how it is looked for
+    except (GraphError, SourceError):  # what is looked for must not be hidden by how it is looked for
         return None
     seen = {v: _Seen(float(r[0]), r[1] > 0, float(r[2]), float(r[3])) for v, r in zip(values, results, strict=True)}
     for value in values:
