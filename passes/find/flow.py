@@ -20,6 +20,11 @@ _PASSED_ON = frozenset(
 )
 _LOOKUPS = frozenset({"Gather", "GatherND"})
 _SUMS = frozenset({"Add", "Sub", "Mul"})
+# What gives another type than it reads.
+_OTHER_TYPE = frozenset(
+    {"Shape", "Size", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf", "ArgMax", "ArgMin"}
+    | {"QuantizeLinear", "DequantizeLinear", "NonZero"}
+)
 _OTHERS = frozenset({"Sum", "Einsum", "Gelu", "Swish", "Conv"})
 # What a norm divides by, or what leads to it: runtimes compute norms as one operator, in float32.
 _OF_NORMS = frozenset({"Div", "Reciprocal", "Sqrt", "ReduceMean", "Pow"})
@@ -77,12 +82,26 @@ def held_in_half(graph: ir.Graph) -> dict[ir.Value, Harm]:
     scales them by a constant or belongs to a norm is left out, so that what a runtime computes as one operator stays
     one.
     """
-    known = harms(graph)
+    known, half = harms(graph), in_half(graph)
     return {
         value: harm
         for value, harm in known.items()
-        if harm and value.dtype is ir.DataType.FLOAT16 and (node := value.producer()) and _may_grow(node, known)
+        if harm and value in half and (node := value.producer()) and _may_grow(node, known)
     }
+
+
+def in_half(graph: ir.Graph) -> set[ir.Value]:
+    """What nodes give in float16; where the graph does not say the type of a value, it follows from what is read."""
+    types: dict[ir.Value, ir.DataType | None] = {}
+    for node in graph:
+        reads = [value for value in node.inputs if value is not None]
+        known = [v.dtype or (v.const_value.dtype if v.const_value is not None else types.get(v)) for v in reads]
+        made = next((t for t in known[node.op_type == "Where" :] if t is not None), None)
+        if node.op_type == "Cast":
+            made = ir.DataType(node.attributes["to"].as_int())
+        for value in node.outputs:
+            types[value] = value.dtype or (None if node.op_type in _OTHER_TYPE else made)
+    return {value for value, dtype in types.items() if dtype is ir.DataType.FLOAT16}
 
 
 def _may_grow(node: ir.Node, known: dict[ir.Value, Harm]) -> bool:

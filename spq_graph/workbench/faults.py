@@ -17,7 +17,7 @@ import onnx_ir as ir
 from spq_graph.passes.base.marks import ADDED, PREFIX
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import FLOATS, weight_of
-from spq_graph.passes.find.flow import Harm, harms, held_in_half
+from spq_graph.passes.find.flow import Harm, harms, held_in_half, in_half
 from spq_graph.passes.find.quantized import identify_floating
 from spq_graph.passes.observe import ObserveFaults
 from spq_graph.passes.pieces.split import split
@@ -44,6 +44,13 @@ class _Seen(NamedTuple):
     lost: bool
     low: float
     high: float
+
+
+class _Half(NamedTuple):
+    """The float16 values of a graph, and those that may grow past what it holds."""
+
+    every: set[ir.Value]
+    growing: Mapping[ir.Value, Harm]
 
 
 @dataclass(slots=True)
@@ -141,7 +148,8 @@ def first_fault(
     Returns:
         None where nothing of the kind is seen.
     """
-    places, known, half = Places.of(model, sites), harms(model.graph), held_in_half(model.graph)
+    places, known = Places.of(model, sites), harms(model.graph)
+    half = _Half(in_half(model.graph), held_in_half(model.graph))
     values = [v for node in model.graph for v in node.outputs if v.name and (v.dtype is None or v.dtype in FLOATS)]
     values = [v for v in values if v.dtype is not None or v in known]
     run(model, [ObserveFaults([v.name or "" for v in values])])
@@ -157,9 +165,7 @@ def first_fault(
     return None
 
 
-def _fault(
-    value: ir.Value, seen: Mapping[ir.Value, _Seen], harm: Harm, half: Mapping[ir.Value, Harm], places: Places
-) -> Fault | None:
+def _fault(value: ir.Value, seen: Mapping[ir.Value, _Seen], harm: Harm, half: _Half, places: Places) -> Fault | None:
     own, maker = seen[value], value.producer()
     reads = [seen[v] for v in maker.inputs if v is not None and v in seen] if maker is not None else []
     # Where what is read is lost already, or the graph itself expects it and takes something else instead.
@@ -175,10 +181,10 @@ def _fault(
         return _lost(maker, reads, place, where, site)
     if infinite:
         what = f"{place} is infinite; the largest finite number there or in front of it is "
-        size, is_half = max([own.size, *(read.size for read in reads)]), value.dtype is ir.DataType.FLOAT16
+        size, is_half = max([own.size, *(read.size for read in reads)]), value in half.every
         what = f"{HALF}, and {what}{size:,.0f}" if is_half else f"{what}{size:.4g}"
         return Fault(what, where, WIDER if is_half else AGAIN, site, is_half)
-    if value in half and top > LARGEST_HALF:
+    if value in half.growing and top > LARGEST_HALF:
         return Fault(f"{HALF}, and {place} reaches {top:,.0f}", where, WIDER, site, half=True)
     return None
 
