@@ -171,9 +171,11 @@ def _fault(value: ir.Value, seen: Mapping[ir.Value, _Seen], harm: Harm, half: _H
     # Where what is read is lost already, or the graph itself expects it and takes something else instead.
     if any(read.lost for read in reads) or any(use.node.op_type == "IsNaN" for use in value.uses()):
         return None
-    place, (where, site) = places.of_value(value.name or "", maker), _where(value, places)
     infinite = harm and (own.high == np.inf or (harm is Harm.ANY and own.low == -np.inf))
     top = own.size if harm is Harm.ANY else own.high
+    if not (own.lost or infinite or (value in half.growing and top > LARGEST_HALF)):
+        return None
+    place, (where, site) = places.of_value(value.name or "", maker), _where(value, places)
     if (own.lost or infinite) and (broken := _not_finite_constant(maker)) is not None:
         what = f"{place} is {'NaN' if own.lost else 'infinite'}, for the constant '{broken.name}' is not finite"
         return Fault(what, where, _SOUND if broken.lost or harm else _MASK, site)
@@ -184,9 +186,7 @@ def _fault(value: ir.Value, seen: Mapping[ir.Value, _Seen], harm: Harm, half: _H
         size, is_half = max([own.size, *(read.size for read in reads)]), value in half.every
         what = f"{HALF}, and {what}{size:,.0f}" if is_half else f"{what}{size:.4g}"
         return Fault(what, where, WIDER if is_half else AGAIN, site, is_half)
-    if value in half.growing and top > LARGEST_HALF:
-        return Fault(f"{HALF}, and {place} reaches {top:,.0f}", where, WIDER, site, half=True)
-    return None
+    return Fault(f"{HALF}, and {place} reaches {top:,.0f}", where, WIDER, site, half=True)
 
 
 def _where(value: ir.Value, places: Places) -> tuple[str, str | None]:
