@@ -20,6 +20,12 @@ _PASSED_ON = frozenset(
 )
 _LOOKUPS = frozenset({"Gather", "GatherND"})
 _SUMS = frozenset({"Add", "Sub", "Mul"})
+# What gives another type than it reads.
+_OTHER_TYPE = frozenset(
+    {"Shape", "Size", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf", "ArgMax", "ArgMin"}
+    | {"QuantizeLinear", "DequantizeLinear", "NonZero"}
+)
+_OTHERS = frozenset({"Sum", "Einsum", "Gelu", "Swish", "Conv"})
 # What a norm divides by, or what leads to it: runtimes compute norms as one operator, in float32.
 _OF_NORMS = frozenset({"Div", "Reciprocal", "Sqrt", "ReduceMean", "Pow"})
 
@@ -72,21 +78,36 @@ def _begins(node: ir.Node) -> bool:
 def held_in_half(graph: ir.Graph) -> dict[ir.Value, Harm]:
     """The float16 values that may pass what float16 holds while a runtime that computes in float32 does not show it.
 
-    Products, and sums and products of two activations. What only moves numbers, scales them by a constant or belongs to
-    a norm is left out, so that what a runtime computes as one operator stays one.
+    Products, sums and products of two activations, and what operators of a runtime's own give. What only moves numbers,
+    scales them by a constant or belongs to a norm is left out, so that what a runtime computes as one operator stays
+    one.
     """
-    known = harms(graph)
+    known, half = harms(graph), in_half(graph)
     return {
         value: harm
         for value, harm in known.items()
-        if harm and value.dtype is ir.DataType.FLOAT16 and (node := value.producer()) and _may_grow(node, known)
+        if harm and value in half and (node := value.producer()) and _may_grow(node, known)
     }
 
 
+def in_half(graph: ir.Graph) -> set[ir.Value]:
+    """What nodes give in float16; where the graph does not say the type of a value, it follows from what is read."""
+    types: dict[ir.Value, ir.DataType | None] = {}
+    for node in graph:
+        reads = [value for value in node.inputs if value is not None]
+        known = [v.dtype or (v.const_value.dtype if v.const_value is not None else types.get(v)) for v in reads]
+        made = next((t for t in known[node.op_type == "Where" :] if t is not None), None)
+        if node.op_type == "Cast":
+            made = ir.DataType(node.attributes["to"].as_int())
+        for value in node.outputs:
+            types[value] = value.dtype or (None if node.op_type in _OTHER_TYPE else made)
+    return {value for value, dtype in types.items() if dtype is ir.DataType.FLOAT16}
+
+
 def _may_grow(node: ir.Node, known: dict[ir.Value, Harm]) -> bool:
-    if is_product(node) or (not is_standard(node) and "MatMul" in node.op_type):
+    if not is_standard(node) or is_product(node) or node.op_type in _OTHERS:
         return True
-    if node.op_type not in _SUMS or not is_standard(node) or node.inputs[0] is node.inputs[1]:
+    if node.op_type not in _SUMS or node.inputs[0] is node.inputs[1]:
         return False
     makers = [value.producer() if value is not None and value in known else None for value in node.inputs]
     return all(maker is not None and maker.op_type not in _OF_NORMS for maker in makers)

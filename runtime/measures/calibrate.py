@@ -110,6 +110,8 @@ def collect_ranges(
                 "`quantize --ranges` takes what it measured"
             )
         raise
+    for value in largest_of.keys() & ranges.values.keys():  # what an interrupted run saw of it is known from its range
+        largest_of[value] = max(largest_of[value], ranges.values[value].peak.value)
     if (error := guard.too_large(largest_of)) is not None:
         raise error
     return ranges

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from spq_graph.documents.plan import Plan, Reason
-from spq_graph.documents.report import Advice
+from spq_graph.documents.verdict import Advice
 
 MOST_BITS = 8
 

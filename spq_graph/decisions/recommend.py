@@ -9,8 +9,9 @@ from typing import Any, Literal
 from spq_graph.decisions.variants import SCHEMES
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.recipe import Recipe
-from spq_graph.documents.report import Recommended, Report, Rung
+from spq_graph.documents.report import Report, Rung
 from spq_graph.documents.speed import SpeedRow
+from spq_graph.documents.verdict import Recommended
 from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId, RowKind
 from spq_graph.terms.targets import Use
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from spq_graph.decisions.advice import advise, why_not_met
 from spq_graph.decisions.recommend import READY_WITHIN, recommend
 from spq_graph.documents.plan import Plan, Reason
-from spq_graph.documents.report import Report, Standing, Verdict
+from spq_graph.documents.report import Report
+from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -14,6 +13,7 @@ from spq_graph.documents.speed import Speed
 from spq_graph.documents.staging import written
 from spq_graph.documents.strict import AMOUNT, COUNT, Bounds, Strict, first_problem, read_json
 from spq_graph.documents.tables import html_table, to_frame
+from spq_graph.documents.verdict import Verdict
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import RowId, with_id
@@ -124,87 +124,6 @@ class LogitsRef(Strict):
     output: str | None = None
     tokens: int | None = None
     note: str = ""
-
-
-class Standing(StrEnum):
-    """Whether a result may be used, as far as that is known."""
-
-    READY = "ready"
-    NOT_READY = "not_ready"
-    NOT_MEASURED = "not_measured"
-
-
-class Advice(Strict):
-    """Something that is left to try, and changes what comes out.
-
-    Attributes:
-        say: what happens then, in words.
-        recipe: the fields of the recipe that do it; null is what the field is without being given.
-    """
-
-    say: str
-    recipe: dict[str, Any]
-
-
-class Recommended(Strict):
-    """The row of the ladder that serves the use that was asked for best.
-
-    Of those within the limit of loss it is the fastest where speed was measured, and otherwise the smallest.
-
-    Attributes:
-        id: which row it is; JSON has its `name`.
-        bits: of the row.
-        loss: its perplexity over that of FP32, as a share.
-        bytes: of its weights.
-        by: what decided between it and others.
-        in_out: whether it is what OUT holds.
-        recipe: fields of the recipe that make it, where OUT does not hold it.
-    """
-
-    id: RowId = Field(exclude=True)
-    bits: int | None
-    loss: float
-    bytes: int
-    by: Literal["speed", "size"]
-    in_out: bool
-    recipe: dict[str, Any] = Field({})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_name(cls, given: Any) -> Any:
-        return with_id(given)
-
-    @model_serializer(mode="wrap")
-    def _write_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {"name": self.id.name, **write(self)}
-
-
-class Verdict(Strict):
-    """Ready or not, and why.
-
-    Attributes:
-        ready: whether accuracy was measured on a text and is within the limit.
-        status: the same, where "not" is told apart from "not known".
-        summary: in a sentence.
-        warnings: what speaks against it.
-        advice: what is left to try.
-        recommended: the row that serves best; None where none is within the limit, or nothing was measured.
-    """
-
-    ready: bool
-    status: Standing
-    summary: str
-    warnings: list[str] = Field([])
-    advice: list[Advice] = Field([])
-    recommended: Recommended | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_the_first_edition(cls, data: Any) -> Any:
-        """Reports that have no status knew ready and not ready only."""
-        if isinstance(data, dict) and "ready" in data and "status" not in data:
-            return data | {"status": Standing.READY if data["ready"] else Standing.NOT_READY}
-        return data
 
 
 class Report(Strict):

@@ -15,9 +15,10 @@ from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
-from spq_graph.documents.report import Report, Rung, Standing, TargetRun, TextRef, Verdict
+from spq_graph.documents.report import Report, Rung, TargetRun, TextRef
 from spq_graph.documents.results import Outcome
 from spq_graph.documents.staging import staged
+from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.sessions.executed import Executed

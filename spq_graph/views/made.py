@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from spq_graph.documents.plan import Plan, SitePlan
-from spq_graph.documents.report import Report, Standing
+from spq_graph.documents.report import Report
+from spq_graph.documents.verdict import Standing
 from spq_graph.terms.rows import FP32
 from spq_graph.views import cells, words
 

@@ -12,8 +12,9 @@ from spq_graph.documents import tables
 from spq_graph.documents.findings import ComparedRung
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
-from spq_graph.documents.report import Advice, OperatorRun, Recommended, Report, Rung, Standing
+from spq_graph.documents.report import OperatorRun, Report, Rung
 from spq_graph.documents.speed import SpeedRow
+from spq_graph.documents.verdict import Advice, Recommended, Standing
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme

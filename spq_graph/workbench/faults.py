@@ -17,13 +17,13 @@ import onnx_ir as ir
 from spq_graph.passes.base.marks import ADDED, PREFIX
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import FLOATS, weight_of
-from spq_graph.passes.find.flow import Harm, harms, held_in_half
+from spq_graph.passes.find.flow import Harm, harms, held_in_half, in_half
 from spq_graph.passes.find.quantized import identify_floating
 from spq_graph.passes.observe import ObserveFaults
 from spq_graph.passes.pieces.split import split
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.text.sequences import Ids
-from spq_graph.terms.errors import GraphError
+from spq_graph.terms.errors import GraphError, SourceError
 from spq_graph.terms.site import Site
 from spq_graph.terms.targets import LARGEST_HALF
 
@@ -44,6 +44,13 @@ class _Seen(NamedTuple):
     lost: bool
     low: float
     high: float
+
+
+class _Half(NamedTuple):
+    """The float16 values of a graph, and those that may grow past what it holds."""
+
+    every: set[ir.Value]
+    growing: Mapping[ir.Value, Harm]
 
 
 @dataclass(slots=True)
@@ -141,14 +148,15 @@ def first_fault(
     Returns:
         None where nothing of the kind is seen.
     """
-    places, known, half = Places.of(model, sites), harms(model.graph), held_in_half(model.graph)
+    places, known = Places.of(model, sites), harms(model.graph)
+    half = _Half(in_half(model.graph), held_in_half(model.graph))
     values = [v for node in model.graph for v in node.outputs if v.name and (v.dtype is None or v.dtype in FLOATS)]
     values = [v for v in values if v.dtype is not None or v in known]
     run(model, [ObserveFaults([v.name or "" for v in values])])
     try:
         runner = SegmentedRunner(split(model, file, memory), outputs=[v.name or "" for v in model.graph.outputs])
         (results,) = runner.results([runner.filled(ids, mask)])
-    except GraphError:  # what is looked for must not be hidden by how it is looked for
+    except (GraphError, SourceError):  # what is looked for must not be hidden by how it is looked for
         return None
     seen = {v: _Seen(float(r[0]), r[1] > 0, float(r[2]), float(r[3])) for v, r in zip(values, results, strict=True)}
     for value in values:
@@ -157,17 +165,17 @@ def first_fault(
     return None
 
 
-def _fault(
-    value: ir.Value, seen: Mapping[ir.Value, _Seen], harm: Harm, half: Mapping[ir.Value, Harm], places: Places
-) -> Fault | None:
+def _fault(value: ir.Value, seen: Mapping[ir.Value, _Seen], harm: Harm, half: _Half, places: Places) -> Fault | None:
     own, maker = seen[value], value.producer()
     reads = [seen[v] for v in maker.inputs if v is not None and v in seen] if maker is not None else []
     # Where what is read is lost already, or the graph itself expects it and takes something else instead.
     if any(read.lost for read in reads) or any(use.node.op_type == "IsNaN" for use in value.uses()):
         return None
-    place, (where, site) = places.of_value(value.name or "", maker), _where(value, places)
     infinite = harm and (own.high == np.inf or (harm is Harm.ANY and own.low == -np.inf))
     top = own.size if harm is Harm.ANY else own.high
+    if not (own.lost or infinite or (value in half.growing and top > LARGEST_HALF)):
+        return None
+    place, (where, site) = places.of_value(value.name or "", maker), _where(value, places)
     if (own.lost or infinite) and (broken := _not_finite_constant(maker)) is not None:
         what = f"{place} is {'NaN' if own.lost else 'infinite'}, for the constant '{broken.name}' is not finite"
         return Fault(what, where, _SOUND if broken.lost or harm else _MASK, site)
@@ -175,12 +183,10 @@ def _fault(
         return _lost(maker, reads, place, where, site)
     if infinite:
         what = f"{place} is infinite; the largest finite number there or in front of it is "
-        size, is_half = max([own.size, *(read.size for read in reads)]), value.dtype is ir.DataType.FLOAT16
+        size, is_half = max([own.size, *(read.size for read in reads)]), value in half.every
         what = f"{HALF}, and {what}{size:,.0f}" if is_half else f"{what}{size:.4g}"
         return Fault(what, where, WIDER if is_half else AGAIN, site, is_half)
-    if value in half and top > LARGEST_HALF:
-        return Fault(f"{HALF}, and {place} reaches {top:,.0f}", where, WIDER, site, half=True)
-    return None
+    return Fault(f"{HALF}, and {place} reaches {top:,.0f}", where, WIDER, site, half=True)
 
 
 def _where(value: ir.Value, places: Places) -> tuple[str, str | None]:

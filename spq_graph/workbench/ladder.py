@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from spq_graph.decisions.variants import LadderPlace, Variant, decisions_of
 from spq_graph.documents.report import Rung
@@ -49,6 +49,7 @@ def measure_ladder(
     source = size_of(bench.model)
     side_by_side = max(1, SESSION_BYTES // source)
     refuse_too_large_on(bench, text)
+    out = [key for key, same in alike.items() if any(row.id == SPIKE_AWARE for row in same)]
     groups = [distinct[start : start + side_by_side] for start in range(0, len(distinct), side_by_side)]
     measured: dict[object, Rung] = {}
     ladder: list[Rung] = []
@@ -60,7 +61,7 @@ def measure_ladder(
 
             files = [(row, ready.get(row.place) or _built(bench, row)) for row in group]
             built = [(row, file) for row, file in files if file is not None]
-            reference, scores, built, streams = _scored(bench, built, text, in_all)
+            reference, scores, built, streams = _scored(bench, built, out, text, in_all)
             if not ladder:
                 executed = execute(bench.reference, text.ids[:1, :8]).ops
                 ladder.append(_rung(FP32, None, reference, source, executed))
@@ -77,7 +78,7 @@ def measure_ladder(
 
 
 def _scored(
-    bench: Workbench, built: list[tuple[Variant, Built]], text: Sequences, progress: Progress
+    bench: Workbench, built: list[tuple[Variant, Built]], out: Collection[object], text: Sequences, progress: Progress
 ) -> tuple[Score, list[Score], list[tuple[Variant, Built]], list[Stream]]:
     """Scores of the source and of rows, and the rows that they are of: one that is not finite is left out."""
     streams = [bench.stream_for(row.plan, file) for row, file in built]
@@ -85,24 +86,26 @@ def _scored(
         try:
             reference, scores = score_text(bench.reference, streams, text, progress)
         except LogitsNotFiniteError as error:
-            _leave_out(error, bench, built)
+            _leave_out(error, bench, built, out)
             del streams[error.number or 0]
         else:
             return reference, scores, built, streams
 
 
-def _leave_out(error: LogitsNotFiniteError, bench: Workbench, built: list[tuple[Variant, Built]]) -> None:
-    """Leave out the row whose logits are not finite.
+def _leave_out(
+    error: LogitsNotFiniteError, bench: Workbench, built: list[tuple[Variant, Built]], out: Collection[object]
+) -> None:
+    """Leave out the row whose logits are not finite; `out` is what those decide that are delivered.
 
     Raises:
         ActivationError: it is the source.
-        NotFiniteError: it is what OUT holds, by what is measured.
+        NotFiniteError: it is what is delivered.
     """
     if error.number is None:
         raise in_source(error, bench) from error
     row, file = built.pop(error.number)
     told = once_quantized(error, bench, canonical(file.path), file.path, f"row {row.id.name}, {row.bits} bits")
-    if row.id == SPIKE_AWARE:
+    if decisions_of(row.plan) in out:
         raise told from error
     bench.steps.remark(f"no row {row.id.name} at {row.bits} bits: {told.what}")
     file.discard()

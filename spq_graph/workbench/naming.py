@@ -12,6 +12,7 @@ import onnx_ir as ir
 from spq_graph.documents.plan import Plan
 from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.passes.base.run import run
+from spq_graph.passes.find.flow import in_half
 from spq_graph.passes.observe import Observe
 from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.measures.evaluate import score_text
@@ -124,7 +125,6 @@ def once_quantized(
     origin = f"{bench.source.origin}, {row}" if row else bench.source.origin
     if fault is None:
         return NotFiniteError(what, where=origin, remedy=_ALL)
-    halves = any(v.dtype is ir.DataType.FLOAT16 for node in bench.prepared.graph.graph for v in node.outputs)
     keep = f"pass --keep '{fault.site}' --high-precision fp32" if fault.site is not None else _ALL
-    remedy = WIDER if fault.half and halves else keep
+    remedy = WIDER if fault.half and in_half(bench.prepared.graph.graph) else keep
     return NotFiniteError(f"{what}: {fault.what}", where=f"{origin}, {fault.where}", remedy=remedy)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from spq_graph.passes.find.flow import Harm, held_in_half
+from spq_graph.passes.find.flow import Harm, held_in_half, in_half
 from spq_graph.terms.errors import ActivationError
 from spq_graph.terms.site import Site
 from spq_graph.terms.targets import LARGEST_HALF
@@ -45,12 +45,12 @@ def too_large(
 
 def sized(model: ir.Model, sites: Iterable[Site]) -> dict[str, bool]:
     """The float16 values whose size is to be looked at, in the graph's order, and whether negative ones count too."""
-    half, inputs = held_in_half(model.graph), {site.input for site in sites}
+    half, every, inputs = held_in_half(model.graph), in_half(model.graph), {site.input for site in sites}
     return {
         value.name or "": half.get(value, Harm.ANY) is Harm.ANY
         for node in model.graph
         for value in node.outputs
-        if value in half or (value.name in inputs and value.dtype is ir.DataType.FLOAT16)
+        if value in half or (value.name in inputs and value in every)
     }
 
 

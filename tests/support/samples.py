@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.recipe import Recipe
-from spq_graph.documents.report import Report, Rung, Standing, TextRef, Verdict
+from spq_graph.documents.report import Report, Rung, TextRef
+from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
 from spq_graph.terms.site import Role, Site, Unmatched

@@ -11,7 +11,7 @@ from spq_graph.decisions.advice import advise, why_not_met
 from spq_graph.decisions.decide import decide
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.recipe import Override, Recipe
-from spq_graph.documents.report import Advice
+from spq_graph.documents.verdict import Advice
 from spq_graph.terms.precision import Precision
 from tests.support.deciding import MODEL, TEN, Additive, kept, make, run
 

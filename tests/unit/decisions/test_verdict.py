@@ -6,7 +6,8 @@ import pytest
 
 from spq_graph.decisions.verdict import READY_WITHIN, judge
 from spq_graph.documents.plan import Search
-from spq_graph.documents.report import LogitsRef, Report, Standing, Verdict
+from spq_graph.documents.report import LogitsRef, Report
+from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 from tests.support.samples import sample_plan, sample_report

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from spq_graph.documents.report import Advice, Recommended, Standing
+from spq_graph.documents.verdict import Advice, Recommended, Standing
 from spq_graph.terms.rows import WEIGHT_ONLY
 from spq_graph.views.made import ladder_table, spike_table, summary
 from spq_graph.views.page import render

@@ -84,6 +84,7 @@ def test_the_order_of_a_chain_is_a_value() -> None:
     assert [step.__name__ for step in PREPARE] == ["Canonicalize", "Disown", "WidenBfloat16"]
     assert [step.__name__ for step in CANON] == [
         "InlineFunctions",
+        "LiftOld",
         "LiftConstants",
         "RemoveInitializersFromInputsPass",
         "TopologicalSortPass",

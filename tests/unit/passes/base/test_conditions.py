@@ -18,6 +18,7 @@ from spq_graph.terms.errors import CheckError
 from tests.support.decoder_graphs import decoder
 
 STATE_NOTHING = {
+    "LiftOld": "it takes any graph, and leaves what it cannot lift: that is refused where the opset is asked for",
     "VerifyPlan": "it changes nothing, and takes any graph: what is not as planned is what it tells",
     "VerifyTarget": "it changes nothing, and takes any graph: what the target does not take is what it tells",
 }

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, parser
 
 from spq_graph.passes.adapt.prepared import canonical
-from spq_graph.passes.find.flow import Harm, harms, held_in_half
+from spq_graph.passes.find.flow import Harm, harms, held_in_half, in_half
 from tests.support.decoders import write_decoder
 from tests.support.halves import rewritten
 
@@ -46,6 +46,17 @@ def test_what_is_watched(half: ir.Graph) -> None:
     }
     inner = {"self_attn.scores", "self_attn.mixed", "mlp.silu", "mlp.product", "after_attention", "after_mlp"}
     assert found == {f"layers.0.{name}.out" for name in projections | inner} | {"logits"}
+
+
+def test_types_that_the_graph_does_not_say_follow_from_what_is_read(half: ir.Graph, tmp_path: Path) -> None:
+    path = rewritten(write_decoder(tmp_path / "model.onnx", layers=1))
+    model = onnx.load(path)
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+    silent = canonical(path).graph
+    assert any(value.dtype is None for node in silent for value in node.outputs)
+    assert {v.name for v in in_half(silent)} == {v.name for v in in_half(half)}
+    assert by_name(held_in_half(silent)) == by_name(held_in_half(half))
 
 
 def test_nothing_of_it_is_watched_in_float32(tmp_path: Path) -> None:
