@@ -32,11 +32,10 @@ class LiftOld(ir.passes.InPlacePass):
         opset = opset_of(model)
         if opset >= TO or obstacle(model) is not None:
             return ir.passes.PassResult(model, modified=False)
-        if any(
-            node.op_type in _FLATTEN and node.inputs[0] is not None and node.inputs[0].shape is None
-            for node in _all(model)
-        ):
-            ShapeInferencePass(strict_mode=False, data_prop=False)(model)
+        flattening = [n for n in _all(model) if n.op_type in _FLATTEN and n.inputs[0] is not None]
+        if any(node.inputs[0].shape is None for node in flattening if node.inputs[0] is not None):
+            ShapeInferencePass(strict_mode=False)(model)
+            _note_ranks(model.graph)
         for node in _all(model):
             if not is_standard(node):
                 continue
@@ -86,6 +85,62 @@ def opset_of(model: ir.Model) -> int:
 
 def _all(model: ir.Model) -> Sequence[ir.Node]:
     return list(model.graph.all_nodes())
+
+
+def _note_ranks(graph: ir.Graph) -> None:
+    """Give values whose shape is not known one of as many free axes as operators tell that they have."""
+    for node in graph:
+        if not is_standard(node) or not node.outputs or node.outputs[0].shape is not None:
+            continue
+        rank = _rank_of(node)
+        if rank is not None:
+            for output in node.outputs:
+                output.shape = ir.Shape([None] * rank)
+
+
+def _rank_of(node: ir.Node) -> int | None:
+    """How many axes a result has, by those of what it is made of; None where that does not tell."""
+    ranks = [None if value is None or value.shape is None else len(value.shape) for value in node.inputs]
+    known = [rank for rank in ranks if rank is not None]
+    if node.op_type == "Reshape":
+        shape = node.inputs[1].shape if node.inputs[1] is not None else None
+        return shape[0] if shape is not None and len(shape) == 1 and isinstance(shape[0], int) else None
+    if node.op_type in _BROADCAST or node.op_type == "MatMul":
+        told = len(known) == len(ranks) and (node.op_type != "MatMul" or min(known, default=0) > 1)
+        return max(known) if told else None
+    if not ranks or ranks[0] is None:
+        return None
+    axes = node.attributes.get("axes")
+    count = len(axes.as_ints()) if axes is not None else None
+    if node.op_type in ("Squeeze", "Unsqueeze"):
+        return None if count is None else ranks[0] + (count if node.op_type == "Unsqueeze" else -count)
+    if node.op_type.startswith("Reduce"):
+        gone = ranks[0] if count is None else count
+        return ranks[0] if node.attributes.get_int("keepdims", 1) else ranks[0] - gone
+    return ranks[0] if node.op_type in _KEEP_RANK else None
+
+
+_BROADCAST = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub", "Where"})
+_KEEP_RANK = frozenset(
+    {
+        "Cast",
+        "Clip",
+        "Concat",
+        "Dropout",
+        "Erf",
+        "Identity",
+        "LogSoftmax",
+        "Neg",
+        "Relu",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Sqrt",
+        "Tanh",
+        "Transpose",
+    }
+)
 
 
 def _add_input(main: ir.Graph, node: ir.Node, place: int, what: str, array: _Array) -> None:

@@ -210,3 +210,35 @@ def test_every_operator_that_changed_is_known(opset: int) -> None:
     known = {name for table in (CHANGES, REFUSED) for name, (since, _) in table.items() if opset < since}
     assert changed <= known
     assert changed
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rank"),
+    [
+        ([("Reshape", ["x", "three"], {})], 3),
+        ([("Reshape", ["x", "three"], {}), ("Add", ["v0", "x"], {})], None),
+        (
+            [("Reshape", ["x", "three"], {}), ("Transpose", ["v0"], {"perm": [0, 2, 1]}), ("MatMul", ["v0", "v1"], {})],
+            3,
+        ),
+        ([("Reshape", ["x", "three"], {}), ("ReduceSum", ["v0"], {"axes": [1], "keepdims": 0})], 2),
+        ([("Reshape", ["x", "three"], {}), ("Unsqueeze", ["v0"], {"axes": [0]}), ("Sigmoid", ["v1"], {})], 4),
+    ],
+)
+def test_a_softmax_over_the_last_axis_stays_one(
+    nodes: list[tuple[str, list[str], dict[str, object]]], rank: int
+) -> None:
+    """Attention is known by it: how many axes there are is told by operators where shapes do not."""
+    made = [helper.make_node(op, ins, [f"v{n}"], name=f"n{n}", **more) for n, (op, ins, more) in enumerate(nodes)]
+    made.append(helper.make_node("Softmax", [f"v{len(nodes) - 1}"], ["y"], name="soft", axis=(rank or 3) - 1))
+    graph = helper.make_graph(
+        made,
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("three", TensorProto.INT64, [3]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
+    assert ("Flatten" in [node.op_type for node in lifted(model).graph.node]) is (rank is None)
