@@ -26,7 +26,7 @@ FIRST_IR_WITH_FREE_INITIALIZERS = 4
 
 
 class InlineFunctions(ir.passes.InPlacePass):
-    """Write the bodies of model-local functions in the place of their calls, but for our operator's.
+    """Write the bodies of model-local functions in the place of their calls, but for our operator's; drop the uncalled.
 
     Its body would hide the weight, and tell nobody that it is FP8.
     """
@@ -36,7 +36,7 @@ class InlineFunctions(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=False)
         inline = InlinePass(criteria=lambda function: (function.domain, function.name) != (DOMAIN, OP))
         try:
-            result = inline(model)
+            modified = inline(model).modified
         except (ir.passes.InvariantError, ValueError, KeyError, RuntimeError, TypeError) as cause:
             first: BaseException = cause
             while first.__cause__ is not None:
@@ -46,9 +46,13 @@ class InlineFunctions(ir.passes.InPlacePass):
                 where=model.graph.name or "",
                 remedy="export the model again, without functions of its own or with those that its opset knows",
             ) from cause
+        # What is left was called by nobody, and means nothing to a runtime either.
+        uncalled = [known for known, function in model.functions.items() if function.domain != DOMAIN]
+        for known in uncalled:
+            del model.functions[known]
         # Who calls a function may leave out inputs that its body reads.
         check_nodes(model, model.graph.name or "")
-        return result
+        return ir.passes.PassResult(model, modified or bool(uncalled))
 
     def ensures(self, model: ir.Model) -> None:
         """No function is left but ours."""

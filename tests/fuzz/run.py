@@ -177,7 +177,7 @@ def judged(ended: Ended, before: dict[str, str]) -> Ended:
         faults.append(f"memory: {ended.peak >> 20} MiB")
     if ended.status not in _STATUSES and "hang" not in faults:
         faults.append(f"ended with {ended.status}")
-    if "Traceback (most recent call last)" in out + err or "fault of spq-graph" in err:
+    if "Traceback (most recent call last)" in out + err or "fault of spq-graph" in err or "report this" in err:
         faults.append(f"traceback: {_place(ended)}")
     elif ended.status and "error:" not in err.lower():
         faults.append("no message")

@@ -153,6 +153,15 @@ def test_functions_that_are_sound_are_written_out(tmp_path: Path) -> None:
     assert "Silu" not in {node.op_type for node in canonical(tmp_path / "model.onnx").graph}
 
 
+def test_functions_that_nobody_calls_are_dropped(tmp_path: Path) -> None:
+    model = SEEDS["functions"]()
+    unused = helper.make_function("local", "Unused", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], [])
+    unused.opset_import.extend([helper.make_opsetid("", 21)])
+    model.functions.append(unused)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert not canonical(tmp_path / "model.onnx").functions
+
+
 def test_a_graph_error_of_a_function_is_no_check_that_did_not_hold(tmp_path: Path) -> None:
     """Exit status 1, not 3 with "please report this"."""
     model = SEEDS["functions"]()
