@@ -162,30 +162,53 @@ def test_tasks_of_a_last_token(refusal: Told, made: Made, tmp_path: Path) -> Non
     done("eval", model, "--text", made.text)
 
 
-@follows("spq_graph/workbench/answers.py:require_logits")
-def test_no_logits(refusal: Told, made: Made, tmp_path: Path) -> None:
-    """Each verb says what is possible without them."""
-    headless, headed = write_with_end(tmp_path / "model.onnx", "hidden", layers=1), made.model
-    prompt = ["--prompt", "w1", "--tokenizer", made.words, "--max-new-tokens", 2]
-    refusal.command("generate", headless, *prompt)
-    assert refusal.error.remedy == "export the model with its head"
-    done("generate", headed, *prompt)
+PROMPT = ["--prompt", "w1", "--max-new-tokens", 2, "--tokenizer"]
+
+
+@pytest.fixture
+def headless(tmp_path: Path) -> Path:
+    return write_with_end(tmp_path / "model.onnx", "hidden", layers=1)
+
+
+@follows("spq_graph/workbench/answers.py:require_logits", "no text to generate")
+def test_generate_without_logits(refusal: Told, made: Made, headless: Path) -> None:
+    refusal.command("generate", headless, *PROMPT, made.words)
+    done("generate", made.model, *PROMPT, made.words)
+
+
+@follows("spq_graph/workbench/answers.py:require_logits", "no perplexity")
+def test_evaluate_without_logits(refusal: Told, made: Made, headless: Path, tmp_path: Path) -> None:
     refusal.command("eval", headless, "--text", made.text)
     verb, option, _ = refusal.error.remedy.partition("`spq-graph ")[2].partition("`")[0].split()
-    done("eval", headed, "--text", made.text)
     done(verb, headless, "-o", tmp_path / "out", option, made.data)
-    refusal.command("eval", headed, "--text", made.text, "--against", headless)
-    assert refusal.error.remedy == "leave out --against"
+    done("eval", made.model, "--text", made.text)
+
+
+@follows("spq_graph/workbench/answers.py:require_logits", "no comparison")
+def test_compare_without_logits(refusal: Told, made: Made, headless: Path) -> None:
+    refusal.command("eval", made.model, "--text", made.text, "--against", headless)
+    done("eval", made.model, "--text", made.text)
+
+
+@follows("spq_graph/workbench/answers.py:require_logits", "no text to sample")
+def test_sample_without_logits(refusal: Told, made: Made, headless: Path, tmp_path: Path) -> None:
     refusal.command("calibrate", headless, "-o", tmp_path / "ranges")
     done("calibrate", headless, "-o", tmp_path / "ranges", refusal.error.remedy.split()[1], made.data)
 
 
-@follows("spq_graph/workbench/answers.py:require_continuing")
-def test_nothing_grows(refusal: Told, made: Made, tmp_path: Path) -> None:
-    fixed = write_with_end(tmp_path / "fixed.onnx", "last", layers=1, fixed=(1, 16))
+@pytest.fixture
+def fixed(tmp_path: Path) -> Path:
+    return write_with_end(tmp_path / "fixed.onnx", "last", layers=1, fixed=(1, 16))
+
+
+@follows("spq_graph/workbench/answers.py:require_continuing", "pass --calibration FILE")
+def test_nothing_to_sample(refusal: Told, made: Made, fixed: Path, tmp_path: Path) -> None:
     refusal.command("calibrate", fixed, "-o", tmp_path / "ranges")
     done("calibrate", fixed, "-o", tmp_path / "ranges", refusal.error.remedy.split()[1], made.data)
-    prompt = ["--prompt", "w1", "--tokenizer", made.words, "--max-new-tokens", 2]
-    refusal.command("generate", fixed, *prompt)
-    done("generate", write_with_end(tmp_path / "free.onnx", "last", layers=1), *prompt)
-    done("generate", write_decoder(tmp_path / "every.onnx", layers=1, fixed=(1, 16)), *prompt)
+
+
+@follows("spq_graph/workbench/answers.py:require_continuing", "with a free length")
+def test_nothing_grows(refusal: Told, made: Made, fixed: Path, tmp_path: Path) -> None:
+    refusal.command("generate", fixed, *PROMPT, made.words)
+    done("generate", write_with_end(tmp_path / "free.onnx", "last", layers=1), *PROMPT, made.words)
+    done("generate", write_decoder(tmp_path / "every.onnx", layers=1, fixed=(1, 16)), *PROMPT, made.words)
