@@ -130,6 +130,15 @@ def test_arrays_of_somebody_else(refusal: Told, tmp_path: Path) -> None:
     artifact.check_file(tmp_path / "another.json", arrays=True)
 
 
+@follows("spq_graph/documents/artifact.py:check_file", "there is no such folder")
+def test_file_in_no_folder(refusal: Told, tmp_path: Path) -> None:
+    with refusal:
+        artifact.check_file(tmp_path / "absent" / "plan.json")
+    artifact.check_file(tmp_path / "plan.json")
+    (tmp_path / "absent").mkdir()
+    artifact.check_file(tmp_path / "absent" / "plan.json")
+
+
 @follows("spq_graph/documents/staging.py:_told", "the disk is full")
 def test_full_disk(refusal: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One disk has no room, and another has."""

@@ -59,15 +59,15 @@ def test_against_without_a_text(refusal: Told, made: Made, tmp_path: Path) -> No
     done("eval", made.out, "--against", made.model, *tasks, "--text", made.text)
 
 
-@follows("spq_graph/jobs/evaluate.py:evaluate", "models are measured on cpu or openvino")
+@follows("spq_graph/jobs/evaluate.py:_runs_on", "models are measured on cpu or openvino")
 def test_evaluate_on_another_target(refusal: Told, made: Made) -> None:
     refusal.command("eval", made.model, "--text", made.text, "--target", "cuda")
-    done("eval", made.model, "--text", made.text)
+    done("eval", made.model, "--text", made.text, "--target", "cpu")
     pytest.importorskip("openvino")
     done("eval", made.model, "--text", made.text, "--target", "openvino")
 
 
-@follows("spq_graph/jobs/evaluate.py:_on_task")
+@follows("spq_graph/jobs/evaluate.py:_check")
 def test_tasks_without_a_tokenizer(refusal: Told, made: Made, tmp_path: Path) -> None:
     arguments = ["eval", made.model, "--tasks", choices(tmp_path / "task.jsonl")]
     refusal.command(*arguments)
@@ -89,14 +89,14 @@ def test_export_of_onnx(
     done("export", tiny_llama, "-o", tmp_path / "out")
 
 
-@follows("spq_graph/jobs/generate.py:_tokenizer", "DIR, the folder with tokenizer.json")
+@follows("spq_graph/jobs/generate.py:_require_tokenizer", "DIR, the folder with tokenizer.json")
 def test_generate_without_a_tokenizer(refusal: Told, made: Made) -> None:
     arguments = ["generate", made.model, "--prompt", "w1 w2", "--max-new-tokens", 2]
     refusal.command(*arguments)
     done(*arguments, "--tokenizer", made.words)
 
 
-@follows("spq_graph/jobs/generate.py:_tokenizer", "--tokenizer FOLDER")
+@follows("spq_graph/jobs/generate.py:_require_tokenizer", "--tokenizer FOLDER")
 def test_generate_from_the_file_of_an_out(refusal: Told, made: Made, tmp_path: Path) -> None:
     shutil.copy(made.model, tmp_path / "model.onnx")
     write_tokenizer(tmp_path)

@@ -40,7 +40,7 @@ follows = pytest.mark.follows
 # ------------------------------------------------------------------------------------------------- data
 
 
-@follows("spq_graph/workbench/data.py:Data.check", "no such file")
+@follows("spq_graph/workbench/data.py:check_measured", "no such file")
 def test_no_data(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     source = resolve(str(made.model))
     with refusal:
@@ -49,7 +49,7 @@ def test_no_data(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> 
     Data(calibration="data.npz").check(source)
 
 
-@follows("spq_graph/workbench/data.py:Data.check", "text needs a tokenizer")
+@follows("spq_graph/workbench/data.py:check_measured", "text needs a tokenizer")
 def test_text_without_a_tokenizer(refusal: Told, made: Made) -> None:
     with refusal:
         Data(calibration=made.prose).check(resolve(str(made.model)))
@@ -73,15 +73,15 @@ def test_sequences_in_both(refusal: Told, made: Made, tmp_path: Path) -> None:
     done(*arguments, made.text)
 
 
-@follows("spq_graph/workbench/workbench.py:Workbench.sequence_length")
+@follows("spq_graph/workbench/opening.py:Opening.resolve")
 def test_a_window_beyond_the_model(refusal: Told, made: Made, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": LONGEST}), encoding="utf-8")
     arguments = ["eval", made.model, "--tokenizer", tmp_path, "--text", made.prose]
     refusal.command(*arguments, "--window", LONGEST + 1)
-    option, longest = refusal.error.remedy.split()[:2]
-    for window in (int(longest), int(longest) - 1):
-        done(*arguments, option, window)
+    longest = int(refusal.error.remedy.split()[1])
+    for window in (longest, longest - 1):
+        done(*arguments, "--window", window)
 
 
 # ------------------------------------------------------------------------------------------------- one session
@@ -99,7 +99,7 @@ def test_a_model_beyond_memory(refusal: Told, made: Made, tmp_path: Path, monkey
 # ------------------------------------------------------------------------------------------------- decisions
 
 
-@follows("spq_graph/decisions/choices.py:apply_overrides", "fits no site")
+@follows("spq_graph/decisions/choices.py:refuse_unfit_patterns")
 def test_keep_nothing(refusal: Told, made: Made, tmp_path: Path) -> None:
     arguments = ["plan", made.model, made.ranges, "-o", tmp_path / "plan.json", "--spike-ratio", 50, "--keep"]
     refusal.command(*arguments, "nowhere")
