@@ -194,7 +194,7 @@ def test_verify_other_weights(refusal: Told, made: Made, out: Path, tmp_path: Pa
     made_again(made, tmp_path / "again")
 
 
-@follows("spq_graph/jobs/view.py:view", "no such file")
+@follows("models/onnx_folder.py:onnx_of", "no such file")
 def test_view_nothing(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     with_netron(monkeypatch)
     refusal.command("view", made.out / "absent.onnx", "--no-browser")

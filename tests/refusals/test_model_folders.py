@@ -73,19 +73,10 @@ def test_misspelled(refusal: Told, folder: Path, monkeypatch: pytest.MonkeyPatch
     assert resolve("./model").kind == "folder"
 
 
-@follows("models/source.py:_config", "This is an adapter")
-def test_adapter(refusal: Told, folder: Path, tmp_path: Path) -> None:
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
-    with refusal:
-        resolve(str(adapter))
-    assert resolve(str(folder)).kind == "folder"
-
-
 @follows("models/source.py:_config", "The folder holds ONNX")
 def test_folder_of_onnx(refusal: Told, tmp_path: Path) -> None:
-    write_decoder(tmp_path / "decoder.onnx", layers=1)
+    (tmp_path / "onnx").mkdir()
+    write_decoder(tmp_path / "onnx" / "decoder.onnx", layers=1)
     with refusal:
         resolve(str(tmp_path))
     named = refusal.error.remedy.removeprefix("The folder holds ONNX: pass the file itself, ").removesuffix(".")
@@ -99,7 +90,7 @@ def test_folder_of_nothing(refusal: Told, folder: Path, tmp_path: Path) -> None:
     assert resolve(str(folder)).tokenizer == folder
 
 
-@follows("models/source.py:_check_causal_lm", "encoder-decoder")
+@follows("models/config.py:_check_kind", "encoder-decoder")
 def test_encoder_decoder(refusal: Told, folder: Path) -> None:
     write_config(folder, architectures=["T5ForConditionalGeneration"], model_type="t5", is_encoder_decoder=True)
     with refusal:
@@ -110,7 +101,7 @@ def test_encoder_decoder(refusal: Told, folder: Path) -> None:
         assert resolve(str(folder)).kind == "folder"
 
 
-@follows("models/source.py:_check_causal_lm", "not a causal language model: architectures")
+@follows("models/config.py:_check_kind", "not a causal language model: architectures")
 def test_no_decoder(refusal: Told, folder: Path) -> None:
     write_config(folder, architectures=["BertModel"], model_type="bert")
     with refusal:
@@ -119,7 +110,7 @@ def test_no_decoder(refusal: Told, folder: Path) -> None:
     assert resolve(str(folder)).kind == "folder"
 
 
-@follows("models/source.py:_check_causal_lm", "model_type is missing")
+@follows("models/config.py:_check_kind", "model_type is missing")
 def test_no_model_type(refusal: Told, folder: Path) -> None:
     write_config(folder, architectures=["LlamaForCausalLM"])
     with refusal:
@@ -129,7 +120,7 @@ def test_no_model_type(refusal: Told, folder: Path) -> None:
     assert resolve(str(folder)).kind == "folder"
 
 
-@follows("models/source.py:_check_causal_lm", "the weights are quantized already")
+@follows("models/leftover.py:quantized_already", "(HOW)")
 def test_quantized(refusal: Told, folder: Path, tmp_path: Path) -> None:
     original = tmp_path / "original"
     shutil.copytree(folder, original)
@@ -141,7 +132,17 @@ def test_quantized(refusal: Told, folder: Path, tmp_path: Path) -> None:
     assert resolve(str(original)).kind == "folder"
 
 
-@follows("models/source.py:_check_weights")
+@follows("models/leftover.py:quantized_already", "there is")
+def test_quantized_by_its_tensors(refusal: Told, folder: Path) -> None:
+    original = (folder / WEIGHTS).read_bytes()
+    save_file({"layers.0.mlp.up_proj.qweight": np.ones(4, np.int32)}, folder / WEIGHTS)
+    with refusal:
+        resolve(str(folder))
+    (folder / WEIGHTS).write_bytes(original)
+    assert resolve(str(folder)).kind == "folder"
+
+
+@follows("models/source.py:_check_weights", "Download")
 def test_no_weights(refusal: Told, folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / WEIGHTS, tmp_path / WEIGHTS)
     with refusal:

@@ -65,7 +65,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, *, cache: bool) -> None:
     monkeypatch.setattr(export, "trace", failing)
 
 
-@follows("models/export.py:export_folder", "without its cache (export --no-cache)")
+@follows("models/export.py:_graph_of", "without its cache (export --no-cache)")
 def test_the_exporter_fails_with_a_cache(
     refusal: Told, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +76,7 @@ def test_the_exporter_fails_with_a_cache(
     assert resolve(str(tmp_path / "model.onnx")).kind == "onnx"
 
 
-@follows("models/export.py:export_folder", "Export it with another tool")
+@follows("models/export.py:_graph_of", "Export it with another tool")
 def test_the_exporter_fails(refusal: Told, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(monkeypatch, cache=False)
     with refusal:

@@ -1,0 +1,182 @@
+"""Refusals of adapters, and of folders with ONNX files in them, each made and put right as it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from spq_graph.models.adapter import ADAPTER_CONFIG, base_of, check_adapter
+from spq_graph.models.onnx_folder import onnx_in, onnx_of
+from spq_graph.models.source import resolve
+from tests.support.decoders import write_decoder
+from tests.support.following import Told
+
+follows = pytest.mark.follows
+RIGHT = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+
+
+# ------------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    return folder
+
+
+def says(adapter: Path, **content: object) -> None:
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(content), encoding="utf-8")
+
+
+@follows("models/adapter.py:base_of", "is not named")
+def test_an_adapter_of_nothing(refusal: Told, adapter: Path, tiny_llama: Path) -> None:
+    says(adapter, peft_type="LORA")
+    with refusal:
+        base_of(adapter)
+    key = refusal.error.remedy.rpartition(' as "')[2].removesuffix('".')
+    says(adapter, peft_type="LORA", **{key: str(tiny_llama)})
+    assert base_of(adapter) == tiny_llama
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("somebody/llama", marks=follows("models/adapter.py:base_of", "hf download")),
+        pytest.param("/nowhere/to be found", marks=follows("models/adapter.py:base_of", "Write its folder")),
+    ],
+)
+def test_an_adapter_of_what_is_not_here(refusal: Told, adapter: Path, tiny_llama: Path, name: str) -> None:
+    """What the download leaves is a folder, as the one that is written there."""
+    says(adapter, base_model_name_or_path=name)
+    with refusal:
+        base_of(adapter)
+    assert f"hf download {name} --local-dir DIR" in refusal.error.remedy or " " in name
+    says(adapter, base_model_name_or_path=str(tiny_llama))
+    assert base_of(adapter) == tiny_llama
+
+
+def without(adapter: Path, refusal: Told, tiny_llama: Path) -> None:
+    """For the model without the adapter: the base model's folder, or this one without what makes it an adapter."""
+    assert refusal.error.remedy.endswith("pass the folder of the base model.")
+    check_adapter(tiny_llama)
+    beside = Path(shutil.copytree(tiny_llama, adapter.parent / "beside"))
+    shutil.copy(adapter / ADAPTER_CONFIG, beside)
+    with refusal:
+        check_adapter(beside)
+    assert f"take {ADAPTER_CONFIG} out of the folder" in refusal.error.remedy
+    (beside / ADAPTER_CONFIG).unlink()
+    check_adapter(beside)
+
+
+@follows("models/adapter.py:check_adapter", "changes no weights")
+def test_an_adapter_of_prompts(refusal: Told, adapter: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says(adapter, peft_type="PREFIX_TUNING")
+    with refusal:
+        check_adapter(adapter)
+    without(adapter, refusal, tiny_llama)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    says(adapter, peft_type="LORA")
+    (adapter / "adapter_model.safetensors").touch()
+    check_adapter(adapter)
+
+
+@follows("models/adapter.py:check_adapter", "without its weights")
+def test_an_adapter_without_weights(
+    refusal: Told, adapter: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(adapter, peft_type="LORA")
+    with refusal:
+        check_adapter(adapter)
+    without(adapter, refusal, tiny_llama)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    (adapter / "adapter_model.safetensors").touch()
+    check_adapter(adapter)
+
+
+@follows("models/adapter.py:check_adapter", "is not installed")
+def test_an_adapter_without_peft(refusal: Told, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before and after peft is installed."""
+    says(adapter, peft_type="LORA")
+    (adapter / "adapter_model.safetensors").touch()
+    with monkeypatch.context() as absent:
+        absent.setattr(importlib.util, "find_spec", lambda _: None)
+        with refusal:
+            check_adapter(adapter)
+    assert refusal.error.remedy.startswith("pip install peft, and run this again")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    check_adapter(adapter)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("{", marks=follows("models/adapter.py:_read", "not readable as JSON")),
+        pytest.param("[]", marks=follows("models/adapter.py:_read", "a JSON object is expected")),
+    ],
+)
+def test_a_broken_adapter(refusal: Told, adapter: Path, tiny_llama: Path, content: str) -> None:
+    (adapter / ADAPTER_CONFIG).write_text(content, encoding="utf-8")
+    with refusal:
+        base_of(adapter)
+    says(adapter, base_model_name_or_path=str(tiny_llama))  # as it is downloaded again
+    assert base_of(adapter) == tiny_llama
+    assert base_of(tiny_llama) == tiny_llama
+
+
+# ------------------------------------------------------------------------------------------------- ONNX in folders
+
+
+@follows("models/onnx_folder.py:onnx_in")
+def test_several_onnx_files(refusal: Told, tmp_path: Path) -> None:
+    for name in ("decoder_model_merged.onnx", "decoder_model.onnx"):
+        write_decoder(tmp_path / name, layers=1)
+    with refusal:
+        onnx_in(tmp_path)
+    named = refusal.error.remedy.removeprefix("Pass the one that is meant, such as ").removesuffix(".")
+    assert resolve(named).path == tmp_path / "decoder_model.onnx"
+
+
+@follows("models/onnx_folder.py:onnx_of", "Pass the file itself")
+def test_onnx_further_down(refusal: Told, tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    write_decoder(tmp_path / "onnx" / "model.onnx", layers=1)
+    with refusal:
+        onnx_of(tmp_path)
+    named = Path(refusal.error.remedy.removeprefix("Pass the file itself, ").removesuffix("."))
+    assert onnx_of(named) == named
+
+
+@follows("models/onnx_folder.py:onnx_of", "Export it first")
+def test_a_model_folder_for_a_file(refusal: Told, tiny_llama: Path, tmp_path: Path) -> None:
+    """That it exports is what tests of the exporter see to."""
+    with refusal:
+        onnx_of(tiny_llama)
+    write_decoder(tmp_path / "model.onnx", layers=1)  # an OUT of export
+    assert onnx_of(tmp_path) == tmp_path / "model.onnx"
+
+
+@follows("models/onnx_folder.py:onnx_of", "Pass an .onnx file")
+def test_no_onnx_anywhere(refusal: Told, tmp_path: Path) -> None:
+    with refusal:
+        onnx_of(tmp_path)
+    file = write_decoder(tmp_path / "model.onnx", layers=1)
+    assert onnx_of(tmp_path) == onnx_of(file) == file
+
+
+@follows("models/source.py:_check_weights", "The folder holds ONNX")
+def test_a_configuration_beside_onnx(refusal: Told, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RIGHT), encoding="utf-8")
+    (tmp_path / "onnx").mkdir()
+    write_decoder(tmp_path / "onnx" / "decoder.onnx", layers=1)
+    with refusal:
+        resolve(str(tmp_path))
+    named = refusal.error.remedy.removeprefix("The folder holds ONNX: pass the file itself, ").removesuffix(".")
+    assert resolve(named).kind == "onnx"
