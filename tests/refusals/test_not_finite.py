@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,11 @@ def test_tasks_of_what_is_not_finite(refusal: Told, made: Made, broken: Path, tm
     eval_says_where(broken, made)
 
 
-@follows("spq_graph/documents/json_text.py:json_text", outside="it is for us to mend: no document of ours may hold it")
+@follows(
+    "spq_graph/documents/json_text.py:json_text",
+    "please report this",
+    outside="it is for us to mend: no document of ours may hold it",
+)
 def test_a_number_that_json_has_not(refusal: Told) -> None:
     with refusal:
         json_text({"sites": [{"ratio": float("nan")}]}, "plan.json")
@@ -140,15 +145,48 @@ def test_float16_that_is_too_small(refusal: Told) -> None:
     assert sized(whole, identify(whole).sites) == {}  # as it is once exported in float32
 
 
-@follows("spq_graph/workbench/not_finite.py:not_finite", "-> export the model again")
+@follows("spq_graph/workbench/not_finite.py:not_finite", "ON -> export the model again")
 def test_not_finite_somewhere(refusal: Told, made: Made) -> None:
     with refusal:
         raise not_finite("a text", "model.onnx", None)
     done("eval", made.model, "--text", made.text)
 
 
-@follows("spq_graph/workbench/not_finite.py:not_finite", "FAULT")
+@follows("spq_graph/workbench/not_finite.py:not_finite", "ON: FAULT")
 def test_not_finite_at_a_node(refusal: Told, made: Made, broken: Path) -> None:
     refusal.command("eval", broken, "--text", made.text)
     assert "export the model" in refusal.error.remedy
     done("eval", write_decoder(broken, layers=2), "--text", made.text)
+
+
+PROMPT = ["--prompt", "w1 w2", "--max-new-tokens", 2, "--tokenizer"]
+
+
+@follows("spq_graph/workbench/not_finite.py:not_finite", "a prompt: FAULT")
+def test_not_finite_on_a_prompt(refusal: Told, made: Made, broken: Path) -> None:
+    refusal.command("generate", broken, *PROMPT, made.words)
+    assert "export the model" in refusal.error.remedy
+    done("generate", write_decoder(broken, layers=2), *PROMPT, made.words)
+
+
+@follows("spq_graph/workbench/not_finite.py:not_finite", "a prompt -> export")
+def test_not_finite_somewhere_on_a_prompt(refusal: Told, made: Made) -> None:
+    with refusal:
+        raise not_finite("a prompt", "model.onnx", None)
+    done("generate", made.model, *PROMPT, made.words)
+
+
+@follows("spq_graph/documents/json_text.py:json_text", "correct it beside the source")
+def test_a_number_of_the_source_that_json_has_not(refusal: Told, made: Made, tmp_path: Path) -> None:
+    """In the settings that onnxruntime-genai's builder left beside a model."""
+    source, settings = tmp_path / "model.onnx", tmp_path / "genai_config.json"
+    shutil.copy(made.model, source)
+
+    def says(temperature: str) -> None:
+        decoder = '"model": {"decoder": {"filename": "model.onnx"}}'
+        settings.write_text(f'{{{decoder}, "search": {{"temperature": {temperature}}}}}', encoding="utf-8")
+
+    says("NaN")
+    refusal.command("apply", source, made.plan, "-o", tmp_path / "out")
+    says("0.7")
+    done("apply", source, made.plan, "-o", tmp_path / "out")
