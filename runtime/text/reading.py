@@ -191,7 +191,9 @@ def _arrays_in(path: Path) -> tuple[str, dict[str, npt.NDArray[Any]]]:
     except DataError:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen kinds for headers and members that are none
-        raise DataError(f"not a readable .npz: {error}", where=str(path), remedy="numpy.savez makes one.") from error
+        raise DataError(
+            f"not a readable .npz: {error}", where=str(path), remedy="numpy.savez(FILE, input_ids=IDS) makes one."
+        ) from error
 
 
 def _check_vocabulary(ids: Ids, mask: Ids, vocab_size: int | None, path: Path) -> None:

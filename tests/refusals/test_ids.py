@@ -43,7 +43,7 @@ def test_bos_for_ids(refusal: Told, tmp_path: Path) -> None:
     assert ids_in(path, tokenizer, bos=True).prefix == 1
 
 
-@follows("runtime/text/reading.py:_read_npz", "not a readable .npz")
+@follows("runtime/text/reading.py:_arrays_in", "not a readable .npz")
 def test_no_archive(refusal: Told, tmp_path: Path) -> None:
     path = tmp_path / "ids.npz"
     path.write_bytes(b"PK\x03\x04 no")
@@ -53,13 +53,24 @@ def test_no_archive(refusal: Told, tmp_path: Path) -> None:
     assert len(ids_in(path)) == 4
 
 
-@follows("runtime/text/reading.py:_read_npz", "no input_ids among")
+@follows("runtime/text/reading.py:_arrays_in", "no input_ids among")
 def test_arrays_of_other_names(refusal: Told, tmp_path: Path) -> None:
     path = tmp_path / "ids.npz"
     np.savez(path, one=random_ids(4, 16), other=random_ids(4, 16))
     with refusal:
         ids_in(path)
     np.savez(path, input_ids=random_ids(4, 16), other=random_ids(4, 16))
+    assert len(ids_in(path)) == 4
+
+
+@follows("runtime/text/reading.py:_arrays_in", "unpacks to")
+def test_an_archive_of_gigabytes(refusal: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spq_graph.runtime.text.reading._MOST_BYTES", 1000)
+    path = tmp_path / "ids.npz"
+    np.savez(path, input_ids=random_ids(40, 16))
+    with refusal:
+        ids_in(path)
+    np.savez(path, input_ids=random_ids(4, 16))
     assert len(ids_in(path)) == 4
 
 

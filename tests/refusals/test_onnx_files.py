@@ -193,8 +193,8 @@ def reads_itself(proto: onnx.ModelProto) -> None:
     [
         pytest.param(no_nodes, marks=follows("passes/files/read.py:_check_links.broken", "the graph is empty")),
         pytest.param(one_input_twice, marks=follows("passes/files/read.py:_check_links.broken", "have the name")),
-        pytest.param(reads_nothing, marks=follows("passes/files/read.py:_check_links.broken", ", which nothing")),
-        pytest.param(gives_nothing, marks=follows("passes/files/read.py:_check_links.broken", "produces the output")),
+        pytest.param(reads_nothing, marks=follows("passes/files/read.py:_check_links.broken", "WHAT")),
+        pytest.param(gives_nothing, marks=follows("passes/files/read.py:_check_links.broken", "WHAT")),
         pytest.param(reads_itself, marks=follows("passes/files/read.py:_check_links.broken", "has a cycle")),
     ],
 )

@@ -69,7 +69,7 @@ def test_unreadable_text(refusal: Told, tmp_path: Path) -> None:
     assert refusal.error.what == "cannot be read: Permission denied"
 
 
-@follows("runtime/text/documents.py:_content", "more than 1 GiB")
+@follows("runtime/text/documents.py:_content", "of text in a gzip file")
 def test_a_gzip_of_a_gigabyte(refusal: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "_MOST", 1000)
     (tmp_path / "text.gz").write_bytes(gzip.compress(b"x" * 1001))
@@ -219,7 +219,7 @@ def test_no_text_to_predict(refusal: Told) -> None:
 # ------------------------------------------------------------------------------------------------- tokenizers
 
 
-@follows("runtime/text/tokenizer.py:TextTokenizer.load")
+@follows("runtime/text/tokenizer.py:_sound")
 def test_broken_tokenizer(refusal: Told, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer" / "tokenizer.json"
     whole = file.read_bytes()
