@@ -92,5 +92,5 @@ def cannot_load(reason: str, path: Path) -> SourceError:
     return SourceError(
         f"ONNX Runtime {ort.__version__} cannot load this model: {reason}",
         where=str(path),
-        remedy="export it again without what is named; of an opset that is too new, pip install -U onnxruntime has more",
+        remedy="export it again without what is named; of opsets, pip install -U onnxruntime knows newer ones",
     )

@@ -13,7 +13,9 @@ from spq_graph.runtime.generation.sampling import Sampling
 from spq_graph.runtime.text.streaming import InOrder, TextStream
 from spq_graph.runtime.text.tokenizer import TextTokenizer, read_json
 from spq_graph.terms.errors import DataError, UsageError
+from spq_graph.workbench.answers import require_continuing, require_logits
 from spq_graph.workbench.companions import companions
+from spq_graph.workbench.naming import named_on
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -63,11 +65,14 @@ def generate(
         ]
         limits = Limits(max_new_tokens, _stop_ids(bench, text), bench.source.max_length)
         start = time.perf_counter()
+        require_logits(bench, "text to generate", "export the model with its head")
+        require_continuing(bench, "export the model with a free length, or with logits of every token")
         runner = bench.runner
         loaded = time.perf_counter() - start
         ids = [prompt.ids for prompt in given]
         _check_vocabulary(ids, runner.vocabulary, opening.name)
-        found = continue_prompts(runner, ids, sampling, limits, *_told(given, write or (lambda _: None)))
+        with named_on(bench, ids):
+            found = continue_prompts(runner, ids, sampling, limits, *_told(given, write or (lambda _: None)))
     return _result(opening.name, given, found, sampling, loaded)
 
 
@@ -107,8 +112,9 @@ def _result(name: str, prompts: list[_Prompt], found: Generated, sampling: Sampl
 
 def _require_tokenizer(opening: Opening) -> None:
     """Refuse a model that nothing makes tokens for, before it is opened."""
-    if opening.resolve(find_sites=False).tokenizer is None:
-        folder = Path(opening.name).parent
+    found = opening.resolve(find_sites=False)
+    if found.tokenizer is None and found.kind != "gguf":
+        folder = Path(opening.source).parent
         beside = str(folder) if (folder / "tokenizer.json").is_file() else "DIR, the folder with tokenizer.json"
         raise UsageError("text needs a tokenizer", where=opening.name, remedy=f"pass --tokenizer {beside}")
 
