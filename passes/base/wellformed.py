@@ -73,8 +73,9 @@ def check_nodes(model: ir.Model, where: str) -> None:
 def _nodes_of(model: ir.Model) -> Iterator[tuple[ir.Node, int]]:
     """Every node, with the version of ONNX's operators that it is written in."""
     holders: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for graph in holders:
-        opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 1))
+    opset = defs.onnx_opset_version()
+    for graph in holders:  # a function that states none has the graph's
+        opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", opset))
         for node in graph.all_nodes():
             yield node, opset
 
