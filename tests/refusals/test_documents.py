@@ -7,7 +7,9 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,20 +212,67 @@ def calibrated(made: Made, path: Path) -> None:
     assert Ranges.load(path).values
 
 
-@follows("spq_graph/documents/ranges.py:Ranges.load", "expected schema")
-def test_ranges_that_are_a_plan(refusal: Told, made: Made, tmp_path: Path) -> None:
-    with refusal:
-        Ranges.load(made.plan)
-    assert Ranges.load(made.ranges).values
-    calibrated(made, tmp_path / "ranges.json")
-
-
 @follows("spq_graph/documents/ranges.py:Ranges.load", "the ranges cannot be read")
 def test_ranges_without_arrays(refusal: Told, made: Made, tmp_path: Path) -> None:
     shutil.copy(made.ranges, tmp_path / "ranges.json")
     with refusal:
         Ranges.load(tmp_path / "ranges.json")
     calibrated(made, tmp_path / "ranges.json")
+
+
+@follows("spq_graph/documents/ranges.py:Ranges.refuse_lacking")
+def test_ranges_of_fewer_sites(refusal: Told, made: Made, tmp_path: Path) -> None:
+    ranges = Ranges.load(made.ranges)
+    del ranges.values[Plan.load(made.plan).sites[0].input]
+    ranges.save(tmp_path / "ranges.json")
+    arguments = ["plan", made.model, tmp_path / "ranges.json", "-o", tmp_path / "plan.json", "--spike-ratio", 50]
+    refusal.command(*arguments)
+    calibrated(made, tmp_path / "ranges.json")
+    done(*arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(wrong, marks=follows("spq_graph/documents/plan_file.py:refuse_misfit", words))
+        for wrong, words in (("less", "has no entry"), ("more", "has an entry"), ("other", "the plan says"))
+    ],
+)
+def test_a_plan_that_does_not_fit(refusal: Told, made: Made, tmp_path: Path, wrong: str) -> None:
+    plan = json.loads(made.plan.read_text(encoding="utf-8"))
+    first = plan["sites"][0]
+    if wrong == "less":
+        plan["sites"].remove(first)
+    elif wrong == "more":
+        plan["sites"].append(first | {"key": "nowhere"})
+    else:
+        first["node"] = "another"
+    (tmp_path / "wrong.json").write_text(json.dumps(plan), encoding="utf-8")
+    refusal.command("apply", made.model, tmp_path / "wrong.json", "-o", tmp_path / "out")
+    done("plan", made.model, made.ranges, "-o", tmp_path / "plan.json", "--spike-ratio", 50)
+    done("apply", made.model, tmp_path / "plan.json", "-o", tmp_path / "out")
+
+
+@follows("spq_graph/documents/leftovers.py:temporary_folder")
+def test_no_temporary_folder(refusal: Told, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full, and then with room; and another one."""
+    place, mkdir = tmp_path / "temporary", Path.mkdir
+    place.mkdir()
+    arguments = ["eval", made.model, "--text", made.text]
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+
+    def full(path: Path, *arguments: Any, **named: Any) -> None:
+        if path.parent == place:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        mkdir(path, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", full)
+        refusal.command(*arguments)
+        patched.setattr(tempfile, "tempdir", None)
+        patched.setenv(refusal.error.remedy.split()[-1], str(tmp_path))
+        done(*arguments)
+    done(*arguments)
 
 
 @follows("spq_graph/documents/ranges.py:merge_all")

@@ -30,6 +30,7 @@ from spq_graph.passes.observe import Observe
 from spq_graph.terms.errors import SpqError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import PROFILES
+from tests.refusals.conftest import Made
 from tests.support.command import done
 from tests.support.decoder_graphs import decoder
 from tests.support.decoders import write_decoder, write_ids
@@ -211,6 +212,20 @@ def test_operators_of_no_runtime(refusal: Told) -> None:
     with refusal:
         refuse_foreign(ending_in("Odd", "elsewhere"), PROFILES["cpu"])
     refuse_foreign(ending_in("Gelu", ""), PROFILES["cpu"])
+
+
+@follows("passes/base/fp8_calls.py:refuse_wrong_calls")
+def test_a_call_of_the_operator_that_means_nothing(refusal: Told, made: Made, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", ["--calibration", made.data, "--spike-ratio", 50, "--no-eval"]
+    done("quantize", made.model, "-o", out, *data, "--high-precision", "fp8_e4m3")
+    model = onnx.load(out / "model.onnx")
+    call = next(node for node in model.graph.node if node.op_type == "Fp8MatMul")
+    next(attribute for attribute in call.attribute if attribute.name == "K").i = -1
+    (out / "model.onnx.data").unlink()
+    onnx.save(model, out / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    refusal.command("eval", out, "--text", made.text)
+    done("apply", made.model, out / "plan.json", "-o", tmp_path / "again")
+    done("eval", tmp_path / "again", "--text", made.text)
 
 
 # ------------------------------------------------------------------------------------------------- faults of ours
