@@ -234,8 +234,9 @@ def test_ranges_of_fewer_sites(refusal: Told, made: Made, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "wrong",
     [
-        pytest.param(wrong, marks=follows("spq_graph/documents/plan_file.py:refuse_misfit", words))
-        for wrong, words in (("less", "has no entry"), ("more", "has an entry"), ("other", "the plan says"))
+        pytest.param("less", marks=follows("spq_graph/documents/plan_file.py:refuse_misfit", "has no entry")),
+        pytest.param("more", marks=follows("spq_graph/documents/plan_file.py:refuse_misfit", "has an entry")),
+        pytest.param("other", marks=follows("spq_graph/documents/plan_file.py:refuse_misfit", "the plan says")),
     ],
 )
 def test_a_plan_that_does_not_fit(refusal: Told, made: Made, tmp_path: Path, wrong: str) -> None:
