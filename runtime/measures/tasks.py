@@ -22,6 +22,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from spq_graph.documents.content import content_of
 from spq_graph.documents.parsed import parse_json
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.runtime.text.tokenizer import TextTokenizer
@@ -84,7 +85,7 @@ def load_task(path: Path) -> Task:
         DataError: unreadable, empty, or a row of another form, named by its line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = content_of(path).decode().split("\n")
     except OSError as error:
         raise DataError(
             f"cannot be read: {error.strerror}", where=str(path), remedy="Check the spelling and the right to read it."

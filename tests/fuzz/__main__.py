@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from tests.fuzz.cases import KINDS
 from tests.fuzz.run import base_in, prepare, run, summary
 
-_COUNTS = {"inspect": 10_000, "quantize": 1_000, "others": 1_000, "documents": 2_000}
+_COUNTS = {"inspect": 10_000, "quantize": 1_000, "others": 1_000, "documents": 2_000, "sources": 300, "options": 1_000}
 
 
 def main() -> int:

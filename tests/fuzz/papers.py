@@ -142,3 +142,14 @@ def spoil_text(rng: Rng, content: bytes) -> bytes:
         lambda: b"\0" * 5000,
     ]
     return rng.choice(ways)()
+
+
+SPOILED: dict[str, Callable[[Rng, bytes], bytes]] = {
+    ".json": spoil_json,
+    ".toml": spoil_toml,
+    ".npz": spoil_npz,
+    ".safetensors": spoil_safetensors,
+    ".txt": spoil_text,
+    ".onnx": damage,
+}
+"""What becomes of a file, by the end of its name."""
