@@ -40,8 +40,8 @@ def main() -> int:
     statuses: Counter[str] = Counter()
     start, done = time.monotonic(), 0
     with TemporaryDirectory(prefix="spq-fuzz-") as folder:
-        base = base_in(Path(folder))
         chosen = [given.case] if given.case else names
+        base = base_in(Path(folder), sources=any(name.startswith("sources") for name in chosen))
         for ended in run(given.seed, chosen, keep, base, workers=given.workers, keep=bool(given.case)):
             done += 1
             found.update(ended.faults)

@@ -72,8 +72,8 @@ def prepare() -> None:
     del onnx, ort, spq_graph
 
 
-def base_in(folder: Path) -> Path:
-    """Sound documents, made by the commands."""
+def base_in(folder: Path, *, sources: bool) -> Path:
+    """Sound documents, made by the commands, and sources where they are asked for: those take torch and gguf."""
 
     def call(arguments: list[str]) -> None:
         made = folder / f"call-{time.monotonic_ns()}"
@@ -83,6 +83,8 @@ def base_in(folder: Path) -> Path:
             raise RuntimeError(f"{arguments}: {(made / 'err').read_text()}")
 
     base = write_base(folder / "base", call)
+    if not sources:
+        return base
     write = (
         "import sys; from pathlib import Path; from tests.fuzz.sources import write_sources as w; w(Path(sys.argv[1]))"
     )
