@@ -35,13 +35,14 @@ def main() -> int:
     counts = {kind: n or 0 for kind, n in asked.items()} if any(n is not None for n in asked.values()) else _COUNTS
     names = [f"{kind}-{given.first + n}" for kind in KINDS for n in range(counts[kind])]
     keep = given.keep.resolve() / str(given.seed)
-    prepare()
+    chosen = [given.case] if given.case else names
+    sources = any(name.startswith("sources") for name in chosen)
+    prepare(sources=sources)
     found: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
     start, done = time.monotonic(), 0
     with TemporaryDirectory(prefix="spq-fuzz-") as folder:
-        chosen = [given.case] if given.case else names
-        base = base_in(Path(folder), sources=any(name.startswith("sources") for name in chosen))
+        base = base_in(Path(folder), sources=sources)
         for ended in run(given.seed, chosen, keep, base, workers=given.workers, keep=bool(given.case)):
             done += 1
             found.update(ended.faults)
