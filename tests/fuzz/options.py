@@ -82,7 +82,7 @@ _OPTIONS = {
         "words": ("--prompt", "--stop"),
         "files": ("--tokenizer",),
     },
-    "bench": {"numbers": ("--rounds", "--threads", "--length"), "words": ("--target",), "files": ("--against",)},
+    "bench": {"numbers": ("--threads", "--length"), "words": ("--target",), "files": ("--against",)},
     "inspect": {
         "numbers": ("--calibration-tokens", "--window"),
         "words": ("--site",),
