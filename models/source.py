@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from spq_graph.documents.parsed import parse_json
 from spq_graph.models import gguf
 from spq_graph.models.adapter import base_of, check_adapter
-from spq_graph.models.config import check_config, check_limits
+from spq_graph.models.config import check_config, check_held, check_limits
 from spq_graph.models.leftover import refuse_quantized_names
 from spq_graph.models.onnx_folder import onnx_below, onnx_in
 from spq_graph.terms.errors import SourceError
@@ -132,6 +132,7 @@ def _folder(path: Path, tokenizer: Path | None) -> Source:
     config = _config(base)
     check_config(config, base)
     _check_weights(base)
+    check_held(config, base)
     check_adapter(path)
     return _source("folder", path, _tokenizer(tokenizer or own), config, base)
 
@@ -194,12 +195,7 @@ def _check_weights(folder: Path) -> None:
     """Raises unless a complete set of weight files lies in `folder`."""
     index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
     whole = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-    if whole:
-        files = whole[:1]
-    elif index:
-        files = _shards(index)
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    files = whole[:1] or (_shards(index) if index else sorted(folder.glob("*.safetensors")))
     if not files:
         raise SourceError(
             "no weights: neither *.safetensors nor pytorch_model.bin",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
@@ -21,9 +22,23 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
             text = text.decode(json.detect_encoding(text), "surrogatepass")
         content = json.loads(text, **hooks)
         if _SURROGATE.search(text):
-            json.dumps(content, ensure_ascii=False, default=repr).encode()
+            for found in _texts(content):
+                found.encode()
     except RecursionError as cause:
         raise ValueError("it is nested too deep") from cause
     except UnicodeEncodeError as cause:
         raise ValueError("it holds half a surrogate pair, which is no text") from cause
     return content
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Every text in what JSON holds, keys included."""
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            waiting += [*part, *part.values()]
+        elif isinstance(part, list | tuple):
+            waiting += part
