@@ -17,7 +17,7 @@ from spq_graph.passes.observe import Observe
 from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
-from spq_graph.runtime.sessions.segmented import SegmentedRunner
+from spq_graph.runtime.sessions.segmented import SegmentedRunner, give_back_memory
 from spq_graph.runtime.text.sequences import Sequences, spread
 from spq_graph.terms.errors import ActivationError, NotFiniteError
 from spq_graph.terms.targets import PROFILES
@@ -26,7 +26,7 @@ from spq_graph.workbench.faults import WIDER, first_fault
 from spq_graph.workbench.not_finite import not_finite, sized
 from spq_graph.workbench.workbench import Workbench
 
-TOKENS = 1024  # that are enough to see whether a model says anything
+TOKENS = 256  # that are enough to see whether a model says anything
 _ALL = "pass --keep '*' --high-precision fp32"
 
 
@@ -94,18 +94,32 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
     """
     nothing = bench.probe_ids()
     text = spread(sequences, TOKENS) if sequences is not None else Sequences(nothing, np.ones_like(nothing))
-    if not text.predicted.any():
-        return  # a graph that takes one token at a time
+    if bench.logits.output is None or not text.predicted.any():
+        return  # nothing to score: no logits, or a graph that takes one token at a time
+    if sequences is None:  # calibration, which is finite or refused, has run the source on what is given
+        _refuse_source(bench, text)
     file = bench.build(plan, profile=bench.measured_as(plan)) if bench.emulates(plan) else built
     try:
-        score_text(bench.reference, [bench.stream_for(plan, file)], text)
+        give_back_memory()  # of what wrote and proved the file: a session takes as much again
+        score_text(bench.stream_for(plan, file), [], text)
     except LogitsNotFiniteError as error:
-        if error.number is None:
-            raise in_source(error, bench) from error
+        _refuse_source(bench, text)
         raise once_quantized(error, bench, canonical(file.path), file.path) from error
     finally:
         if file is not built:
             file.discard()
+
+
+def _refuse_source(bench: Workbench, text: Sequences) -> None:
+    """Refuse a source whose own logits are not finite.
+
+    Raises:
+        ActivationError: naming where it begins.
+    """
+    try:
+        score_text(bench.reference, [], text)
+    except LogitsNotFiniteError as error:
+        raise in_source(error, bench) from error
 
 
 def once_quantized(
