@@ -59,7 +59,9 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="how often each model is timed")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="threads of every session")] = 1,
-    length: Annotated[list[int] | None, typer.Option(min=1, help="prompt lengths (repeatable; 128 and 512)")] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, max=1 << 20, help="prompt lengths (repeatable; 128 and 512)")
+    ] = None,
     report: Annotated[bool, typer.Option("--report", help="write the figures into OUT's report")] = False,
     as_json: o.Json = False,
 ) -> None:

@@ -92,3 +92,9 @@ def test_wrong_use(cached: tuple[Path, Path]) -> None:
 
 def test_ratios_are_medians_over_rounds_not_of_them() -> None:
     assert times_faster([2.0, 100.0, 3.0], [1.0, 100.0, 1.0]) == 2.0
+
+
+def test_a_prompt_that_no_memory_holds_is_refused_before_anything_is_read() -> None:
+    ended = spq("bench", "nowhere.onnx", "--length", 10**12)
+    assert ended.code == 2
+    assert "1048576" in ended.err
