@@ -14,6 +14,7 @@ from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.passes.base.run import run
 from spq_graph.passes.find.flow import in_half
 from spq_graph.passes.observe import Observe
+from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
@@ -89,7 +90,7 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
         sequences: what to run; None for a row of token 0.
 
     Raises:
-        ActivationError: logits of the source are not finite.
+        ActivationError: logits of the source are not finite, or what it gives instead.
         NotFiniteError: those of what was made of it are not.
     """
     nothing = bench.probe_ids()
@@ -98,7 +99,12 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
         return  # a graph that takes one token at a time
     file = bench.build(plan, profile=bench.measured_as(plan)) if bench.emulates(plan) else built
     try:
-        score_text(bench.reference, [bench.stream_for(plan, file)], text)
+        stream = bench.stream_for(plan, file)
+        if bench.logits.output is not None:
+            score_text(bench.reference, [stream], text)
+        else:
+            _require_finite(bench.reference, None, text)
+            _require_finite(stream, 0, text)
     except LogitsNotFiniteError as error:
         if error.number is None:
             raise in_source(error, bench) from error
@@ -106,6 +112,20 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
     finally:
         if file is not built:
             file.discard()
+
+
+def _require_finite(stream: Stream, number: int | None, text: Sequences) -> None:
+    """Run a graph without logits on a text, of which nothing can be judged but that it gives numbers.
+
+    Raises:
+        LogitsNotFiniteError: with the batch on which it does not, and `number`.
+    """
+    rows = batches_without_padding(text, *stream.fixed_shape)
+    filled = [stream.filled(ids, np.ones_like(ids)) for ids in rows]
+    given = stream.results(filled) if isinstance(stream, SegmentedRunner) else (stream.run(*batch) for batch in filled)
+    for batch, results in zip(filled, given, strict=True):
+        if not all(np.isfinite(array).all() for array in results):
+            raise LogitsNotFiniteError(str(stream.path), number, *batch)
 
 
 def once_quantized(

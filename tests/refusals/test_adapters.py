@@ -7,18 +7,23 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from safetensors.numpy import save_file
+
 from spq_graph.models.adapter import ADAPTER_CONFIG, base_of, check_adapter
+from spq_graph.models.loading import load_causal_lm
 from spq_graph.models.onnx_folder import onnx_in, onnx_of
 from spq_graph.models.source import resolve
 from tests.support.decoders import write_decoder
 from tests.support.following import Told
 
 follows = pytest.mark.follows
+RANK = 4
 RIGHT = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
 
@@ -129,6 +134,39 @@ def test_a_broken_adapter(refusal: Told, adapter: Path, tiny_llama: Path, conten
     says(adapter, base_model_name_or_path=str(tiny_llama))  # as it is downloaded again
     assert base_of(adapter) == tiny_llama
     assert base_of(tiny_llama) == tiny_llama
+
+
+def lora(adapter: Path, base: Path, *, rank: int = RANK, layers: int = 2) -> Path:
+    """One of rank 4 of every layer's query projection, whose configuration may say another rank, on another base."""
+    places = {"target_modules": ["q_proj"], "base_model_name_or_path": str(base)}
+    says(adapter, peft_type="LORA", task_type="CAUSAL_LM", r=rank, lora_alpha=8, **places)
+    shapes = {"A": (RANK, 32), "B": (32, RANK)}
+    names = {
+        f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_{part}.weight" for n in range(layers) for part in "AB"
+    }
+    tensors = {name: np.ones(shapes[name[-len("A.weight")]], np.float32) for name in names}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    return adapter
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({"rank": RANK - 1}, marks=follows("models/adapter.py:merged", "cannot be merged")),
+        pytest.param({"layers": 3}, marks=follows("models/adapter.py:merged", "do not belong together")),
+    ],
+    ids=["other rank", "other base"],
+)
+def test_an_adapter_that_does_not_fit(refusal: Told, adapter: Path, tiny_llama: Path, wrong: dict[str, int]) -> None:
+    """Merged where it was trained, the one that belongs to the model, or the model alone."""
+    pytest.importorskip("peft")
+    with refusal:
+        load_causal_lm(lora(adapter, tiny_llama, **wrong))
+    assert refusal.error.remedy.endswith("pass the folder of the base model.")
+    whole = load_causal_lm(lora(adapter, tiny_llama))
+    whole.save_pretrained(adapter.parent / "merged")
+    for folder in (adapter.parent / "merged", tiny_llama):
+        assert load_causal_lm(folder).state_dict().keys() == whole.state_dict().keys()
 
 
 # ------------------------------------------------------------------------------------------------- ONNX in folders
