@@ -80,6 +80,7 @@ def onnx_of(path: Path) -> Path:
     raise SourceError("the folder holds no .onnx file", where=str(path), remedy=remedy)
 
 
-def _likely(file: Path) -> tuple[bool, bool, str]:
+def _likely(file: Path) -> tuple[bool, bool, bool, str]:
     """Those first that are likely to be meant: optimum's merged decoder has its model inside of an If."""
-    return file.name != _MODEL, "merged" in file.name or "with_past" in file.name, str(file)
+    none = "merged" in file.stem or file.stem.startswith("encoder")
+    return file.name != _MODEL, none, "with_past" in file.stem, str(file)

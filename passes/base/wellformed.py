@@ -17,6 +17,9 @@ from spq_graph.passes.base.values import is_standard
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.targets import CONTRIB
 
+EXPORT_NEWER = (
+    "export the model again with opset 13 or later, as optimum does with `--opset 17` and `spq-graph export` does"
+)
 _INT, _FLOAT, _STRING = ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING
 _MANY = 1 << 31
 # Of what ONNX Runtime has beside ONNX, and passes read: fewest and most inputs, and which attributes it must have.
@@ -63,11 +66,13 @@ def check_nodes(model: ir.Model, where: str) -> None:
     """
     for node, opset in _nodes_of(model):
         if (wrong := _wrong_with(node, opset)) is not None:
-            raise GraphError(
-                f"node '{node.name or ''}' ({node.op_type}) {wrong}",
-                where=where,
-                remedy="the graph is invalid; export the model again",
-            )
+            what = f"node '{node.name or ''}' ({node.op_type}) {wrong}"
+            if is_standard(node) and opset < 13:
+                # Of an old one it may be the number that is wrong, and a newer one is what the lift would bring it to.
+                raise GraphError(
+                    f"{what}; this graph says that it is of opset {opset}", where=where, remedy=EXPORT_NEWER
+                )
+            raise GraphError(what, where=where, remedy="the graph is invalid; export the model again")
 
 
 def _nodes_of(model: ir.Model) -> Iterator[tuple[ir.Node, int]]:

@@ -14,12 +14,12 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from spq_graph.passes.base.replace import add_constant
 from spq_graph.passes.base.values import is_standard
+from spq_graph.passes.base.wellformed import EXPORT_NEWER
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.targets import OLDEST_LIFTED
 
 TO = 13
 FIRST_IR = 7  # of the ONNX file format, that knows opset 13
-REMEDY = "export the model again with opset 13 or later, as optimum does with `--opset 17` and `spq-graph export` does"
 _Array = npt.NDArray[np.generic]
 _Change = Callable[[ir.Graph, ir.Node], None]
 _FLATTEN = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
@@ -61,7 +61,7 @@ def refuse_old(model: ir.Model, where: str) -> None:
         raise GraphError(
             f"the graph has opset {opset_of(model)}, and products in integers take {TO}: {why}",
             where=where,
-            remedy=REMEDY,
+            remedy=EXPORT_NEWER,
         )
 
 

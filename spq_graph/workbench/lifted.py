@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spq_graph.passes.canon.lift_old import REMEDY
+from spq_graph.passes.base.wellformed import EXPORT_NEWER
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.terms.errors import GraphError, SourceError
 from spq_graph.workbench.workbench import Workbench
@@ -33,7 +33,7 @@ def refuse_changed(bench: Workbench) -> None:
         raise GraphError(
             f"lifted from opset {prepared.lifted_from}, the graph does not run: {cause.what}",
             where=bench.source.origin,
-            remedy=REMEDY,
+            remedy=EXPORT_NEWER,
         ) from cause
     largest = float(np.nanmax(np.abs(before), initial=1.0))
     if not np.allclose(after, before, rtol=0.0, atol=_WITHIN * largest, equal_nan=True):
@@ -41,5 +41,5 @@ def refuse_changed(bench: Workbench) -> None:
             f"lifted from opset {prepared.lifted_from}, the graph gives other logits: they differ by "
             f"{float(np.nanmax(np.abs(after - before))):.3g} where the largest is {largest:.3g}",
             where=bench.source.origin,
-            remedy=REMEDY,
+            remedy=EXPORT_NEWER,
         )

@@ -27,7 +27,7 @@ from spq_graph.workbench.faults import WIDER, first_fault
 from spq_graph.workbench.not_finite import not_finite, sized
 from spq_graph.workbench.workbench import Workbench
 
-TOKENS = 1024  # that are enough to see whether a model says anything
+TOKENS = 256  # that are enough to see whether a model says anything
 _ALL = "pass --keep '*' --high-precision fp32"
 
 
@@ -95,8 +95,8 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
     """
     nothing = bench.probe_ids()
     text = spread(sequences, TOKENS) if sequences is not None else Sequences(nothing, np.ones_like(nothing))
-    if not text.predicted.any():
-        return  # a graph that takes one token at a time
+    if bench.logits.output is None or not text.predicted.any():
+        return  # nothing to score: no logits, or a graph that takes one token at a time
     file = bench.build(plan, profile=bench.measured_as(plan)) if bench.emulates(plan) else built
     try:
         stream = bench.stream_for(plan, file)

@@ -71,8 +71,12 @@ def options() -> Iterator[tuple[str, str]]:
                 yield verb, str(parameter.name)
 
 
+# Of every verb, and the same in each: tests/e2e/test_folders.py hears what a verb has to say with --verbose.
+SHARED = ("as_json", "said")
+
+
 def test_every_option_has_a_row(world: World) -> None:
-    found = {(verb, name) for verb, name in options() if name not in ("as_json", "source")}
+    found = {(verb, name) for verb, name in options() if name not in (*SHARED, "source")}
     assert rows(world).keys() == found
 
 

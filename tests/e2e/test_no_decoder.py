@@ -115,4 +115,4 @@ def test_a_folder_of_onnx_files_is_answered_with_one_that_is_taken(tmp_path: Pat
     written(tmp_path / "decoder_model_merged.onnx", merged)
     (tmp_path / "encoder_model.onnx").write_bytes(instead.read_bytes())
     verb = ["quantize", tmp_path, "-o", tmp_path / "out", "--no-eval", "--calibration", data(tmp_path), "--window", 32]
-    assert f"pass the file itself, {instead}" in " ".join(spq(*verb).err.split()).replace("/ ", "/")
+    assert f"Pass the one that is meant, such as {instead}." in " ".join(spq(*verb).err.split()).replace("/ ", "/")
