@@ -95,16 +95,16 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
     """
     nothing = bench.probe_ids()
     text = spread(sequences, TOKENS) if sequences is not None else Sequences(nothing, np.ones_like(nothing))
-    if bench.logits.output is None or not text.predicted.any():
-        return  # nothing to score: no logits, or a graph that takes one token at a time
+    if not text.predicted.any():
+        return  # a graph that takes one token at a time
     file = bench.build(plan, profile=bench.measured_as(plan)) if bench.emulates(plan) else built
     try:
         stream = bench.stream_for(plan, file)
         if bench.logits.output is not None:
             score_text(bench.reference, [stream], text)
         else:
-            _require_finite(bench.reference, None, text)
-            _require_finite(stream, 0, text)
+            require_finite(bench.reference, None, text)
+            require_finite(stream, 0, text)
     except LogitsNotFiniteError as error:
         if error.number is None:
             raise in_source(error, bench) from error
@@ -114,7 +114,7 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
             file.discard()
 
 
-def _require_finite(stream: Stream, number: int | None, text: Sequences) -> None:
+def require_finite(stream: Stream, number: int | None, text: Sequences) -> None:
     """Run a graph without logits on a text, of which nothing can be judged but that it gives numbers.
 
     Raises:

@@ -31,6 +31,11 @@ def of_opset(path: Path, opset: int) -> Path:
     return path
 
 
+def plain(path: Path, opset: int) -> Path:
+    onnx.save(decoder(Decoder(heads=2, kv_heads=2), opset=opset), path)
+    return path
+
+
 def resized(path: Path, opset: int) -> Path:
     """A decoder whose head reads through an operator that opset 10 says in a way that nothing brings over."""
     model = decoder(Decoder(heads=2, kv_heads=2), opset=max(opset, 12))
@@ -73,6 +78,18 @@ def test_an_opset_that_is_too_old(refusal: Told, tmp_path: Path) -> None:
     refusal.command(*calibrating(resized(tmp_path / "old.onnx", 10), ids))
     for opset in named_opsets(refusal):
         done(*calibrating(resized(tmp_path / f"{opset}.onnx", opset), ids))
+
+
+@follows("passes/base/wellformed.py:check_nodes", "this graph says that it is of opset")
+def test_a_node_that_is_newer_than_its_opset(refusal: Told, tmp_path: Path) -> None:
+    """As where only the number was changed; exported again, operators and number go together."""
+    ids, old = ids_of(tmp_path / "ids.npz"), plain(tmp_path / "old.onnx", 12)
+    model = onnx.load(old)
+    model.opset_import[0].version = 9
+    onnx.save(model, old)
+    refusal.command(*calibrating(old, ids))
+    for opset in named_opsets(refusal):
+        done(*calibrating(plain(tmp_path / f"{opset}.onnx", opset), ids))
 
 
 @follows("spq_graph/workbench/holding.py:_refuse_newer")
@@ -140,10 +157,6 @@ def test_a_lift_that_fails(
     monkeypatch.setitem(CHANGES, op_type, (13, change))
     ids = ids_of(tmp_path / "ids.npz")
 
-    def plain(opset: int) -> Path:
-        onnx.save(decoder(Decoder(heads=2, kv_heads=2), opset=opset), tmp_path / f"{opset}.onnx")
-        return tmp_path / f"{opset}.onnx"
-
-    refusal.command(*calibrating(plain(12), ids))
+    refusal.command(*calibrating(plain(tmp_path / "old.onnx", 12), ids))
     for opset in named_opsets(refusal):
-        done(*calibrating(plain(opset), ids))
+        done(*calibrating(plain(tmp_path / f"{opset}.onnx", opset), ids))
