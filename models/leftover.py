@@ -27,6 +27,9 @@ _MERGE: Final = (
     "They are of an adapter that was not merged: call merge_and_unload() of peft where it was trained, save that with "
     "save_pretrained, and pass the folder."
 )
+_SAME_PLACE: Final = (
+    "Take config.json and the weights from the same place: these do not belong together, or are incomplete."
+)
 _WRAPPERS: Final = ("_orig_mod.", "module.", "_forward_module.")  # torch.compile, DataParallel, DeepSpeed
 
 
@@ -97,9 +100,9 @@ def _refuse_missing(missing: Sequence[str], unexpected: Sequence[str], folder: P
     if not missing:
         return
     what = f"the weight files lack {len(missing)} of the model's tensors: {listed(missing)}"
-    remedy = "Take config.json and the weights from the same place: these do not belong together, or are incomplete."
+    remedy = _SAME_PLACE
     if missing == ["lm_head.weight"]:
-        remedy = 'If the head is the embedding, write "tie_word_embeddings": true into config.json. ' + remedy
+        remedy = f'If the head is the embedding, write "tie_word_embeddings": true into config.json. {_SAME_PLACE}'
     for prefix in _WRAPPERS:
         if any(f"{prefix}{name}" in unexpected for name in missing):
             what += f"; there is {listed([prefix + missing[0]])} and the like"

@@ -85,18 +85,38 @@ def test_products_inside_of_an_if(
     follow_export(refusal.error.remedy, made, tiny_llama, tmp_path, monkeypatch)
 
 
-@follows("spq_graph/terms/halves.py:refuse_halves", "merged decoder")
-def test_a_merged_decoder(
+@follows("spq_graph/terms/halves.py:refuse_halves", "or let optimum export it")
+def test_a_merged_decoder_alone(
     refusal: Told, made: Made, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone it is exported again, with or without merging; and where what was merged lies beside it, that is named."""
-    merged = inside_if(tmp_path / "decoder_model_merged.onnx", cached=True)
-    refusal.command(*calibrating(merged, made, tmp_path))
-    assert "decoder_model.onnx" in refusal.error.remedy
+    """It is exported again, with or without merging."""
+    refusal.command(*calibrating(inside_if(tmp_path / "decoder_model_merged.onnx", cached=True), made, tmp_path))
     follow_export(refusal.error.remedy, made, tiny_llama, tmp_path, monkeypatch)
-    write_decoder(tmp_path / "decoder_model.onnx", layers=1)
-    refusal.command(*calibrating(merged, made, tmp_path))
-    done(*calibrating(refusal.error.remedy.removeprefix("pass "), made, tmp_path))
+    unmerged = refusal.error.remedy.rpartition("and pass ")[2]
+    done(*calibrating(write_decoder(tmp_path / unmerged, layers=1), made, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(
+            ["decoder_model", "decoder_with_past_model"],
+            marks=follows("spq_graph/terms/halves.py:refuse_halves", "lies beside it, too"),
+        ),
+        pytest.param(
+            ["decoder_with_past_model"],
+            marks=follows("spq_graph/terms/halves.py:refuse_halves", "merged decoder", nth=1),
+        ),
+    ],
+    ids=["both", "one"],
+)
+def test_a_merged_decoder_beside_its_parts(refusal: Told, made: Made, tmp_path: Path, parts: list[str]) -> None:
+    for number, part in enumerate(parts):
+        write_decoder(tmp_path / f"{part}.onnx", layers=1, cache=number > 0)
+    refusal.command(*calibrating(inside_if(tmp_path / "decoder_model_merged.onnx", cached=True), made, tmp_path))
+    first, _, more = refusal.error.remedy.removeprefix("pass ").partition("; ")
+    done(*calibrating(first, made, tmp_path))
+    assert [Path(first).name, *(name.strip(",") for name in more.split()[:1])] == [f"{part}.onnx" for part in parts]
 
 
 @follows("spq_graph/terms/halves.py:refuse_halves", "encoder-decoder")
