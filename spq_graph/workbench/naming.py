@@ -18,7 +18,7 @@ from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
-from spq_graph.runtime.sessions.segmented import SegmentedRunner
+from spq_graph.runtime.sessions.segmented import SegmentedRunner, give_back_memory
 from spq_graph.runtime.text.sequences import Sequences, spread
 from spq_graph.terms.errors import ActivationError, NotFiniteError
 from spq_graph.terms.targets import PROFILES
@@ -97,35 +97,52 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
     text = spread(sequences, TOKENS) if sequences is not None else Sequences(nothing, np.ones_like(nothing))
     if not text.predicted.any():
         return  # a graph that takes one token at a time
+    if sequences is None:  # calibration, which is finite or refused, has run the source on what is given
+        _refuse_source(bench, text)
     file = bench.build(plan, profile=bench.measured_as(plan)) if bench.emulates(plan) else built
     try:
-        stream = bench.stream_for(plan, file)
-        if bench.logits.output is not None:
-            score_text(bench.reference, [stream], text)
-        else:
-            require_finite(bench.reference, None, text)
-            require_finite(stream, 0, text)
+        give_back_memory()  # of what wrote and proved the file: a session takes as much again
+        require_finite(bench.stream_for(plan, file), text, scored=bench.logits.output is not None)
     except LogitsNotFiniteError as error:
-        if error.number is None:
-            raise in_source(error, bench) from error
+        _refuse_source(bench, text)
         raise once_quantized(error, bench, canonical(file.path), file.path) from error
     finally:
         if file is not built:
             file.discard()
 
 
-def require_finite(stream: Stream, number: int | None, text: Sequences) -> None:
-    """Run a graph without logits on a text, of which nothing can be judged but that it gives numbers.
+def require_finite(stream: Stream, text: Sequences, *, scored: bool) -> None:
+    """Run a graph on a text to see that it gives numbers.
+
+    Args:
+        stream: the graph.
+        text: what to run.
+        scored: whether it gives logits, which text is scored by; of others nothing can be judged but that.
 
     Raises:
-        LogitsNotFiniteError: with the batch on which it does not, and `number`.
+        LogitsNotFiniteError: with what it does not give them on.
     """
+    if scored:
+        score_text(stream, [], text)
+        return
     rows = batches_without_padding(text, *stream.fixed_shape)
     filled = [stream.filled(ids, np.ones_like(ids)) for ids in rows]
     given = stream.results(filled) if isinstance(stream, SegmentedRunner) else (stream.run(*batch) for batch in filled)
     for batch, results in zip(filled, given, strict=True):
         if not all(np.isfinite(array).all() for array in results):
-            raise LogitsNotFiniteError(str(stream.path), number, *batch)
+            raise LogitsNotFiniteError(str(stream.path), None, *batch)
+
+
+def _refuse_source(bench: Workbench, text: Sequences) -> None:
+    """Refuse a source whose own logits are not finite, or what it gives instead.
+
+    Raises:
+        ActivationError: naming where it begins.
+    """
+    try:
+        require_finite(bench.reference, text, scored=bench.logits.output is not None)
+    except LogitsNotFiniteError as error:
+        raise in_source(error, bench) from error
 
 
 def once_quantized(

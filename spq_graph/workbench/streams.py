@@ -10,7 +10,7 @@ from spq_graph.passes.files.save import save_model
 from spq_graph.passes.pieces.split import split
 from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.sessions.executed import Executed
-from spq_graph.runtime.sessions.segmented import SegmentedRunner
+from spq_graph.runtime.sessions.segmented import SegmentedRunner, give_back_memory
 from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import UsageError
@@ -89,5 +89,6 @@ def execute(stream: Stream, ids: Ids) -> Executed:
 
 def execute_file(path: Path, ids: Ids, memory: int | None = None) -> Executed:
     """As `execute`, of a file that is not open: what fits as a whole is opened once, under the profiler."""
+    give_back_memory()  # of what wrote the file: a session takes as much again
     model = _in_segments(prepared(path), memory)
     return SegmentedRunner(model).execute_once(ids) if model is not None else execute_once(path, ids)
