@@ -111,10 +111,26 @@ def test_weights_without_a_head(refusal: Told, folder: Path, tiny_llama: Path) -
 
 
 @follows("models/leftover.py:_refuse_missing", "inside of a wrapper")
-def test_weights_that_a_wrapper_named(refusal: Told, folder: Path) -> None:
-    """The command that is told, in a Python of its own."""
+@pytest.mark.parametrize("kind", ["whole", "shards", "bin"])
+def test_weights_that_a_wrapper_named(refusal: Told, folder: Path, kind: str) -> None:
+    """The command that is told, in a Python of its own, on weights in one file and in several, of either kind."""
+    folder = folder.rename(folder.with_name("a model's folder"))
+    torch = pytest.importorskip("torch")
     wrapped = {f"_orig_mod.{name}": array for name, array in load_file(folder / WEIGHTS).items()}
     save_file(wrapped, folder / WEIGHTS, {"format": "pt"})
+    if kind == "shards":
+        names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+        index = {name: names[place % 2] for place, name in enumerate(wrapped)}
+        for file in names:
+            held = {name: array for name, array in wrapped.items() if index[name] == file}
+            save_file(held, folder / file, {"format": "pt"})
+        (folder / f"{WEIGHTS}.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8"
+        )
+    if kind == "bin":
+        torch.save({name: torch.from_numpy(array) for name, array in wrapped.items()}, folder / "pytorch_model.bin")
+    if kind != "whole":
+        (folder / WEIGHTS).unlink()
     with refusal:
         load_causal_lm(folder)
     program, option, code = shlex.split(refusal.error.remedy.rpartition("off the names: ")[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import onnx
@@ -11,6 +12,10 @@ from onnx import TensorProto, helper
 
 pytest.importorskip("onnxruntime")
 
+from docs.refusals import ROOT
+from spq_graph.runtime.proof import held
+from spq_graph.runtime.proof.held import refuse_absent
+from spq_graph.runtime.sessions import openvino
 from spq_graph.terms.targets import PROFILES
 from tests.refusals.conftest import Made
 from tests.support.command import done
@@ -19,28 +24,49 @@ from tests.support.following import Told
 from tests.support.graphs import Builder
 
 follows = pytest.mark.follows
-ABSENT = "OpenVINO is not installed: pip install 'spq-graph[openvino]'"
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        pytest.param("bench", marks=follows("spq_graph/jobs/bench.py:_check")),
-        pytest.param("eval", marks=follows("spq_graph/jobs/evaluate.py:_runs_on", "WHAT")),
-    ],
-)
-def test_a_target_that_is_not_here(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+@follows("runtime/proof/held.py:refuse_absent", "OpenVINO is not installed")
+def test_without_openvino(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """As before and after the package is installed."""
-    once = ["--rounds", 1, "--length", 4] if verb == "bench" else ["--text", made.text]
-    arguments = [verb, made.model, *once, "--target", "openvino"]
-    module = "bench" if verb == "bench" else "evaluate"
+    arguments = ["eval", made.model, "--text", made.text, "--target", "openvino"]
     with monkeypatch.context() as without:
-        without.setattr(f"spq_graph.jobs.{module}.why_absent", lambda profile: ABSENT)
+        without.setattr(openvino, "is_here", lambda: False)
         refusal.command(*arguments)
+        with refusal:
+            refuse_absent(PROFILES["openvino"], "--target")
     assert refusal.error.remedy == "pip install 'spq-graph[openvino]'"
-    assert "openvino" in PROFILES
     pytest.importorskip("openvino")
     done(*arguments)
+
+
+def timing(made: Made, target: str) -> list[object]:
+    return ["bench", made.model, "--rounds", 1, "--length", 4, "--target", target]
+
+
+@follows("runtime/proof/held.py:refuse_absent", "here has no")
+def test_without_a_provider(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before and after the package is installed, on a machine with its device."""
+    monkeypatch.setattr(held, "_starts", lambda _: True)
+    monkeypatch.setattr(held.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    refusal.command(*timing(made, "cuda"))
+    extra = refusal.error.remedy.partition("[")[2].partition("]")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert extra in project["optional-dependencies"]
+    monkeypatch.setattr(held.ort, "get_available_providers", lambda: [PROFILES["cuda"].provider])
+    refuse_absent(PROFILES["cuda"], "--target")
+
+
+@follows("runtime/proof/held.py:refuse_absent", "does not start here")
+def test_without_a_device(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without the device and then on one with it, and on the CPU."""
+    monkeypatch.setattr(held.ort, "get_available_providers", lambda: [PROFILES["cuda"].provider])
+    with monkeypatch.context() as without:
+        without.setattr(held, "_starts", lambda _: False)
+        refusal.command(*timing(made, "cuda"))
+    done(*timing(made, refusal.error.remedy.split()[-1]))
+    monkeypatch.setattr(held, "_starts", lambda _: True)
+    refuse_absent(PROFILES["cuda"], "--target")
 
 
 def inside_if(path: Path, *, cached: bool) -> Path:
