@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 pytest.importorskip("onnxruntime")
 
@@ -32,6 +32,7 @@ from tests.support.command import done, spq
 from tests.support.decoder_graphs import decoder
 from tests.support.decoders import random_ids, write_decoder
 from tests.support.following import Told
+from tests.support.halves import rewritten
 from tests.support.words import words
 
 follows = pytest.mark.follows
@@ -195,6 +196,34 @@ def test_not_finite_at_a_node(refusal: Told, made: Made, broken: Path) -> None:
     refusal.command("eval", broken, "--text", made.text)
     assert "export the model" in refusal.error.remedy
     done("eval", write_decoder(broken, layers=2), "--text", made.text)
+
+
+def masked(path: Path, number: float) -> Path:
+    """A decoder whose mask lets nothing through behind the third token, by some number."""
+    model = onnx.load(write_decoder(path, layers=2))
+    mask = next(tensor for tensor in model.graph.initializer if tensor.name == "causal")
+    values = numpy_helper.to_array(mask).copy()
+    values[2] = number
+    mask.CopyFrom(numpy_helper.from_array(values, mask.name))
+    onnx.save(model, path)
+    return path
+
+
+@follows("spq_graph/workbench/not_finite.py:not_finite", "ON: FAULT")
+def test_a_mask_of_infinity(refusal: Told, made: Made, tmp_path: Path) -> None:
+    refusal.command("eval", masked(tmp_path / "model.onnx", -np.inf), "--text", made.text)
+    assert "a mask of large negative numbers in place of -inf" in refusal.error.remedy
+    done("eval", masked(tmp_path / "model.onnx", -1e4), "--text", made.text)
+
+
+@follows("spq_graph/workbench/not_finite.py:not_finite", "ON: FAULT")
+def test_logits_beyond_float16(refusal: Told, made: Made, tmp_path: Path) -> None:
+    path, loud = write_decoder(tmp_path / "model.onnx", layers=2), {"lm_head.weight": 20_000.0}
+    refusal.command("eval", rewritten(path, factors=loud), "--text", made.text)
+    assert "export the model in float32 or bfloat16" in refusal.error.remedy
+    for kind in (TensorProto.FLOAT, TensorProto.BFLOAT16):
+        again = write_decoder(tmp_path / "again.onnx", layers=2)
+        done("eval", rewritten(again, into=kind, factors=loud), "--text", made.text)
 
 
 PROMPT = ["--prompt", "w1 w2", "--max-new-tokens", 2, "--tokenizer"]
