@@ -193,7 +193,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _check_weights(folder: Path) -> list[Path]:
-    """The weight files in `folder`, which raises unless the set is complete."""
+    """The weight files in `folder`; raises unless their set is complete."""
     index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
     whole = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
     if whole:

@@ -149,14 +149,15 @@ def test_openvino_runs_every_planned_site_and_says_the_same(case: Case, tmp_path
 
 
 @needs_openvino
-@pytest.mark.parametrize("behind", [1, 2])
-def test_a_head_behind_which_the_result_is_only_renamed(tmp_path: Path, behind: int) -> None:
+@pytest.mark.parametrize("behind", [("Identity",), ("Identity", "Identity"), ("Cast",), ("Cast", "Identity")])
+def test_a_head_behind_which_the_result_is_only_renamed(tmp_path: Path, behind: tuple[str, ...]) -> None:
     model = onnx.load(write_decoder(tmp_path / "model.onnx", layers=1))
     head = next(node for node in model.graph.node if "logits" in node.output)
-    names = [*(f"renamed.{number}" for number in range(behind)), "logits"]
+    names = [*(f"renamed.{number}" for number in range(len(behind))), "logits"]
     head.output[0] = names[0]
-    for before, name in pairwise(names):
-        model.graph.node.append(onnx.helper.make_node("Identity", [before], [name], name=f"to.{name}"))
+    for kind, (before, name) in zip(behind, pairwise(names), strict=True):
+        to = {"to": onnx.TensorProto.FLOAT} if kind == "Cast" else {}
+        model.graph.node.append(onnx.helper.make_node(kind, [before], [name], name=f"to.{name}", **to))
     onnx.save(model, tmp_path / "model.onnx")
     data = ["--calibration", write_ids(tmp_path / "ids.npz"), "--window", 16, "--no-eval", "--spike-ratio", 1e6]
     out, more = tmp_path / "out", ["--target", "openvino", "--quantize-lm-head"]
