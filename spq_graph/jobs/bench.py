@@ -87,6 +87,7 @@ def bench(
         fitting, entries = _fitting(found, lengths, opening.name), [own]
         if against is not None:
             reference = beside.enter_context(Opening.of(against).open(steps, find_sites=False))
+            fitting = _fitting(reference, fitting, reference.source.origin)
             entries = [
                 Entry(FP32, _file(reference), "cpu", reference.logits),
                 *_others(reference, plan, own, targets, steps),

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from spq_graph.runtime.text import documents
@@ -77,6 +78,19 @@ def test_a_gzip_of_a_gigabyte(refusal: Told, tmp_path: Path, monkeypatch: pytest
         text_in(tmp_path / "text.gz")
     (tmp_path / "piece.gz").write_bytes(gzip.compress(b"x" * 1000))
     assert text_in(tmp_path / "piece.gz") == "x" * 1000
+
+
+@follows("runtime/text/documents.py:read_text")
+def test_what_is_no_text(refusal: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text.parquet"
+    path.write_bytes(b"PAR1" + bytes(range(256)) + b"PAR1")
+    with refusal:
+        text_in(path)
+    assert text_in(written(tmp_path / "text.txt", "w0 w1")) == "w0 w1"
+    takes_what_is_wanted(tmp_path / "text.jsonl")
+    monkeypatch.chdir(tmp_path)
+    exec(refusal.error.remedy.rpartition("ids: ")[2].removesuffix("."), {"numpy": np, "IDS": np.ones((2, 9), np.int64)})
+    assert load_sequences(tmp_path / "IDS.npz", None, window=9, bos=False, vocab_size=None).tokens == 18
 
 
 @follows("runtime/text/documents.py:_decoded")

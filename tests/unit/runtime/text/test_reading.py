@@ -132,6 +132,28 @@ class TestFiles:
         with pytest.raises(UsageError, match="--tokenizer DIR"):
             self.load(text)
 
+    def test_a_separator_inside_of_a_string_ends_no_line(self, tmp_path: Path, prepending: TextTokenizer) -> None:
+        texts = [f"{text_of(9)}\u2028{text_of(9)}", text_of(9)]
+        lines, listed = tmp_path / "a.jsonl", tmp_path / "a.json"
+        lines.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
+        listed.write_text(json.dumps(texts), encoding="utf-8")
+        assert self.load(lines, prepending).digest == self.load(listed, prepending).digest
+
+    def test_a_broken_line_is_named(self, tmp_path: Path, prepending: TextTokenizer) -> None:
+        (tmp_path / "a.jsonl").write_text(3 * '"w1 w2"\n' + '{"text": "w1', encoding="utf-8")
+        with pytest.raises(DataError, match="not valid JSON in line 4: Unterminated string"):
+            self.load(tmp_path / "a.jsonl", prepending)
+
+    @pytest.mark.parametrize(
+        "begin", [b"PAR1", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh91AY&SY", b"\x93NUMPY", b"%PDF-"]
+    )
+    def test_other_forms_are_told_by_their_content(
+        self, tmp_path: Path, prepending: TextTokenizer, begin: bytes
+    ) -> None:
+        (tmp_path / "a.txt").write_bytes(begin + bytes(range(256)))
+        with pytest.raises(DataError, match=", not text"):
+            self.load(tmp_path / "a.txt", prepending)
+
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
     @pytest.mark.parametrize("packed", [False, True])
     def test_every_unicode_encoding(
