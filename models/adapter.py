@@ -7,13 +7,13 @@ or refused by name: what comes of a folder does not depend on what is installed.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from spq_graph.documents.parsed import parse_json
 from spq_graph.models.chatter import clipped, said
 from spq_graph.terms.errors import SourceError
 
@@ -141,8 +141,8 @@ def _in_hub_cache(name: str) -> Path | None:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise SourceError(
             f"not readable as JSON: {error}", where=str(path), remedy=_without(folder, "Download it again")
         ) from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Final
 
 from spq_graph.documents.json_text import json_text
 from spq_graph.models.chatter import clipped
 from spq_graph.models.leftover import listed, quantized_already
-from spq_graph.terms.errors import SourceError
+from spq_graph.terms.errors import CheckError, SourceError
 
 # Not every LMHeadModel is a decoder: BertLMHeadModel looks ahead unless its configuration says otherwise.
 _CAUSAL: Final = ("ForCausalLM", "GPT2LMHeadModel")
@@ -27,6 +28,14 @@ _MAY_BE_NULL: Final = frozenset({"num_key_value_heads", "head_dim", "intermediat
 _MAY_BE_LISTS: Final = frozenset({"intermediate_size", "num_key_value_heads", "num_attention_heads"})
 _HEAD_WIDTHS: Final = ("head_dim", "head_size", "kv_channels", "d_kv")
 _LARGEST: Final = 2**31 - 1
+# A decoder has at least as many numbers as each of these says: embedding, norms, one projection of each kind.
+_PRODUCTS: Final = (
+    ("vocab_size", "hidden_size"),
+    ("num_hidden_layers", "hidden_size"),
+    ("hidden_size", "intermediate_size"),
+    ("hidden_size", "num_attention_heads", "head_dim"),
+)
+_PER_BYTE: Final = 16  # that many numbers to a byte are more than any format packs, and than factors save
 
 
 def check_config(config: dict[str, Any], folder: Path) -> None:
@@ -48,6 +57,28 @@ def check_config(config: dict[str, Any], folder: Path) -> None:
         if not isinstance(config.get(key), dict | None):
             raise _wrong(key, config[key], "an object", where)
     _check_not_quantized(config, where)
+
+
+def check_held(config: dict[str, Any], folder: Path) -> None:
+    """Refuse sizes that would make a model many times as large as its weights: it is told before it is allocated.
+
+    Args:
+        config: as read from config.json, and checked.
+        folder: where that and the weights lie.
+
+    Raises:
+        SourceError: the product of sizes that is too large, and what the weights take.
+    """
+    files = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin")]
+    most = _PER_BYTE * sum(file.stat().st_size for file in files)
+    for keys in _PRODUCTS:
+        sizes = [config.get(key) for key in keys]
+        if all(isinstance(size, int) for size in sizes) and (count := math.prod(map(int, sizes))) > most:  # type: ignore[arg-type]
+            raise SourceError(
+                f"{' x '.join(keys)} is {count:,} numbers, and the weights take {most // _PER_BYTE:,} bytes in all",
+                where=str(folder / "config.json"),
+                remedy="Take config.json and the weights from the same place.",
+            )
 
 
 def check_limits(config: dict[str, Any], file: Path) -> None:
@@ -137,6 +168,8 @@ def _wrong(key: str, value: object, wanted: str, where: str) -> SourceError:
         shown = json_text(value, "config.json", indent=None)
     except ValueError:  # an integer of more digits than Python writes
         shown = "a number of thousands of digits"
+    except CheckError:  # JSON has no NaN, but Python reads it
+        shown = str(value)
     return SourceError(
         f"{key} is {clipped(shown, 60)}, and {wanted} is expected",
         where=where,

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from spq_graph.documents.parsed import parse_json
 from spq_graph.models import gguf
 from spq_graph.models.adapter import base_of, check_adapter
-from spq_graph.models.config import check_config, check_limits
+from spq_graph.models.config import check_config, check_held, check_limits
 from spq_graph.models.leftover import refuse_quantized_names
 from spq_graph.models.onnx_folder import onnx_below, onnx_in
 from spq_graph.terms.errors import SourceError
@@ -135,6 +135,7 @@ def _folder(path: Path, tokenizer: Path | None) -> Source:
         _check_not_empty(file)
         if file.suffix == ".safetensors":
             _check_safetensors(file)
+    check_held(config, base)
     return _source("folder", path, _tokenizer(tokenizer or own), config, base)
 
 
@@ -196,12 +197,7 @@ def _check_weights(folder: Path) -> list[Path]:
     """The weight files in `folder`; raises unless their set is complete."""
     index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
     whole = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-    if whole:
-        files = whole[:1]
-    elif index:
-        files = _shards(index)
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    files = whole[:1] or (_shards(index) if index else sorted(folder.glob("*.safetensors")))
     if not files:
         raise SourceError(
             "no weights: neither *.safetensors nor pytorch_model.bin",

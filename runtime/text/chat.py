@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from spq_graph.runtime.text.tokenizer import read_json
@@ -15,6 +16,7 @@ from spq_graph.terms.errors import DataError
 
 # What a template takes for today: calibration on the same messages gives the same plan on every day.
 _DAY = date(2025, 1, 1)
+_MOST = 1_000_000  # steps of loops, and characters of a product
 
 
 def render(messages: list[Any], folder: Path | None) -> str:
@@ -38,13 +40,11 @@ def render(messages: list[Any], folder: Path | None) -> str:
             remedy="Pass --tokenizer DIR with the one of a chat model, or write the texts under `text`.",
         )
     special = {f"{name}_token": _text_of(config.get(f"{name}_token")) for name in ("bos", "eos", "pad", "unk")}
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _DAY.strftime}
+    environment = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals |= {"range": _ranges(), "raise_exception": _refuse, "strftime_now": _DAY.strftime}
     try:
         text = environment.from_string(template).render(messages=messages, add_generation_prompt=False, **special)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
         raise DataError(
             f"the chat template does not take these messages: {error}",
             where=str(folder),
@@ -56,7 +56,12 @@ def render(messages: list[Any], folder: Path | None) -> str:
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"the chat template cannot be read: {error}", where=str(file), remedy="Fetch the file again."
+            ) from error
     found = config.get("chat_template")
     if isinstance(found, list):  # several by name
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
@@ -67,6 +72,44 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
 def _text_of(token: object) -> str:
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
+
+
+class _Bounded(ImmutableSandboxedEnvironment):
+    """A sandbox in which no single product takes all memory, and no power all time."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """As it is, of numbers and sizes that a text may have.
+
+        Raises:
+            OverflowError: the result would be larger.
+        """
+        numbers = [side for side in (left, right) if isinstance(side, int | float)]
+        if operator == "**":
+            large = len(numbers) < 2 or not (abs(left) < _MOST and abs(right) < 64)
+        else:
+            large = any(
+                len(side) * abs(n) > _MOST for side in (left, right) if hasattr(side, "__len__") for n in numbers
+            )
+        if large:
+            raise OverflowError(f"{operator} of what is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _ranges() -> Callable[..., range]:
+    """`range` for one text, all of whose steps are counted together."""
+    left = _MOST
+
+    def counted(*args: int) -> range:
+        nonlocal left
+        made = range(*args)
+        left -= len(made)
+        if left < 0:
+            raise OverflowError(f"loops of more than {_MOST:,} steps")
+        return made
+
+    return counted
 
 
 def _refuse(message: str) -> NoReturn:

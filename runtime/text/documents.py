@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from spq_graph.documents.content import content_of
 from spq_graph.terms.errors import DataError
 
 _JSON = (".json", ".jsonl", ".ndjson")
@@ -85,10 +87,10 @@ def read_text(path: Path) -> str:
 
 def _content(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
-            if stream.read(2) != _GZIP:
-                return path.read_bytes()
-        with gzip.open(path) as stream:
+        content = content_of(path)
+        if not content.startswith(_GZIP):
+            return content
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
             content = stream.read(_MOST + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(

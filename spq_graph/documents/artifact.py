@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from spq_graph.documents.leftovers import recover, recover_files
+from spq_graph.documents.leftovers import recover, recover_files, resolved
 from spq_graph.terms.errors import OutputError, SourceError, UsageError
 
 MODEL, PLAN, RANGES, REPORT, PAGE = "model.onnx", "plan.json", "ranges.json", "report.json", "report.html"
@@ -39,8 +39,8 @@ def check_out(out: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
         UsageError: OUT is, or holds, something that is read.
     """
     recover(out.absolute())
-    here = out.resolve()
-    for path in (p.resolve() for p in inputs):
+    here = resolved(out)
+    for path in (resolved(p) for p in inputs):
         folder = path if path.is_dir() else path.parent
         if here in (path, folder, *path.parents):
             raise UsageError("OUT would replace an input", where=f"{out} and {path}", remedy="choose another OUT")
@@ -85,9 +85,9 @@ def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = Fals
         UsageError: it is an input, or a folder.
         OutputError: it exists and is not ours, or its folder is not there or cannot be written.
     """
-    recover_files([path, *([path.with_suffix(".safetensors")] if arrays else [])])
-    if path.is_dir() or any(path.resolve() == other.resolve() for other in inputs):
+    if path.is_dir() or any(resolved(path) == resolved(other) for other in inputs):
         raise UsageError("this would replace an input or a folder", where=str(path), remedy="name another file")
+    recover_files([path, *([path.with_suffix(".safetensors")] if arrays else [])])
     if path.exists():
         with path.open("rb") as stream:
             ours = b'"schema": "spq-graph/' in stream.read(100)

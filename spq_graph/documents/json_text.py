@@ -31,11 +31,15 @@ def json_text(
 
     Raises:
         CheckError: a number is NaN or infinite, named by its key.
+        ValueError: an integer has more digits than Python writes.
     """
     try:
         return json.dumps(data, indent=indent, ensure_ascii=ascii_only, sort_keys=sort_keys, allow_nan=False)
     except ValueError as cause:
-        key, value = next(_not_finite(data))
+        found = next(_not_finite(data), None)
+        if found is None:
+            raise
+        key, value = found
         raise CheckError(
             f"'{key}' is {value}, which is no number that JSON has", where=document, remedy=remedy
         ) from cause

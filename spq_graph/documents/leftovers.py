@@ -142,9 +142,14 @@ def recover(out: Path) -> None:
                 old.rename(out)
 
 
+def resolved(path: Path) -> Path:
+    """Where a path leads. Links in a circle lead to themselves, where `Path.resolve` raises before Python 3.13."""
+    return Path(os.path.realpath(path))
+
+
 def part_of(path: Path, token: str) -> Path:
     """Where a file lies until it is complete; one token for all that are written together."""
-    return path.resolve().with_name(f".{path.name}.{token}")
+    return resolved(path).with_name(f".{path.name}.{token}")
 
 
 def sweep_parts(folder: Path) -> None:
@@ -162,12 +167,12 @@ def recover_files(files: Sequence[Path]) -> None:
     found = {
         left.name.rpartition(".")[2]
         for path in files
-        for left in path.resolve().parent.glob(f".{glob.escape(path.name)}.{_HEX}")
+        for left in resolved(path).parent.glob(f".{glob.escape(path.name)}.{_HEX}")
     }
     for token in sorted(found):
-        parts = {path.resolve(): part for path in files if (part := part_of(path, token)).exists()}
-        named = [path.resolve() for path in files if path.resolve() not in parts]
-        if files[0].resolve() in parts or not _complete(named, list(parts.values())):
+        parts = {resolved(path): part for path in files if (part := part_of(path, token)).exists()}
+        named = [resolved(path) for path in files if resolved(path) not in parts]
+        if resolved(files[0]) in parts or not _complete(named, list(parts.values())):
             for part in parts.values():
                 _remove(part)
             continue

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from spq_graph.documents.content import content_of
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.plan_file import refuse_senseless
 from spq_graph.documents.recipe import Recipe
@@ -280,7 +281,7 @@ class Plan(Strict):
             UsageError: the file is missing, not JSON, or not a plan.
         """
         try:
-            text = path.read_bytes()
+            text = content_of(path)
             refuse_senseless(text)
             return cls.model_validate_json(text)
         except OSError as cause:

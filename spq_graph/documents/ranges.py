@@ -191,8 +191,10 @@ class Ranges:
             DataError: the file is missing, broken, of another schema, or says what cannot be.
         """
         path = json_file(path)
-        recover_files([path, path.with_suffix(".safetensors")])
         try:
+            if path.is_dir():
+                raise ValueError("it is a folder")
+            recover_files([path, path.with_suffix(".safetensors")])
             head = read_head(path)
             arrays = read_arrays(path.with_suffix(".safetensors"), head)
             loaded = cls(head["model"], tokens=head["tokens"], sequences=head["sequences"], file=path)
@@ -235,8 +237,8 @@ def _profile(arrays: dict[str, npt.NDArray[Any]], name: str) -> TokenProfile | N
 
 
 def json_file(path: Path) -> Path:
-    """The file that a path to ranges means: `ranges` and `ranges.json` are the same."""
-    return path if path.suffix == ".json" else path.with_name(path.name + ".json")
+    """The file that a path to ranges means: `ranges` and `ranges.json` are the same, and "." stays a folder."""
+    return path if path.suffix == ".json" or path.name in ("", "..") else path.with_name(path.name + ".json")
 
 
 def merge_all(shards: Iterable[Ranges]) -> Ranges:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
+from spq_graph.documents.content import content_of
 from spq_graph.documents.strict import AMOUNT, COUNT, FLOAT32, read_json
 from spq_graph.documents.token_profile import LEADERS, TokenProfile
 from spq_graph.documents.value_range import ValueRange
@@ -54,7 +55,7 @@ def read_head(path: Path) -> dict[str, Any]:
     """
     if path.stat().st_size > _LARGEST_JSON:
         raise ValueError(f"{path.stat().st_size:,} bytes are more than ranges take")
-    head = read_json(path.read_bytes(), _BOUNDS)
+    head = read_json(content_of(path), _BOUNDS)
     if not isinstance(head, dict) or head.get("schema") != SCHEMA:
         found = head.get("schema") if isinstance(head, dict) else type(head).__name__
         raise ValueError(f"schema: expected {SCHEMA}, found {found}")

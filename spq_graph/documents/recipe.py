@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import core_schema
 
+from spq_graph.documents.content import content_of
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
 from spq_graph.terms.targets import PROFILES, Profile, Target, Use
@@ -180,7 +181,7 @@ def load_recipe(path: Path | None, **given: Any) -> Recipe:
     fields: dict[str, Any] = {}
     if path is not None:
         try:
-            fields = tomllib.loads(path.read_text(encoding="utf-8"))
+            fields = tomllib.loads(content_of(path).decode())
         except (OSError, ValueError, RecursionError) as cause:  # a number of too many digits is a ValueError, too
             reason = "it is nested too deep" if isinstance(cause, RecursionError) else cause
             raise UsageError(

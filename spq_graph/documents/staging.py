@@ -17,7 +17,7 @@ from pathlib import Path
 
 from spq_graph.documents.artifact import check_out
 from spq_graph.documents.interrupts import begun, check, completed, ended, held
-from spq_graph.documents.leftovers import claimed, locked, part_of, recover_files, released
+from spq_graph.documents.leftovers import claimed, locked, part_of, recover_files, released, resolved
 from spq_graph.terms.errors import OutputError
 
 
@@ -39,7 +39,7 @@ def written(files: Mapping[Path, bytes]) -> None:
             check()
             with held():
                 for path, part in parts.items():
-                    part.replace(path.resolve())
+                    part.replace(resolved(path))
     except OSError as cause:
         raise _told(cause, next(iter(files))) from cause
     finally:

@@ -54,10 +54,10 @@ def _summary(found: Inspection) -> Text:
     graph, sites = found.graph, found.sites
     kinds = Counter(site.precision for site in sites)
     text = Text(words.printable(found.path), "bold", overflow="fold")
-    counts = ", ".join(f"{count} {name}" for name, count in kinds.most_common())
+    counts = ", ".join(f"{count} {words.printable(name)}" for name, count in kinds.most_common())
     text.append(f": {_count(found.glu_blocks, 'GLU block')}, {_count(len(sites), 'site')}", "not bold")
     text.append(f" ({counts})" if counts else "", "not bold")
-    told = [f"opset {graph.opset}", words.printable(graph.producer), f"plan {graph.plan}"[:31] + "…"]
+    told = [f"opset {graph.opset}", words.printable(graph.producer), words.printable(f"plan {graph.plan}"[:31]) + "…"]
     wanted = [True, bool(graph.producer), bool(graph.plan)]
     text.append("\n" + ", ".join(part for part, shown in zip(told, wanted, strict=True) if shown), "not bold dim")
     if graph.no_logits:
@@ -65,7 +65,7 @@ def _summary(found: Inspection) -> Text:
     if found.measured is not None:
         origin = words.printable(found.measured.origin)
         text.append(f"\nmeasured on {found.measured.tokens:,} tokens of {origin}", "not bold")
-        text.append(f"\n! {found.measured.remark}" if found.measured.remark else "", "not bold yellow")
+        text.append(f"\n! {words.printable(found.measured.remark)}" if found.measured.remark else "", "not bold yellow")
     if found.note is not None:
         text.append(f"\n{words.printable(found.note)}", "not bold yellow")
     return text

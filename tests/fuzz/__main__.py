@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from tests.fuzz.cases import KINDS
 from tests.fuzz.run import base_in, prepare, run, summary
 
-_COUNTS = {"inspect": 10_000, "quantize": 1_000, "others": 1_000, "documents": 2_000}
+_COUNTS = {"inspect": 10_000, "quantize": 1_000, "others": 1_000, "documents": 2_000, "sources": 300, "options": 1_000}
 
 
 def main() -> int:
@@ -35,13 +35,14 @@ def main() -> int:
     counts = {kind: n or 0 for kind, n in asked.items()} if any(n is not None for n in asked.values()) else _COUNTS
     names = [f"{kind}-{given.first + n}" for kind in KINDS for n in range(counts[kind])]
     keep = given.keep.resolve() / str(given.seed)
-    prepare()
+    chosen = [given.case] if given.case else names
+    sources = any(name.startswith("sources") for name in chosen)
+    prepare(sources=sources)
     found: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
     start, done = time.monotonic(), 0
     with TemporaryDirectory(prefix="spq-fuzz-") as folder:
-        base = base_in(Path(folder))
-        chosen = [given.case] if given.case else names
+        base = base_in(Path(folder), sources=sources)
         for ended in run(given.seed, chosen, keep, base, workers=given.workers, keep=bool(given.case)):
             done += 1
             found.update(ended.faults)

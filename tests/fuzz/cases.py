@@ -12,12 +12,14 @@ import onnx
 
 from tests.conftest import write_tokenizer
 from tests.fuzz.mutations import damage, mutate, nested
-from tests.fuzz.papers import spoil_json, spoil_npz, spoil_safetensors, spoil_text, spoil_toml
+from tests.fuzz.options import odd_options
+from tests.fuzz.papers import SPOILED
 from tests.fuzz.places import Rng
 from tests.fuzz.seeds import SEEDS
+from tests.fuzz.sources import spoil_source
 from tests.support.decoders import write_decoder, write_ids
 
-KINDS = ("inspect", "quantize", "others", "documents")
+KINDS = ("inspect", "quantize", "others", "documents", "sources", "options")
 MODEL, OUT = "model.onnx", "OUT"
 _FAST = ["--no-eval", "--window", "16"]
 _GRAPHS: dict[str, bytes] = {}
@@ -54,6 +56,10 @@ def make(seed: int, name: str, folder: Path, base: Path) -> Case:
     case = Case(name)
     if kind == "documents":
         _documents(rng, case, folder, base)
+    elif kind == "sources":
+        case.about, case.arguments = spoil_source(rng, folder / "in", folder / "out", base / "sources")
+    elif kind == "options":
+        case.about, case.arguments = odd_options(rng, folder / "in", folder / "out", base)
     else:
         _graph(rng, case, folder / "in")
         case.arguments = _verb(rng, kind, folder)
@@ -141,16 +147,6 @@ def write_base(folder: Path, call: Callable[[list[str]], None]) -> Path:
     return folder
 
 
-_SPOILED: dict[str, Callable[[Rng, bytes], bytes]] = {
-    ".json": spoil_json,
-    ".toml": spoil_toml,
-    ".npz": spoil_npz,
-    ".safetensors": spoil_safetensors,
-    ".txt": spoil_text,
-    ".onnx": damage,
-}
-
-
 def _documents(rng: Rng, case: Case, folder: Path, base: Path) -> None:
     """A set of sound files, one of which is spoiled, and a verb that reads it."""
     inputs, out = folder / "in", folder / "out"
@@ -194,5 +190,5 @@ def _documents(rng: Rng, case: Case, folder: Path, base: Path) -> None:
     file = inputs / name
     if name == "config.json" and case.arguments[1] == str(inputs):  # refused for its weights, where not before
         (inputs / "model.safetensors").write_bytes(b"\x05")
-    file.write_bytes(_SPOILED[file.suffix](rng, file.read_bytes()))
+    file.write_bytes(SPOILED[file.suffix](rng, file.read_bytes()))
     case.about = name

@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,11 @@ def spoil_json(rng: Rng, content: bytes) -> bytes:
         if change < 0.25:
             del holder[key]
         elif change < 0.35 and isinstance(holder, dict):
-            holder[rng.choice(("new", *NAMES[1:4], "site"))] = holder[key]
+            holder[rng.choice(("new", *NAMES[1:4], "site"))] = deepcopy(holder[key])
         elif change < 0.45 and isinstance(holder, list):
-            holder.append(holder[key])
+            holder.append(deepcopy(holder[key]))
         else:
-            holder[key] = rng.choice(_VALUES)
+            holder[key] = deepcopy(rng.choice(_VALUES))
     if way < 0.27:
         parsed = rng.choice(([parsed], "text", 3, None))
     text = json.dumps(parsed, indent=rng.choice((None, 1)), ensure_ascii=rng.random() < 0.9)
@@ -142,3 +143,14 @@ def spoil_text(rng: Rng, content: bytes) -> bytes:
         lambda: b"\0" * 5000,
     ]
     return rng.choice(ways)()
+
+
+SPOILED: dict[str, Callable[[Rng, bytes], bytes]] = {
+    ".json": spoil_json,
+    ".toml": spoil_toml,
+    ".npz": spoil_npz,
+    ".safetensors": spoil_safetensors,
+    ".txt": spoil_text,
+    ".onnx": damage,
+}
+"""What becomes of a file, by the end of its name."""

@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -59,8 +60,8 @@ class _Running:
     started: float
 
 
-def prepare() -> None:
-    """Import, once, what every case needs."""
+def prepare(*, sources: bool) -> None:
+    """Import, once, what every case needs, and what exports where sources are asked for."""
     import onnx.reference
     import onnxruntime as ort
 
@@ -68,20 +69,32 @@ def prepare() -> None:
     import spq_graph.jobs.quantize
     import spq_graph.models.source
 
+    if sources:
+        from torch import export
+        from transformers.models.llama import modeling_llama
+
+        del export, modeling_llama
     del onnx, ort, spq_graph
 
 
-def base_in(folder: Path) -> Path:
-    """Sound documents, made by the commands."""
+def base_in(folder: Path, *, sources: bool) -> Path:
+    """Sound documents, made by the commands, and sources where they are asked for: those take torch and gguf."""
 
     def call(arguments: list[str]) -> None:
         made = folder / f"call-{time.monotonic_ns()}"
-        made.mkdir(parents=True)
+        (made / "out").mkdir(parents=True)
         child = _fork(Case("base", arguments), made)
         if os.waitpid(child, 0)[1]:
             raise RuntimeError(f"{arguments}: {(made / 'err').read_text()}")
 
-    return write_base(folder / "base", call)
+    base = write_base(folder / "base", call)
+    if not sources:
+        return base
+    write = (
+        "import sys; from pathlib import Path; from tests.fuzz.sources import write_sources as w; w(Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", write, str(base / "sources")], check=True, capture_output=True)
+    return base
 
 
 def run(
@@ -148,6 +161,7 @@ def _call(case: Case, folder: Path) -> int:
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     (folder / "tmp").mkdir()
+    os.chdir(folder / "out")
     os.environ |= {"TMPDIR": str(folder / "tmp"), "COLUMNS": "200", "NO_COLOR": "1"}
     import tempfile
 
@@ -179,7 +193,7 @@ def judged(ended: Ended, before: dict[str, str]) -> Ended:
         faults.append(f"ended with {ended.status}")
     if "Traceback (most recent call last)" in out + err or "fault of spq-graph" in err or "report this" in err:
         faults.append(f"traceback: {_place(ended)}")
-    elif ended.status and "error:" not in err.lower():
+    elif ended.status and "error:" not in err.lower() and "─ Error ─" not in err:
         faults.append("no message")
     if acting := sorted({c for c in out + err if not c.isprintable() and c not in "\n\t"} - {"\ufffd"}):
         faults.append(f"control characters: {acting}")
@@ -198,16 +212,22 @@ def _odd_results(ended: Ended, out: str) -> Iterator[str]:
     left = sorted(entry.name for entry in made.iterdir())
     if any(name.startswith(".") for name in left):
         yield f"left behind: {left}"
-    if (ended.folder / "tmp").is_dir() and any("fault" not in f.name for f in (ended.folder / "tmp").iterdir()):
+    if (ended.folder / "tmp").is_dir() and any(not _expected(f.name) for f in (ended.folder / "tmp").iterdir()):
         yield "left behind in TMPDIR"
     whole = made / OUT
     if whole.exists() and ended.status not in (0, 3):
         yield f"OUT after status {ended.status}"
-    if whole.exists() and not all((whole / name).is_file() for name in (MODEL, "plan.json")):
+    needed = (MODEL,) if ended.case.arguments[0] == "export" else (MODEL, "plan.json")
+    if whole.exists() and not all((whole / name).is_file() for name in needed):
         yield "half an OUT"
     for file in whole.glob("*.json") if whole.exists() else ():
         if file.name in ("plan.json", "ranges.json", "report.json") and not _is_json(file.read_text("utf-8")):
             yield f"{file.name} is no JSON"
+
+
+def _expected(name: str) -> bool:
+    """Whether a file in TMPDIR is what a fault is reported with, or torch's own cache, which later runs use."""
+    return "fault" in name or name.startswith("torchinductor_")
 
 
 def _is_json(text: str) -> bool:

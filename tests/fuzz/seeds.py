@@ -10,9 +10,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from spq_graph.passes.numbers.fp8 import E4M3
 from tests.support.decoder_graphs import Decoder, decoder
 from tests.support.decoders import VOCABULARY, write_decoder
 from tests.support.graphs import CONTRIB, Glu
+from tests.support.nested import in_loop, in_scan, merged
+from tests.support.operator_files import Product, random_codes
 from tests.unit.passes.find.test_quantized import int4
 
 Seed = Callable[[], onnx.ModelProto]
@@ -116,6 +119,23 @@ def _computed() -> onnx.ModelProto:
     return model
 
 
+def _ours() -> onnx.ModelProto:
+    """A file of ours: a call of the FP8 operator with its function, and the remarks that quantizing leaves."""
+    model = _plain()
+    node = next(n for n in model.graph.node if n.name == "layers.0.mlp.down_proj")
+    rows, columns = next(t for t in model.graph.initializer if t.name == node.input[1]).dims
+    made = Product(random_codes(rows, columns), activations=E4M3).model()
+    call = made.graph.node[0]
+    call.input[0], call.output[0], call.name = node.input[0], node.output[0], node.name
+    for key, value in (("spq_graph.precision", "fp8_e4m3"), ("spq_graph.reason", "by hand")):
+        call.metadata_props.add(key=key, value=value)
+    node.CopyFrom(call)
+    model.graph.initializer.extend(made.graph.initializer)
+    model.functions.extend(made.functions)
+    model.opset_import.append(helper.make_opsetid("spq", 1))
+    return model
+
+
 SEEDS: dict[str, Seed] = {
     "plain": _plain,
     "external": _plain,
@@ -124,6 +144,10 @@ SEEDS: dict[str, Seed] = {
     "quantizers": _quantizers,
     "functions": _functions,
     "branches": _branches,
+    "ours": _ours,
+    "merged": lambda: merged(_plain()),
+    "loop": lambda: in_loop(_plain()),
+    "scan": lambda: in_scan(_plain()),
     "fused": _fused,
     "computed": _computed,
     "no_glu": lambda: _plain(glu=False),

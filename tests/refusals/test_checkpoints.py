@@ -69,6 +69,29 @@ def folder(tiny_llama: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
 
 
+@follows("models/config.py:check_held", "numbers, and the weights take")
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("num_hidden_layers", 2**31 - 1),
+        ("hidden_size", 1 << 20),
+        ("vocab_size", 2**31 - 1),
+        ("intermediate_size", 10**9),
+        ("head_dim", 10**9),
+    ],
+)
+def test_sizes_that_the_weights_cannot_have(
+    refusal: Told, folder: Path, tiny_llama: Path, key: str, wrong: int
+) -> None:
+    """Before anything is allocated, or made a billion times."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: wrong}))
+    with refusal:
+        resolve(str(folder))
+    shutil.copy(tiny_llama / "config.json", folder)
+    assert resolve(str(folder)).kind == "folder"
+
+
 def weights(folder: Path, **changes: np.ndarray | None) -> None:
     arrays = load_file(folder / WEIGHTS)
     for end, array in changes.items():

@@ -161,6 +161,16 @@ def test_messages_without_a_template(refusal: Told, tokenizer: TextTokenizer, tm
     assert len(sequences(written(path, [{"text": text_of(20)}]), tokenizer))
 
 
+@follows("runtime/text/chat.py:_template", "cannot be read")
+def test_a_template_that_is_no_text(refusal: Told, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    path, file = written(tmp_path / "chat.jsonl", MESSAGES), tmp_path / "tokenizer" / "chat_template.jinja"
+    file.write_bytes(b"{{ caf\xe9 }}")
+    with refusal:
+        sequences(path, tokenizer)
+    written(file, ALTERNATE)
+    assert len(sequences(path, TextTokenizer.load(tmp_path / "tokenizer")))
+
+
 @follows("runtime/text/chat.py:render", "does not take these messages")
 def test_messages_that_the_template_refuses(refusal: Told, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     written(tmp_path / "tokenizer" / "chat_template.jinja", ALTERNATE)

@@ -9,7 +9,8 @@ import pytest
 
 from spq_graph.documents import artifact
 from spq_graph.documents.artifact import check_out, copy_companions
-from spq_graph.terms.errors import OutputError, SourceError, UsageError
+from spq_graph.documents.ranges import Ranges, json_file
+from spq_graph.terms.errors import DataError, OutputError, SourceError, UsageError
 from tests.support.outs import earlier, listing
 
 
@@ -86,3 +87,25 @@ def test_a_companion_that_is_a_link(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"generation_config.json is a link to outside") as caught:
         copy_companions(snapshot, out)
     assert caught.value.where == str(snapshot)
+
+
+def test_links_in_a_circle_are_refused_in_words(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    with pytest.raises(OutputError, match="exists already"):
+        check_out(circle, force=False)
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_out(circle / "below", force=False)
+    check_out(tmp_path / "out", force=False, inputs=(circle,))
+    with pytest.raises(OutputError, match=r"cannot be written|no such folder"):
+        artifact.check_file(circle / "plan.json")
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", ".."])
+def test_a_path_without_a_name_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="a folder"):
+        artifact.check_file(json_file(Path(name)), arrays=True)
+    with pytest.raises(DataError, match="cannot be read"):
+        Ranges.load(Path(name))
+    assert not list(tmp_path.iterdir())

@@ -63,6 +63,8 @@ def test_taken(also: dict[str, Any], tmp_path: Path) -> None:
         ({"num_hidden_layers": [2]}, "num_hidden_layers is [2]"),
         ({"vocab_size": 64.0}, "vocab_size is 64.0"),
         ({"vocab_size": 10**4999}, "vocab_size is a number of thousands of digits"),
+        ({"hidden_size": float("nan")}, "hidden_size is nan, and a whole number above 0"),
+        ({"vocab_size": [1, float("inf")]}, "vocab_size is [1, inf]"),
         ({"hidden_size": 10**12}, "hidden_size is 1000000000000"),
         ({"intermediate_size": []}, "intermediate_size is []"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),

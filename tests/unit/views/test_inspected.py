@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -94,6 +95,22 @@ def test_hostile_names_are_text(name: str) -> None:
         assert len(text) > len(name)
     whole = "".join(everything(name)[0].split())
     assert ("[red]" in whole) == ("[red]" in name)  # as text, not as markup
+
+
+@pytest.mark.parametrize("name", [HOSTILE, RTL])
+def test_hostile_metadata_is_text(name: str) -> None:
+    """What a file says of itself: precisions, the digest of its plan, and remarks on what measured it."""
+    found = inspection("x")
+    assert found.measured is not None
+    found = replace(
+        found,
+        sites=[replace(site, precision=name) for site in found.sites],
+        graph=replace(found.graph, plan=name),
+        measured=found.measured.model_copy(update={"remark": name}),
+    )
+    for why in (False, True):
+        text = printed(partial(show_inspection, found, why=why))
+        assert not {"\x1b", "\u202e", "\r"} & set(text)
 
 
 def test_tables_of_plain_names_fit_80_columns() -> None:

@@ -1,0 +1,29 @@
+"""What a file holds that somebody named, whatever kind of file it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+_MOST = 1 << 28  # bytes of what has no size of its own
+
+
+def content_of(path: Path) -> bytes:
+    """Read a file once, from begin to end, so that what a shell gives in place of one, as `<(zcat FILE)`, is taken too.
+
+    Raises:
+        OSError: it cannot be read; it is a pipe with a name, on which reading may wait for ever; or it is no file, and
+            does not end within 256 MiB.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISFIFO(mode) and not os.path.realpath(path).startswith("/proc/"):
+        raise OSError(errno.ESPIPE, "it is a pipe, on which reading may wait for ever", str(path))
+    with path.open("rb") as stream:
+        if stat.S_ISREG(mode):
+            return stream.read()
+        content = stream.read(_MOST + 1)
+    if len(content) > _MOST:
+        raise OSError(errno.EFBIG, "it is no file, and does not end within 256 MiB", str(path))
+    return content

@@ -1,0 +1,69 @@
+"""Files that are none: pipes with and without names, and devices without an end."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spq_graph.documents import content
+from spq_graph.documents.content import content_of
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.recipe import load_recipe
+from spq_graph.runtime.measures.tasks import load_task
+from spq_graph.runtime.text.documents import read_documents
+from spq_graph.terms.errors import SpqError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pipes and devices as Linux has them")
+READERS: list[Callable[[Path], object]] = [
+    Plan.load,
+    Ranges.load,
+    load_recipe,
+    load_task,
+    lambda path: read_documents(path, str),
+]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_pipe_with_a_name_is_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(SpqError, match="reading may wait for ever"):
+        read(tmp_path / "pipe.json")
+
+
+@pytest.mark.parametrize("read", [reader for reader in READERS if reader != Ranges.load])  # these end in .json
+def test_what_does_not_end_is_not_read_to_its_end(
+    read: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "_MOST", 1 << 16)
+    with pytest.raises(SpqError, match="does not end"):
+        read(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_what_a_shell_gives_in_place_of_a_file_is_read_once(pack: Callable[[bytes], bytes]) -> None:
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as stream:
+            stream.write(pack(b"one text " * 30_000))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert read_documents(Path(f"/dev/fd/{reading}"), str) == "one text " * 30_000
+    finally:
+        writer.join()
+        os.close(reading)
+
+
+def test_a_file_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content, "_MOST", 10)
+    (tmp_path / "a").write_bytes(b"x" * 99)
+    assert content_of(tmp_path / "a") == b"x" * 99
