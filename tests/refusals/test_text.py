@@ -18,7 +18,7 @@ from spq_graph.runtime.text.reading import load_sequences, windows
 from spq_graph.runtime.text.sequences import Sequences, cut
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from tests.conftest import write_tokenizer
-from tests.support.following import Told
+from tests.support.following import Told, written
 from tests.support.words import text_of
 
 follows = pytest.mark.follows
@@ -39,11 +39,6 @@ def no_chat(_: list[object]) -> str:
 
 def text_in(path: Path) -> str | list[str]:
     return read_documents(path, no_chat)
-
-
-def written(path: Path, content: object) -> Path:
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return path
 
 
 # ------------------------------------------------------------------------------------------------- documents

@@ -8,7 +8,7 @@ import pytest
 
 from spq_graph.runtime.text.tokenizer import TextTokenizer, read_json
 from tests.conftest import write_tokenizer
-from tests.support.following import Told
+from tests.support.following import Told, written
 from tests.support.words import words
 
 follows = pytest.mark.follows
