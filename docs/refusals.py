@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from docs.sentences import Scope, Template, is_said, pattern, settings, settings_before, told, words
+from docs.sentences import Scope, Template, arguments_of, is_said, pattern, settings, settings_before, told, words
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("spq_graph", "passes", "runtime", "models")
@@ -123,19 +123,6 @@ def calls_within(tree: ast.Module) -> Iterator[tuple[Function, ast.Call]]:
     yield from walk(tree, Function("", None))
 
 
-def arguments_of(function: ast.FunctionDef | ast.AsyncFunctionDef, call: ast.Call) -> dict[str, ast.expr]:
-    """What one call gives to which parameter."""
-    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args) if one.arg not in ("self", "cls")]
-    given = dict(zip(reversed(names), reversed(function.args.defaults), strict=False))
-    given |= {
-        one.arg: default
-        for one, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-        if default is not None
-    }
-    given |= dict(zip(names, call.args, strict=False))
-    return given | {one.arg: one.value for one in call.keywords if one.arg}
-
-
 @dataclass(frozen=True, slots=True)
 class Module:
     """A file of ours as far as its refusals ask for it: its calls, what names mean in it, and what it imports."""
@@ -143,6 +130,7 @@ class Module:
     calls: list[tuple[Function, ast.Call]]
     known: Mapping[str, list[ast.expr]]
     imported: frozenset[str]
+    functions: Mapping[str, ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def ways_in(function: Function, here: Module, modules: Collection[Module]) -> list[Mapping[str, list[Template]]]:
@@ -157,7 +145,7 @@ def ways_in(function: Function, here: Module, modules: Collection[Module]) -> li
     for module in (here, *(one for one in others if one is not here and own in one.imported)):
         for around, call in module.calls:
             if own in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")):
-                scope = Scope({}, around.known_at(call.lineno), module.known)
+                scope = Scope({}, around.known_at(call.lineno), module.known, module.functions)
                 given = {name: told(value, scope) for name, value in arguments_of(function.node, call).items()}
                 found.append({name: said for name, said in given.items() if any(map(is_said, said))})
     return found or [{}]
@@ -180,7 +168,7 @@ def refusals_in(trees: Mapping[str, ast.Module]) -> Iterator[Refusal]:
     errors = errors_of(trees)
     worded = worded_by(trees, errors)
     modules = {
-        file: Module(list(calls_within(tree)), known_in(tree, trees), frozenset(imported_by(tree)))
+        file: Module(list(calls_within(tree)), known_in(tree, trees), frozenset(imported_by(tree)), functions_of(tree))
         for file, tree in trees.items()
     }
     for file, module in modules.items():
@@ -188,6 +176,11 @@ def refusals_in(trees: Mapping[str, ast.Module]) -> Iterator[Refusal]:
             name = error_made(function, call, errors, worded)
             if name is not None:
                 yield from refusals_at(file, function, call, (name, errors[name]), module, modules.values())
+
+
+def functions_of(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The functions of a file, by name."""
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 def imported_by(tree: ast.Module) -> Iterator[str]:
@@ -206,7 +199,7 @@ def refusals_at(
         return
     found: dict[tuple[tuple[Template, ...], Template], None] = {}
     for arguments in ways_in(function, here, modules):
-        scope = Scope(arguments, function.known_at(call.lineno), here.known)
+        scope = Scope(arguments, function.known_at(call.lineno), here.known, here.functions)
         sentences = tuple(told(call.args[0], scope))
         found |= dict.fromkeys((sentences, one) for one in told(remedy, scope))
     for sentences, one in found:

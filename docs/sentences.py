@@ -7,7 +7,7 @@ import builtins
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Words for what stands in a sentence, where the name in the code says less.
@@ -31,6 +31,7 @@ class Scope:
     arguments: Mapping[str, list[Template]]
     local: Mapping[str, list[ast.expr]]
     module: Mapping[str, list[ast.expr]]
+    functions: Mapping[str, ast.FunctionDef | ast.AsyncFunctionDef] = field(default_factory=dict)
     seen: frozenset[str] = frozenset()
 
     def values(self, name: str) -> list[ast.expr]:
@@ -41,7 +42,14 @@ class Scope:
 
     def without(self, name: str) -> Scope:
         """The same, in which a name is no longer looked up."""
-        return Scope(self.arguments, self.local, self.module, self.seen | {name})
+        return replace(self, seen=self.seen | {name})
+
+    def within(self, name: str, call: ast.Call) -> Scope:
+        """What names mean in a function of the file that is called here."""
+        function = self.functions[name]
+        given = {one: told(value, self) for one, value in arguments_of(function, call).items()}
+        local = settings(list(ast.walk(function)))
+        return Scope(given, local, self.module, self.functions, self.seen | {name})
 
 
 def words(template: Template) -> str:
@@ -109,12 +117,15 @@ def told(node: ast.expr | None, scope: Scope) -> list[Template]:
             found = told(inner, scope)
         case ast.BinOp(left=left, op=ast.Add(), right=right) if is_text(left) or is_text(right):
             found = joined([told(left, scope), told(right, scope)])
-        case ast.IfExp(body=body, orelse=other) if is_text(body) or is_text(other):
+        case ast.IfExp(body=body, orelse=other) | ast.BoolOp(op=ast.Or(), values=[body, other]) if says(node, scope):
             found = told(body, scope) + told(other, scope)
         case ast.Name(id=name) if name in scope.arguments:
             found = scope.arguments[name]
-        case ast.Name(id=name) if (values := scope.values(name)) and all(map(is_text, values)):
-            found = [one for value in values for one in told(value, scope.without(name))]
+        case ast.Name(id=name) if says(node, scope):
+            found = [one for value in scope.values(name) for one in told(value, scope.without(name))]
+        case ast.Call(func=ast.Name(id=name)) if says(node, scope):
+            inner = scope.within(name, node)
+            found = [one for value in returned(scope.functions[name]) for one in told(value, inner)]
     return list(dict.fromkeys(found))
 
 
@@ -128,6 +139,42 @@ def is_text(node: ast.expr) -> bool:
         case ast.IfExp(body=body, orelse=other):
             return is_text(body) or is_text(other)
     return False
+
+
+def says(node: ast.expr, scope: Scope) -> bool:
+    """Whether an expression is a sentence or a part of one, by what its names stand for, or what it calls returns."""
+    match node:
+        case ast.IfExp(body=body, orelse=other):
+            return says(body, scope) or says(other, scope)
+        case ast.BoolOp(op=ast.Or(), values=[body, other]):
+            return says(body, scope) and says(other, scope)
+        case ast.Name(id=name) if values := scope.values(name):
+            return all(says(value, scope.without(name)) for value in values)
+        case ast.Call(func=ast.Name(id=name)) if name in scope.functions and name not in scope.seen:
+            values, inner = returned(scope.functions[name]), scope.within(name, node)
+            return bool(values) and all(says(value, inner) for value in values)
+    return is_text(node)
+
+
+def returned(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.expr]:
+    """What a function returns, at each place where it does and on both sides of what it chooses by."""
+    values = [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value is not None]
+    return [
+        one for value in values for one in ([value.body, value.orelse] if isinstance(value, ast.IfExp) else [value])
+    ]
+
+
+def arguments_of(function: ast.FunctionDef | ast.AsyncFunctionDef, call: ast.Call) -> dict[str, ast.expr]:
+    """What one call gives to which parameter."""
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args) if one.arg not in ("self", "cls")]
+    given = dict(zip(reversed(names), reversed(function.args.defaults), strict=False))
+    given |= {
+        one.arg: default
+        for one, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+        if default is not None
+    }
+    given |= dict(zip(names, call.args, strict=False))
+    return given | {one.arg: one.value for one in call.keywords if one.arg}
 
 
 def joined(parts: list[list[Template]]) -> list[Template]:

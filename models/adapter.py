@@ -55,14 +55,17 @@ def base_of(folder: Path) -> Path:
     )
 
 
-def check_adapter(folder: Path) -> None:
+def check_adapter(folder: Path) -> list[Path]:
     """Refuse, before anything is loaded, an adapter that cannot be merged.
+
+    Returns:
+        The files of its weights; none where there is no adapter.
 
     Raises:
         SourceError: it has no weights, or peft is not installed.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
-        return
+        return []
     kind = clipped(str(_read(folder).get("peft_type") or "unknown kind"), 40)
     if kind in _PROMPTS:
         raise SourceError(
@@ -70,7 +73,8 @@ def check_adapter(folder: Path) -> None:
             where=str(folder),
             remedy=_without(folder, "Train one that can be merged, such as LoRA"),
         )
-    if not any((folder / name).is_file() for name in _WEIGHTS):
+    weights = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    if not weights:
         raise SourceError(
             f"an adapter ({kind}) without its weights: neither {' nor '.join(_WEIGHTS)}",
             where=str(folder),
@@ -82,6 +86,7 @@ def check_adapter(folder: Path) -> None:
             where=str(folder),
             remedy=_without(folder, "pip install peft, and run this again"),
         )
+    return weights[:1]  # as peft: what lies beside is not read
 
 
 def merged(model: Any, folder: Path) -> Any:

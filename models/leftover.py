@@ -6,7 +6,9 @@ layers that predict further tokens) is not among what it reports, and is not spo
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,9 @@ _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _MERGE: Final = (
     "They are of an adapter that was not merged: call merge_and_unload() of peft where it was trained, save that with "
     "save_pretrained, and pass the folder."
+)
+_SAME_PLACE: Final = (
+    "Take config.json and the weights from the same place: these do not belong together, or are incomplete."
 )
 _WRAPPERS: Final = ("_orig_mod.", "module.", "_forward_module.")  # torch.compile, DataParallel, DeepSpeed
 
@@ -97,9 +102,9 @@ def _refuse_missing(missing: Sequence[str], unexpected: Sequence[str], folder: P
     if not missing:
         return
     what = f"the weight files lack {len(missing)} of the model's tensors: {listed(missing)}"
-    remedy = "Take config.json and the weights from the same place: these do not belong together, or are incomplete."
+    remedy = _SAME_PLACE
     if missing == ["lm_head.weight"]:
-        remedy = 'If the head is the embedding, write "tie_word_embeddings": true into config.json. ' + remedy
+        remedy = f'If the head is the embedding, write "tie_word_embeddings": true into config.json. {_SAME_PLACE}'
     for prefix in _WRAPPERS:
         if any(f"{prefix}{name}" in unexpected for name in missing):
             what += f"; there is {listed([prefix + missing[0]])} and the like"
@@ -110,10 +115,19 @@ def _refuse_missing(missing: Sequence[str], unexpected: Sequence[str], folder: P
 
 
 def _renaming(prefix: str, folder: Path) -> str:
-    return (
-        f"python -c \"from safetensors.torch import load_file, save_file; f = '{folder / 'model.safetensors'}'; "
-        f"save_file({{k.removeprefix('{prefix}'): v for k, v in load_file(f).items()}}, f, {{'format': 'pt'}})\""
+    """A command that takes a prefix off the names in every file of weights, and in their index."""
+    how, files, more = "torch import load, save", "pytorch_model*.bin", ""
+    if any(folder.glob("*.safetensors")):
+        how, files = "safetensors.torch import load_file as load, save_file as save", "*.safetensors"
+        more = ', {"format": "pt"}'
+    # Copies: what was read may be the file itself, mapped, which is written over.
+    renamed = f'{{k.removeprefix("{prefix}"): v.clone() for k, v in load(f).items()}}'
+    program = shlex.quote(
+        f"import pathlib; from {how}; d = pathlib.Path({json.dumps(str(folder))}); "
+        f'[save({renamed}, f{more}) for f in d.glob("{files}")]; '
+        f'[i.write_text(i.read_text().replace("\\"{prefix}", "\\"")) for i in d.glob("*.index.json")]'
     )
+    return f"python -c {program}"
 
 
 def _refuse_shapes(mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]], folder: Path) -> None:

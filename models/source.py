@@ -131,9 +131,11 @@ def _folder(path: Path, tokenizer: Path | None) -> Source:
         return _onnx_file(file, tokenizer or own, beside=base)
     config = _config(base)
     check_config(config, base)
-    _check_weights(base)
+    for file in (*_check_weights(base), *check_adapter(path)):
+        _check_not_empty(file)
+        if file.suffix == ".safetensors":
+            _check_safetensors(file)
     check_held(config, base)
-    check_adapter(path)
     return _source("folder", path, _tokenizer(tokenizer or own), config, base)
 
 
@@ -191,8 +193,8 @@ def _config(folder: Path) -> dict[str, Any]:
     raise SourceError("no config.json", where=str(folder), remedy=remedy)
 
 
-def _check_weights(folder: Path) -> None:
-    """Raises unless a complete set of weight files lies in `folder`."""
+def _check_weights(folder: Path) -> list[Path]:
+    """The weight files in `folder`; raises unless their set is complete."""
     index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
     whole = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
     files = whole[:1] or (_shards(index) if index else sorted(folder.glob("*.safetensors")))
@@ -204,10 +206,7 @@ def _check_weights(folder: Path) -> None:
             if (file := onnx_below(folder)) is not None
             else "Download the weights into this folder.",
         )
-    for file in files:
-        _check_not_empty(file)
-        if file.suffix == ".safetensors":
-            _check_safetensors(file)
+    return files
 
 
 def _shards(index: Path) -> list[Path]:

@@ -18,8 +18,8 @@ class LogitsNotFiniteError(NotFiniteError):
     Args:
         where: the model's file.
         number: of the model among those that were scored; None for their reference.
-        ids: one row on which it is so, int64 [1, length].
-        mask: its mask, int64 [1, length].
+        ids: what it is so on, int64 [batch, length]: one row where it is known which.
+        mask: its mask, int64 [batch, length].
     """
 
     def __init__(self, where: str, number: int | None, ids: Ids, mask: Ids) -> None:

@@ -22,8 +22,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from spq_graph.documents.content import content_of
 from spq_graph.documents.parsed import parse_json
+from spq_graph.runtime.text.documents import read_text
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import ActivationError, DataError, UsageError
@@ -82,16 +82,9 @@ def load_task(path: Path) -> Task:
     """Read a task; its name is that of the file.
 
     Raises:
-        DataError: unreadable, empty, or a row of another form, named by its line.
+        DataError: unreadable, no text, empty, or a row of another form, named by its line.
     """
-    try:
-        lines = content_of(path).decode().split("\n")
-    except OSError as error:
-        raise DataError(
-            f"cannot be read: {error.strerror}", where=str(path), remedy="Check the spelling and the right to read it."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 at byte {error.start}", where=str(path), remedy="Convert it to UTF-8.") from error
+    lines = read_text(path).split("\n")
     examples: list[Example] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -104,7 +97,7 @@ def load_task(path: Path) -> Task:
                 )
     if not examples:
         raise DataError("no examples", where=str(path), remedy="One JSON object a line.")
-    return Task(path.stem, tuple(examples), greedy=len(examples[0].options) == 1)
+    return Task(Path(path.name.removesuffix(".gz")).stem, tuple(examples), greedy=len(examples[0].options) == 1)
 
 
 def score_task(

@@ -24,7 +24,7 @@ from spq_graph.runtime.proof.held import runner_on
 from spq_graph.runtime.sessions.feeds import Array
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Ids
-from spq_graph.terms.errors import ActivationError, GraphError
+from spq_graph.terms.errors import ActivationError, GraphError, SpqError
 from spq_graph.terms.targets import PROFILES
 
 Seconds = dict[str, dict[str, list[float]]]
@@ -167,4 +167,7 @@ def _main(path: str, target: str, threads: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:4])
+    try:
+        _main(*sys.argv[1:4])
+    except SpqError as error:
+        sys.exit(error.what)  # the one line that is told

@@ -14,7 +14,7 @@ from spq_graph.runtime.sessions import openvino
 from spq_graph.runtime.sessions.executed import CONSTANT, Executed, not_as_planned
 from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
-from spq_graph.terms.errors import CheckError
+from spq_graph.terms.errors import CheckError, UsageError
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CPU_PROVIDER, Profile
 
@@ -22,15 +22,41 @@ _TOLD = 8  # sites that an error names
 _REMEDY = "keep them with --keep, and please report this"
 
 
-def why_absent(profile: Profile) -> str | None:
-    """Why a target cannot be run on this machine; None where it can."""
-    if profile.runtime == "openvino":
-        return None if openvino.is_here() else "OpenVINO is not installed: pip install 'spq-graph[openvino]'"
-    if profile.provider == CPU_PROVIDER:
-        return None
+def refuse_absent(profile: Profile, where: str) -> None:
+    """Refuse a target that cannot be run on this machine.
+
+    Args:
+        profile: of the target.
+        where: what names it.
+
+    Raises:
+        UsageError: its runtime is not installed, or finds no device.
+    """
+    if profile.runtime == "openvino" and not openvino.is_here():
+        raise UsageError("OpenVINO is not installed", where=where, remedy="pip install 'spq-graph[openvino]'")
+    if profile.runtime == "openvino" or profile.provider == CPU_PROVIDER:
+        return
     if profile.provider not in ort.get_available_providers():
-        return f"ONNX Runtime {ort.__version__} here has no {profile.provider}: pip install 'spq-graph[gpu]'"
-    return None if _starts(profile.provider or "") else f"{profile.provider} does not start here: is there a GPU?"
+        raise UsageError(
+            f"ONNX Runtime {ort.__version__} here has no {profile.provider}",
+            where=where,
+            remedy="pip install 'spq-graph[gpu]'",
+        )
+    if not _starts(profile.provider or ""):
+        raise UsageError(
+            f"{profile.provider} does not start here",
+            where=where,
+            remedy="run this where there is an NVIDIA GPU with its driver, or use target cpu",
+        )
+
+
+def why_absent(profile: Profile) -> str | None:
+    """Why a target cannot be run on this machine, and what to do about it; None where it can."""
+    try:
+        refuse_absent(profile, "")
+    except UsageError as error:
+        return f"{error.what}: {error.remedy}"
+    return None
 
 
 @cache

@@ -132,11 +132,14 @@ def executed_by_openvino(session: OpenVinoSession, path: Path) -> Executed:
         for name in names:
             if name not in found.kernels or kind in _PRODUCTS:
                 found.kernels[name] = kernel
-    # A node that gives the graph's result goes by the name of that result.
-    for node in onnx.load(path, load_external_data=False).graph.node:
+    # A node that gives the graph's result goes by the name of that result, behind what is left out as well.
+    results = dict(found.kernels)
+    for node in reversed(onnx.load(path, load_external_data=False).graph.node):
         for output in node.output:
-            if output in found.kernels:
-                found.kernels.setdefault(node.name, found.kernels[output])
+            if output in results:
+                found.kernels.setdefault(node.name, results[output])
+                if node.op_type in ("Identity", "Cast") and results[output].startswith(tuple(_PRODUCTS)):
+                    results.setdefault(node.input[0], results[output])
     found.placed = dict.fromkeys(found.kernels, DEVICE)
     found.ops = dict(sorted(counted.items()))
     found.providers = {DEVICE: counted.total()}

@@ -25,6 +25,18 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+# What begins so holds text in a form that no decoding brings out, or none at all.
+_FORMS = (
+    (b"PAR1", "a Parquet file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+    (b"BZh91AY&SY", "compressed with bzip2"),
+    (b"\xfd7zXZ\x00", "compressed with xz"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\x93NUMPY", "an array of numpy"),
+    (b"%PDF-", "a PDF"),
+    (b"SQLite format 3\x00", "a database"),
+)
 _WANTED = "A list of strings, or lines of objects with `text`, with `prompt` (and `completion`), or with `messages`."
 Chat = Callable[[list[Any]], str]
 
@@ -42,7 +54,7 @@ def read_documents(path: Path, chat: Chat) -> str | list[str]:
     Raises:
         DataError: it cannot be read, is in no Unicode encoding, or is called JSON and holds something else.
     """
-    text = _decoded(_content(path), path)
+    text = read_text(path)
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     called_json = bool(suffixes) and suffixes[-1] in _JSON
     if not called_json and not text.lstrip().startswith(("[", "{")):
@@ -53,6 +65,24 @@ def read_documents(path: Path, chat: Chat) -> str | list[str]:
         if called_json or text.lstrip().startswith("{"):
             raise
         return text
+
+
+def read_text(path: Path) -> str:
+    """All of a file, in whatever Unicode encoding it is, gzip or not.
+
+    Raises:
+        DataError: it cannot be read, is in no Unicode encoding, or holds something else than text.
+    """
+    content = _content(path)
+    form = next((name for begin, name in _FORMS if content.startswith(begin)), None)
+    if form is not None:
+        raise DataError(
+            f"{form}, not text",
+            where=str(path),
+            remedy="Write what it holds as text, as JSON lines with `text`, or as ids: "
+            "numpy.savez('IDS.npz', input_ids=IDS).",
+        )
+    return _decoded(content, path)
 
 
 def _content(path: Path) -> bytes:
@@ -105,12 +135,16 @@ def _items(text: str, path: Path) -> list[Any]:
     try:
         content = json.loads(text) if text.strip() else []
     except (ValueError, RecursionError) as whole:
-        try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        except (ValueError, RecursionError) as error:
-            # Of the two readings the one that came further tells more.
-            lines = text.lstrip().startswith("{")
-            raise DataError(f"not valid JSON: {error if lines else whole}", where=str(path), remedy=_WANTED) from error
+        items: list[Any] = []
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                items += [json.loads(line)] if line.strip() else []
+            except (ValueError, RecursionError) as error:
+                # Of the two readings the one that came further tells more.
+                lines = bool(items) or text.lstrip().startswith("{")
+                said = f" in line {number}: {getattr(error, 'msg', error)}" if lines else f": {whole}"
+                raise DataError(f"not valid JSON{said}", where=str(path), remedy=_WANTED) from error
+        return items
     return content if isinstance(content, list) else [content]
 
 

@@ -17,7 +17,7 @@ from spq_graph.jobs.speed_report import add_to_report, check_report
 from spq_graph.passes.files.read import digest_of, size_of
 from spq_graph.runtime.measures import timing
 from spq_graph.runtime.proof.health import processor
-from spq_graph.runtime.proof.held import runner_on, why_absent
+from spq_graph.runtime.proof.held import refuse_absent, runner_on, why_absent
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.logits import Logits
@@ -87,6 +87,7 @@ def bench(
         fitting, entries = _fitting(found, lengths, opening.name), [own]
         if against is not None:
             reference = beside.enter_context(Opening.of(against).open(steps, find_sites=False))
+            fitting = _fitting(reference, fitting, reference.source.origin)
             entries = [
                 Entry(FP32, _file(reference), "cpu", reference.logits),
                 *_others(reference, plan, own, targets, steps),
@@ -111,9 +112,7 @@ def _check(opening: Opening, against: Openable | None, targets: Sequence[str], s
         SourceError: a model is not there.
     """
     for target in targets:
-        if absent := why_absent(PROFILES[target_named(target)]):
-            what, _, remedy = absent.partition(": ")
-            raise UsageError(what, where=f"--target {target}", remedy=remedy)
+        refuse_absent(PROFILES[target_named(target)], f"--target {target}")
     if targets and against is None:
         steps.remark("--target is not used: other targets are timed beside --against FP_MODEL only")
     for one in (opening, *([Opening.of(against)] if against is not None else [])):

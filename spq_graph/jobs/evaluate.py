@@ -14,7 +14,7 @@ from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.measures.tasks import Task, load_task, score_task
-from spq_graph.runtime.proof.held import runner_on, why_absent
+from spq_graph.runtime.proof.held import refuse_absent, runner_on
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.targets import PROFILES, Profile, target_named
@@ -90,9 +90,7 @@ def _runs_on(target: str | None) -> Profile:
         raise UsageError(
             f"models are measured on cpu or openvino, not on {target}", where="--target", remedy="pass one of them"
         )
-    if absent := why_absent(profile):
-        what, _, remedy = absent.partition(": ")
-        raise UsageError(what, where="--target", remedy=remedy)
+    refuse_absent(profile, "--target")
     return profile
 
 

@@ -14,6 +14,7 @@ from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.passes.base.run import run
 from spq_graph.passes.find.flow import in_half
 from spq_graph.passes.observe import Observe
+from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
@@ -89,19 +90,19 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
         sequences: what to run; None for a row of token 0.
 
     Raises:
-        ActivationError: logits of the source are not finite.
+        ActivationError: logits of the source are not finite, or what it gives instead.
         NotFiniteError: those of what was made of it are not.
     """
     nothing = bench.probe_ids()
     text = spread(sequences, TOKENS) if sequences is not None else Sequences(nothing, np.ones_like(nothing))
-    if bench.logits.output is None or not text.predicted.any():
-        return  # nothing to score: no logits, or a graph that takes one token at a time
+    if not text.predicted.any():
+        return  # a graph that takes one token at a time
     if sequences is None:  # calibration, which is finite or refused, has run the source on what is given
         _refuse_source(bench, text)
     file = bench.build(plan, profile=bench.measured_as(plan)) if bench.emulates(plan) else built
     try:
         give_back_memory()  # of what wrote and proved the file: a session takes as much again
-        score_text(bench.stream_for(plan, file), [], text)
+        require_finite(bench.stream_for(plan, file), text, scored=bench.logits.output is not None)
     except LogitsNotFiniteError as error:
         _refuse_source(bench, text)
         raise once_quantized(error, bench, canonical(file.path), file.path) from error
@@ -110,14 +111,36 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
             file.discard()
 
 
+def require_finite(stream: Stream, text: Sequences, *, scored: bool) -> None:
+    """Run a graph on a text to see that it gives numbers.
+
+    Args:
+        stream: the graph.
+        text: what to run.
+        scored: whether it gives logits, which text is scored by; of others nothing can be judged but that.
+
+    Raises:
+        LogitsNotFiniteError: with what it does not give them on.
+    """
+    if scored:
+        score_text(stream, [], text)
+        return
+    rows = batches_without_padding(text, *stream.fixed_shape)
+    filled = [stream.filled(ids, np.ones_like(ids)) for ids in rows]
+    given = stream.results(filled) if isinstance(stream, SegmentedRunner) else (stream.run(*batch) for batch in filled)
+    for batch, results in zip(filled, given, strict=True):
+        if not all(np.isfinite(array).all() for array in results):
+            raise LogitsNotFiniteError(str(stream.path), None, *batch)
+
+
 def _refuse_source(bench: Workbench, text: Sequences) -> None:
-    """Refuse a source whose own logits are not finite.
+    """Refuse a source whose own logits are not finite, or what it gives instead.
 
     Raises:
         ActivationError: naming where it begins.
     """
     try:
-        score_text(bench.reference, [], text)
+        require_finite(bench.reference, text, scored=bench.logits.output is not None)
     except LogitsNotFiniteError as error:
         raise in_source(error, bench) from error
 

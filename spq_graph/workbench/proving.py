@@ -22,12 +22,10 @@ def run_on(plan: Plan, file: Path, ids: Ids, runner: Runner | None) -> Executed:
     Raises:
         SourceError: the target cannot load the file.
     """
-    profile = plan.recipe.profile
     try:
-        return execute_on(profile, file, ids, runner)
+        return execute_on(plan.recipe.profile, file, ids, runner)
     except SourceError as cause:
-        remedy = cause.remedy or f"choose another target than {profile.name}: cpu runs whatever ONNX Runtime does"
-        raise SourceError(cause.what, where=plan.model.origin, remedy=remedy) from cause
+        raise SourceError(cause.what, where=plan.model.origin, remedy=cause.remedy) from cause
 
 
 def check_ran(executed: Executed, plan: Plan, source: ir.Model, file: Path) -> None:

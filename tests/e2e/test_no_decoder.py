@@ -71,6 +71,18 @@ def test_a_merged_decoder(tmp_path: Path) -> None:
     assert "merged decoder" in done("inspect", model).out
 
 
+def test_a_merged_decoder_to_compare_with(tmp_path: Path) -> None:
+    model, plain = written(tmp_path / "decoder_model_merged.onnx", merged), write_decoder(tmp_path / "m.onnx", layers=1)
+    given = ["--against", model]
+    for verb in (
+        ["eval", plain, "--text", data(tmp_path), "--window", 32, *given],
+        ["bench", plain, "--length", 8, "--rounds", 1, *given],
+    ):
+        refused = spq(*verb)
+        assert refused.code == 1, verb
+        assert "error: this is a merged decoder" in " ".join(refused.err.split()), verb
+
+
 def test_what_was_merged_is_named_where_it_lies_beside(tmp_path: Path) -> None:
     model = written(tmp_path / "decoder_model_merged.onnx", merged)
     instead = write_decoder(tmp_path / "decoder_model.onnx", layers=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
 from spq_graph.terms.targets import PROFILES, Target
 from tests.support.command import Case, done, spq
-from tests.support.decoders import random_ids
+from tests.support.decoders import random_ids, write_decoder, write_ids
 
 SPIKED = "layers.1.mlp.down_proj"
 needs_openvino = pytest.mark.skipif(not is_here(), reason="needs openvino")
@@ -145,6 +146,24 @@ def test_openvino_runs_every_planned_site_and_says_the_same(case: Case, tmp_path
     there, here = (done(*evaluated, *more).json["perplexity"] for more in (["--target", "openvino"], []))
     assert there == pytest.approx(here, rel=0.002)
     assert spq(*evaluated, "--target", "cuda").code == 2
+
+
+@needs_openvino
+@pytest.mark.parametrize("behind", [("Identity",), ("Identity", "Identity"), ("Cast",), ("Cast", "Identity")])
+def test_a_head_behind_which_the_result_is_only_renamed(tmp_path: Path, behind: tuple[str, ...]) -> None:
+    model = onnx.load(write_decoder(tmp_path / "model.onnx", layers=1))
+    head = next(node for node in model.graph.node if "logits" in node.output)
+    names = [*(f"renamed.{number}" for number in range(len(behind))), "logits"]
+    head.output[0] = names[0]
+    for kind, (before, name) in zip(behind, pairwise(names), strict=True):
+        to = {"to": onnx.TensorProto.FLOAT} if kind == "Cast" else {}
+        model.graph.node.append(onnx.helper.make_node(kind, [before], [name], name=f"to.{name}", **to))
+    onnx.save(model, tmp_path / "model.onnx")
+    data = ["--calibration", write_ids(tmp_path / "ids.npz"), "--window", 16, "--no-eval", "--spike-ratio", 1e6]
+    out, more = tmp_path / "out", ["--target", "openvino", "--quantize-lm-head"]
+    done("quantize", tmp_path / "model.onnx", "-o", out, *data, *more)
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["kernels"]["lm_head"] == "FullyConnected_int8"
 
 
 @needs_openvino

@@ -7,18 +7,23 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from safetensors.numpy import save_file
+
 from spq_graph.models.adapter import ADAPTER_CONFIG, base_of, check_adapter
+from spq_graph.models.loading import load_causal_lm
 from spq_graph.models.onnx_folder import onnx_in, onnx_of
 from spq_graph.models.source import resolve
 from tests.support.decoders import write_decoder
 from tests.support.following import Told
 
 follows = pytest.mark.follows
+RANK = 4
 RIGHT = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
 
@@ -63,72 +68,146 @@ def test_an_adapter_of_what_is_not_here(refusal: Told, adapter: Path, tiny_llama
     assert base_of(adapter) == tiny_llama
 
 
-def without(adapter: Path, refusal: Told, tiny_llama: Path) -> None:
-    """For the model without the adapter: the base model's folder, or this one without what makes it an adapter."""
-    assert refusal.error.remedy.endswith("pass the folder of the base model.")
-    check_adapter(tiny_llama)
-    beside = Path(shutil.copytree(tiny_llama, adapter.parent / "beside"))
-    shutil.copy(adapter / ADAPTER_CONFIG, beside)
-    with refusal:
-        check_adapter(beside)
-    assert f"take {ADAPTER_CONFIG} out of the folder" in refusal.error.remedy
-    (beside / ADAPTER_CONFIG).unlink()
-    check_adapter(beside)
+def placed(adapter: Path, tiny_llama: Path, beside: bool) -> Path:
+    """The adapter's folder: of its own, or the one that its model lies in."""
+    return Path(shutil.copytree(tiny_llama, adapter, dirs_exist_ok=True)) if beside else adapter
 
 
-@follows("models/adapter.py:check_adapter", "changes no weights")
-def test_an_adapter_of_prompts(refusal: Told, adapter: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    says(adapter, peft_type="PREFIX_TUNING")
-    with refusal:
-        check_adapter(adapter)
-    without(adapter, refusal, tiny_llama)
+def without(refusal: Told, folder: Path, tiny_llama: Path) -> None:
+    """For the model without the adapter: this folder without what makes it an adapter, or the base model's."""
+    if (folder / "config.json").is_file():
+        assert refusal.error.remedy.endswith(f"take {ADAPTER_CONFIG} out of the folder.")
+        (folder / ADAPTER_CONFIG).unlink()
+        check_adapter(folder)
+        assert resolve(str(folder)).kind == "folder"
+    else:
+        assert refusal.error.remedy.endswith("pass the folder of the base model.")
+        check_adapter(tiny_llama)
+
+
+def always_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
-    says(adapter, peft_type="LORA")
-    (adapter / "adapter_model.safetensors").touch()
-    check_adapter(adapter)
-
-
-@follows("models/adapter.py:check_adapter", "without its weights")
-def test_an_adapter_without_weights(
-    refusal: Told, adapter: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    says(adapter, peft_type="LORA")
-    with refusal:
-        check_adapter(adapter)
-    without(adapter, refusal, tiny_llama)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
-    (adapter / "adapter_model.safetensors").touch()
-    check_adapter(adapter)
-
-
-@follows("models/adapter.py:check_adapter", "is not installed")
-def test_an_adapter_without_peft(refusal: Told, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As before and after peft is installed."""
-    says(adapter, peft_type="LORA")
-    (adapter / "adapter_model.safetensors").touch()
-    with monkeypatch.context() as absent:
-        absent.setattr(importlib.util, "find_spec", lambda _: None)
-        with refusal:
-            check_adapter(adapter)
-    assert refusal.error.remedy.startswith("pip install peft, and run this again")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
-    check_adapter(adapter)
 
 
 @pytest.mark.parametrize(
-    "content",
+    "beside",
     [
-        pytest.param("{", marks=follows("models/adapter.py:_read", "not readable as JSON")),
-        pytest.param("[]", marks=follows("models/adapter.py:_read", "a JSON object is expected")),
+        pytest.param(True, marks=follows("models/adapter.py:check_adapter", "changes no weights", nth=0)),
+        pytest.param(False, marks=follows("models/adapter.py:check_adapter", "changes no weights", nth=1)),
     ],
 )
-def test_a_broken_adapter(refusal: Told, adapter: Path, tiny_llama: Path, content: str) -> None:
-    (adapter / ADAPTER_CONFIG).write_text(content, encoding="utf-8")
+def test_an_adapter_of_prompts(
+    refusal: Told, adapter: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    folder = placed(adapter, tiny_llama, beside)
+    says(folder, peft_type="PREFIX_TUNING")
     with refusal:
-        base_of(adapter)
-    says(adapter, base_model_name_or_path=str(tiny_llama))  # as it is downloaded again
-    assert base_of(adapter) == tiny_llama
-    assert base_of(tiny_llama) == tiny_llama
+        check_adapter(folder)
+    always_installed(monkeypatch)
+    says(folder, peft_type=refusal.error.remedy.partition(";")[0].split()[-1].upper())
+    (folder / "adapter_model.safetensors").touch()
+    check_adapter(folder)
+    without(refusal, folder, tiny_llama)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pytest.param(True, marks=follows("models/adapter.py:check_adapter", "without its weights", nth=0)),
+        pytest.param(False, marks=follows("models/adapter.py:check_adapter", "without its weights", nth=1)),
+    ],
+)
+def test_an_adapter_without_weights(
+    refusal: Told, adapter: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    folder = placed(adapter, tiny_llama, beside)
+    says(folder, peft_type="LORA")
+    with refusal:
+        check_adapter(folder)
+    always_installed(monkeypatch)
+    (folder / "adapter_model.safetensors").touch()
+    check_adapter(folder)
+    without(refusal, folder, tiny_llama)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pytest.param(True, marks=follows("models/adapter.py:check_adapter", "is not installed", nth=0)),
+        pytest.param(False, marks=follows("models/adapter.py:check_adapter", "is not installed", nth=1)),
+    ],
+)
+def test_an_adapter_without_peft(
+    refusal: Told, adapter: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """As before and after peft is installed."""
+    folder = placed(adapter, tiny_llama, beside)
+    says(folder, peft_type="LORA")
+    (folder / "adapter_model.safetensors").touch()
+    with monkeypatch.context() as absent:
+        absent.setattr(importlib.util, "find_spec", lambda _: None)
+        with refusal:
+            check_adapter(folder)
+    assert refusal.error.remedy.startswith("pip install peft, and run this again")
+    always_installed(monkeypatch)
+    check_adapter(folder)
+    without(refusal, folder, tiny_llama)
+
+
+@pytest.mark.parametrize(
+    ("content", "beside"),
+    [
+        pytest.param("{", True, marks=follows("models/adapter.py:_read", "not readable as JSON", nth=0)),
+        pytest.param("{", False, marks=follows("models/adapter.py:_read", "not readable as JSON", nth=1)),
+        pytest.param("[]", True, marks=follows("models/adapter.py:_read", "a JSON object is expected", nth=0)),
+        pytest.param("[]", False, marks=follows("models/adapter.py:_read", "a JSON object is expected", nth=1)),
+    ],
+)
+def test_a_broken_adapter(refusal: Told, adapter: Path, tiny_llama: Path, content: str, beside: bool) -> None:
+    folder = placed(adapter, tiny_llama, beside)
+    (folder / ADAPTER_CONFIG).write_text(content, encoding="utf-8")
+    with refusal:
+        base_of(folder) if not beside else check_adapter(folder)
+    says(folder, base_model_name_or_path=str(tiny_llama))  # as it is downloaded again
+    assert beside or base_of(folder) == tiny_llama
+    without(refusal, folder, tiny_llama)
+
+
+def lora(adapter: Path, base: Path, *, rank: int = RANK, layers: int = 2) -> Path:
+    """One of rank 4 of every layer's query projection, whose configuration may say another rank, on another base."""
+    places = {"target_modules": ["q_proj"], "base_model_name_or_path": str(base)}
+    says(adapter, peft_type="LORA", task_type="CAUSAL_LM", r=rank, lora_alpha=8, **places)
+    shapes = {"A": (RANK, 32), "B": (32, RANK)}
+    tensors = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{part}.weight": np.ones(shape, np.float32)
+        for layer in range(layers)
+        for part, shape in shapes.items()
+    }
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    return adapter
+
+
+@pytest.mark.parametrize(
+    ("wrong", "beside"),
+    [
+        pytest.param({"rank": 3}, True, marks=follows("models/adapter.py:merged", "cannot be merged", nth=0)),
+        pytest.param({"rank": 3}, False, marks=follows("models/adapter.py:merged", "cannot be merged", nth=1)),
+        pytest.param({"layers": 3}, True, marks=follows("models/adapter.py:merged", "do not belong together", nth=0)),
+        pytest.param({"layers": 3}, False, marks=follows("models/adapter.py:merged", "do not belong together", nth=1)),
+    ],
+)
+def test_an_adapter_that_does_not_fit(
+    refusal: Told, adapter: Path, tiny_llama: Path, wrong: dict[str, int], beside: bool
+) -> None:
+    """Merged where it was trained, the one that belongs to the model, or the model alone."""
+    pytest.importorskip("peft")
+    folder = placed(adapter, tiny_llama, beside)
+    with refusal:
+        load_causal_lm(lora(folder, tiny_llama, **wrong))
+    whole = load_causal_lm(lora(folder, tiny_llama))
+    whole.save_pretrained(adapter.parent / "merged")
+    assert load_causal_lm(adapter.parent / "merged").state_dict().keys() == whole.state_dict().keys()
+    without(refusal, folder, tiny_llama)
 
 
 # ------------------------------------------------------------------------------------------------- ONNX in folders

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +114,16 @@ def as_it_was(folder: Path, tiny_llama: Path) -> None:
     assert load_causal_lm(folder).config.num_hidden_layers == 2
 
 
-@follows("models/leftover.py:_refuse_missing")
+@follows("models/leftover.py:_refuse_missing", "-> Take config.json")
 def test_weights_that_lack(refusal: Told, folder: Path, tiny_llama: Path) -> None:
-    """Among them the head, which may be the embedding."""
+    weights(folder, layers__1__mlp__up_proj__weight=None)
+    with refusal:
+        load_causal_lm(folder)
+    as_it_was(folder, tiny_llama)
+
+
+@follows("models/leftover.py:_refuse_missing", "If the head is the embedding")
+def test_weights_without_a_head(refusal: Told, folder: Path, tiny_llama: Path) -> None:
     weights(folder, lm_head__weight=None)
     with refusal:
         load_causal_lm(folder)
@@ -121,6 +131,67 @@ def test_weights_that_lack(refusal: Told, folder: Path, tiny_llama: Path) -> Non
     configured(folder, **{key: True})
     assert load_causal_lm(folder).config.tie_word_embeddings
     as_it_was(folder, tiny_llama)
+
+
+@follows("models/leftover.py:_refuse_missing", "inside of a wrapper")
+@pytest.mark.parametrize("kind", ["whole", "shards", "bin"])
+def test_weights_that_a_wrapper_named(refusal: Told, folder: Path, kind: str) -> None:
+    """The command that is told, in a Python of its own, on weights in one file and in several, of either kind."""
+    folder = folder.rename(folder.with_name("a model's folder"))
+    torch = pytest.importorskip("torch")
+    wrapped = {f"_orig_mod.{name}": array for name, array in load_file(folder / WEIGHTS).items()}
+    save_file(wrapped, folder / WEIGHTS, {"format": "pt"})
+    if kind == "shards":
+        names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+        index = {name: names[place % 2] for place, name in enumerate(wrapped)}
+        for file in names:
+            held = {name: array for name, array in wrapped.items() if index[name] == file}
+            save_file(held, folder / file, {"format": "pt"})
+        (folder / f"{WEIGHTS}.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8"
+        )
+    if kind == "bin":
+        torch.save({name: torch.from_numpy(array) for name, array in wrapped.items()}, folder / "pytorch_model.bin")
+    if kind != "whole":
+        (folder / WEIGHTS).unlink()
+    with refusal:
+        load_causal_lm(folder)
+    program, option, code = shlex.split(refusal.error.remedy.rpartition("off the names: ")[2])
+    assert program == "python"
+    subprocess.run([sys.executable, option, code], check=True)
+    assert load_causal_lm(folder).config.num_hidden_layers == 2
+
+
+def unmerged(folder: Path, base_too: bool) -> None:
+    """As peft saves a model that it wraps: projections below `base_layer`, with the adapter's own beside them."""
+    arrays = load_file(folder / WEIGHTS)
+    for name in [name for name in arrays if name.endswith("q_proj.weight")]:
+        stem = name.removesuffix(".weight")
+        if not base_too:
+            arrays[f"{stem}.base_layer.weight"] = arrays.pop(name)
+        arrays |= {f"{stem}.lora_A.default.weight": np.ones((4, 32), np.float32)}
+        arrays |= {f"{stem}.lora_B.default.weight": np.ones((32, 4), np.float32)}
+    save_file(arrays, folder / WEIGHTS, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "base_too",
+    [
+        pytest.param(False, marks=follows("models/leftover.py:_refuse_missing", "merge_and_unload()")),
+        pytest.param(True, marks=follows("models/leftover.py:_left_out", "merge_and_unload()")),
+    ],
+)
+def test_weights_of_an_adapter(refusal: Told, folder: Path, tiny_llama: Path, tmp_path: Path, base_too: bool) -> None:
+    """Merged by the calls that are named."""
+    unmerged(folder, base_too)
+    with refusal:
+        load_causal_lm(folder)
+    assert all(name in refusal.error.remedy for name in ("merge_and_unload()", "save_pretrained"))
+    peft = pytest.importorskip("peft")
+    base = load_causal_lm(tiny_llama)
+    wrapped = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    wrapped.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert load_causal_lm(tmp_path / "merged").config.num_hidden_layers == 2
 
 
 @follows("models/leftover.py:_refuse_shapes")
@@ -133,24 +204,53 @@ def test_weights_of_other_shapes(refusal: Told, folder: Path, tiny_llama: Path) 
     as_it_was(folder, tiny_llama)
 
 
-@follows("models/leftover.py:_left_out")
-def test_weights_without_a_place(refusal: Told, folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
+def go_on_without(refusal: Told, tmp_path: Path) -> Any:
+    """What the code that is told saves, loaded."""
+    code = refusal.error.remedy.partition("the folder, ")[2].partition(", and pass")[0]
+    transformers = pytest.importorskip("transformers")
+    exec(code.replace("NEW", str(tmp_path / "new")), {"AutoModelForCausalLM": transformers.AutoModelForCausalLM})
+    return load_causal_lm(tmp_path / "new").config
+
+
+def said_for_config(refusal: Told) -> dict[str, Any]:
+    """What is to be written into config.json."""
+    lines = refusal.error.remedy.partition("write ")[2].partition(" into config.json")[0]
+    return dict(json.loads(f"{{{lines}}}"))
+
+
+@follows("models/leftover.py:_left_out", "num_hidden_layers")
+def test_layers_without_a_place(refusal: Told, folder: Path, tiny_llama: Path, tmp_path: Path) -> None:
     configured(folder, num_hidden_layers=1)
     with refusal:
         load_causal_lm(folder)
-    line = refusal.error.remedy.partition("write ")[2].partition(" into config.json")[0]
-    configured(folder, **json.loads(f"{{{line}}}"))
+    configured(folder, **said_for_config(refusal))
     assert load_causal_lm(folder).config.num_hidden_layers == 2
     configured(folder, num_hidden_layers=1)
-    transformers = pytest.importorskip("transformers")
-    code = (
-        refusal.error.remedy.partition("the folder, ")[2]
-        .partition(", and pass")[0]
-        .replace("NEW", str(tmp_path / "new"))
-    )
-    exec(code, {"AutoModelForCausalLM": transformers.AutoModelForCausalLM})
-    assert load_causal_lm(tmp_path / "new").config.num_hidden_layers == 1
+    assert go_on_without(refusal, tmp_path).num_hidden_layers == 1
     as_it_was(folder, tiny_llama)
+
+
+@follows("models/leftover.py:_left_out", "write EACH")
+def test_biases_without_a_place(refusal: Told, folder: Path, tmp_path: Path) -> None:
+    layers = range(2)
+    sizes = {"gate_proj": 48, "up_proj": 48, "down_proj": 32}
+    biases = {
+        f"layers__{n}__mlp__{name}__bias": np.ones(size, np.float32) for n in layers for name, size in sizes.items()
+    }
+    weights(folder, **{f"model__{name}": array for name, array in biases.items()})
+    with refusal:
+        load_causal_lm(folder)
+    assert not go_on_without(refusal, tmp_path).mlp_bias
+    configured(folder, **said_for_config(refusal))
+    assert load_causal_lm(folder).config.mlp_bias
+
+
+@follows("models/leftover.py:_left_out", "-> To go on without them")
+def test_weights_without_a_place(refusal: Told, folder: Path, tmp_path: Path) -> None:
+    weights(folder, model__layers__0__mlp__scaler__weight=np.ones(32, np.float32))
+    with refusal:
+        load_causal_lm(folder)
+    assert go_on_without(refusal, tmp_path).num_hidden_layers == 2
 
 
 @follows("models/leftover.py:_refuse_not_finite")

@@ -12,10 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.sessions.session import Runner
 from tests.refusals.conftest import Made
 from tests.support.command import done
-from tests.support.decoders import random_ids, write_decoder, write_ids
+from tests.support.decoders import LONGEST, random_ids, write_decoder, write_ids
 from tests.support.ends import write_with_end
 from tests.support.following import Told
 
@@ -138,20 +139,45 @@ def test_a_weight_from_outside(refusal: Told, made: Made, tmp_path: Path) -> Non
     done("eval", path, "--text", made.text)
 
 
-@follows("runtime/sessions/session.py:Decoder.by_token")
+def sliced(path: Path, start: int, declared: list[int | str]) -> Path:
+    """A decoder whose logits are those from one token on, the last, and of a declared shape."""
+    model = onnx.load(write_decoder(path, layers=1))
+    values = (("e0", start), ("e1", LONGEST + 1), ("e2", 1))
+    model.graph.initializer.extend(numpy_helper.from_array(np.array([value]), name) for name, value in values)
+    model.graph.node[-1].output[0] = "all"
+    model.graph.node.append(helper.make_node("Slice", ["all", *(n for n, _ in values)], ["logits"], name="some"))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, declared))
+    onnx.save(model, path)
+    return path
+
+
+def logits_of(path: Path) -> tuple[int, ...]:
+    ids, runner = random_ids(1, 8), Runner(path)
+    gives_last_only(runner)
+    return runner.logits(ids, np.ones_like(ids)).shape
+
+
+@follows("runtime/sessions/session.py:Decoder.by_token", "neither logits of every token")
 def test_logits_of_neither(refusal: Told, tmp_path: Path) -> None:
-    ids = random_ids(1, 8)
-    model = onnx.load(write_with_end(tmp_path / "model.onnx", "flat", layers=1))
-    ends = [numpy_helper.from_array(np.array([value]), name) for name, value in (("e0", 0), ("e1", 3), ("e2", 0))]
-    model.graph.initializer.extend(ends)
-    last = model.graph.node[-1]
-    last.output[0] = "all"
-    model.graph.node.append(helper.make_node("Slice", ["all", "e0", "e1", "e2"], ["logits"], name="some"))
-    onnx.save(model, tmp_path / "some.onnx")
     with refusal:
-        Runner(tmp_path / "some.onnx").logits(ids, np.ones_like(ids))
-    whole = Runner(write_decoder(tmp_path / "whole.onnx", layers=1))
-    assert whole.logits(ids, np.ones_like(ids)).shape == (1, 8, 64)
+        logits_of(sliced(tmp_path / "some.onnx", -3, ["batch_size", "some", 64]))
+    assert logits_of(write_decoder(tmp_path / "whole.onnx", layers=1)) == (1, 8, 64)
+
+
+@follows("runtime/sessions/session.py:Decoder.by_token", "is declared to hold logits of every token")
+def test_logits_that_are_declared_otherwise(refusal: Told, tmp_path: Path) -> None:
+    """Too large to be tried out at once, so that what it declares is believed."""
+    wrong, right = ["batch_size", "sequence_length", 64], ["batch_size", 1, 64]
+    believed = Runner(sliced(tmp_path / "model.onnx", -1, [*wrong]))
+    assert believed.declares_every
+    believed.last_only, ids = False, random_ids(1, 8)
+    with refusal:
+        believed.logits(ids, np.ones_like(ids))
+    assert "its second dimension as 1" in refusal.error.remedy
+    again = Runner(sliced(tmp_path / "model.onnx", -1, [*right]))
+    assert not again.declares_every
+    assert gives_last_only(again)
+    assert again.logits(ids, np.ones_like(ids)).shape == (1, 1, 64)
 
 
 @follows("spq_graph/jobs/evaluate.py:_require_every")

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -46,26 +45,6 @@ PLAIN = {"context": "w1", "continuation": "w2"}
 def task_of(path: Path, *rows: object) -> Path:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
-
-
-@follows("runtime/measures/tasks.py:load_task", "cannot be read")
-def test_no_task(refusal: Told, tmp_path: Path) -> None:
-    path = task_of(tmp_path / "task.jsonl", PLAIN)
-    with refusal:
-        load_task(tmp_path / "tsak.jsonl")
-    assert len(load_task(path).examples) == 1
-    with mock.patch.object(Path, "read_text", side_effect=PermissionError(13, "Permission denied")), refusal:
-        load_task(path)  # whatever right the tests themselves have
-
-
-@follows("runtime/measures/tasks.py:load_task", "not UTF-8")
-def test_a_latin_task(refusal: Told, tmp_path: Path) -> None:
-    path, text = tmp_path / "task.jsonl", json.dumps(PLAIN | {"context": "é"}, ensure_ascii=False)
-    path.write_bytes(text.encode("latin-1"))
-    with refusal:
-        load_task(path)
-    path.write_bytes(text.encode())
-    assert len(load_task(path).examples) == 1
 
 
 @follows("runtime/measures/tasks.py:load_task", "a file holds either")

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 pytest.importorskip("onnxruntime")
 
@@ -32,6 +32,7 @@ from tests.support.command import done, spq
 from tests.support.decoder_graphs import decoder
 from tests.support.decoders import random_ids, write_decoder
 from tests.support.following import Told
+from tests.support.halves import rewritten
 from tests.support.words import words
 
 follows = pytest.mark.follows
@@ -113,23 +114,61 @@ def test_a_number_that_json_has_not(refusal: Told) -> None:
     assert refusal.error.what.startswith("'sites.0.ratio'")
 
 
+def end_of(path: Path) -> Path:
+    """The sound model with logits that are too large, behind the last of its sites."""
+    model = onnx.load(write_decoder(path, layers=2))
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(3e38, np.float32), "factor"))
+    for read, made in (("before", "larger"), ("larger", "logits")):
+        model.graph.node.append(onnx.helper.make_node("Mul", [read, "factor"], [made], name=f"make_{made}"))
+    onnx.save(model, path)
+    return path
+
+
+def once(refusal: Told, source: Path, file: Path, row: Ids) -> None:
+    """As if a file had come of a source."""
+    error = LogitsNotFiniteError("made.onnx", 0, row, np.ones_like(row))
+    with Opening(source).open() as bench, refusal:
+        raise once_quantized(error, bench, canonical(file), file)
+
+
 @pytest.mark.parametrize(
-    "shown",
+    "begins",
     [
-        pytest.param(False, marks=follows("spq_graph/workbench/naming.py:once_quantized", "--keep '*'")),
-        pytest.param(True, marks=follows("spq_graph/workbench/naming.py:once_quantized", "FAULT")),
+        pytest.param(
+            "nowhere", marks=follows("spq_graph/workbench/naming.py:once_quantized", "are not -> pass --keep")
+        ),
+        pytest.param("at a site", marks=follows("spq_graph/workbench/naming.py:once_quantized", "--keep 'SITE'")),
+        pytest.param(
+            "behind", marks=follows("spq_graph/workbench/naming.py:once_quantized", "FAULT -> pass --keep '*'")
+        ),
     ],
 )
-def test_not_finite_once_quantized(refusal: Told, made: Made, broken: Path, tmp_path: Path, shown: bool) -> None:
-    """As if it had come of the sound model: where it begins is found, or not."""
-    row = random_ids(1, 8)
-    error = LogitsNotFiniteError("made.onnx", 0, row, np.ones_like(row))
-    file = broken if shown else made.model
-    with Opening(made.model).open() as bench, refusal:
-        raise once_quantized(error, bench, canonical(file), file)
+def test_not_finite_once_quantized(refusal: Told, made: Made, broken: Path, tmp_path: Path, begins: str) -> None:
+    """Where it begins is found, with a site that it concerns or without one, or it is not found."""
+    files = {"nowhere": made.model, "at a site": broken, "behind": end_of(tmp_path / "end.onnx")}
+    once(refusal, made.model, files[begins], random_ids(1, 8))
     _, option, site, *more = refusal.error.remedy.split()
     data = ["--calibration", made.data, "--spike-ratio", 50, "--no-eval"]
     done("quantize", made.model, "-o", tmp_path / "out", *data, option, site.strip("'"), *more)
+
+
+@follows("spq_graph/workbench/naming.py:once_quantized", "export the model in float32 or bfloat16")
+def test_not_finite_once_quantized_for_float16(refusal: Told, tmp_path: Path) -> None:
+    """A product beyond what float16 holds, in what was made of a float16 source; in float32 it has room."""
+    for name, dtype in (("half", np.float16), ("made", np.float16), ("whole", np.float32)):
+        model = decoder(dtype=dtype)
+        read = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
+        for tensor in model.graph.initializer if name != "half" else ():
+            values = numpy_helper.to_array(tensor)
+            if tensor.name in read and values.shape[0] < values.shape[1]:  # what makes more channels: gates among them
+                tensor.CopyFrom(numpy_helper.from_array(np.full_like(values, 6e4), tensor.name))
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    ids = np.random.default_rng(0).integers(0, 16, (32, 16))
+    once(refusal, tmp_path / "half.onnx", tmp_path / "made.onnx", ids[:1, :8])
+    np.savez(tmp_path / "ids.npz", input_ids=ids)
+    data = ["--calibration", tmp_path / "ids.npz", "--window", 16, "--no-eval"]
+    done("quantize", tmp_path / "whole.onnx", "-o", tmp_path / "out", *data)
 
 
 @follows("spq_graph/workbench/not_finite.py:too_large")
@@ -157,6 +196,34 @@ def test_not_finite_at_a_node(refusal: Told, made: Made, broken: Path) -> None:
     refusal.command("eval", broken, "--text", made.text)
     assert "export the model" in refusal.error.remedy
     done("eval", write_decoder(broken, layers=2), "--text", made.text)
+
+
+def masked(path: Path, number: float) -> Path:
+    """A decoder whose mask lets nothing through behind the third token, by some number."""
+    model = onnx.load(write_decoder(path, layers=2))
+    mask = next(tensor for tensor in model.graph.initializer if tensor.name == "causal")
+    values = numpy_helper.to_array(mask).copy()
+    values[2] = number
+    mask.CopyFrom(numpy_helper.from_array(values, mask.name))
+    onnx.save(model, path)
+    return path
+
+
+@follows("spq_graph/workbench/not_finite.py:not_finite", "ON: FAULT")
+def test_a_mask_of_infinity(refusal: Told, made: Made, tmp_path: Path) -> None:
+    refusal.command("eval", masked(tmp_path / "model.onnx", -np.inf), "--text", made.text)
+    assert "a mask of large negative numbers in place of -inf" in refusal.error.remedy
+    done("eval", masked(tmp_path / "model.onnx", -1e4), "--text", made.text)
+
+
+@follows("spq_graph/workbench/not_finite.py:not_finite", "ON: FAULT")
+def test_logits_beyond_float16(refusal: Told, made: Made, tmp_path: Path) -> None:
+    path, loud = write_decoder(tmp_path / "model.onnx", layers=2), {"lm_head.weight": 20_000.0}
+    refusal.command("eval", rewritten(path, factors=loud), "--text", made.text)
+    assert "export the model in float32 or bfloat16" in refusal.error.remedy
+    for kind in (TensorProto.FLOAT, TensorProto.BFLOAT16):
+        again = write_decoder(tmp_path / "again.onnx", layers=2)
+        done("eval", rewritten(again, into=kind, factors=loud), "--text", made.text)
 
 
 PROMPT = ["--prompt", "w1 w2", "--max-new-tokens", 2, "--tokenizer"]

@@ -125,22 +125,25 @@ def test_an_opset_of_the_future(refusal: Told, made: Made, tmp_path: Path) -> No
 
 @follows("runtime/sessions/openvino.py:OpenVinoRunner._open", "OpenVINO is not installed")
 def test_no_openvino(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["eval", made.model, "--text", made.text, "--target", "openvino"]
+    """The verbs see to it before anything is opened; whoever opens a runner is told the same."""
     with monkeypatch.context() as without:
         without.setattr(openvino, "is_here", lambda: False)
-        refusal.command(*arguments)
+        with refusal:
+            openvino.OpenVinoRunner(made.model)
     assert refusal.error.remedy == "pip install 'spq-graph[openvino]'"
     pytest.importorskip("openvino")
-    done(*arguments)
+    done("eval", made.model, "--text", made.text, "--target", "openvino")
 
 
 @follows("runtime/sessions/openvino.py:OpenVinoRunner._open", "OpenVINO cannot load")
 def test_operators_that_openvino_has_not(refusal: Told, made: Made, tmp_path: Path) -> None:
+    """The verbs hold operators against the target before; this is a file that is opened all the same."""
     pytest.importorskip("openvino")
     model = ending_in(made.model, tmp_path / "model.onnx", "SampleOp", "com.microsoft")
-    arguments = ["eval", model, "--text", made.text]
-    refusal.command(*arguments, "--target", "openvino")
-    done(*arguments, *refusal.error.remedy.removeprefix("pass ").split())
+    with refusal:
+        openvino.OpenVinoRunner(model)
+    assert Runner(model).outputs == ["logits"]  # what target cpu opens
+    done("eval", made.model, "--text", made.text, *refusal.error.remedy.removeprefix("pass ").split())
 
 
 @follows("runtime/proof/health.py:kernels_of", outside="it installs a package into the environment of the tests")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import onnx
@@ -11,6 +12,10 @@ from onnx import TensorProto, helper
 
 pytest.importorskip("onnxruntime")
 
+from docs.refusals import ROOT
+from spq_graph.runtime.proof import held
+from spq_graph.runtime.proof.held import refuse_absent
+from spq_graph.runtime.sessions import openvino
 from spq_graph.terms.targets import PROFILES
 from tests.refusals.conftest import Made
 from tests.support.command import done
@@ -19,28 +24,49 @@ from tests.support.following import Told
 from tests.support.graphs import Builder
 
 follows = pytest.mark.follows
-ABSENT = "OpenVINO is not installed: pip install 'spq-graph[openvino]'"
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        pytest.param("bench", marks=follows("spq_graph/jobs/bench.py:_check")),
-        pytest.param("eval", marks=follows("spq_graph/jobs/evaluate.py:_runs_on", "WHAT")),
-    ],
-)
-def test_a_target_that_is_not_here(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+@follows("runtime/proof/held.py:refuse_absent", "OpenVINO is not installed")
+def test_without_openvino(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """As before and after the package is installed."""
-    once = ["--rounds", 1, "--length", 4] if verb == "bench" else ["--text", made.text]
-    arguments = [verb, made.model, *once, "--target", "openvino"]
-    module = "bench" if verb == "bench" else "evaluate"
+    arguments = ["eval", made.model, "--text", made.text, "--target", "openvino"]
     with monkeypatch.context() as without:
-        without.setattr(f"spq_graph.jobs.{module}.why_absent", lambda profile: ABSENT)
+        without.setattr(openvino, "is_here", lambda: False)
         refusal.command(*arguments)
+        with refusal:
+            refuse_absent(PROFILES["openvino"], "--target")
     assert refusal.error.remedy == "pip install 'spq-graph[openvino]'"
-    assert "openvino" in PROFILES
     pytest.importorskip("openvino")
     done(*arguments)
+
+
+def timing(made: Made, target: str) -> list[object]:
+    return ["bench", made.model, "--rounds", 1, "--length", 4, "--target", target]
+
+
+@follows("runtime/proof/held.py:refuse_absent", "here has no")
+def test_without_a_provider(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before and after the package is installed, on a machine with its device."""
+    monkeypatch.setattr(held, "_starts", lambda _: True)
+    monkeypatch.setattr(held.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    refusal.command(*timing(made, "cuda"))
+    extra = refusal.error.remedy.partition("[")[2].partition("]")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert extra in project["optional-dependencies"]
+    monkeypatch.setattr(held.ort, "get_available_providers", lambda: [PROFILES["cuda"].provider])
+    refuse_absent(PROFILES["cuda"], "--target")
+
+
+@follows("runtime/proof/held.py:refuse_absent", "does not start here")
+def test_without_a_device(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without the device and then on one with it, and on the CPU."""
+    monkeypatch.setattr(held.ort, "get_available_providers", lambda: [PROFILES["cuda"].provider])
+    with monkeypatch.context() as without:
+        without.setattr(held, "_starts", lambda _: False)
+        refusal.command(*timing(made, "cuda"))
+    done(*timing(made, refusal.error.remedy.split()[-1]))
+    monkeypatch.setattr(held, "_starts", lambda _: True)
+    refuse_absent(PROFILES["cuda"], "--target")
 
 
 def inside_if(path: Path, *, cached: bool) -> Path:
@@ -85,18 +111,38 @@ def test_products_inside_of_an_if(
     follow_export(refusal.error.remedy, made, tiny_llama, tmp_path, monkeypatch)
 
 
-@follows("spq_graph/terms/halves.py:refuse_halves", "merged decoder")
-def test_a_merged_decoder(
+@follows("spq_graph/terms/halves.py:refuse_halves", "or let optimum export it")
+def test_a_merged_decoder_alone(
     refusal: Told, made: Made, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone it is exported again, with or without merging; and where what was merged lies beside it, that is named."""
-    merged = inside_if(tmp_path / "decoder_model_merged.onnx", cached=True)
-    refusal.command(*calibrating(merged, made, tmp_path))
-    assert "decoder_model.onnx" in refusal.error.remedy
+    """It is exported again, with or without merging."""
+    refusal.command(*calibrating(inside_if(tmp_path / "decoder_model_merged.onnx", cached=True), made, tmp_path))
     follow_export(refusal.error.remedy, made, tiny_llama, tmp_path, monkeypatch)
-    write_decoder(tmp_path / "decoder_model.onnx", layers=1)
-    refusal.command(*calibrating(merged, made, tmp_path))
-    done(*calibrating(refusal.error.remedy.removeprefix("pass "), made, tmp_path))
+    unmerged = refusal.error.remedy.rpartition("and pass ")[2]
+    done(*calibrating(write_decoder(tmp_path / unmerged, layers=1), made, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(
+            ["decoder_model", "decoder_with_past_model"],
+            marks=follows("spq_graph/terms/halves.py:refuse_halves", "lies beside it, too"),
+        ),
+        pytest.param(
+            ["decoder_with_past_model"],
+            marks=follows("spq_graph/terms/halves.py:refuse_halves", "merged decoder", nth=1),
+        ),
+    ],
+    ids=["both", "one"],
+)
+def test_a_merged_decoder_beside_its_parts(refusal: Told, made: Made, tmp_path: Path, parts: list[str]) -> None:
+    for number, part in enumerate(parts):
+        write_decoder(tmp_path / f"{part}.onnx", layers=1, cache=number > 0)
+    refusal.command(*calibrating(inside_if(tmp_path / "decoder_model_merged.onnx", cached=True), made, tmp_path))
+    first, _, more = refusal.error.remedy.removeprefix("pass ").partition("; ")
+    done(*calibrating(first, made, tmp_path))
+    assert [Path(first).name, *(name.strip(",") for name in more.split()[:1])] == [f"{part}.onnx" for part in parts]
 
 
 @follows("spq_graph/terms/halves.py:refuse_halves", "encoder-decoder")

@@ -9,16 +9,17 @@ import subprocess
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from spq_graph.runtime.text import documents
 from spq_graph.runtime.text.documents import read_documents
 from spq_graph.runtime.text.reading import load_sequences, windows
 from spq_graph.runtime.text.sequences import Sequences, cut
-from spq_graph.runtime.text.tokenizer import TextTokenizer, read_json
+from spq_graph.runtime.text.tokenizer import TextTokenizer
 from tests.conftest import write_tokenizer
-from tests.support.following import Told
-from tests.support.words import text_of, words
+from tests.support.following import Told, written
+from tests.support.words import text_of
 
 follows = pytest.mark.follows
 
@@ -38,11 +39,6 @@ def no_chat(_: list[object]) -> str:
 
 def text_in(path: Path) -> str | list[str]:
     return read_documents(path, no_chat)
-
-
-def written(path: Path, content: object) -> Path:
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return path
 
 
 # ------------------------------------------------------------------------------------------------- documents
@@ -77,6 +73,19 @@ def test_a_gzip_of_a_gigabyte(refusal: Told, tmp_path: Path, monkeypatch: pytest
         text_in(tmp_path / "text.gz")
     (tmp_path / "piece.gz").write_bytes(gzip.compress(b"x" * 1000))
     assert text_in(tmp_path / "piece.gz") == "x" * 1000
+
+
+@follows("runtime/text/documents.py:read_text")
+def test_what_is_no_text(refusal: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text.parquet"
+    path.write_bytes(b"PAR1" + bytes(range(256)) + b"PAR1")
+    with refusal:
+        text_in(path)
+    assert text_in(written(tmp_path / "text.txt", "w0 w1")) == "w0 w1"
+    takes_what_is_wanted(tmp_path / "text.jsonl")
+    monkeypatch.chdir(tmp_path)
+    exec(refusal.error.remedy.rpartition("ids: ")[2].removesuffix("."), {"numpy": np, "IDS": np.ones((2, 9), np.int64)})
+    assert load_sequences(tmp_path / "IDS.npz", None, window=9, bos=False, vocab_size=None).tokens == 18
 
 
 @follows("runtime/text/documents.py:_decoded")
@@ -224,71 +233,3 @@ def test_no_text_to_predict(refusal: Told) -> None:
     with refusal:
         cut([np.array([5])], [], window=16, origin="", min_windows=1)
     assert len(cut([np.arange(17)], [], window=16, origin="", min_windows=1)) == 2
-
-
-# ------------------------------------------------------------------------------------------------- tokenizers
-
-
-@follows("runtime/text/tokenizer.py:_sound")
-def test_broken_tokenizer(refusal: Told, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    file = tmp_path / "tokenizer" / "tokenizer.json"
-    whole = file.read_bytes()
-    file.write_text("{}", encoding="utf-8")
-    with refusal:
-        TextTokenizer.load(file.parent)
-    file.write_bytes(whole)
-    assert TextTokenizer.load(file.parent).vocab_size == tokenizer.vocab_size
-
-
-@follows("runtime/text/tokenizer.py:TextTokenizer.prepended")
-def test_bos_where_there_is_none(refusal: Told) -> None:
-    without = TextTokenizer(words())
-    with refusal:
-        without.prepended(True)
-    assert without.prepended(False) == []
-
-
-@follows("runtime/text/tokenizer.py:_missing", "there is no such folder")
-def test_no_tokenizer_folder(refusal: Told, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    with refusal:
-        TextTokenizer.load(tmp_path / "absent")
-    assert TextTokenizer.load(tmp_path / "tokenizer").folder == tokenizer.folder
-
-
-@follows("runtime/text/tokenizer.py:_missing", "no tokenizer.json, only")
-def test_slow_tokenizer(refusal: Told, tmp_path: Path) -> None:
-    slow = tmp_path / "slow"
-    slow.mkdir()
-    written(slow / "vocab.json", {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3})
-    written(slow / "merges.txt", "#version: 0.2\na b\n")
-    written(slow / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
-    with refusal:
-        TextTokenizer.load(slow)
-    transformers = pytest.importorskip("transformers")
-    code = next(part for part in refusal.error.remedy.split(", ") if "from_pretrained" in part)
-    names = {"AutoTokenizer": transformers.AutoTokenizer, "FOLDER": slow, "NEW": tmp_path / "new"}
-    exec(compile(code, "remedy", "exec"), names)
-    assert TextTokenizer.load(tmp_path / "new").encode("ab") == [3]
-
-
-@follows("runtime/text/tokenizer.py:_missing", "in this folder")
-def test_folder_without_tokenizer(refusal: Told, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    with refusal:
-        TextTokenizer.load(tmp_path)
-    assert TextTokenizer.load(tmp_path / "tokenizer").vocab_size == tokenizer.vocab_size
-
-
-@follows("runtime/text/tokenizer.py:read_json", "not valid JSON")
-def test_broken_json_beside(refusal: Told, tmp_path: Path) -> None:
-    path = written(tmp_path / "config.json", "{")
-    with refusal:
-        read_json(path)
-    assert read_json(written(path, {"a": 1})) == {"a": 1}
-
-
-@follows("runtime/text/tokenizer.py:read_json", "not a JSON object")
-def test_a_list_beside(refusal: Told, tmp_path: Path) -> None:
-    path = written(tmp_path / "config.json", [])
-    with refusal:
-        read_json(path)
-    assert read_json(written(path, {"a": 1})) == {"a": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,3 +114,9 @@ class Told:
         assert source is not None, f"{error} was made at {at}, and not at {self.expected.name}"
         assert self.expected.told(error.what, error.remedy), (str(error), self.expected.name)
         self.happened = True
+
+
+def written(path: Path, content: object) -> Path:
+    """A file with this text, or with this as JSON."""
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path

@@ -150,6 +150,24 @@ def test_without_its_weights(base: Path) -> None:
         check_adapter(base)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_weights_cut_short(base: Path, tmp_path: Path, *, alone: bool) -> None:
+    """Known at the start, and of the file that is damaged."""
+    folder = adapt(tmp_path / "adapter", base=base) if alone else adapt(base, base="x")
+    weights = folder / "adapter_model.safetensors"
+    resolve(str(folder))
+    for content, what in (
+        (weights.read_bytes()[:-1], "truncated"),
+        (weights.read_bytes()[:100], "truncated"),
+        (b"", "the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(SourceError, match=what) as told:
+            resolve(str(folder))
+        assert told.value.where == str(weights)
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
 def test_a_description_that_is_none(text: str, base: Path) -> None:
     adapt(base, base="x")

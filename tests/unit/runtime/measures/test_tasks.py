@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -57,6 +58,37 @@ def brute_force(model: Model, row: list[int], count: int) -> tuple[float, bool]:
 def write(path: Path, *rows: object) -> Path:
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
     return path
+
+
+class TestBytes:
+    """A task is read by its content, as texts are."""
+
+    ROWS = '{"context": "a b", "continuation": "c"}\n{"context": "b", "continuation": "c\u2028d"}\n'
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"\xef\xbb\xbf" + ROWS.encode(),
+            ROWS.encode("utf-16"),
+            ROWS.replace("\n", "\r\n").encode("utf-16-le"),
+            gzip.compress(ROWS.encode()),
+        ],
+        ids=["marked", "utf16", "utf16_unmarked", "gzip"],
+    )
+    def test_encodings(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "task.jsonl").write_bytes(content)
+        task = load_task(tmp_path / "task.jsonl")
+        assert [example.options for example in task.examples] == [(("a b", "c"),), (("b", "c\u2028d"),)]
+
+    def test_the_name_is_without_what_packed_it(self, tmp_path: Path) -> None:
+        (tmp_path / "task.jsonl.gz").write_bytes(gzip.compress(self.ROWS.encode()))
+        assert load_task(tmp_path / "task.jsonl.gz").name == "task"
+
+    @pytest.mark.parametrize("content", ["café".encode("latin-1"), b"PK\x03\x04" + bytes(99)])
+    def test_what_is_no_text(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "task.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=r"not UTF-8: byte 0xe9|a zip archive, not text"):
+            load_task(tmp_path / "task.jsonl")
 
 
 @pytest.fixture
@@ -210,7 +242,11 @@ def test_bad_rows_are_named_by_line(tmp_path: Path, row: object, message: str) -
 
 def test_bad_files(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    for content, message in ((b"", "no examples"), (b"{", "not valid JSON"), (b"\xff", "not UTF-8 at byte 0")):
+    for content, message in (
+        (b"", "no examples"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not UTF-8: byte 0xff at offset 0"),
+    ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):
             load_task(path)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from spq_graph.runtime.text.reading import load_sequences, windows
 from spq_graph.runtime.text.sequences import Sequences
@@ -24,66 +22,6 @@ def plain() -> TextTokenizer:
 @pytest.fixture
 def prepending() -> TextTokenizer:
     return TextTokenizer(words("<s> $A </s>"))
-
-
-class TestWindows:
-    @given(count=st.integers(2, 200), window=st.integers(2, 40), bos=st.booleans())
-    def test_every_token_is_predicted_once_in_order(self, count: int, window: int, bos: bool) -> None:
-        tokenizer = TextTokenizer(words(), bos_id=1)
-        cut = windows(tokenizer, text_of(count), window=window, bos=bos, min_windows=0)
-        assert cut.ids.shape[1] <= window
-        assert cut.prefix == int(bos)
-        expected = tokenizer.encode(text_of(count))[0 if bos else 1 :]
-        assert cut.ids[:, 1:][cut.predicted].tolist() == expected
-        assert (cut.ids[:, 0] == 1).all() == bos
-        if not bos:
-            assert (cut.ids[1:, 0] == cut.ids[:-1, -1]).all()
-
-    def test_a_longer_prefix_is_not_predicted(self) -> None:
-        tokenizer = TextTokenizer(words("</s> <s> $A"))
-        cut = windows(tokenizer, text_of(10), window=7, bos=False)
-        assert cut.ids[:, :2].tolist() == [[2, 1], [2, 1]]
-        assert cut.ids[:, 1:][cut.predicted].tolist() == tokenizer.encode(text_of(10))
-
-    def test_documents_do_not_share_rows(self, prepending: TextTokenizer) -> None:
-        cut = windows(prepending, ["w0 w1 w2 w3", "", "w4"], window=4, bos=False)
-        assert cut.ids.tolist() == [[1, 3, 4, 5], [1, 6, 0, 0], [1, 7, 0, 0]]
-        assert cut.mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
-        assert cut.tokens == 8
-
-    @given(tokens=st.integers(1, 300), documents=st.booleans())
-    def test_a_token_budget_reads_less_and_gives_the_same(self, tokens: int, documents: bool) -> None:
-        tokenizer = TextTokenizer(words("<s> $A"))
-        text = [text_of(n) for n in (3, 40, 7, 90)] if documents else text_of(250)
-        whole = windows(tokenizer, text, window=16, bos=False)
-        some = windows(tokenizer, text, window=16, bos=False, max_tokens=tokens)
-        assert some.digest == whole.take(tokens).digest
-        assert len(some) == 1 or some.tokens <= tokens
-
-    def test_a_token_budget_does_not_tokenize_the_rest(
-        self, plain: TextTokenizer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        read: list[int] = []
-        monkeypatch.setattr(plain, "pieces", lambda text: (read.append(n) or [3] * 50 for n in range(1000)))
-        assert windows(plain, "text", window=10, bos=False, max_tokens=95).tokens == 90
-        assert len(read) == 3
-
-    def test_too_little_text_says_how_much_and_what_helps(self, prepending: TextTokenizer) -> None:
-        with pytest.raises(DataError, match=r"^here: 37 tokens .* 255 .*\n.*--window 38\.$"):
-            windows(prepending, text_of(37), window=256, bos=False, origin="here")
-        assert len(windows(prepending, text_of(37), window=38, bos=False)) == 1
-        with pytest.raises(DataError, match=r"37 tokens .* 60 .*\n.*--window 10\.$"):
-            windows(prepending, text_of(37), window=16, bos=False, min_windows=4)
-        assert len(windows(prepending, text_of(37), window=10, bos=False, min_windows=4)) == 5
-
-    def test_nothing_to_predict(self, plain: TextTokenizer) -> None:
-        for text in ("", " \n", []):
-            with pytest.raises(DataError, match="empty"):
-                windows(plain, text, window=8, bos=False)
-        with pytest.raises(DataError, match="0 tokens to predict"):
-            windows(plain, "w0", window=8, bos=False, min_windows=0)
-        with pytest.raises(UsageError, match="no room"):
-            windows(plain, text_of(9), window=1, bos=False)
 
 
 class TestSequences:
@@ -131,6 +69,28 @@ class TestFiles:
         assert read.origin == str(text)
         with pytest.raises(UsageError, match="--tokenizer DIR"):
             self.load(text)
+
+    def test_a_separator_inside_of_a_string_ends_no_line(self, tmp_path: Path, prepending: TextTokenizer) -> None:
+        texts = [f"{text_of(9)}\u2028{text_of(9)}", text_of(9)]
+        lines, listed = tmp_path / "a.jsonl", tmp_path / "a.json"
+        lines.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
+        listed.write_text(json.dumps(texts), encoding="utf-8")
+        assert self.load(lines, prepending).digest == self.load(listed, prepending).digest
+
+    def test_a_broken_line_is_named(self, tmp_path: Path, prepending: TextTokenizer) -> None:
+        (tmp_path / "a.jsonl").write_text(3 * '"w1 w2"\n' + '{"text": "w1', encoding="utf-8")
+        with pytest.raises(DataError, match="not valid JSON in line 4: Unterminated string"):
+            self.load(tmp_path / "a.jsonl", prepending)
+
+    @pytest.mark.parametrize(
+        "begin", [b"PAR1", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh91AY&SY", b"\x93NUMPY", b"%PDF-"]
+    )
+    def test_other_forms_are_told_by_their_content(
+        self, tmp_path: Path, prepending: TextTokenizer, begin: bytes
+    ) -> None:
+        (tmp_path / "a.txt").write_bytes(begin + bytes(range(256)))
+        with pytest.raises(DataError, match=", not text"):
+            self.load(tmp_path / "a.txt", prepending)
 
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
     @pytest.mark.parametrize("packed", [False, True])
