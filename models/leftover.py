@@ -6,13 +6,13 @@ layers that predict further tokens) is not among what it reports, and is not spo
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.models.chatter import clipped
 from spq_graph.terms.errors import SourceError
 
@@ -123,7 +123,7 @@ def _renaming(prefix: str, folder: Path) -> str:
     # Copies: what was read may be the file itself, mapped, which is written over.
     renamed = f'{{k.removeprefix("{prefix}"): v.clone() for k, v in load(f).items()}}'
     program = shlex.quote(
-        f"import pathlib; from {how}; d = pathlib.Path({json.dumps(str(folder))}); "
+        f"import pathlib; from {how}; d = pathlib.Path({json_text(str(folder), 'the command', indent=None)}); "
         f'[save({renamed}, f{more}) for f in d.glob("{files}")]; '
         f'[i.write_text(i.read_text().replace("\\"{prefix}", "\\"")) for i in d.glob("*.index.json")]'
     )
