@@ -164,5 +164,5 @@ class Examination:
             },
             "absent": dict(self.absent),
             "warnings": list(self.warnings),
-            "holds": {target: asdict(held) for target, held in self.holds.items()},
+            "holds": {name: asdict(held) | {"opsets": list(held.opsets)} for name, held in self.holds.items()},
         }

@@ -54,7 +54,10 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
     if gives_last_only(bench.reference) and bench.decoder.fixed_shape[1] is None:
         sequences = beginnings(sequences, SHORT)
     few = spread(sequences, recipe.sensitivity_tokens)
-    kl_of = KlMeter(bench.reference, few, folder=bench.work)
+    try:
+        kl_of = KlMeter(bench.reference, few, folder=bench.work)
+    except LogitsNotFiniteError as error:
+        raise in_source(error, bench) from error
     base = _skeleton(bench, ranges, recipe)
     stored = bench.stored
 
