@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,9 @@ import onnx
 from onnx import numpy_helper
 
 from spq_graph.terms.errors import SourceError
+
+# Bytes of a whole tensor: what a message of protobuf holds, and what a few stored numbers may become.
+_MOST, _PLAUSIBLE, _TIMES = 2 << 30, 64 << 20, 1 << 16
 
 
 def make_dense(model: onnx.ModelProto) -> None:
@@ -41,6 +45,9 @@ def _dense(tensor: onnx.SparseTensorProto) -> onnx.TensorProto:
         )
     try:
         values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
+        whole = math.prod(shape) * values.itemsize
+        if whole >= _MOST or whole > max(_PLAUSIBLE, _TIMES * values.nbytes):
+            raise ValueError(f"{values.size} numbers of a tensor of {list(shape)}, which takes {whole} bytes")
         dense = np.zeros(shape, dtype=values.dtype)
         if indices.ndim == 2:
             indices = np.ravel_multi_index(tuple(indices.T), shape)

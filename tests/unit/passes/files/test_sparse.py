@@ -84,3 +84,11 @@ def test_in_a_large_file(tmp_path: Path) -> None:
 def test_what_is_no_sparse_tensor_is_refused_by_name(tmp_path: Path, indices: np.ndarray, shape: list[int]) -> None:
     with pytest.raises(SourceError, match="sparse weight 'w' is not valid"):
         load_graph(saved(tmp_path, sparse(indices, VALUES, shape)))
+
+
+@pytest.mark.parametrize("shape", [[2**31 - 1, 1], [2**40, 3], [2**14, 2**14]])
+def test_a_few_numbers_are_no_giant(tmp_path: Path, shape: list[int]) -> None:
+    """Nothing is allocated for it."""
+    weight = sparse(np.array([0, 1, 2], np.int64), np.ones(3, np.float32), shape)
+    with pytest.raises(SourceError, match=r"3 numbers of a tensor of .*, which takes \d+ bytes"):
+        load_graph(saved(tmp_path, weight))
