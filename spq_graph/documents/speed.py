@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
-
+from spq_graph.documents.named import Named
 from spq_graph.documents.strict import Strict
-from spq_graph.terms.rows import RowId, with_id
 
 
 class Prefill(Strict):
@@ -25,11 +23,10 @@ class Decode(Strict):
     times: float | None
 
 
-class SpeedRow(Strict):
+class SpeedRow(Named):
     """One model: medians over the rounds.
 
     Attributes:
-        id: which row it is; JSON has its `name`.
         target: what it runs on.
         bytes: of its files.
         load_seconds, resident_bytes: what loading it in a process of its own took.
@@ -37,22 +34,12 @@ class SpeedRow(Strict):
         decode: None without a KV cache.
     """
 
-    id: RowId = Field(exclude=True)
     target: str
     bytes: int
     load_seconds: float
     resident_bytes: int
     prefill: dict[str, Prefill]
     decode: Decode | None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_name(cls, given: Any) -> Any:
-        return with_id(given)
-
-    @model_serializer(mode="wrap")
-    def _write_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {"name": self.id.name, **write(self)}
 
 
 class Speed(Strict):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
+from spq_graph.documents.named import Named
 from spq_graph.documents.strict import Strict
-from spq_graph.terms.rows import RowId, with_id
 
 
 class Standing(StrEnum):
@@ -31,13 +31,12 @@ class Advice(Strict):
     recipe: dict[str, Any]
 
 
-class Recommended(Strict):
+class Recommended(Named):
     """The row of the ladder that serves the use that was asked for best.
 
     Of those within the limit of loss it is the fastest where speed was measured, and otherwise the smallest.
 
     Attributes:
-        id: which row it is; JSON has its `name`.
         bits: of the row.
         loss: its perplexity over that of FP32, as a share.
         bytes: of its weights.
@@ -46,22 +45,12 @@ class Recommended(Strict):
         recipe: fields of the recipe that make it, where OUT does not hold it.
     """
 
-    id: RowId = Field(exclude=True)
     bits: int | None
     loss: float
     bytes: int
     by: Literal["speed", "size"]
     in_out: bool
     recipe: dict[str, Any] = Field({})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_name(cls, given: Any) -> Any:
-        return with_id(given)
-
-    @model_serializer(mode="wrap")
-    def _write_name(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {"name": self.id.name, **write(self)}
 
 
 class Verdict(Strict):

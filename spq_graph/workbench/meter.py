@@ -52,7 +52,7 @@ class Meter:
 def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]) -> Meter:
     """What decisions are measured by: KL against the source, on as many tokens as the recipe says."""
     if gives_last_only(bench.reference) and bench.decoder.fixed_shape[1] is None:
-        sequences = beginnings(sequences, SHORT)
+        sequences = beginnings(sequences, None, SHORT)
     few = spread(sequences, recipe.sensitivity_tokens)
     try:
         kl_of = KlMeter(bench.reference, few, folder=bench.work)
@@ -114,6 +114,6 @@ def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
     )
 
 
-def beginnings(sequences: Sequences, length: int) -> Sequences:
-    """So many tokens of each row at most."""
-    return replace(sequences, ids=sequences.ids[:, :length], mask=sequences.mask[:, :length])
+def beginnings(sequences: Sequences, rows: int | None, length: int) -> Sequences:
+    """So many rows at most, None for all, and so many tokens of each."""
+    return replace(sequences, ids=sequences.ids[:rows, :length], mask=sequences.mask[:rows, :length])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
-from spq_graph.workbench.meter import meter
+from spq_graph.workbench.meter import beginnings, meter
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
 
@@ -155,11 +155,11 @@ def _some(bench: Workbench, sequences: Sequences) -> tuple[Sequences, Rate]:
     reference, (rows, length) = bench.reference, sequences.ids.shape
     free = reference.fixed_shape[1] is None
     most = min(rows, batch_size(reference, sequences)) * length
-    few = some = _cut(sequences, 1, FEW if free else length)
+    few = some = beginnings(sequences, 1, FEW if free else length)
     short = seconds = min(timed(partial(_pass, reference, few))[1] for _ in range(2))
     while some.ids.size < most and seconds - short < SHORT / 2 and seconds < 4 * SHORT:
         tokens = min(most, 4 * some.ids.size)
-        some = _cut(sequences, max(1, tokens // length), min(length, tokens) if free else length)
+        some = beginnings(sequences, max(1, tokens // length), min(length, tokens) if free else length)
         seconds = min(timed(partial(_pass, reference, some))[1] for _ in range(2))
     return some, _rate(few.tokens, short, some.tokens, seconds)
 
@@ -175,10 +175,6 @@ def _pass(stream: Stream, sequences: Sequences) -> None:
         pass
 
 
-def _cut(sequences: Sequences, rows: int, length: int) -> Sequences:
-    return replace(sequences, ids=sequences.ids[:rows, :length], mask=sequences.mask[:rows, :length])
-
-
 def _evaluations(bench: Workbench, recipe: Recipe, ranges: Ranges, some: Sequences) -> tuple[Rate, Rate, float]:
     """An evaluation with all sites in integers and one with a single one, and the KL of the former."""
     sites = [s for s in bench.found.sites if s.input in ranges.values and not s.left_alone(recipe.quantize_lm_head)]
@@ -189,7 +185,7 @@ def _evaluations(bench: Workbench, recipe: Recipe, ranges: Ranges, some: Sequenc
         asked = recipe.model_copy(update={"sensitivity_tokens": on.tokens})
         return timed(partial(meter(bench, on, asked, ranges, lambda: None).kl, precisions))
 
-    few = _cut(some, 1, FEW) if bench.reference.fixed_shape[1] is None else some
+    few = beginnings(some, 1, FEW) if bench.reference.fixed_shape[1] is None else some
     seconds(few, single)  # pays for what is done once
     _, alone = seconds(some, single)
     kl, everywhere = seconds(some, all_of_them)

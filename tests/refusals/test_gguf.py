@@ -15,32 +15,21 @@ pytest.importorskip("accelerate", reason="transformers reads GGUF files with it:
 
 import gguf
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from docs.refusals import ROOT
 from spq_graph.models import gguf as reading
 from spq_graph.models.gguf import unpack
 from spq_graph.models.source import resolve
 from tests.support.following import Told
-from tests.support.gguf_files import TOKENS, write_llama
+from tests.support.gguf_files import TOKENS, llama, write_llama
 
 follows = pytest.mark.follows
 
 
-@pytest.fixture(scope="module")
-def llama() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=len(TOKENS),
-        max_position_embeddings=128,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    )
-    return LlamaForCausalLM(config).eval()
+@pytest.fixture(scope="module", name="llama")
+def made() -> Any:
+    return llama()
 
 
 @pytest.fixture

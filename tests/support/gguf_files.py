@@ -21,6 +21,27 @@ def interleaved(weight: Array, heads: int) -> Array:
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
+def llama(*, tied: bool = False, **rope: Any) -> Any:
+    """A LlamaForCausalLM of two layers, always with the same weights; `rope` goes to its rotary positions."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=len(TOKENS),
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, **rope},
+    )
+    return LlamaForCausalLM(config).eval()
+
+
 def write_llama(
     path: Path,
     model: Any,

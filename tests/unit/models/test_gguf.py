@@ -15,32 +15,15 @@ pytest.importorskip("accelerate", reason="transformers reads GGUF files with it:
 
 import gguf
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from spq_graph.models.gguf import unpack
 from spq_graph.models.source import resolve
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import SourceError
-from tests.support.gguf_files import TOKENS, write_llama
+from tests.support.gguf_files import llama, write_llama
 
 Kind = gguf.GGMLQuantizationType
-
-
-def llama(*, tied: bool = False, **rope: Any) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=len(TOKENS),
-        max_position_embeddings=128,
-        tie_word_embeddings=tied,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, **rope},
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture
