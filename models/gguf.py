@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spq_graph.models.chatter import Heard, quiet, said
-from spq_graph.models.gguf_rope import ROPE_FACTORS, restore_rope, value_of
+from spq_graph.models.gguf_rope import restore_rope, value_of
+from spq_graph.models.gguf_weights import read_once, write_model
 from spq_graph.models.loading import require_torch
-from spq_graph.terms.errors import OutputError, SourceError
+from spq_graph.terms.errors import OutputError, SourceError, SpqError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 
 def only_one(files: list[Path]) -> Path:
@@ -71,28 +72,18 @@ def unpack(file: Path, out: Path, *, tokenizer: bool = True, heard: Heard | None
     head = _head(file)
     _check_whole(file, head)
     try:
-        with quiet(heard):
+        with quiet(heard), read_once(file, head):
             config = _config(file, head)
-            model = _load(file, config)
-    except SourceError:
+            _write(file, head, config, out)
+            if tokenizer and head.get_field("tokenizer.ggml.tokens") is not None:
+                _write_tokenizer(file, config, out)
+    except SpqError:
         raise
     except Exception as error:
         raise SourceError(
             f"transformers cannot read this GGUF: {said(error)}",
             where=str(file),
             remedy="Pass the Hugging Face folder that it was converted from.",
-        ) from error
-    _check_all_read(file, head, model)
-    try:
-        with quiet(heard):
-            _write(model, config, out)
-            if tokenizer and head.get_field("tokenizer.ggml.tokens") is not None:
-                _write_tokenizer(file, config, out)
-    except OSError as error:
-        raise OutputError(
-            f"the unpacked model cannot be written: {error.strerror or error}",
-            where=str(out),
-            remedy="Make room for the weights in float32, or set TMPDIR to a folder on another disk.",
         ) from error
 
 
@@ -169,54 +160,15 @@ def _config(file: Path, head: GGUFReader) -> PretrainedConfig:
     return config
 
 
-def _load(file: Path, config: PretrainedConfig) -> PreTrainedModel:
-    """The model that transformers makes of the file, with plain float32 weights."""
-    import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    model, info = AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        config=config,
-        quantization_config=GgufConfig(gguf_file=file.name, dequantize=True),
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    if missing := sorted(info["missing_keys"]):
-        raise SourceError(
-            f"the file lacks {len(missing)} of the model's tensors: {', '.join(missing[:4])}",
-            where=str(file),
-            remedy="Pass the Hugging Face folder that it was converted from.",
-        )
-    loaded: PreTrainedModel = model
-    return loaded
-
-
-def _check_all_read(file: Path, head: GGUFReader, model: PreTrainedModel) -> None:
-    """Raises unless every number of the file has found its place: the reader drops what it has no name for."""
-    held = {t.name: int(t.n_elements) for t in head.tensors if t.name != ROPE_FACTORS}
-    read = sum(tensor.numel() for tensor in {t.data_ptr(): t for t in model.state_dict().values()}.values())
-    if (total := sum(held.values())) != read:
-        raise SourceError(
-            f"transformers makes {read} weights of the {total} in this file, so the model would be another one",
-            where=str(file),
-            remedy="Pass the Hugging Face folder that it was converted from.",
-        )
-
-
-def _write(model: PreTrainedModel, config: PretrainedConfig, out: Path) -> None:
-    """Saves the weights by way of a fresh model: one that came from a GGUF refuses to be saved."""
-    import torch
-
-    with torch.device("meta"):
-        fresh = type(model)(config)
-    fresh.load_state_dict(model.state_dict(), assign=True)
-    fresh.tie_weights()
-    if model.generation_config is not None:
-        fresh.generation_config = model.generation_config
-    fresh.save_pretrained(out)
+def _write(file: Path, head: GGUFReader, config: PretrainedConfig, out: Path) -> None:
+    try:
+        write_model(file, head, config, out)
+    except OSError as error:
+        raise OutputError(
+            f"the unpacked model cannot be written: {error.strerror or error}",
+            where=str(out),
+            remedy="Make room for the weights in float32, or set TMPDIR to a folder on another disk.",
+        ) from error
 
 
 def _write_tokenizer(file: Path, config: PretrainedConfig, out: Path) -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("gguf", reason="reads and writes GGUF files: pip install ggu
 pytest.importorskip("accelerate", reason="transformers reads GGUF files with it: pip install accelerate")
 
 import gguf
-import transformers
+import safetensors.numpy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from docs.refusals import ROOT
@@ -111,8 +111,8 @@ def test_the_gguf_of_an_adapter(refusal: Told, file: Path, tmp_path: Path, llama
         pytest.param(
             {"architecture": "wavtokenizer-dec"}, marks=follows("models/gguf.py:_check_whole", "architecture")
         ),
-        pytest.param({"without": "blk.1.ffn_down.weight"}, marks=follows("models/gguf.py:_load")),
-        pytest.param({"extra_tensor": True}, marks=follows("models/gguf.py:_check_all_read")),
+        pytest.param({"without": "blk.1.ffn_down.weight"}, marks=follows("models/gguf_weights.py:_check_all", "lacks")),
+        pytest.param({"extra_tensor": True}, marks=follows("models/gguf_weights.py:_check_all", "another one")),
         pytest.param(
             {"keys": {"llama.rope.scaling.type": "longrope"}}, marks=follows("models/gguf_rope.py:_restore_scaling")
         ),
@@ -146,17 +146,17 @@ def failing(error: Exception) -> Any:
 def test_a_gguf_that_its_reader_fails_on(
     refusal: Told, file: Path, tmp_path: Path, llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", failing(KeyError("unheard of")))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", failing(KeyError("unheard of")))
     with refusal:
         unpack(file, tmp_path)
     converted_from(refusal, llama, tmp_path / "folder")
 
 
-@follows("models/gguf.py:unpack", "cannot be written")
+@follows("models/gguf.py:_write", "cannot be written")
 def test_no_room_to_unpack(refusal: Told, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room made, or another folder."""
     with monkeypatch.context() as full:
-        full.setattr(transformers.PreTrainedModel, "save_pretrained", failing(OSError(28, "No space left on device")))
+        full.setattr(safetensors.numpy, "save_file", failing(safetensors.SafetensorError("I/O error: No space left")))
         with refusal:
             unpack(file, tmp_path)
     unpacked(file, tmp_path / "elsewhere" / "out")
