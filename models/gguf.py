@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spq_graph.models.chatter import Heard, quiet, said
-from spq_graph.models.gguf_rope import restore_rope, value_of
+from spq_graph.models.gguf_rope import restore_rope, restore_scale, value_of
 from spq_graph.models.gguf_weights import read_once, write_model
 from spq_graph.models.loading import require_torch
 from spq_graph.terms.errors import OutputError, SourceError, SpqError
@@ -157,6 +157,7 @@ def _config(file: Path, head: GGUFReader) -> PretrainedConfig:
     config.__dict__.pop("_model_name_or_path", None)
     config.name_or_path = ""
     restore_rope(file, config, head)
+    restore_scale(config, value_of(head, "general.architecture", ""))
     return config
 
 

@@ -1,4 +1,4 @@
-"""The rotary positions of a GGUF as its file has them: transformers' reader passes over that they are scaled."""
+"""What attention needs and transformers' reader passes over: how a GGUF scales rotary positions, and queries."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ ROPE_FACTORS: Final = "rope_freqs.weight"
 """The tensor of factors that divide the rotary frequencies, which Llama 3.1 has."""
 # What llama.cpp's converter takes from a config of type llama3, whose file keeps only the factors that follow from it.
 _LLAMA3: Final = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+_LARGEST_GEMMAS: Final = {"gemma2": 46, "gemma3": 62}
+"""Architecture and layers of the Gemmas of 27 billion parameters, by which llama.cpp knows them."""
 
 
 def value_of(head: GGUFReader, key: str, default: Any) -> Any:
@@ -42,6 +45,19 @@ def restore_rope(file: Path, config: PretrainedConfig, head: GGUFReader) -> None
     factors = next((tensor.data for tensor in head.tensors if tensor.name == ROPE_FACTORS), None)
     if factors is not None:
         _restore_llama3(file, config, factors)
+
+
+def restore_scale(config: PretrainedConfig, architecture: str) -> None:
+    """Sets by what the queries of the largest Gemmas are scaled: as in llama.cpp, since no file holds it.
+
+    The others have `head_dim` there, which transformers takes; these have `hidden_size / num_attention_heads`.
+
+    Args:
+        config: is changed.
+        architecture: what the file says that it is.
+    """
+    if config.num_hidden_layers == _LARGEST_GEMMAS.get(architecture):
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
 
 
 def _restore_scaling(file: Path, config: PretrainedConfig, head: GGUFReader) -> None:

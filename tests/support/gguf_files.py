@@ -15,6 +15,10 @@ TOKENS = ["<unk>", "<s>", "</s>", *(chr(c) for c in range(33, 33 + 60)), "!!"]
 """A byte-level vocabulary of 64: three special tokens, single characters, and one that two of them merge to."""
 
 
+_OFFSET = (gguf.MODEL_ARCH.GEMMA2, gguf.MODEL_ARCH.GEMMA3)
+"""Whose norms multiply by one more than their weight, which llama.cpp's converter adds to it."""
+
+
 def interleaved(weight: Array, heads: int) -> Array:
     """Rows of a query or key projection as llama.cpp rotates them: pairs side by side, not in two halves."""
     rows = weight.shape[0]
@@ -54,7 +58,7 @@ def write_llama(
     tokens: list[str] | None = TOKENS,
     architecture: str = "llama",
 ) -> dict[str, Array]:
-    """Write a LlamaForCausalLM as a GGUF.
+    """Write a LlamaForCausalLM, or another decoder of its shape, as a GGUF.
 
     Args:
         path: the file.
@@ -78,8 +82,11 @@ def write_llama(
         kinds[type(value)](key, value)
     if tokens is not None:
         _add_vocabulary(writer, tokens)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    by_name = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    kind = by_name["llama" if config.model_type == "llama" else architecture]
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    interleaves = kind == gguf.MODEL_ARCH.LLAMA
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if interleaves else {}
     held = {}
     for name, tensor in model.state_dict().items():
         stem, suffix = name.rsplit(".", 1)
@@ -87,6 +94,7 @@ def write_llama(
         if stored == without or (name == "lm_head.weight" and config.tie_word_embeddings):
             continue
         array = np.ascontiguousarray(tensor.numpy())
+        array = array + np.float32(1) if kind in _OFFSET and stem.endswith("norm") else array
         count = heads.get(stem.rsplit(".", 1)[-1])
         array = interleaved(array, count) if count else array
         held[name] = _add(writer, stored, array, quantization if array.ndim == 2 else gguf.GGMLQuantizationType.F32)
@@ -124,6 +132,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
+    writer.add_pad_token_id(0)
     writer.add_add_bos_token(True)
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
 
@@ -137,6 +146,8 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(config.rope_parameters.get("rope_theta", 10000.0))
     writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
