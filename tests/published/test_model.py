@@ -23,6 +23,6 @@ def test_smollm2_is_quantized(tmp_path: Path) -> None:
     options = ["--calibration", text, "--calibration-tokens", "1024", "--window", "256", "--spike-ratio", "100"]
     done("quantize", model, "-o", tmp_path / "out", *options, "--no-eval")
     sites = json.loads((tmp_path / "out" / "plan.json").read_text())["sites"]
-    assert len(sites) == 210
+    assert len([site for site in sites if site["layer"] is not None]) == 210  # seven in each of thirty layers
     kept = {site["key"] for site in sites if site["precision"] != "int8"}
     assert any("layers.11.mlp.down_proj" in key for key in kept)
