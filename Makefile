@@ -5,7 +5,13 @@ BIN := .venv/bin
 WORKERS ?= -n auto
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
+<<<<<<< HEAD
 .PHONY: venv demo test test-families signals fuzz check docs bench bench-peers published gpu test-gpu bench-gpu
+||||||| 64b10cc
+.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers gpu test-gpu bench-gpu
+=======
+.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers gpu test-gpu bench-gpu gpu-kit
+>>>>>>> gpukit
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
@@ -56,6 +62,11 @@ test-gpu: gpu
 
 bench-gpu: gpu
 	.venv-gpu/bin/python benchmarks/fp8_cuda.py --save
+
+# What `benchmarks/gpu/run.sh` runs on a machine with an H200 and no network; made without a GPU, where nvcc is.
+gpu-kit: venv
+	$(PIP) zstandard
+	$(BIN)/python -m benchmarks.gpu.pack out/gpu-kit
 
 venv: .venv/installed
 
