@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/isa.hpp"
+#include "int8_operator.hpp"
 #include "operator.hpp"
 #include "ort_abi.hpp"
 
@@ -26,6 +27,7 @@ ort::Status* add_domain(const ort::Api* api, ort::SessionOptions* options) {
     if (ort::Status* status = ort::call<ort::CreateCustomOpDomain>(api, kDomain, &domain)) return status;
     std::vector<const ort::CustomOp*> operators;
     add_fp8(operators);
+    add_int8(operators);
     for (const ort::CustomOp* op : operators) {
       if (ort::Status* status = ort::call<ort::CustomOpDomain_Add>(api, domain, op)) return status;
     }
