@@ -7,6 +7,15 @@
 #include "kernels.hpp"
 
 namespace spq::cpu::int8 {
+namespace {
+
+void widen(const uint16_t* half, float* x) {
+  for (int64_t i = 0; i < kColumns; i += 8) {
+    _mm256_storeu_ps(x + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i))));
+  }
+}
+
+}  // namespace
 #include "rows.inl"
 
 namespace {
@@ -54,7 +63,7 @@ struct Rows {
 }  // namespace
 
 const Kernels& avx2() {
-  static const Kernels kernels{"avx2", 4, block<Rows, 4>, quantize, range, finish};
+  static const Kernels kernels{"avx2", 4, block<Rows, 4>, quantize, range, finish, branch};
   return kernels;
 }
 

@@ -7,6 +7,15 @@
 #include "kernels.hpp"
 
 namespace spq::cpu::int8 {
+namespace {
+
+void widen(const uint16_t* half, float* x) {
+  for (int64_t i = 0; i < kColumns; i += 16) {
+    _mm512_storeu_ps(x + i, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half + i))));
+  }
+}
+
+}  // namespace
 #include "rows.inl"
 
 namespace {
@@ -68,7 +77,7 @@ struct Rows {
 }  // namespace
 
 const Kernels& avx512_vnni() {
-  static const Kernels kernels{"avx512_vnni", 12, block<Rows, 12>, quantize, range, finish};
+  static const Kernels kernels{"avx512_vnni", 12, block<Rows, 12>, quantize, range, finish, branch};
   return kernels;
 }
 

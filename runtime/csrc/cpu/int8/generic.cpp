@@ -1,8 +1,17 @@
 // Plain C++, in the vectors that the compiler finds for it.
+#include <cstring>
+
 #include "../../floats.hpp"
 #include "kernels.hpp"
 
 namespace spq::cpu::int8 {
+namespace {
+
+void widen(const uint16_t* half, float* x) {
+  for (int64_t i = 0; i < kColumns; ++i) x[i] = float_from_half(half[i]);
+}
+
+}  // namespace
 #include "rows.inl"
 
 namespace {
@@ -22,7 +31,7 @@ void products(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows
 }  // namespace
 
 const Kernels& generic() {
-  static const Kernels kernels{"generic", 4, products, quantize, range, finish};
+  static const Kernels kernels{"generic", 4, products, quantize, range, finish, branch};
   return kernels;
 }
 

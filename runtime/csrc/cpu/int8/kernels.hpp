@@ -27,6 +27,8 @@ struct Kernels {
   // y [32] = (acc - zero * sums) * scale * b_scale + bias
   void (*finish)(const int32_t* acc, int32_t zero, float scale, const int32_t* sums, const float* b_scale,
                  const float* bias, float* y);
+  // y [rows][32] += over [rows] . w [32], w in float16; rows whose number is zero are left alone.
+  void (*branch)(const float* over, const uint16_t* w, int64_t rows, float* y);
 };
 
 const Kernels& generic();

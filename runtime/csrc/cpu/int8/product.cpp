@@ -119,13 +119,13 @@ void add_branch(const Job& job, const Columns& columns, int64_t block, int64_t r
   const Problem& p = job.problem;
   for (int64_t c = 0; c < p.channels; ++c) {
     if (job.exceeds[block * p.channels + c] == 0) continue;
-    float w[kColumns] = {};
-    for (int64_t i = 0; i < columns.count; ++i) w[i] = float_from_half(p.branch[c * p.columns + columns.start + i]);
-    const float* over = job.overflow + (block * p.channels + c) * job.block;
-    for (int64_t r = 0; r < rows; ++r) {
-      if (over[r] == 0.0f) continue;
-      for (int64_t i = 0; i < kColumns; ++i) y[r * kColumns + i] += over[r] * w[i];
+    const uint16_t* w = p.branch + c * p.columns + columns.start;
+    uint16_t padded[kColumns] = {};
+    if (columns.count < kColumns) {
+      std::copy(w, w + columns.count, padded);
+      w = padded;
     }
+    job.kernels.branch(job.overflow + (block * p.channels + c) * job.block, w, rows, y);
   }
 }
 

@@ -18,22 +18,27 @@ void quantize(const float* x, int64_t count, float scale, int32_t zero, uint8_t*
 }
 
 void range(const float* x, int64_t count, float* low, float* high) {
-  float lows[16] = {}, highs[16] = {};
+  using Vector = float __attribute__((vector_size(64)));
+  constexpr int64_t kWidth = 16;
+  Vector lows[2] = {}, highs[2] = {};  // an instruction waits for the one before it
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    for (int j = 0; j < 16; ++j) {
-      lows[j] = x[i + j] < lows[j] ? x[i + j] : lows[j];
-      highs[j] = x[i + j] > highs[j] ? x[i + j] : highs[j];
+  for (; i + 2 * kWidth <= count; i += 2 * kWidth) {
+    for (int v = 0; v < 2; ++v) {
+      Vector value;
+      std::memcpy(&value, x + i + v * kWidth, sizeof value);
+      lows[v] = value < lows[v] ? value : lows[v];
+      highs[v] = value > highs[v] ? value : highs[v];
     }
   }
   for (; i < count; ++i) {
-    lows[0] = x[i] < lows[0] ? x[i] : lows[0];
-    highs[0] = x[i] > highs[0] ? x[i] : highs[0];
+    lows[0][0] = x[i] < lows[0][0] ? x[i] : lows[0][0];
+    highs[0][0] = x[i] > highs[0][0] ? x[i] : highs[0][0];
   }
   *low = *high = 0.0f;
-  for (int j = 0; j < 16; ++j) {
-    *low = lows[j] < *low ? lows[j] : *low;
-    *high = highs[j] > *high ? highs[j] : *high;
+  for (int j = 0; j < 2 * kWidth; ++j) {
+    const float least = lows[j / kWidth][j % kWidth], most = highs[j / kWidth][j % kWidth];
+    *low = least < *low ? least : *low;
+    *high = most > *high ? most : *high;
   }
 }
 
@@ -41,6 +46,15 @@ void finish(const int32_t* acc, int32_t zero, float scale, const int32_t* sums, 
             const float* bias, float* y) {
   for (int64_t i = 0; i < kColumns; ++i) {
     y[i] = static_cast<float>(acc[i] - zero * sums[i]) * scale * b_scale[i] + bias[i];
+  }
+}
+
+void branch(const float* over, const uint16_t* w, int64_t rows, float* y) {
+  float wide[kColumns];
+  widen(w, wide);
+  for (int64_t r = 0; r < rows; ++r, y += kColumns) {
+    if (over[r] == 0.0f) continue;
+    for (int64_t i = 0; i < kColumns; ++i) y[i] += over[r] * wide[i];
   }
 }
 
