@@ -6,12 +6,14 @@ operator has a name for each of its kinds, and each is a function without condit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import DOMAIN, VERSION
+from spq_graph.passes.forms.rules import QUANTIZE
 from spq_graph.passes.numbers.int8 import COLUMNS, DEPTH, FOUR
 from spq_graph.passes.numbers.scales import SMALLEST
 
@@ -48,6 +50,17 @@ def add_int8_function(model: ir.Model, kind: Int8Kind) -> None:
     function = int8_matmul_function(kind, model.graph.opset_imports[""])
     model.functions.setdefault(function.identifier(), function)
     model.graph.opset_imports.setdefault(DOMAIN, VERSION)
+
+
+def int8_call(kind: Int8Kind, inputs: Sequence[ir.Value], shape: tuple[int, int], name: str) -> ir.Node:
+    """A node of a kind over its inputs, in the order of `kind.inputs`, for a weight of this shape, K and N.
+
+    Raises:
+        ValueError: there are fewer inputs than the kind has, or more.
+    """
+    if len(inputs) != len(kind.inputs):
+        raise ValueError(f"{kind.op_type} has the inputs {', '.join(kind.inputs)}; {len(inputs)} are given")
+    return ir.node(kind.op_type, inputs, {"K": shape[0], "N": shape[1]}, domain=DOMAIN, name=name)
 
 
 def int8_matmul_function(kind: Int8Kind, opset: int) -> ir.Function:
@@ -115,7 +128,7 @@ class _Body:
 
     def _static(self) -> tuple[ir.Value, ir.Value, ir.Value]:
         scale, zero = self.inputs["a_scale"], self.inputs["a_zero_point"]
-        codes = self.op("codes", "QuantizeLinear", self.x, scale, zero)
+        codes = self.op("codes", QUANTIZE.op_type, self.x, scale, zero)
         sums = self.op("sums", "MatMulInteger", codes, self.weight, zero)
         return sums, scale, self.op("zero", "Cast", zero, to=_FLOAT)
 

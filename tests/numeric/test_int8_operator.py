@@ -14,7 +14,10 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from spq_graph.passes.base.marks import DOMAIN
-from spq_graph.passes.forms.int8_function import Int8Kind, int8_matmul_function
+from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.base.values import Weight
+from spq_graph.passes.forms.int8_function import Int8Kind, int8_call, int8_matmul_function
+from spq_graph.passes.forms.storages import Int8Panels, Integers
 from spq_graph.passes.numbers.int8 import int8_matmul_reference, pack_int8_panels, unpack_int8_panels
 from tests.support.graphs import Array
 from tests.support.operator_files import NEEDS_LIBRARY, SETS, instruction_set, session
@@ -88,6 +91,24 @@ class Call:
 def test_panels_there_and_back() -> None:
     codes = np.random.default_rng(0).integers(-128, 128, (70, 45)).astype(np.int8)
     np.testing.assert_array_equal(unpack_int8_panels(pack_int8_panels(codes), (70, 45)), codes)
+
+
+def test_a_weight_is_stored_as_it_is_read() -> None:
+    weight = np.random.default_rng(0).standard_normal((70, 45)).astype(np.float32)
+    operand = Operand(Weight(ir.Value(name="w", const_value=ir.tensor(weight)), ()), flipped=False)
+    plain, panels = Integers(operand, 8), Int8Panels(operand, 8)
+    stored = np.asarray(panels.tensor("w", "key").numpy())
+    assert stored.shape == panels.shape == (2, 2, 2048)
+    np.testing.assert_array_equal(panels.unpack(stored), np.asarray(plain.tensor("w", "key").numpy()))
+
+
+@EACH_KIND
+def test_a_node_has_all_inputs_of_its_kind(kind: Int8Kind) -> None:
+    values = [ir.Value(name=name) for name in kind.inputs]
+    node = int8_call(kind, values, (70, 45), "product")
+    assert (node.domain, node.op_type, list(node.inputs)) == (DOMAIN, kind.op_type, values)
+    with pytest.raises(ValueError, match="are given"):
+        int8_call(kind, values[:-1], (70, 45), "product")
 
 
 @EACH_KIND
