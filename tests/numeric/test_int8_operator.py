@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from spq_graph.passes.base.values import Weight
 from spq_graph.passes.forms.int8_function import Int8Kind, int8_call, int8_matmul_function
 from spq_graph.passes.forms.storages import Int8Panels, Integers
 from spq_graph.passes.numbers.int8 import int8_matmul_reference, pack_int8_panels, unpack_int8_panels
+from spq_graph.terms.kernels import INTEGER_KERNELS
 from tests.support.graphs import Array
 from tests.support.operator_files import NEEDS_LIBRARY, SETS, instruction_set, session
 
@@ -139,6 +142,19 @@ class TestTheLibrary:
         with instruction_set(isa):
             y = session(call.model()).run(None, {"A": call.x})[0]
         np.testing.assert_array_equal(y, call.expected)
+
+
+@NEEDS_LIBRARY
+@EACH_KIND
+def test_which_of_them_runs(kind: Int8Kind, tmp_path: Path) -> None:
+    call, found = Call(kind, (3, 64, 32)), []
+    for library in (True, False):
+        of = session(call.model(), library=library, profile=tmp_path / str(library))
+        of.run(None, {"A": call.x})
+        events = json.loads(Path(of.end_profiling()).read_text(encoding="utf-8"))
+        found.append({event["args"]["op_name"] for event in events if "op_name" in event.get("args", {})})
+    assert found[0] == {kind.op_type}
+    assert found[1] & INTEGER_KERNELS
 
 
 @NEEDS_LIBRARY
