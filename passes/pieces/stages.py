@@ -33,9 +33,9 @@ def cuts_of(model: ir.Model, output: str) -> list[Cut]:
         model: the graph, which must have been through `Canonicalize`; it is not changed.
         output: the value that is asked for.
     """
-    cutter = Cutter(model.graph, limit_for(model.graph) // LIGHT_SHARE)
-    held = sum(cutter.held)
-    pieces = cutter.pieces(max(LEAST_BYTES, held // MOST_STAGES))
+    tensors = [v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None]
+    cutter = Cutter(model.graph, min(limit_for(model.graph), sum(tensors)) // LIGHT_SHARE)
+    pieces = cutter.pieces(max(LEAST_BYTES, sum(cutter.held) // MOST_STAGES))
     cuts = []
     made: set[ir.Value] = set()
     for number, piece in enumerate(pieces[:-1]):

@@ -135,7 +135,7 @@ class SegmentedRunner(Decoder):
         some: list[Passing] = []
         for number, segment in enumerate(before):
             later = {name for s in self._model.segments[number + 1 :] for name in s.reads} | set(self.outputs)
-            session = self._session(segment, some[0].values if some else {})
+            session = self._session(segment, (some or waiting)[0].values)
             for batches in self._taken(waiting, some) if number == 0 else [some]:
                 for _ in self._in_turn(partial(self._pass, session, segment, later), batches):
                     steps.done()

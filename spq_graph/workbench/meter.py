@@ -74,8 +74,8 @@ class Meter:
 def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]) -> Meter:
     """What decisions are measured by: KL against the source, on as many tokens as the recipe says."""
     if bench.decoder.fixed_shape[1] is None:
-        short = SHORT if gives_last_only(bench.reference) else WINDOW
-        sequences = beginnings(sequences, None, short)
+        enough = max(WINDOW, -(-recipe.sensitivity_tokens // len(sequences)))  # few long windows are taken as they are
+        sequences = beginnings(sequences, None, SHORT if gives_last_only(bench.reference) else enough)
     few = spread(sequences, recipe.sensitivity_tokens)
     base, stored = _skeleton(bench, ranges, recipe), bench.stored
 
