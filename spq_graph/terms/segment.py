@@ -70,6 +70,52 @@ class Segmented:
     segments: list[Segment]
 
 
+# Names of values that are handed over between two stages.
+Cut = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """The nodes between two cuts that several graphs have in common.
+
+    Attributes:
+        before: names of the values at the cut in front of it, which it may read; none for the first.
+        behind: names at the cut behind it; for the last the output.
+        segment: what runs it.
+        content: nodes and tensors, such that two stages with equal content compute the same, while both exist.
+    """
+
+    before: Cut
+    behind: Cut
+    segment: Segment
+    content: object
+
+    def same_as(self, other: Stage | None) -> bool:
+        """Whether another computes the same values from the same values."""
+        mine = (self.before, self.behind, self.content)
+        return other is not None and mine == (other.before, other.behind, other.content)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Staged:
+    """A graph in stages.
+
+    Attributes:
+        where: its file, for errors.
+        inputs, outputs: of the whole graph.
+        stages: in the order in which they run.
+    """
+
+    where: Path
+    inputs: list[Spec]
+    outputs: list[Spec]
+    stages: tuple[Stage, ...]
+
+    def segmented(self, first: int = 0) -> Segmented:
+        """The stages from one on, as a runner takes them."""
+        return Segmented(self.where, self.inputs, self.outputs, [stage.segment for stage in self.stages[first:]])
+
+
 def type_of(array: npt.NDArray[Any]) -> str:
     """ONNX Runtime's name of an array's type."""
     return _TYPE_NAMES[array.dtype.name]
