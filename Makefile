@@ -5,13 +5,7 @@ BIN := .venv/bin
 WORKERS ?= -n auto
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-<<<<<<< HEAD
-.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers published gpu test-gpu bench-gpu
-||||||| 64b10cc
-.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers gpu test-gpu bench-gpu
-=======
-.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers gpu test-gpu bench-gpu gpu-kit
->>>>>>> gpukit
+.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers published gpu test-gpu bench-gpu gpu-kit
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
