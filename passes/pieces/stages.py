@@ -18,7 +18,7 @@ from spq_graph.passes.base.run import run
 from spq_graph.passes.pieces.cutter import Cutter, Piece, read_by
 from spq_graph.passes.pieces.split import LIGHT_SHARE, limit_for, segment_of, signature
 from spq_graph.passes.pieces.wide import PartWide
-from spq_graph.terms.segment import Cut, Stage, Staged
+from spq_graph.terms.segment import Cut, Segmented, Stage, Staged
 
 # As many stages as a graph is cut into at most, and the bytes of weights that one holds at least: a session for less
 # than that is not worth its opening.
@@ -70,7 +70,7 @@ def staged(model: ir.Model, where: Path, output: str, cuts: Sequence[Cut], limit
         content = (dict(graph.opset_imports), [_content(node, cutter.reads[node]) for node in piece.nodes])
         found.append(Stage(before, behind, segment_of(model, cutter, piece, where.resolve()), content))
         before = behind
-    return Staged(where, *signature(model), tuple(found))
+    return Staged(Segmented(where, *signature(model), [stage.segment for stage in found]), tuple(found))
 
 
 def _between(cutter: Cutter, before: list[ir.Value], behind: list[ir.Value], order: dict[ir.Node, int]) -> Piece:

@@ -23,7 +23,7 @@ from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Segment, Staged
 
 # Sessions that stay open, in bytes of their weights; and values between stages, in memory and in a file.
-OPEN_BYTES = 1 << 30
+OPEN_BYTES = 128 << 20
 HELD_BYTES = 256 << 20
 FILE_BYTES = 4 << 30
 # What is left free of a disk.
@@ -106,7 +106,7 @@ class Origin:
         stages = [mine if mine is not None and stage.same_as(mine) else stage for stage, mine in found]
         alike = next((i for i, stage in enumerate(stages) if stage is candidate.stages[i]), len(stages) - 1)
         complete = [i for i in range(alike + 1) if self._knows(stages[i].before)]
-        whole = Staged(candidate.where, candidate.inputs, candidate.outputs, tuple(stages))
+        whole = candidate.with_stages(tuple(stages))
         return StagedRunner(self, whole, max(complete, default=0), self._logits)
 
     def _knows(self, names: Sequence[str]) -> bool:

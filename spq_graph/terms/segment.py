@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,19 +101,20 @@ class Staged:
     """A graph in stages.
 
     Attributes:
-        where: its file, for errors.
-        inputs, outputs: of the whole graph.
+        whole: all of it as a runner takes it, a segment a stage.
         stages: in the order in which they run.
     """
 
-    where: Path
-    inputs: list[Spec]
-    outputs: list[Spec]
+    whole: Segmented
     stages: tuple[Stage, ...]
+
+    def with_stages(self, stages: tuple[Stage, ...]) -> Staged:
+        """The same, in stages that compute the same values."""
+        return Staged(replace(self.whole, segments=[stage.segment for stage in stages]), stages)
 
     def segmented(self, first: int = 0) -> Segmented:
         """The stages from one on, as a runner takes them."""
-        return Segmented(self.where, self.inputs, self.outputs, [stage.segment for stage in self.stages[first:]])
+        return replace(self.whole, segments=self.whole.segments[first:])
 
 
 def type_of(array: npt.NDArray[Any]) -> str:
