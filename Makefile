@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= -n auto
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers gpu test-gpu bench-gpu
+.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers published gpu test-gpu bench-gpu gpu-kit
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
@@ -44,12 +44,23 @@ bench: venv
 bench-peers: venv
 	$(BIN)/python benchmarks/peers.py
 
+# Minutes, and 2 GB of disk in the user's cache: a published model, ours and ONNX Runtime's own quantizers on one text.
+# Texts of your own: make published PUBLISHED='--calibration a.txt --text b.txt'.
+published: venv
+	$(PIP) -e '.[gguf]'
+	$(BIN)/python -m benchmarks.published $(PUBLISHED)
+
 # On a machine with an NVIDIA GPU and nvcc; in an environment of its own, since both runtimes install the same module.
 test-gpu: gpu
 	.venv-gpu/bin/python -m pytest -q tests/gpu
 
 bench-gpu: gpu
 	.venv-gpu/bin/python benchmarks/fp8_cuda.py --save
+
+# What `benchmarks/gpu/run.sh` runs on a machine with an H200 and no network; made without a GPU, where nvcc is.
+gpu-kit: venv
+	$(PIP) zstandard
+	$(BIN)/python -m benchmarks.gpu.pack out/gpu-kit
 
 venv: .venv/installed
 

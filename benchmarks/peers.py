@@ -17,18 +17,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apart import CACHE, ROOT, python_of, run
 from peer_report import LABELS, show
 from peer_workers import LENGTH
 
-ROOT = Path(__file__).resolve().parents[1]
 WORKERS = Path(__file__).with_name("peer_workers.py")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spq-graph" / "peers"
 # At most so many times the yardstick, and shares of wall time and memory of the fastest peer.
 GOAL_BARE, GOAL_TIME, GOAL_MEMORY = 1.3, 0.5, 0.5
 PINS = {line.partition("==")[0]: line for line in (ROOT / "constraints.txt").read_text().split() if "==" in line}
@@ -41,34 +38,6 @@ REQUIREMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
 PACKAGES = ("amd-quark", "nvidia-modelopt", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch")
 
 
-def interpreter(name: str, environments: Path) -> Path:
-    """The Python of a peer's environment, which is made where it is not there.
-
-    Raises:
-        RuntimeError: it cannot be made; why, as pip says it.
-    """
-    folder = environments / name
-    python, done = folder / "bin" / "python", folder / "installed.json"
-    wanted = json.dumps(REQUIREMENTS[name])
-    if done.is_file() and done.read_text() == wanted:
-        return python
-    print(f"installing {LABELS[name]} into {folder}", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
-    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    for command in ([sys.executable, "-m", "venv", str(folder)], *([*pip, *some] for some in REQUIREMENTS[name])):
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        if ran.returncode:
-            raise RuntimeError(f"not installed: {last_line(ran.stderr)}")
-    done.write_text(wanted)
-    return python
-
-
-def last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or ["no message"])[-1].strip()
-
-
 def commands(folder: Path, environments: Path, peers: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """What runs each method, but for the model and the folder to write; and why a peer has none."""
     worker = [str(WORKERS)]
@@ -79,7 +48,7 @@ def commands(folder: Path, environments: Path, peers: Sequence[str]) -> tuple[di
     skipped: dict[str, str] = {}
     for name in peers:
         try:
-            found[name] = [str(interpreter(name, environments)), *worker, name, str(folder)]
+            found[name] = [str(python_of(name, REQUIREMENTS[name], environments)), *worker, name, str(folder)]
         except (RuntimeError, OSError) as cause:
             skipped[name] = str(cause)
     return found, skipped
@@ -107,54 +76,6 @@ def measure(name: str, command: list[str], folder: Path, source: Path) -> dict[s
         if not written:
             raise RuntimeError("failed: it wrote no model")
         return taken | {"output_bytes": written}
-
-
-def run(command: list[str], place: Path) -> dict[str, float]:
-    """Wall and processor time of a process, and its peak resident memory, all of it and what no file backs."""
-    # The peers have nothing to do with what is here, and our folders have names that could be theirs.
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    here = {"PYTHONPATH": path} if command[0] == sys.executable else {}
-    log = place / "stderr.txt"
-    with log.open("wb") as errors:
-        start = time.perf_counter()
-        child = subprocess.Popen(command, cwd=place, env=os.environ | here, stdout=errors, stderr=errors)
-        sampler = Sampler(child.pid)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    sampler.stop()
-    if child.returncode:
-        raise RuntimeError(f"failed with status {child.returncode}: {last_line(log.read_text(errors='replace'))}")
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return {
-        "seconds": seconds,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_rss_bytes": usage.ru_maxrss * unit,
-        "peak_anonymous_bytes": sampler.peak,
-    }
-
-
-class Sampler:
-    """The most anonymous memory that a process was seen to hold, in bytes; 0 where the system does not tell."""
-
-    def __init__(self, pid: int) -> None:
-        self.peak = 0
-        self._status = Path(f"/proc/{pid}/status")
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-
-    def _sample(self) -> None:
-        while not self._ended.wait(0.01):
-            try:
-                lines = self._status.read_text().splitlines()
-            except OSError:
-                return
-            self.peak = max([self.peak, *(int(line.split()[1]) << 10 for line in lines if "RssAnon" in line)])
-
-    def stop(self) -> None:
-        self._ended.set()
-        self._thread.join()
 
 
 def in_turns(
@@ -236,7 +157,7 @@ def main() -> None:
         default=[*REQUIREMENTS],
         help="those to compare with; all of them, if not told",
     )
-    parser.add_argument("--environments", type=Path, default=CACHE, help="where the peers are installed")
+    parser.add_argument("--environments", type=Path, default=CACHE / "peers", help="where the peers are installed")
     parser.add_argument(
         "--work",
         type=Path,

@@ -117,7 +117,8 @@ class ObserveFaults(CanonicalPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph, known, tape = _without_outputs(model)
         zero = tape.initializer(ir.tensor(np.zeros(1, dtype=np.float32)), name=f"{FAULTS}.zero")
-        for index, name in enumerate(self.values):
+        observed: list[ir.Value] = []
+        for name in self.values:
             value = as_float32(tape, known, name)
             flat = tape.op("Concat", [tape.op("Reshape", [value, _indices(tape, [-1])]), zero], {"axis": 0})
             lost = tape.op("IsNaN", [flat])
@@ -130,8 +131,10 @@ class ObserveFaults(CanonicalPass):
                 _reduce(tape, "ReduceMin", known_numbers, 0, keep=True),
                 _reduce(tape, "ReduceMax", known_numbers, 0, keep=True),
             ]
-            _publish(graph, tape.op("Concat", parts, {"axis": 0}), f"{FAULTS}.{index}")
-        _right_behind(graph, tape.nodes)
+            observed.append(tape.op("Concat", parts, {"axis": 0}))
+        _right_behind(graph, tape.nodes)  # while there are no outputs: each move looks at all of them
+        for index, value in enumerate(observed):
+            _publish(graph, value, f"{FAULTS}.{index}")
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.replace import add_constant
 from spq_graph.passes.base.values import holds_codes, is_standard, weight_of
 from spq_graph.passes.canon.constants import Recipe, recipe_of
+from spq_graph.terms.errors import GraphError
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 # What only moves data.
@@ -188,12 +190,28 @@ class _Matrix:
     def initializer(self, graph: ir.Graph) -> ir.Value:
         """The matrix as a weight of the graph, one for all products that read it."""
         if self.made is None:
-            recipe, dtype, shape = self.recipe, self.dtype, self.shape
-            tensor = ir.LazyTensor(
-                lambda: ir.tensor(recipe.numbers().reshape(shape), dtype=dtype), dtype=dtype, shape=ir.Shape(shape)
-            )
+            computed = partial(_computed, self.name, self.recipe, self.dtype, self.shape)
+            tensor = ir.LazyTensor(computed, dtype=self.dtype, shape=ir.Shape(self.shape))
             self.made = add_constant(graph, f"{self.name}.folded", tensor)
         return self.made
+
+
+def _computed(name: str, recipe: Recipe, dtype: ir.DataType, shape: tuple[int, int]) -> ir.TensorProtocol:
+    """The numbers of a matrix, [K, N].
+
+    Raises:
+        GraphError: nodes that make it do not fit the constants that they read, as of an index that is out of range.
+    """
+    try:
+        return ir.tensor(recipe.numbers().reshape(shape), dtype=dtype)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the evaluator and numpy raise
+        raise GraphError(
+            f"a weight cannot be computed from the constants of the graph: {error}",
+            where=f"value '{name}'",
+            remedy="export the model again with constants folded, from weights that it runs with",
+        ) from error
 
 
 def _matrix_of(graph: ir.Graph, value: ir.Value) -> _Matrix | None:

@@ -12,6 +12,7 @@ from spq_graph.passes.base.marks import FP8
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Codes, Floats, Granularity, Storage
 from spq_graph.passes.numbers.fp8 import WEIGHTS, fp8_near, fp8_weight_codes, pack_panels, panel_shape, unpack_panels
+from spq_graph.passes.numbers.int8 import int8_panel_shape, pack_int8_panels, unpack_int8_panels
 from spq_graph.passes.numbers.scales import (
     block_size_for,
     blocked_codes,
@@ -53,6 +54,31 @@ class Integers(Storage):
     def near(self, block: Floats, codes: Codes, rows: slice) -> bool:
         """By the definition of a code: its product with the scale."""
         return near(block, codes, self.scales)
+
+
+@dataclass(frozen=True)
+class Int8Panels(Integers):
+    """Symmetric codes as spq::Int8MatMul reads them, in panels [ceil(N / 32), ceil(K / 64), 2048]."""
+
+    @property
+    def words(self) -> str:
+        """What it is, for people."""
+        return f"INT8 panels {list(self.shape)}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the panels."""
+        rows, columns = self.operand.shape
+        return int8_panel_shape((rows, columns))
+
+    def pack(self, codes: Codes) -> Codes:
+        """Padding is code 0."""
+        return pack_int8_panels(codes)
+
+    def unpack(self, stored: Codes) -> Codes:
+        """Without the padding."""
+        rows, columns = self.operand.shape
+        return unpack_int8_panels(stored, (rows, columns))
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Cutter:
     _sources: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.reads = {node: list(dict.fromkeys(_read_by(node, self.graph))) for node in self.graph}
+        self.reads = {node: list(dict.fromkeys(read_by(node, self.graph))) for node in self.graph}
         self.needed = _needed(self.graph, self.reads)
         for node in self.needed:
             if self.reads[node] and all(self._is_constant(value) for value in self.reads[node]):
@@ -89,7 +89,7 @@ class Cutter:
 
     def pieces(self, limit: int) -> list[Piece]:
         """Cut, and complete every piece with the free nodes that it needs."""
-        bounds = [*_bounds(self._held(), self._crossing(), limit), len(self.paid)]
+        bounds = [*_bounds(self.held, self._crossing(), limit), len(self.paid)]
         index = {node: i for i, node in enumerate(self.paid)}
         outputs = list(self.graph.outputs)
         pieces: list[Piece] = []
@@ -104,7 +104,7 @@ class Cutter:
             given = [v for node in own for v in node.outputs if last.get(v, -1) >= end or v.is_graph_output()]
             needs = dict.fromkeys(s for v in wanted for s in self.sources_of(v) if s not in made)
             reads = [v for v in needs if index[_producer(v)] < start]
-            held = sum(self._bytes_of(node) for node in nodes)
+            held = sum(self.bytes_of(node) for node in nodes)
             gives = list(dict.fromkeys([*given, *free_outputs]))
             pieces.append(Piece(sorted(nodes, key=order.__getitem__), reads, gives, held))
         return pieces
@@ -127,14 +127,16 @@ class Cutter:
                 pending += self.reads[producer]
         return found
 
-    def _held(self) -> list[int]:
+    @property
+    def held(self) -> list[int]:
         """Bytes of weights by paid node, with those of the constants behind it."""
         return [
-            self._bytes_of(node) + sum(map(self._bytes_of, self._behind(self.reads[node], self._constant.__contains__)))
+            self.bytes_of(node) + sum(map(self.bytes_of, self._behind(self.reads[node], self._constant.__contains__)))
             for node in self.paid
         ]
 
-    def _bytes_of(self, node: ir.Node) -> int:
+    def bytes_of(self, node: ir.Node) -> int:
+        """Bytes of the weights that a node reads, in a session."""
         if node.op_type in ("Gather", "GatherND") and is_standard(node):
             return 0
         tensors = [v.const_value for v in self.reads[node] if v.producer() is None and v.const_value is not None]
@@ -192,7 +194,7 @@ def _follows_its_product(node: ir.Node) -> bool:
     return node.op_type in _FOLLOWS_ITS_PRODUCT and is_standard(node)
 
 
-def _read_by(node: ir.Node, graph: ir.Graph) -> Iterator[ir.Value]:
+def read_by(node: ir.Node, graph: ir.Graph) -> Iterator[ir.Value]:
     """What a node reads of the main graph, its subgraphs included."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():

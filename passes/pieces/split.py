@@ -22,7 +22,7 @@ from spq_graph.terms.segment import Handed, Segment, Segmented, Spec, Weight
 
 SMALLEST_LIMIT, LARGEST_LIMIT = 128 << 20, 256 << 20
 # What a segment may hold of constants for the sake of what it computes again.
-_LIGHT_SHARE = 64
+LIGHT_SHARE = 64
 _EMBEDDED = 1024
 
 
@@ -37,12 +37,12 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
         where: the file that it was read from; weights in files are read from that file's folder.
         limit: bytes of weights in a session; None for those of the largest tensor in float32, within 128 and 256 MiB.
     """
-    limit = limit or _limit_for(model.graph)
+    limit = limit or limit_for(model.graph)
     run(model, [PartWide(limit)])
     graph = model.graph
-    cutter = Cutter(graph, limit // _LIGHT_SHARE)
+    cutter = Cutter(graph, limit // LIGHT_SHARE)
     pieces = cutter.pieces(limit)
-    return Segmented(where, *signature(model), [_segment(model, cutter, piece, where.resolve()) for piece in pieces])
+    return Segmented(where, *signature(model), [segment_of(model, cutter, piece, where.resolve()) for piece in pieces])
 
 
 def signature(model: ir.Model) -> tuple[list[Spec], list[Spec]]:
@@ -50,7 +50,8 @@ def signature(model: ir.Model) -> tuple[list[Spec], list[Spec]]:
     return [_spec(value) for value in model.graph.inputs], [_spec(value) for value in model.graph.outputs]
 
 
-def _limit_for(graph: ir.Graph) -> int:
+def limit_for(graph: ir.Graph) -> int:
+    """Bytes of weights in a session, where nobody says how many."""
     tensors = (value.const_value for value in graph.initializers.values())
     largest = max((widened(tensor) for tensor in tensors if tensor is not None), default=0)
     return min(max(largest, SMALLEST_LIMIT), LARGEST_LIMIT)
@@ -62,7 +63,8 @@ def _spec(value: ir.Value) -> Spec:
     return Spec(value.name or "", f"tensor({kind})", dims)
 
 
-def _segment(model: ir.Model, cutter: Cutter, piece: Piece, where: Path) -> Segment:
+def segment_of(model: ir.Model, cutter: Cutter, piece: Piece, where: Path) -> Segment:
+    """A piece as something that runs alone; `where` is the resolved path of the model's file."""
     graph = model.graph
     returned = [v for v in piece.gives if v.producer() is None]  # inputs and constants that the graph gives as they are
     used = list(dict.fromkeys([*(v for node in piece.nodes for v in cutter.reads[node]), *returned]))

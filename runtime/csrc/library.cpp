@@ -2,8 +2,10 @@
 // Python asks what is inside.
 #include <cstdio>
 #include <string>
+#include <vector>
 
 #include "cpu/isa.hpp"
+#include "int8_operator.hpp"
 #include "operator.hpp"
 #include "ort_abi.hpp"
 
@@ -23,8 +25,11 @@ ort::Status* add_domain(const ort::Api* api, ort::SessionOptions* options) {
   static ort::Status* failed = [api]() -> ort::Status* {
     keep_for_inference(api);
     if (ort::Status* status = ort::call<ort::CreateCustomOpDomain>(api, kDomain, &domain)) return status;
-    for (const ort::CustomOp* const* op = operators(); *op != nullptr; ++op) {
-      if (ort::Status* status = ort::call<ort::CustomOpDomain_Add>(api, domain, *op)) return status;
+    std::vector<const ort::CustomOp*> operators;
+    add_fp8(operators);
+    add_int8(operators);
+    for (const ort::CustomOp* op : operators) {
+      if (ort::Status* status = ort::call<ort::CustomOpDomain_Add>(api, domain, op)) return status;
     }
     return nullptr;
   }();

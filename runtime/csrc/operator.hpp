@@ -1,18 +1,14 @@
 // spq::Fp8MatMul as ONNX Runtime sees it: attributes, checks and shapes, the same on every provider.
 #pragma once
 
-#include <string>
+#include <vector>
 
 #include "fp8.hpp"
-#include "ort_abi.hpp"
+#include "tensors.hpp"
 
 namespace spq {
 
-constexpr const char* kDomain = "spq";
 constexpr const char* kName = "Fp8MatMul";
-// ONNX Runtime takes this operator for every later version of the domain that a file may import, and tells a kernel
-// nothing of it. What means something else must have another name: its function then runs where the name is unknown.
-constexpr int kOperatorVersion = 1;
 
 // What the attributes of a node say.
 struct Attributes {
@@ -44,21 +40,12 @@ struct Overload : ort::CustomOp {
   ort::ElementType a_type;
   ort::ElementType b_type;
 };
-// Shape inference is handed no table; it uses this one.
-void keep_for_inference(const ort::Api* api);
 inline Format b_format(const Overload& op) {
   return op.b_type == ort::kFloat8E4M3FN ? Format::kE4M3 : Format::kE5M2;
 }
 
-// All overloads of all providers, ending with nullptr.
-const ort::CustomOp* const* operators();
-// What a provider adds to what all overloads share.
-struct Provider {
-  decltype(ort::CustomOp::GetExecutionProviderType) name;
-  decltype(ort::CustomOp::CreateKernelV2) create;
-  decltype(ort::CustomOp::KernelComputeV2) compute;
-  decltype(ort::CustomOp::KernelDestroy) destroy;
-};
+// Adds all overloads for all providers; they live as long as the process.
+void add_fp8(std::vector<const ort::CustomOp*>& all);
 const Provider* cpu_provider();
 #if defined(SPQ_CUDA)
 // nullptr where the driver cannot run its kernels: ONNX Runtime then takes the ones for the CPU.

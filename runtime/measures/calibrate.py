@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -137,9 +138,10 @@ def _seen(
     seen = Ranges(model_digest)
     for name, (low, high, channel_low, channel_high) in zip(names, _fours(arrays), strict=True):
         if low.size:  # an expert that no token of this batch was routed to has none
-            by_sequence = np.maximum(np.abs(channel_low), np.abs(channel_high))
-            channels = by_sequence.reshape(-1, by_sequence.shape[-1]).max(axis=0)
-            seen.add(name, ValueRange.observe(*_by_token(low, high, ids, mask, channels)))
+            lowest, highest = (part.reshape(-1, part.shape[-1]) for part in (channel_low, channel_high))
+            by_channel = lowest.min(axis=0), highest.max(axis=0)
+            rows = _by_token(low, high, ids, mask)
+            seen.add(name, ValueRange.observe(rows.low, rows.high, by_channel, rows.ids, rows.mask))
     return seen
 
 
@@ -163,11 +165,18 @@ def _fours(arrays: list[npt.NDArray[np.float32]]) -> list[list[npt.NDArray[np.fl
     return [arrays[i : i + 4] for i in range(0, len(arrays), 4)]
 
 
-def _by_token(
-    low: npt.NDArray[np.float32], high: npt.NDArray[np.float32], ids: Ids, mask: Ids, channels: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], Ids | None, Ids]:
+class _Rows(NamedTuple):
+    """Reductions by token, [batch, length] each; without ids where rows are no sequences."""
+
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+    ids: Ids | None
+    mask: Ids
+
+
+def _by_token(low: npt.NDArray[np.float32], high: npt.NDArray[np.float32], ids: Ids, mask: Ids) -> _Rows:
     """Bring reductions to [batch, length]; a value that is not one row a token has neither ids nor sequences."""
     if low.size == ids.size:
-        return low.reshape(ids.shape), high.reshape(ids.shape), channels, ids, mask
+        return _Rows(low.reshape(ids.shape), high.reshape(ids.shape), ids, mask)
     rows = low.reshape(1, -1)
-    return rows, high.reshape(1, -1), channels, None, np.ones(rows.shape, np.int64)
+    return _Rows(rows, high.reshape(1, -1), None, np.ones(rows.shape, np.int64))

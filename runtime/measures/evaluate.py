@@ -215,7 +215,9 @@ class KlMeter:
         if gives_last_only(reference):
             batches = list(behind_last(sequences, reference.fixed_shape, judged=False))
         else:
-            whole = sequences.batches(batch_size(reference, sequences))
+            # Half of what runs alone: several run side by side, also where few are asked for.
+            rows = reference.fixed_shape[0] or max(1, batch_size(reference, sequences) // 2)
+            whole = sequences.batches(rows)
             batches = [behind_every(ids, mask, sequences.prefix) for ids, mask in whole]
         asked_for = sum(len(batch.targets) for batch in batches)
         if not asked_for:
@@ -237,24 +239,35 @@ class KlMeter:
             self._kept.add(logits)
         self._kept.finish()
 
-    def _parts(self, model: Stream, number: int | None = None) -> Iterator[tuple[npt.NDArray[np.int64], Float32]]:
+    def tokens_of(self, batches: int) -> int:
+        """How many tokens are predicted in so many batches."""
+        return sum(len(batch.targets) for batch in self._asked[:batches])
+
+    def batches_of(self, tokens: int) -> int:
+        """The fewest batches in which so many tokens are predicted."""
+        return next((n for n in range(1, len(self._asked)) if self.tokens_of(n) >= tokens), len(self._asked))
+
+    def _parts(
+        self, model: Stream, number: int | None = None, batches: int | None = None
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Float32]]:
         """The windows of predicted tokens and the logits there, [tokens, vocabulary], in the same parts each time."""
         first = 0
-        streamed = model.stream([(batch.ids, batch.mask) for batch in self._asked])
-        for batch, logits in zip(self._asked, streamed, strict=True):
+        asked = self._asked[:batches]
+        streamed = model.stream([(batch.ids, batch.mask) for batch in asked])
+        for batch, logits in zip(asked, streamed, strict=True):
             said = _Logits(logits, batch, model, number)
             for at, _ in batch.parts(_step(logits)):
                 yield at[0] + first, said.at(at)
             first += len(batch.ids)
 
-    def score(self, model: Stream) -> Score:
-        """KL(reference || model) of a model, and nothing else of it.
+    def score(self, model: Stream, batches: int | None = None) -> Score:
+        """KL(reference || model) of a model, and nothing else of it; on the first batches only, where so many are said.
 
         Raises:
             LogitsNotFiniteError: logits of the model are NaN or infinite.
         """
         score = Score()
-        for part, (windows, logits) in enumerate(self._parts(model, 0)):
+        for part, (windows, logits) in enumerate(self._parts(model, 0, batches)):
             score.add(windows, kl=self._kept.kl(part, logits))
         return score
 

@@ -37,19 +37,24 @@ FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(slots=True)
-class _Passing:
-    """A batch on its way: what the graph's inputs take, the shape of its ids, and values of segments behind it."""
+class Passing:
+    """A batch on its way: what the graph's inputs take, the ids, and values of segments behind it."""
 
     feed: dict[str, Array]
-    shape: tuple[int, ...]
+    ids: Ids
     values: dict[str, Array] = field(default_factory=dict)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the ids."""
+        return self.ids.shape
 
-def _tokens(batches: Sequence[_Passing]) -> int:
+
+def _tokens(batches: Sequence[Passing]) -> int:
     return sum(math.prod(batch.shape) for batch in batches)
 
 
-def _kept(batches: Sequence[_Passing]) -> int:
+def _kept(batches: Sequence[Passing]) -> int:
     """Bytes that batches hold of segments behind them; one at least."""
     return max(1, sum(array.nbytes for batch in batches for array in batch.values.values()))
 
@@ -108,7 +113,7 @@ class SegmentedRunner(Decoder):
         """
         steps = _Steps(len(batches) * len(self._model.segments), progress)
         waiting = deque(
-            _Passing(self.token_feeds(ids, mask) | self.empty_past(len(ids), ids.shape[1]), ids.shape)
+            Passing(self.token_feeds(ids, mask) | self.empty_past(len(ids), ids.shape[1]), ids, self._known(ids, mask))
             for ids, mask in batches
         )
         while waiting:
@@ -120,18 +125,22 @@ class SegmentedRunner(Decoder):
         for (ids, _), (whole, _), (logits, *_) in zip(batches, filled, self.results(filled), strict=True):
             yield self.by_token(logits, whole.shape)[: len(ids), : ids.shape[1]]
 
-    def _round(self, waiting: deque[_Passing], steps: _Steps) -> Iterator[list[Array]]:
+    def _known(self, ids: Ids, mask: Ids) -> dict[str, Array]:
+        """What is known of a batch before it enters the first segment, by name."""
+        return {}
+
+    def _round(self, waiting: deque[Passing], steps: _Steps) -> Iterator[list[Array]]:
         """Bring as many batches through all segments as what is handed over has room for."""
         *before, last = self._model.segments
-        some: list[_Passing] = []
+        some: list[Passing] = []
         for number, segment in enumerate(before):
             later = {name for s in self._model.segments[number + 1 :] for name in s.reads} | set(self.outputs)
-            session = self._session(segment, some[0].values if some else {})
+            session = self._session(segment, (some or waiting)[0].values)
             for batches in self._taken(waiting, some) if number == 0 else [some]:
                 for _ in self._in_turn(partial(self._pass, session, segment, later), batches):
                     steps.done()
             del session
-            give_back_memory()
+            self._leave(segment)
             self._handed = max(self._handed, _kept(some) // _tokens(some))
         if not before:
             some = list(waiting)
@@ -141,11 +150,11 @@ class SegmentedRunner(Decoder):
             steps.done()
             yield found
 
-    def _taken(self, waiting: deque[_Passing], some: list[_Passing]) -> Iterator[list[_Passing]]:
+    def _taken(self, waiting: deque[Passing], some: list[Passing]) -> Iterator[list[Passing]]:
         """Batches that enter a round, some at a time, while there is room; `some` collects those that have entered."""
         room = ROUND_TOKENS
         while waiting and room > 0:
-            entering: list[_Passing] = []
+            entering: list[Passing] = []
             while waiting and room > 0:
                 entering.append(waiting.popleft())
                 room -= math.prod(entering[-1].shape)
@@ -155,19 +164,19 @@ class SegmentedRunner(Decoder):
             each = self._handed or 4 * _kept(some) / _tokens(some)
             room = int(HANDED_BYTES / each) - _tokens(some)
 
-    def _pass(self, session: Any, segment: Segment, later: set[str], batch: _Passing) -> None:
+    def _pass(self, session: Any, segment: Segment, later: set[str], batch: Passing) -> None:
         """Bring a batch through a segment that is not the last, and keep what later ones read."""
         # Copies: an array of the session's own would keep all of what the session allocated beside it.
         found = {name: array.copy() for name, array in self._run(session, segment, batch).items()}
         batch.values = {name: array for name, array in (batch.values | found).items() if name in later}
 
-    def _finish(self, session: Any, segment: Segment, batch: _Passing) -> list[Array]:
+    def _finish(self, session: Any, segment: Segment, batch: Passing) -> list[Array]:
         """Bring a batch through the last segment, and return the outputs."""
         found = batch.values | self._run(session, segment, batch)
         batch.values = {}
         return [found[name] for name in self.outputs]
 
-    def _in_turn(self, work: Callable[[_Passing], _T], batches: Sequence[_Passing]) -> Iterator[_T]:
+    def _in_turn(self, work: Callable[[Passing], _T], batches: Sequence[Passing]) -> Iterator[_T]:
         """What work gives of each batch, in their order; several are worked on at the same time."""
         if self._side_by_side == 1:
             yield from map(work, batches)
@@ -181,7 +190,11 @@ class SegmentedRunner(Decoder):
             while pending:
                 yield pending.popleft().result()
 
-    def _run(self, session: Any, segment: Segment, batch: _Passing) -> dict[str, Array]:
+    def _leave(self, segment: Segment) -> None:
+        """What is done when all batches of a round are through a segment."""
+        give_back_memory()
+
+    def _run(self, session: Any, segment: Segment, batch: Passing) -> dict[str, Array]:
         names = {spec.name for spec in session.get_inputs()}
         given = {name: array for name, array in (batch.feed | batch.values).items() if name in names}
         wanted = [name for name in segment.gives if name in self._wanted]
@@ -200,7 +213,7 @@ class SegmentedRunner(Decoder):
     def execute_once(self, ids: Ids) -> Executed:
         """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
         batch = self.filled(ids, np.ones_like(ids))
-        passing = _Passing(self.token_feeds(*batch) | self.empty_past(*batch[0].shape), batch[0].shape)
+        passing = Passing(self.token_feeds(*batch) | self.empty_past(*batch[0].shape), batch[0])
         with temporary_folder() as folder:
             profiles: list[Path] = []
             for number, segment in enumerate(self._model.segments):

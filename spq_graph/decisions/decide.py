@@ -72,6 +72,8 @@ def decide(
     origin: str = "",
     measure: Measure | None = None,
     stderr_of: Stderr | None = None,
+    alone: Measure | None = None,
+    alone_stderr_of: Stderr | None = None,
     tokens: int = 0,
     token_text: Callable[[int], str] | None = None,
 ) -> Plan:
@@ -98,6 +100,8 @@ def decide(
         origin: where the calibration data came from.
         measure: KL of a choice of precisions; called once for each distinct choice.
         stderr_of: standard error of what `measure` said of a choice; None where it does not tell.
+        alone: KL of one site alone, on fewer tokens: it only puts candidates in order; None for `measure`.
+        alone_stderr_of: standard error of what `alone` said.
         tokens: how many tokens `measure` runs on, to be noted.
         token_text: decodes a token id, to be noted beside it.
 
@@ -114,7 +118,8 @@ def decide(
     if recipe.spike_ratio is not None or measure is None:
         search, met = _by_ratio(choices, recipe)
     else:
-        search, met = _by_kl(choices, recipe, _Oracle(measure, stderr_of))
+        oracle = _Oracle(measure, stderr_of)
+        search, met = _by_kl(choices, recipe, oracle, _Oracle(alone, alone_stderr_of) if alone is not None else oracle)
         search.tokens = tokens
     return Plan(
         model=model,
@@ -143,7 +148,7 @@ def _by_ratio(choices: dict[str, Choice], recipe: Recipe) -> tuple[Search, bool]
     return Search(rule="ratio", candidates=len(hits), cap=cap), len(hits) <= cap
 
 
-def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple[Search, bool]:
+def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle, single_oracle: _Oracle) -> tuple[Search, bool]:
     cap = cap_of(choices, recipe)
 
     def keeping(keys: Collection[str]) -> float:
@@ -159,8 +164,8 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
     if everywhere > recipe.kl_aim:
         for choice in found:
             single = {choice.site.key: choice.precision}
-            alone[choice.site.key] = six(oracle(single))
-            choice.kl, choice.kl_stderr = _told(alone[choice.site.key]), oracle.stderr(single)
+            alone[choice.site.key] = six(single_oracle(single))
+            choice.kl, choice.kl_stderr = _told(alone[choice.site.key]), single_oracle.stderr(single)
         order = sorted(found, key=lambda c: (-alone[c.site.key], c.site.key))
         keys = [c.site.key for c in order]
         kept, met = _smallest_prefix(lambda n: keeping(keys[:n]), min(cap, len(keys)), recipe)
@@ -181,7 +186,7 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle) -> tuple
     final = oracle.settled(assigned(choices, names, recipe))
     search.candidates = len(found)
     search.kl, search.kl_stderr = six(final), oracle.stderr(assigned(choices, names, recipe))
-    search.evaluations = len(oracle.known)
+    search.evaluations = len(oracle.known) + (len(single_oracle.known) if single_oracle is not oracle else 0)
     return search, final <= recipe.kl_budget
 
 

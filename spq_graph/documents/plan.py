@@ -152,6 +152,7 @@ class Search(Strict):
     candidates: int = Field(0, description="sites whose ratio made them candidates")
     evaluations: int = Field(0, description="choices of precisions that were measured")
     tokens: int = Field(0, description="tokens that each of them was measured on")
+    alone_tokens: int = Field(0, description="tokens that each candidate alone was measured on, to put them in order")
     fewer: str | None = Field(None, description="why these are fewer than sensitivity_tokens; null where they are not")
     cap: int = Field(0, description="most sites that could be kept")
     kl_everywhere: float | None = Field(None, description="KL with everything quantized, nats a token")

@@ -15,7 +15,14 @@ from safetensors.numpy import save
 
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.leftovers import recover_files
-from spq_graph.documents.ranges_file import SCHEMA, digest_of_arrays, read_arrays, read_head, refuse_senseless
+from spq_graph.documents.ranges_file import (
+    SCHEMA,
+    by_channel,
+    digest_of_arrays,
+    read_arrays,
+    read_head,
+    refuse_senseless,
+)
 from spq_graph.documents.staging import written
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.documents.token_profile import IntArray, Peak, TokenProfile
@@ -135,7 +142,7 @@ class Ranges:
             codes = sorted(seen.histogram)
             arrays[f"{name}/bins"] = np.array(codes, dtype=np.int32)
             arrays[f"{name}/counts"] = np.array([seen.histogram[c] for c in codes], dtype=np.int64)
-            arrays[f"{name}/channels"] = seen.channels
+            arrays[f"{name}/channel_low"], arrays[f"{name}/channel_high"] = seen.channel_low, seen.channel_high
             if seen.profile is not None:
                 arrays |= {f"{name}/{part}": array for part, array in seen.profile.arrays().items()}
             values[name] = seen.facts() | {"ratio_sum": seen.ratio_sum}
@@ -210,7 +217,7 @@ class Ranges:
                     v["ratio_sum"],
                     v["sequences"],
                     v["tokens"],
-                    arrays[f"{name}/channels"],
+                    *by_channel(arrays, name),
                     _profile(arrays, name),
                 )
                 refuse_senseless(name, seen, loaded.sequences)

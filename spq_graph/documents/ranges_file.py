@@ -34,10 +34,14 @@ _BOUNDS = {
 _LARGEST_JSON = 1 << 28  # bytes: a thousand for each of a quarter of a million values
 _BINS = np.float32(np.inf).view(np.uint32) >> 17  # bins of the histogram, of float32 that are finite
 _MOST = {"bins": int(_BINS), "counts": int(_BINS), "profile": 256, "profile_max": 256, "leaders": LEADERS}
-_MOST |= {"leaders_max": LEADERS, "channels": 1 << 24}
-_TYPES = {"bins": "I32", "counts": "I64", "channels": "F32", "profile": "I64", "profile_max": "F32"}
+_TYPES = {"bins": "I32", "counts": "I64", "profile": "I64", "profile_max": "F32"}
 _TYPES |= {"leaders": "I64", "leaders_max": "F32"}
-ALWAYS = ("bins", "counts", "channels")
+_BY_CHANNEL = ("channels", "channel_low", "channel_high")
+_MOST |= {"leaders_max": LEADERS, **dict.fromkeys(_BY_CHANNEL, 1 << 24)}
+_TYPES |= dict.fromkeys(_BY_CHANNEL, "F32")
+ALWAYS = ("bins", "counts")
+CHANNELS = ("channel_low", "channel_high")
+EARLIER_CHANNELS = ("channels",)  # the largest absolute value, which is all that the first edition wrote
 PROFILE = ("profile", "profile_max", "leaders", "leaders_max")
 
 
@@ -100,7 +104,9 @@ def read_arrays(path: Path, head: dict[str, Any]) -> Arrays:
         names = set(file.keys())
         for value in head["values"]:
             profile = f"{value}/{PROFILE[0]}" in names
-            for part in (*ALWAYS, *(PROFILE if profile else ())):
+            earlier = f"{value}/{EARLIER_CHANNELS[0]}" in names
+            channels = EARLIER_CHANNELS if earlier else CHANNELS
+            for part in (*ALWAYS, *channels, *(PROFILE if profile else ())):
                 name = f"{value}/{part}"
                 if name not in names:
                     raise ValueError(f"{path.name}: {name} is missing")
@@ -110,6 +116,21 @@ def read_arrays(path: Path, head: dict[str, Any]) -> Arrays:
                     raise ValueError(f"{path.name}: {name} is {kind} {shape}, not as ranges have it")
                 arrays[name] = file.get_tensor(name)
     return arrays
+
+
+def by_channel(arrays: Arrays, value: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Smallest and largest element by channel, float32 [K] each; bounds of them, where an earlier version wrote less.
+
+    Raises:
+        ValueError: an earlier version's largest absolute values are negative.
+    """
+    largest = arrays.get(f"{value}/{EARLIER_CHANNELS[0]}")
+    if largest is None:
+        low, high = (arrays[f"{value}/{part}"] for part in CHANNELS)
+        return low, high
+    if (largest < 0).any():
+        raise ValueError(f"values.{value}.channels: a channel's largest absolute value is negative or not finite")
+    return -largest, largest
 
 
 def _columns(part: str) -> list[int]:
@@ -144,8 +165,11 @@ def _senseless(seen: ValueRange, sequences: int) -> Iterator[tuple[str, str]]:
         yield "counts", f"they are not those of {seen.tokens} tokens"
     if (bins < 0).any() or (bins >= int(_BINS)).any() or (np.diff(bins) <= 0).any():
         yield "bins", f"they are not numbers from 0 to {int(_BINS) - 1} in their order"
-    if not seen.channels.size or not np.isfinite(seen.channels).all() or (seen.channels < 0).any():
-        yield "channels", "a channel's largest absolute value is negative or not finite"
+    low, high = seen.channel_low, seen.channel_high
+    if not low.size or low.shape != high.shape or not (np.isfinite(low) & np.isfinite(high)).all():
+        yield "channels", "a channel's smallest or largest element is missing or not finite"
+    elif (low > high).any():
+        yield "channel_low", "a channel's smallest element is above its largest"
     if seen.profile is not None:
         yield from _senseless_profile(seen.profile, seen.tokens)
 

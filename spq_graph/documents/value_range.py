@@ -28,7 +28,7 @@ class ValueRange:
         histogram: count of token maxima by bin.
         ratio_sum: sum over sequences of max/median of token maxima, in units of 2**-20.
         sequences, tokens: how many went into it; no sequences where rows do not stand for tokens in their order.
-        channels: largest absolute value by channel, float32 [K].
+        channel_low, channel_high: smallest and largest element by channel, float32 [K].
         profile: token maxima along the sequence; None where positions are not known (an expert's tokens), or were not
             recorded by an earlier version.
     """
@@ -40,19 +40,25 @@ class ValueRange:
     ratio_sum: int
     sequences: int
     tokens: int
-    channels: FloatArray
+    channel_low: FloatArray
+    channel_high: FloatArray
     profile: TokenProfile | None = None
 
     @classmethod
     def observe(
-        cls, low: FloatArray, high: FloatArray, channels: FloatArray, ids: IntArray | None, mask: IntArray
+        cls,
+        low: FloatArray,
+        high: FloatArray,
+        by_channel: tuple[FloatArray, FloatArray],
+        ids: IntArray | None,
+        mask: IntArray,
     ) -> Self:
         """Summarize one batch.
 
         Args:
             low: minimum over the channels by token, float32 [batch, length].
             high: maximum over the channels by token, float32 [batch, length].
-            channels: largest absolute value by channel, float32 [K].
+            by_channel: smallest and largest element by channel, float32 [K] each.
             ids: token ids, int64 [batch, length]; None where the rows are no sequences: which of a batch's tokens an
                 expert gets depends on what else is in the batch, so only what holds for each row alone is noted.
             mask: 1 where a token counts, 0 where it is padding, int64 [batch, length].
@@ -80,7 +86,8 @@ class ValueRange:
             ratio_sum=0 if ids is None else sum(_ratio_units(maxima, valid)),
             sequences=0 if ids is None else int(valid.any(axis=1).sum()),
             tokens=int(kept.size),
-            channels=np.asarray(channels, dtype=np.float32),
+            channel_low=np.asarray(by_channel[0], dtype=np.float32),
+            channel_high=np.asarray(by_channel[1], dtype=np.float32),
             profile=TokenProfile.observe(maxima, bins, ids, valid) if ids is not None else None,
         )
 
@@ -93,7 +100,8 @@ class ValueRange:
         self.ratio_sum += other.ratio_sum
         self.sequences += other.sequences
         self.tokens += other.tokens
-        self.channels = np.maximum(self.channels, other.channels)
+        self.channel_low = np.minimum(self.channel_low, other.channel_low)
+        self.channel_high = np.maximum(self.channel_high, other.channel_high)
         self.profile = self.profile.merged(other.profile) if self.profile and other.profile else None
 
     def quantile(self, share: float) -> float:
@@ -119,6 +127,11 @@ class ValueRange:
             "sequences": self.sequences,
             "tokens": self.tokens,
         }
+
+    @property
+    def channels(self) -> FloatArray:
+        """Largest absolute value by channel, float32 [K]."""
+        return np.maximum(np.abs(self.channel_low), np.abs(self.channel_high))
 
     @property
     def median(self) -> float:

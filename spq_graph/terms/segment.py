@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +68,53 @@ class Segmented:
     inputs: list[Spec]
     outputs: list[Spec]
     segments: list[Segment]
+
+
+# Names of values that are handed over between two stages.
+Cut = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """The nodes between two cuts that several graphs have in common.
+
+    Attributes:
+        before: names of the values at the cut in front of it, which it may read; none for the first.
+        behind: names at the cut behind it; for the last the output.
+        segment: what runs it.
+        content: nodes and tensors, such that two stages with equal content compute the same, while both exist.
+    """
+
+    before: Cut
+    behind: Cut
+    segment: Segment
+    content: object
+
+    def same_as(self, other: Stage | None) -> bool:
+        """Whether another computes the same values from the same values."""
+        mine = (self.before, self.behind, self.content)
+        return other is not None and mine == (other.before, other.behind, other.content)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Staged:
+    """A graph in stages.
+
+    Attributes:
+        whole: all of it as a runner takes it, a segment a stage.
+        stages: in the order in which they run.
+    """
+
+    whole: Segmented
+    stages: tuple[Stage, ...]
+
+    def with_stages(self, stages: tuple[Stage, ...]) -> Staged:
+        """The same, in stages that compute the same values."""
+        return Staged(replace(self.whole, segments=[stage.segment for stage in stages]), stages)
+
+    def segmented(self, first: int = 0) -> Segmented:
+        """The stages from one on, as a runner takes them."""
+        return replace(self.whole, segments=self.whole.segments[first:])
 
 
 def type_of(array: npt.NDArray[Any]) -> str:

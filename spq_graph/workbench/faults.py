@@ -6,7 +6,7 @@ against what that holds whether or not a runtime that computes in float32 hides 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,7 @@ WIDER = (
     "export the model in float32 or bfloat16, and pass that file; of a Hugging Face folder `spq-graph` makes one in "
     "float32 by itself"
 )
+_AT_ONCE = 256  # values that are observed in one session
 AGAIN = "export the model again in float32, from sound weights"
 _SOUND = "export the model again from sound weights"
 _MASK = "give the graph a mask of large negative numbers in place of -inf, or data without padding on the left"
@@ -135,7 +136,8 @@ def first_fault(
 ) -> Fault | None:
     """The first place of a graph where a batch, int64 [batch, length], gives NaN, infinity, or too much for float16.
 
-    The graph is edited for it.
+    Values are observed some at a time, in the graph's order, until one is at fault: the time that ONNX Runtime takes to
+    open a session over them grows with the square of their number.
 
     Args:
         model: the graph, as it is run on the CPU.
@@ -152,17 +154,28 @@ def first_fault(
     half = _Half(in_half(model.graph), held_in_half(model.graph))
     values = [v for node in model.graph for v in node.outputs if v.name and (v.dtype is None or v.dtype in FLOATS)]
     values = [v for v in values if v.dtype is not None or v in known]
-    run(model, [ObserveFaults([v.name or "" for v in values])])
-    try:
-        runner = SegmentedRunner(split(model, file, memory), outputs=[v.name or "" for v in model.graph.outputs])
-        (results,) = runner.results([runner.filled(ids, mask)])
-    except (GraphError, SourceError):  # what is looked for must not be hidden by how it is looked for
-        return None
-    seen = {v: _Seen(float(r[0]), r[1] > 0, float(r[2]), float(r[3])) for v, r in zip(values, results, strict=True)}
-    for value in values:
-        if (fault := _fault(value, seen, known.get(value, Harm.NONE), half, places)) is not None:
-            return fault
+    seen: dict[ir.Value, _Seen] = {}
+    for start in range(0, len(values), _AT_ONCE):
+        group = values[start : start + _AT_ONCE]
+        try:
+            seen |= _seen(model, file, ids, mask, group, memory)
+        except (GraphError, SourceError):  # what is looked for must not be hidden by how it is looked for
+            return None
+        for value in group:
+            if (fault := _fault(value, seen, known.get(value, Harm.NONE), half, places)) is not None:
+                return fault
     return None
+
+
+def _seen(
+    model: ir.Model, file: Path, ids: Ids, mask: Ids, values: Sequence[ir.Value], memory: int | None
+) -> dict[ir.Value, _Seen]:
+    """What a batch makes of some values; only what they follow from is run, in a copy of the graph."""
+    observed = model.clone()
+    run(observed, [ObserveFaults([value.name or "" for value in values])])
+    runner = SegmentedRunner(split(observed, file, memory), outputs=[v.name or "" for v in observed.graph.outputs])
+    (results,) = runner.results([runner.filled(ids, mask)])
+    return {v: _Seen(float(r[0]), r[1] > 0, float(r[2]), float(r[3])) for v, r in zip(values, results, strict=True)}
 
 
 def _fault(value: ir.Value, seen: Mapping[ir.Value, _Seen], harm: Harm, half: _Half, places: Places) -> Fault | None:

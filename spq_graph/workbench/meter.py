@@ -5,23 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import onnx_ir as ir
+
 from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.apply import apply_plan
 from spq_graph.runtime.measures.asked import gives_last_only
-from spq_graph.runtime.measures.evaluate import KlMeter
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.kept import MEMORY
 from spq_graph.runtime.measures.score import Score
-from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.text.sequences import Sequences, spread
 from spq_graph.terms.precision import Precision
+from spq_graph.workbench.beside import Beside
 from spq_graph.workbench.naming import in_source, once_quantized
 from spq_graph.workbench.workbench import Workbench
 
 # Where a graph gives logits of the last token only, windows that long: each tells of one token, whatever it takes.
 SHORT = 64
+# Otherwise the beginnings of longer windows: more windows on as many tokens make a smaller standard error, and
+# attention over them takes less.
+WINDOW = 512
+# Each candidate alone is measured on this share of the tokens: that only puts them in order, and what is kept in that
+# order is then measured on all of them.
+SHARE_ALONE = 4
 
 
 @dataclass(slots=True)
@@ -30,53 +37,69 @@ class Meter:
 
     Attributes:
         tokens: how many it runs on.
+        alone_tokens: on how many each candidate alone.
         fewer: why these are fewer than the recipe asks for, in words; None where they are not.
     """
 
     tokens: int
+    alone_tokens: int
     fewer: str | None
-    _measure: Callable[[Mapping[str, Precision]], Score]
-    _scores: dict[frozenset[tuple[str, Precision]], Score] = field(default_factory=dict)
+    _measure: Callable[[Mapping[str, Precision], int | None], Score]
+    _few: int
+    _scores: dict[tuple[bool, frozenset[tuple[str, Precision]]], Score] = field(default_factory=dict)
 
     def kl(self, precisions: Mapping[str, Precision]) -> float:
         """KL of these precisions, nats a token."""
-        score = self._scores[frozenset(precisions.items())] = self._measure(precisions)
+        score = self._scores[False, frozenset(precisions.items())] = self._measure(precisions, None)
         return score.kl
 
     def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
         """Standard error of what `kl` said of these precisions; None where it is not known."""
-        score = self._scores.get(frozenset(precisions.items()))
+        return self._error(precisions, alone=False)
+
+    def kl_alone(self, precisions: Mapping[str, Precision]) -> float:
+        """As `kl`, on a share of the tokens, for what is only put in order by it."""
+        score = self._scores[True, frozenset(precisions.items())] = self._measure(precisions, self._few)
+        return score.kl
+
+    def stderr_alone(self, precisions: Mapping[str, Precision]) -> float | None:
+        """As `stderr`, of what `kl_alone` said."""
+        return self._error(precisions, alone=True)
+
+    def _error(self, precisions: Mapping[str, Precision], *, alone: bool) -> float | None:
+        score = self._scores.get((alone, frozenset(precisions.items())))
         return score.kl_stderr if score is not None else None
 
 
 def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]) -> Meter:
     """What decisions are measured by: KL against the source, on as many tokens as the recipe says."""
-    if gives_last_only(bench.reference) and bench.decoder.fixed_shape[1] is None:
-        sequences = beginnings(sequences, None, SHORT)
+    if bench.decoder.fixed_shape[1] is None:
+        enough = max(WINDOW, -(-recipe.sensitivity_tokens // len(sequences)))  # few long windows are taken as they are
+        sequences = beginnings(sequences, None, SHORT if gives_last_only(bench.reference) else enough)
     few = spread(sequences, recipe.sensitivity_tokens)
-    try:
-        kl_of = KlMeter(bench.reference, few, folder=bench.work)
-    except LogitsNotFiniteError as error:
-        raise in_source(error, bench) from error
-    base = _skeleton(bench, ranges, recipe)
-    stored = bench.stored
+    base, stored = _skeleton(bench, ranges, recipe), bench.stored
 
-    def measure(precisions: Mapping[str, Precision]) -> Score:
-        plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
+    def graph(precisions: Mapping[str, Precision]) -> ir.Model:
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
-        graph = apply_plan(bench.prepared, plan, plan.recipe.profile.emulation)
+        plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
+        return apply_plan(bench.prepared, plan, recipe.profile.emulation)
+
+    beside = Beside(bench, graph({}), few)
+
+    def measure(precisions: Mapping[str, Precision], batches: int | None) -> Score:
         try:
-            result = kl_of.score(SegmentedRunner(bench.segments(graph), logits=bench.logits))
+            return beside.score(graph(precisions), batches)
         except LogitsNotFiniteError as error:
             if error.number is None:
                 raise in_source(error, bench) from error
-            tried = apply_plan(bench.prepared, plan, plan.recipe.profile.emulation)
-            raise once_quantized(error, bench, tried, bench.model) from error
+            raise once_quantized(error, bench, graph(precisions), bench.model) from error
         finally:
             tick()
-        return result
 
-    return Meter(kl_of.tokens, why_fewer(sequences, few, recipe, fits=kl_of.fits), measure)
+    kl_of = beside.meter
+    alone = kl_of.batches_of(-(-kl_of.tokens // SHARE_ALONE))
+    fewer = why_fewer(sequences, few, recipe, fits=kl_of.fits)
+    return Meter(kl_of.tokens, kl_of.tokens_of(alone), fewer, measure, alone)
 
 
 def why_fewer(sequences: Sequences, few: Sequences, recipe: Recipe, *, fits: int | None) -> str | None:

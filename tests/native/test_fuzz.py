@@ -49,6 +49,15 @@ def test_kernels_against_float64(fuzzer: Path, seed: int) -> None:
 
 
 @pytest.mark.slow
+def test_int8_sums_are_exact(tmp_path: Path) -> None:
+    if not compiles("c++", "-fsanitize=address,undefined"):
+        pytest.skip("there is no C++ compiler, or it has no sanitizers")
+    run = done([str(built(tmp_path, "fuzz_int8") / "fuzz_int8"), "150", "1"])
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout == "all of them pass\n"
+
+
+@pytest.mark.slow
 def test_on_arm(tmp_path: Path) -> None:
     """The library builds for a machine without any of the instruction sets, and computes the same there."""
     if shutil.which(f"{ARM}-g++") is None:

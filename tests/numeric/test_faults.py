@@ -18,6 +18,7 @@ from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.runtime.text.sequences import Sequences, padded_behind
 from spq_graph.terms.errors import ActivationError, NotFiniteError
 from spq_graph.terms.rows import EVERYWHERE, SPIKE_AWARE
+from spq_graph.workbench import faults
 from spq_graph.workbench.faults import Fault, first_fault
 from spq_graph.workbench.ladder import measure_ladder
 from spq_graph.workbench.opening import Opening
@@ -160,3 +161,39 @@ def test_a_value_that_nan_is_asked_of_is_no_fault(tmp_path: Path) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "nothing"))
     onnx.save(onnx.shape_inference.infer_shapes(model), path)
     assert fault(path) is None
+
+
+def test_a_deep_chain_is_observed_some_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that a session takes to open grows with the square of what is observed in it."""
+    depth = 900
+    groups: list[int] = []
+    model = onnx.load(path)
+    reader = next(node for node in model.graph.node if f"{DOWN}.weight" in node.input)
+    value = reader.input[0]
+    for step in range(depth):  # doubled until float32 does not hold it, behind where the first of them are observed
+        factor = "factor.2" if step >= depth // 4 else "factor.1"
+        model.graph.node.append(helper.make_node("Mul", [value, factor], [f"chain.{step}"], name=f"chain.{step}"))
+        value = f"chain.{step}"
+    reader.input[0] = value
+    numbers = {"factor.1": 1.0, "factor.2": 2.0}
+    model.graph.initializer.extend(numpy_helper.from_array(np.float32(n), name) for name, n in numbers.items())
+    nodes = [node for node in model.graph.node if not node.name.startswith("chain.")]
+    place = nodes.index(reader)
+    chain = [node for node in model.graph.node if node.name.startswith("chain.")]
+    ordered = [*nodes[:place], *chain, *nodes[place:]]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+    onnx.save(model, path)
+    observe = faults.ObserveFaults
+
+    def observing(values: list[str]) -> faults.ObserveFaults:
+        groups.append(len(values))
+        return observe(values)
+
+    monkeypatch.setattr(faults, "ObserveFaults", observing)
+    found = fault(path)
+    assert found is not None
+    assert "is infinite; the largest finite number there or in front of it is " in found.what
+    assert len(groups) > 1
+    assert max(groups) <= 256
+    assert sum(groups) < depth

@@ -150,12 +150,13 @@ def test_what_does_not_load(refusal: Told, model: Path, tmp_path: Path) -> None:
 
 @follows("spq_graph/documents/value_range.py:ValueRange.observe")
 def test_nothing_but_padding(refusal: Told) -> None:
-    low, channels, ids = np.zeros((2, 4), np.float32), np.zeros(8, np.float32), random_ids(2, 4)
+    low, ids = np.zeros((2, 4), np.float32), random_ids(2, 4)
+    by_channel = np.zeros(8, np.float32), np.ones(8, np.float32)
     mask = np.zeros_like(ids)
     with refusal:
-        ValueRange.observe(low, low, channels, ids, mask)
+        ValueRange.observe(low, low, by_channel, ids, mask)
     mask[1] = 1
-    assert ValueRange.observe(low[1:], low[1:], channels, ids[1:], mask[1:]).tokens == 4
+    assert ValueRange.observe(low[1:], low[1:], by_channel, ids[1:], mask[1:]).tokens == 4
 
 
 def continued(model: Path, prompt: Sequence[int], length: int | None) -> int:

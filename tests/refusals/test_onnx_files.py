@@ -11,8 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.passes.files import read
 from spq_graph.passes.files.read import load_graph
+from spq_graph.passes.find.identify import identify
+from spq_graph.passes.find.sound import refuse_broken_weights
 from tests.support.decoders import write_decoder
 from tests.support.following import Told
 
@@ -235,3 +238,32 @@ def test_sparse_beyond_its_shape(refusal: Told, tmp_path: Path) -> None:
         load_graph(sparse_model(tmp_path / "model.onnx", places=(1, 12)))
     exported_again = load_graph(sparse_model(tmp_path / "model.onnx"))
     assert exported_again.graph.initializers["w"].const_value is not None
+
+
+@follows("passes/canon/fold.py:_computed", "a weight cannot be computed from the constants of the graph")
+def test_a_weight_looked_up_out_of_range(refusal: Told, tmp_path: Path) -> None:
+    """Its index is computed from numbers of floating point, which are not looked at before the weight is read."""
+    path, name = write_decoder(tmp_path / "model.onnx", layers=1), "layers.0.mlp.up_proj.weight"
+
+    def look_up(model: onnx.ModelProto, index: float) -> None:
+        weight = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        stack = numpy_helper.from_array(numpy_helper.to_array(weight)[None], "stack")
+        model.graph.initializer.remove(weight)
+        model.graph.initializer.extend([stack, numpy_helper.from_array(np.float32(index), "index")])
+        cast = helper.make_node("Cast", ["index"], ["place"], to=TensorProto.INT64)
+        model.graph.node.insert(0, helper.make_node("Gather", ["stack", "place"], [name], axis=0))
+        model.graph.node.insert(0, cast)
+
+    def read_all() -> int:
+        graph = canonical(path)
+        sites = identify(graph).sites
+        refuse_broken_weights(graph, sites, "model.onnx")
+        return len(sites)
+
+    whole = path.read_bytes()
+    edited(path, lambda model: look_up(model, 10_000.0))
+    with refusal:
+        read_all()
+    path.write_bytes(whole)
+    edited(path, lambda model: look_up(model, 0.0))
+    assert read_all()

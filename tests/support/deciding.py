@@ -28,7 +28,8 @@ def seen(ratio: float) -> ValueRange:
     maxima = np.ones((1, 101), dtype=np.float32)
     maxima[0, 0] = ratio
     ids, mask = np.full((1, 101), 7), np.ones((1, 101), dtype=np.int64)
-    return ValueRange.observe(-maxima / 2, maxima, np.full(8, ratio, np.float32), ids, mask)
+    channels = np.full(8, ratio, np.float32)
+    return ValueRange.observe(-maxima / 2, maxima, (-channels / 2, channels), ids, mask)
 
 
 def make(ratios: Mapping[str, float], *more: Site) -> tuple[list[Site], Ranges]:

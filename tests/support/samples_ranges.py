@@ -23,7 +23,7 @@ def sample_ranges(plan: Plan, *, length: int = 64) -> Ranges:
         maxima = np.full((2, length), seen.median, dtype=np.float32)
         maxima[1, seen.position or 0] = seen.max
         channels = np.ones(site.shape[0], dtype=np.float32)
-        ranges.add(site.input, ValueRange.observe(-maxima, maxima, channels, ids, np.ones_like(ids)))
+        ranges.add(site.input, ValueRange.observe(-maxima, maxima, (-channels, channels), ids, np.ones_like(ids)))
     return ranges
 
 

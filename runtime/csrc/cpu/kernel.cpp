@@ -1,6 +1,7 @@
 // spq::Fp8MatMul on ONNX Runtime's CPU provider.
 #include "../operator.hpp"
 #include "matmul.hpp"
+#include "pool.hpp"
 
 namespace spq {
 namespace {
@@ -14,19 +15,6 @@ struct Kernel {
   Format b_format;
   const cpu::Isa* isa;
 };
-
-struct Pool {
-  const Api* api;
-  const ort::KernelContext* context;
-  Status* failed;
-};
-
-// Threads come from ONNX Runtime's own pool, so its settings hold for us too.
-void run_in_pool(void* self, size_t count, void (*task)(void*, size_t), void* user) {
-  Pool& pool = *static_cast<Pool*>(self);
-  if (pool.failed != nullptr) return;
-  pool.failed = ort::call<ort::KernelContext_ParallelFor>(pool.api, pool.context, task, count, size_t{0}, user);
-}
 
 Status* create(const ort::CustomOp* op, const Api* api, const ort::KernelInfo* info, void** out) {
   Attributes attributes;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 
 namespace spq::cpu {
@@ -16,33 +15,7 @@ constexpr int64_t kDepthBf16 = 512;
 constexpr int64_t kFirstDepth = 256;               // of what tiles have to wait for
 constexpr int64_t kTileRows = 16, kTileDepth = 32, kTileElements = kTileRows * kTileDepth;
 constexpr int64_t kStretch = 16 * kTileDepth;      // columns of a row of A that are rounded at a time: 2 KiB
-constexpr int64_t kAlignment = 64;                  // of working copies: a cache line
 constexpr int64_t kMaxGroup = 4;                   // panels that share one pass over A
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// Memory that a thread keeps between calls, so that no call pays for fresh pages.
-class Scratch {
- public:
-  Scratch() = default;
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(data_); }
-  void* reserve(int64_t bytes) {
-    if (bytes > capacity_) {
-      std::free(data_);
-      capacity_ = round_up(bytes, kAlignment);
-      data_ = std::aligned_alloc(kAlignment, static_cast<size_t>(capacity_));
-      if (data_ == nullptr) capacity_ = 0;
-    }
-    return data_;
-  }
-
- private:
-  void* data_ = nullptr;
-  int64_t capacity_ = 0;
-};
 
 thread_local Scratch packed_scratch;  // of the calling thread: A
 thread_local Scratch panel_scratch;   // of every thread: decoded B and sums

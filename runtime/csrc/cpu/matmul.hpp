@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "isa.hpp"
+#include "working.hpp"
 
 namespace spq::cpu {
 
@@ -17,12 +18,6 @@ struct Problem {
   bool per_channel;
   bool fast;                     // activations may be rounded to bfloat16
   void* y;                       // [M, N], of A's element type
-};
-
-// Runs `task(user, i)` for every i below count, in any order and on any threads, and returns when all are done.
-struct Parallel {
-  void (*run)(void* self, size_t count, void (*task)(void* user, size_t index), void* user);
-  void* self;
 };
 
 // Returns false where memory for the working copies of A and B cannot be had; Y is undefined then.

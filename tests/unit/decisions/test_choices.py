@@ -17,7 +17,8 @@ def chosen(tokens: int, least: int, *, expert: int | None = 3, role: Role = Role
     """What is known at first of a site that so many tokens reached."""
     site = Site(key="e", node="node_e", role=role, layer=0, expert=expert, shape=(8, 4), input="in_e")
     maxima, ids = np.ones((1, tokens), np.float32), np.full((1, tokens), 7)
-    seen = ValueRange.observe(-maxima, maxima, np.ones(8, np.float32), ids, np.ones_like(ids)) if tokens else None
+    channels, mask = np.ones(8, np.float32), np.ones_like(ids)
+    seen = ValueRange.observe(-maxima, maxima, (-channels, channels), ids, mask) if tokens else None
     return start(site, Precision.FP32, seen, Recipe(min_expert_tokens=least))
 
 

@@ -22,8 +22,9 @@ LENGTH, CHANNELS = 7, 5
 
 def observe(values: Floats, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> ValueRange:
     """What calibration sees of an activation [batch, length, K]."""
-    channels = np.abs(values[mask.astype(bool)]).max(axis=0)
-    return ValueRange.observe(values.min(axis=-1), values.max(axis=-1), channels, ids, mask)
+    counted = values[mask.astype(bool)]
+    by_channel = counted.min(axis=0), counted.max(axis=0)
+    return ValueRange.observe(values.min(axis=-1), values.max(axis=-1), by_channel, ids, mask)
 
 
 def ranges_of(rows: npt.NDArray[np.int64], seed: int) -> Ranges:
@@ -101,6 +102,7 @@ def test_statistics_of_a_spike() -> None:
     assert seen.ratio == pytest.approx(800, rel=1 / 128)
     assert seen.sequence_ratio == pytest.approx((200 * 3 + 800) / 4)
     assert seen.channels.tolist() == [1.0, 800.0, 1.0]
+    assert (seen.channel_low.tolist(), seen.channel_high.tolist()) == ([1.0, -800.0, 1.0], [1.0, 1.0, 1.0])
 
 
 def test_padding_is_not_seen() -> None:
@@ -113,8 +115,9 @@ def test_padding_is_not_seen() -> None:
 
 
 def test_nothing_but_padding_is_refused() -> None:
+    one = np.ones((1, 2), np.float32)
     with pytest.raises(DataError, match="nothing but padding"):
-        ValueRange.observe(*(np.ones((1, 2), np.float32),) * 3, *(np.zeros((1, 2), np.int64),) * 2)
+        ValueRange.observe(one, one, (one, one), *(np.zeros((1, 2), np.int64),) * 2)
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -156,7 +159,8 @@ def test_rows_that_stand_for_no_tokens_have_neither_sequences_nor_a_place() -> N
     ranges.add("all", observe(values, ids, ones))
     ranges.add("expert", observe(values[:1], ids[:1], ones[:1]))
     low, high = values[1:2, :3].min(axis=-1), values[1:2, :3].max(axis=-1)
-    ranges.add("expert", ValueRange.observe(low, high, np.abs(values[1, :3]).max(axis=0), None, ones[:1, :3]))
+    by_channel = values[1, :3].min(axis=0), values[1, :3].max(axis=0)
+    ranges.add("expert", ValueRange.observe(low, high, by_channel, None, ones[:1, :3]))
     ranges.count(ids, ones)
     ranges.settle()
     expert, everything = ranges.values["expert"], ranges.values["all"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -101,9 +102,10 @@ def test_a_key_that_stands_twice(path: Path) -> None:
         ("counts", lambda a: -a, "counts: they are not those of"),
         ("bins", lambda a: a[::-1].copy(), "bins: they are not numbers from 0 to 16319 in their order"),
         ("bins", lambda a: a + 20_000, "bins: they are not numbers"),
-        ("channels", lambda a: np.full_like(a, np.nan), "channels: .* not finite"),
-        ("channels", lambda a: -np.abs(a) - 1, "channels: .* negative"),
-        ("channels", lambda a: a.astype(np.float64), r"first/channels is F64 \[5\], not as ranges have it"),
+        ("channel_low", lambda a: np.full_like(a, np.nan), "channels: .* not finite"),
+        ("channel_high", lambda a: a[:-1].copy(), "channels: .* missing"),
+        ("channel_high", lambda a: -np.abs(a) - 1e6, "channel_low: .* above its largest"),
+        ("channel_low", lambda a: a.astype(np.float64), r"first/channel_low is F64 \[5\], not as ranges have it"),
         ("counts", lambda a: np.zeros((1 << 15,), np.int64), r"first/counts is I64 \[32768\]"),
         ("profile", np.zeros_like, "profile: its buckets do not hold"),
         ("profile", lambda a: a[:, :3].copy(), r"first/profile is I64"),
@@ -114,6 +116,29 @@ def test_a_key_that_stands_twice(path: Path) -> None:
 def test_arrays(path: Path, part: str, array: Callable[[Any], Any], says: str) -> None:
     edit_arrays(path, lambda arrays: arrays.update({f"first/{part}": array(arrays[f"first/{part}"])}))
     refused(path, says)
+
+
+def first_edition(path: Path, largest: npt.NDArray[np.float32]) -> None:
+    """Rewrite the arrays as the first edition did: one largest absolute value by channel."""
+
+    def rewrite(arrays: dict[str, Any]) -> None:
+        del arrays["first/channel_low"], arrays["first/channel_high"]
+        arrays["first/channels"] = largest
+
+    edit_arrays(path, rewrite)
+
+
+def test_what_the_first_edition_wrote_by_channel_is_taken_as_bounds(path: Path) -> None:
+    measured = Ranges.load(path).values["first"]
+    first_edition(path, measured.channels)
+    read = Ranges.load(path).values["first"]
+    assert np.array_equal(read.channels, measured.channels)
+    assert np.array_equal(read.channel_low, -measured.channels)
+
+
+def test_what_the_first_edition_cannot_have_written_is_refused(path: Path) -> None:
+    first_edition(path, -np.ones(5, np.float32))
+    refused(path, "channels: a channel's largest absolute value is negative")
 
 
 @pytest.mark.parametrize("place", [-1, -40, -200])

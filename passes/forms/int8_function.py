@@ -1,0 +1,168 @@
+"""The operator spq::Int8MatMul as model-local functions, so that a file runs in INT8 where no library implements it.
+
+A function has one list of inputs, and newer overloads are not honoured by every ONNX Runtime that we allow: so the
+operator has a name for each of its kinds, and each is a function without conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from spq_graph.passes.base.marks import DOMAIN, VERSION
+from spq_graph.passes.forms.rules import QUANTIZE
+from spq_graph.passes.numbers.int8 import COLUMNS, DEPTH, FOUR
+from spq_graph.passes.numbers.scales import SMALLEST
+
+_AXES_ARE_INPUTS = 18  # of ReduceMax and ReduceMin, from this opset on
+_FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Kind:
+    """One of the operator's kinds.
+
+    Attributes:
+        by_token: a scale and a zero point for every row, from its smallest and largest number; else given ones.
+        branch: what of some channels exceeds the range goes through their rows of the weight in floating point.
+    """
+
+    by_token: bool = False
+    branch: bool = False
+
+    @property
+    def op_type(self) -> str:
+        """Its name."""
+        return "Int8MatMul" + "ByToken" * self.by_token + "Branch" * self.branch
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of its inputs, all of them required; `bias` of a single 0 adds nothing."""
+        static = () if self.by_token else ("a_scale", "a_zero_point")
+        return "A", "B", "b_scale", "bias", *static, *(("channels", "rows") if self.branch else ())
+
+
+def add_int8_function(model: ir.Model, kind: Int8Kind) -> None:
+    """Give a model the function of a kind and import its domain; does nothing where that is done."""
+    function = int8_matmul_function(kind, model.graph.opset_imports[""])
+    model.functions.setdefault(function.identifier(), function)
+    model.graph.opset_imports.setdefault(DOMAIN, VERSION)
+
+
+def int8_call(kind: Int8Kind, inputs: Sequence[ir.Value], shape: tuple[int, int], name: str) -> ir.Node:
+    """A node of a kind over its inputs, in the order of `kind.inputs`, for a weight of this shape, K and N.
+
+    Raises:
+        ValueError: there are fewer inputs than the kind has, or more.
+    """
+    if len(inputs) != len(kind.inputs):
+        raise ValueError(f"{kind.op_type} has the inputs {', '.join(kind.inputs)}; {len(inputs)} are given")
+    return ir.node(kind.op_type, inputs, {"K": shape[0], "N": shape[1]}, domain=DOMAIN, name=name)
+
+
+def int8_matmul_function(kind: Int8Kind, opset: int) -> ir.Function:
+    """A kind of the operator in terms of ONNX's own, for a model of this opset, 15 or later: CastLike is as old."""
+    body = _Body(kind, opset)
+    result = body.result()
+    graph = ir.Graph(
+        list(body.inputs.values()), [result], nodes=body.nodes, opset_imports={"": opset}, name=kind.op_type
+    )
+    attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in ("K", "N")]
+    return ir.Function(DOMAIN, kind.op_type, graph=graph, attributes=attributes)
+
+
+class _Body:
+    """The nodes of a function."""
+
+    def __init__(self, kind: Int8Kind, opset: int) -> None:
+        self.kind, self.opset = kind, opset
+        self.inputs = {name: ir.Value(name=name) for name in kind.inputs}
+        self.nodes: list[ir.Node] = []
+        self.x = self.op("A32", "Cast", self.inputs["A"], to=_FLOAT)
+        self.weight = self._weight()
+
+    def op(self, output: str, op_type: str, *operands: ir.Value, **attributes: Any) -> ir.Value:
+        node = ir.node(op_type, operands, attributes, outputs=[ir.Value(name=output)], name=output)
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def integers(self, name: str, *values: int) -> ir.Value:
+        return self.op(name, "Constant", value_ints=values)
+
+    def number(self, name: str, value: float) -> ir.Value:
+        return self.op(name, "Constant", value_float=value)
+
+    def size(self, name: str) -> ir.Value:
+        value = ir.RefAttr("value_int", name, ir.AttributeType.INT)
+        return self.op(f"{name}_end", "Reshape", self.op(f"{name}_value", "Constant", value_int=value), self.one)
+
+    @property
+    def one(self) -> ir.Value:
+        return next((n.outputs[0] for n in self.nodes if n.name == "one"), None) or self.integers("one", 1)
+
+    def _weight(self) -> ir.Value:
+        split = self.op(
+            "B_split", "Reshape", self.inputs["B"], self.integers("B_axes", 0, 0, DEPTH // FOUR, COLUMNS, FOUR)
+        )
+        padded = self.op("B_padded", "Flatten", self.op("B_rows", "Transpose", split, perm=[1, 2, 4, 0, 3]), axis=3)
+        ends = self.op("B_ends", "Concat", self.size("K"), self.size("N"), axis=0)
+        return self.op("W", "Slice", padded, self.integers("B_starts", 0, 0), ends)
+
+    def _reduced(self, output: str, op_type: str, value: ir.Value) -> ir.Value:
+        if self.opset >= _AXES_ARE_INPUTS:
+            return self.op(output, op_type, value, self.integers(f"{output}_axes", -1), keepdims=1)
+        return self.op(output, op_type, value, axes=[-1], keepdims=1)
+
+    def result(self) -> ir.Value:
+        op, inputs = self.op, self.inputs
+        sums, scale, zero = self._by_token() if self.kind.by_token else self._static()
+        scales = op("scales", "Mul", scale, inputs["b_scale"])
+        units = op("Y_units", "Mul", op("Y_sums", "Cast", sums, to=_FLOAT), scales)
+        total = op("Y_biased", "Add", units, inputs["bias"])
+        if self.kind.branch:
+            total = op("Y_whole", "Add", total, self._branch(scale, zero))
+        return op("Y", "CastLike", total, inputs["A"])
+
+    def _static(self) -> tuple[ir.Value, ir.Value, ir.Value]:
+        scale, zero = self.inputs["a_scale"], self.inputs["a_zero_point"]
+        codes = self.op("codes", QUANTIZE.op_type, self.x, scale, zero)
+        sums = self.op("sums", "MatMulInteger", codes, self.weight, zero)
+        return sums, scale, self.op("zero", "Cast", zero, to=_FLOAT)
+
+    def _by_token(self) -> tuple[ir.Value, ir.Value, ir.Value]:
+        op, none, top = self.op, self.number("none", 0.0), self.number("top", 255.0)
+        kept = op("A_kept", "Where", self._kept(), self.x, none) if self.kind.branch else self.x
+        high = op("high", "Max", self._reduced("A_max", "ReduceMax", kept), none)
+        low = op("low", "Min", self._reduced("A_min", "ReduceMin", kept), none)
+        step = op("step", "Sub", op("high_step", "Div", high, top), op("low_step", "Div", low, top))
+        scale = op("scale", "Max", step, self.number("smallest", SMALLEST))
+        below = op("below", "Clip", op("low_units", "Div", op("low_turned", "Neg", low), scale), none, top)
+        zero = op("zero", "Round", below)
+        around = op("A_codes", "Add", op("A_round", "Round", op("A_units", "Div", self.x, scale)), zero)
+        codes = op("codes", "Cast", op("A_clipped", "Clip", around, none, top), to=int(ir.DataType.UINT8))
+        products = op("products", "MatMulInteger", codes, self.weight)
+        columns = op("W_sums", "ReduceSum", op("W32", "Cast", self.weight, to=_INT32), self.integers("rows_axis", 0))
+        offset = op("offset", "Mul", op("zero32", "Cast", zero, to=_INT32), columns)
+        return op("sums", "Sub", products, offset), scale, zero
+
+    def _kept(self) -> ir.Value:
+        """Which channels are in the range, bool [K]."""
+        first = self.op("first", "Constant", value_int=0)
+        size = self.op("K_size", "Shape", self.op("W_column", "Gather", self.weight, first, axis=1))
+        ones = self.op("all", "Expand", self.number("keep", 1.0), size)
+        count = self.op("C_size", "Shape", self.inputs["channels"])
+        out = self.op("out", "Expand", self.number("leave", 0.0), count)
+        marks = self.op("marks", "ScatterElements", ones, self.inputs["channels"], out, axis=0)
+        return self.op("kept", "Cast", marks, to=int(ir.DataType.BOOL))
+
+    def _branch(self, scale: ir.Value, zero: ir.Value) -> ir.Value:
+        op = self.op
+        outliers = op("outliers", "Gather", self.x, self.inputs["channels"], axis=-1)
+        least = op("least", "Mul", op("zero_turned", "Neg", zero), scale)
+        most = op("most", "Mul", op("above", "Sub", self.number("last", 255.0), zero), scale)
+        inside = op("inside", "Min", op("raised", "Max", outliers, least), most)
+        rows = op("rows32", "Cast", self.inputs["rows"], to=_FLOAT)
+        return op("branch", "MatMul", op("overflow", "Sub", outliers, inside), rows)

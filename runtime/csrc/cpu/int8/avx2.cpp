@@ -1,0 +1,70 @@
+// AVX2: both operands are widened to 16 bits, since vpmaddubsw saturates where two products pass 16.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "../../floats.hpp"
+#include "kernels.hpp"
+
+namespace spq::cpu::int8 {
+namespace {
+
+void widen(const uint16_t* half, float* x) {
+  for (int64_t i = 0; i < kColumns; i += 8) {
+    _mm256_storeu_ps(x + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i))));
+  }
+}
+
+}  // namespace
+#include "rows.inl"
+
+namespace {
+
+template <int kRows>
+struct Rows {
+  static void run(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc) {
+    for (int64_t column = 0; column < kColumns; column += 16) half(a, panel + 4 * column, steps, acc + column);
+  }
+  static void half(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc) {
+    __m256i sums[kRows][2];
+    for (auto& row : sums) row[0] = row[1] = _mm256_setzero_si256();
+    const __m256i low = _mm256_set1_epi32(0x00ff00ff);
+    for (int64_t step = 0; step < steps; ++step, a += kRows * kDepth) {
+      for (int64_t q = 0; q < kDepth; q += 4, panel += 4 * kColumns) {
+        __m256i even[2], odd[2];
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+          const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32 * v));
+          even[v] = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8);
+          odd[v] = _mm256_srai_epi16(b, 8);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          int four;
+          std::memcpy(&four, a + r * kDepth + q, sizeof four);
+          const __m256i x = _mm256_set1_epi32(four);
+          const __m256i x_even = _mm256_and_si256(x, low), x_odd = _mm256_srli_epi16(x, 8);
+#pragma GCC unroll 2
+          for (int v = 0; v < 2; ++v) {
+            const __m256i pair = _mm256_add_epi32(_mm256_madd_epi16(x_even, even[v]), _mm256_madd_epi16(x_odd, odd[v]));
+            sums[r][v] = _mm256_add_epi32(sums[r][v], pair);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + r * kColumns), sums[r][0]);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + r * kColumns + 8), sums[r][1]);
+    }
+  }
+};
+
+}  // namespace
+
+const Kernels& avx2() {
+  static const Kernels kernels{"avx2", 4, block<Rows, 4>, quantize, range, finish, branch};
+  return kernels;
+}
+
+}  // namespace spq::cpu::int8

@@ -1,0 +1,33 @@
+// Y = X . W with W in int8: quantizing, blocks and threads, over the kernels of one instruction set.
+#pragma once
+
+#include "../working.hpp"
+#include "kernels.hpp"
+
+namespace spq::cpu::int8 {
+
+struct Problem {
+  int64_t rows, depth, columns;   // M, K, N
+  const void* a;                  // [M, K]
+  bool half;                      // float16, else float32
+  const int8_t* b;                // panels, see kernels.hpp
+  const int32_t* sums;            // of the columns of B, one for each stored column
+  const float* b_scale;
+  const float* bias;
+  bool per_channel, biased;       // whether b_scale and bias hold one for each column, else one
+  const float* a_scale;           // nullptr: by row
+  int32_t a_zero;
+  int64_t channels;               // of the branch
+  const int64_t* channel;
+  const uint16_t* branch;         // float16 [channels, N]
+  void* y;                        // [M, N], of A's element type
+};
+
+int64_t steps_of(int64_t depth);
+// Sums of the columns of one panel, int32 [32].
+void sum_panel(const int8_t* panel, int64_t steps, int32_t* sums);
+
+// Returns false where memory for the working copies cannot be had; Y is undefined then.
+bool matmul(const Problem& problem, const Kernels& kernels, const Parallel& parallel) noexcept;
+
+}  // namespace spq::cpu::int8

@@ -1,0 +1,126 @@
+"""A candidate that starts where it first differs says what it says from its first node on, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+import onnx_ir as ir
+
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.files.read import load_graph
+from spq_graph.passes.find.logits import find_logits
+from spq_graph.passes.pieces import stages
+from spq_graph.passes.pieces.stages import cuts_of, staged
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.sessions.staged import Held, Origin
+from spq_graph.terms.logits import Logits
+from spq_graph.terms.segment import Cut
+from tests.support.decoder_graphs import Decoder, decoder
+from tests.support.graphs import Glu
+
+SHAPES = {
+    "plain": Decoder(layers=4, glu=Glu(width=32, inner=48)),
+    "tied": Decoder(layers=3, tied=True, capped=True, glu=Glu(width=32, inner=48)),
+    "experts": Decoder(layers=3, experts=3, routed=True),
+    "grouped": Decoder(layers=3, attention="GroupQueryAttention", kv_heads=1, glu=Glu(width=32, inner=48)),
+}
+IDS = np.random.default_rng(0).integers(0, 16, (4, 6))
+BATCHES = [(IDS[:2], np.ones_like(IDS[:2])), (IDS[2:], np.ones_like(IDS[2:]))]
+
+
+class Case:
+    """A decoder in stages, with the batches run."""
+
+    def __init__(self, path: Path, folder: Path | None = None, open_bytes: int | None = None) -> None:
+        self.path = path
+        self.graph = load_graph(path)
+        Canonicalize()(self.graph)
+        self.logits: Logits = find_logits(self.graph)
+        self.output = self.logits.output or ""
+        self.cuts: list[Cut] = cuts_of(self.graph, self.output)
+        base = staged(self.graph.clone(), path, self.output, self.cuts)
+        self.origin = Origin(base, self.logits, folder, open_bytes)
+        self.said = list(self.origin.runner().stream(BATCHES))
+
+    def changed(self, place: float) -> ir.Model:
+        """The graph with one product's weight doubled: that of the place, from 0 to 1, among those with their own."""
+        graph = self.graph.clone()
+        operands = [n.inputs[1] for n in graph.graph if n.op_type == "MatMul"]
+        own = [v for v in operands if v is not None and v.const_value is not None and len(v.uses()) == 1]
+        weight = own[round(place * (len(own) - 1))]
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(2 * weight.const_value.numpy(), name=weight.name)
+        return graph
+
+
+@pytest.fixture(params=SHAPES)
+def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A decoder, with its weights beside it."""
+    monkeypatch.setattr(stages, "LEAST_BYTES", 1)
+    made = tmp_path / "model.onnx"
+    ir.save(ir.from_proto(decoder(SHAPES[request.param])), made, external_data="model.bin")
+    return made
+
+
+def test_the_graph_in_stages_is_the_graph(path: Path) -> None:
+    case = Case(path)
+    assert len(case.origin.staged.stages) > 3
+    whole = Runner(path)
+    for logits, (ids, mask) in zip(case.said, BATCHES, strict=True):
+        np.testing.assert_allclose(logits, whole.logits(ids, mask), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("open_bytes", [None, 0])
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_it_starts_where_it_differs_and_says_the_same(path: Path, place: float, open_bytes: int | None) -> None:
+    case = Case(path, open_bytes=open_bytes)
+    candidate = staged(case.changed(place), path, case.output, case.cuts)
+    runner = case.origin.beside(candidate)
+    whole = Origin(candidate, case.logits, None).runner()  # which knows nothing, and begins at the first node
+    for found, said, before in zip(runner.stream(BATCHES), whole.stream(BATCHES), case.said, strict=True):
+        np.testing.assert_array_equal(found, said)
+        assert not np.array_equal(found, before)
+
+
+def test_the_later_it_differs_the_later_it_starts(path: Path) -> None:
+    case = Case(path)
+    graphs = (staged(case.changed(place), path, case.output, case.cuts) for place in (0.0, 0.5, 1.0))
+    early, half, late = (case.origin.beside(graph).first for graph in graphs)
+    count = len(case.origin.staged.stages)
+    assert early <= 2
+    assert count / 4 < half < count * 3 / 4
+    assert half < late
+
+
+def test_one_that_differs_in_nothing_runs_the_last_stage_alone(path: Path) -> None:
+    case = Case(path)
+    runner = case.origin.beside(staged(case.graph.clone(), path, case.output, case.cuts))
+    assert runner.first == len(case.origin.staged.stages) - 1
+    for found, said in zip(runner.stream(BATCHES), case.said, strict=True):
+        np.testing.assert_array_equal(found, said)
+
+
+def test_what_has_room_neither_in_memory_nor_on_disk_is_computed_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Held, "keep", lambda *_: None)
+    case = Case(path)
+    runner = case.origin.beside(staged(case.changed(1.0), path, case.output, case.cuts))
+    assert runner.first == 0
+    assert len(list(runner.stream(BATCHES))) == len(BATCHES)
+
+
+def test_numbers_come_back_from_a_file_as_they_went_there(tmp_path: Path) -> None:
+    held = Held(tmp_path, memory=0)
+    arrays = [np.random.default_rng(n).normal(size=(n + 1, 7)).astype(np.float32) for n in range(3)]
+    kept = [held.keep(array) for array in arrays]
+    for array, back in zip(arrays, kept, strict=True):
+        assert isinstance(back, np.memmap)
+        np.testing.assert_array_equal(back, array)
+    assert not list(tmp_path.iterdir())
+    assert Held(None, memory=0).keep(arrays[0]) is None
