@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,9 @@ KERNELS: dict[str, tuple[Write, int]] = {  # and bytes a weight
 }
 
 
-def session(write: Write, shape: tuple[int, int], copies: int) -> ort.InferenceSession:
+def session(
+    write: Write, shape: tuple[int, int], copies: int, functions: Sequence[onnx.FunctionProto]
+) -> ort.InferenceSession:
     """One session over so many products of the same size, each with a weight of its own."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal(shape).astype(np.float32)
@@ -152,7 +154,6 @@ def session(write: Write, shape: tuple[int, int], copies: int) -> ort.InferenceS
         [tensor for product in products for tensor in product.initializers],
     )
     imports = [helper.make_opsetid(*pair) for pair in (("", OPSET), (DOMAIN, VERSION), ("com.microsoft", 1))]
-    functions = [ir.to_proto(fp8_matmul_function(OPSET))]
     model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
@@ -182,7 +183,8 @@ def measure(shape: tuple[int, int], rows: tuple[int, ...], rounds: int, cold: in
     """One record for every M and kernel."""
     size = shape[0] * shape[1]
     copies = {name: max(2, -(-cold // (size * width))) for name, (_, width) in KERNELS.items()}
-    sessions = {name: session(write, shape, copies[name]) for name, (write, _) in KERNELS.items()}
+    functions = [ir.to_proto(fp8_matmul_function(OPSET))]
+    sessions = {name: session(write, shape, copies[name], functions) for name, (write, _) in KERNELS.items()}
     records = []
     for count in rows:
         x = np.random.default_rng(1).standard_normal((count, shape[0])).astype(np.float32).clip(-4, 3.9)

@@ -13,20 +13,19 @@ from typing import Any
 
 import fp8_matmul as shared
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from keeping import keep
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from spq_graph.passes.base.marks import DOMAIN, VERSION
+from spq_graph.passes.base.marks import DOMAIN
 from spq_graph.passes.forms.int8_function import Int8Kind, int8_matmul_function
 from spq_graph.passes.numbers.int8 import pack_int8_panels
 from spq_graph.passes.numbers.scales import absmax_of, scales_to, top_code, weight_codes
 from spq_graph.runtime.proof.health import processor
-from spq_graph.runtime.sessions.library import library_info, register
+from spq_graph.runtime.sessions.library import library_info
 
 SHAPES = ((576, 1536), (1536, 576), (896, 4864), (2048, 5632))
 ROWS = (1, 128, 512)
@@ -62,26 +61,6 @@ KERNELS: dict[str, tuple[shared.Write, float]] = {  # and the share of rows with
 }
 
 
-def session(write: shared.Write, shape: tuple[int, int], copies: int) -> ort.InferenceSession:
-    weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    products = [write(f"w{i}", np.roll(weight, i, axis=1)) for i in range(copies)]
-    graph = helper.make_graph(
-        [node for product in products for node in product.nodes],
-        "products",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["M", shape[0]])],
-        [helper.make_tensor_value_info(f"w{i}.Y", TensorProto.FLOAT, ["M", shape[1]]) for i in range(copies)],
-        [tensor for product in products for tensor in product.initializers],
-    )
-    kinds = [Int8Kind(by_token, branch) for by_token in (False, True) for branch in (False, True)]
-    functions: list[onnx.FunctionProto] = [ir.to_proto(int8_matmul_function(kind, shared.OPSET)) for kind in kinds]
-    imports = [helper.make_opsetid(*pair) for pair in (("", shared.OPSET), (DOMAIN, VERSION))]
-    model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    register(options)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def activations(rows: int, depth: int, share: float) -> shared.Array:
     x = np.random.default_rng(1).standard_normal((rows, depth)).astype(np.float32).clip(-4, 3.9)
     channels = np.arange(CHANNELS) * (depth // CHANNELS)
@@ -92,7 +71,9 @@ def activations(rows: int, depth: int, share: float) -> shared.Array:
 def measure(shape: tuple[int, int], rows: tuple[int, ...], rounds: int, cold: int) -> list[dict[str, Any]]:
     size = shape[0] * shape[1]
     copies = {name: max(2, -(-cold // (size * (4 if name == "fp32" else 1)))) for name in KERNELS}
-    sessions = {name: session(write, shape, copies[name]) for name, (write, _) in KERNELS.items()}
+    kinds = [Int8Kind(by_token, branch) for by_token in (False, True) for branch in (False, True)]
+    functions = [ir.to_proto(int8_matmul_function(kind, shared.OPSET)) for kind in kinds]
+    sessions = {name: shared.session(write, shape, copies[name], functions) for name, (write, _) in KERNELS.items()}
     records = []
     for count in rows:
         inputs = {name: activations(count, shape[0], share) for name, (_, share) in KERNELS.items()}

@@ -28,12 +28,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         from tests.support.scheduling import begins
 
         items.sort(key=begins, reverse=True)  # keeps the order of the others
-    asked = [
-        name
-        for name in ("families", "signals", "published")
-        if re.search(rf"(?<!not )\b{name}\b", config.option.markexpr)
-    ]
-    unasked = {"families", "signals", "published"} - set(asked)
+    minutes = ("families", "signals", "published")
+    unasked = [name for name in minutes if not re.search(rf"(?<!not )\b{name}\b", config.option.markexpr)]
     left = [item for item in items if any(map(item.get_closest_marker, unasked))]
     if left:
         config.hook.pytest_deselected(items=left)

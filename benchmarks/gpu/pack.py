@@ -50,7 +50,7 @@ def fetch(names: list[str], folder: Path) -> None:
 
 
 def pinned(name: str) -> str:
-    """A requirement as constraints.txt has it; of what it does not name, what the installed one wants."""
+    """A requirement of the version that is installed here; of the runtime for CUDA, that of the one for the CPU."""
     from importlib.metadata import version
 
     return f"{name}=={version('onnxruntime' if name == RUNTIME else name)}"

@@ -10,15 +10,6 @@
 
 namespace spq {
 
-namespace ort {
-
-struct KernelInfoGetConstantInput_tensor {
-  using Function = Status* (*)(const KernelInfo*, size_t, int*, const Value**);
-  static constexpr size_t number = 249;
-};
-
-}  // namespace ort
-
 namespace {
 
 using namespace cpu;

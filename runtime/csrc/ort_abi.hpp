@@ -98,6 +98,7 @@ SPQ_ORT_SLOT(KernelContext_GetOutput, 91, Status*, KernelContext*, size_t, const
 SPQ_ORT_SLOT(ReleaseStatus, 93, void, Status*);
 SPQ_ORT_SLOT(ReleaseTensorTypeAndShapeInfo, 99, void, TypeAndShape*);
 SPQ_ORT_SLOT(KernelContext_GetGPUComputeStream, 193, Status*, const KernelContext*, void**);
+SPQ_ORT_SLOT(KernelInfoGetConstantInput_tensor, 249, Status*, const KernelInfo*, size_t, int*, const Value**);
 SPQ_ORT_SLOT(ShapeInferContext_GetInputCount, 267, Status*, const ShapeInferContext*, size_t*);
 SPQ_ORT_SLOT(ShapeInferContext_GetInputTypeShape, 268, Status*, const ShapeInferContext*, size_t, TypeAndShape**);
 SPQ_ORT_SLOT(ShapeInferContext_GetAttribute, 269, Status*, const ShapeInferContext*, const char*, const void**);

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ _ALIGNED = 64
 
 
 class Held:
-    """Arrays that are kept, in memory as far as they fit there, and in a file behind that.
+    """Arrays that are kept, in memory as far as they fit there, and in a file behind that; from any number of threads.
 
     Args:
         folder: where a file may be written; None for nowhere.
@@ -46,19 +47,21 @@ class Held:
         self._room = max(0, min(FILE_BYTES, free))
         self._folder = folder
         self._file: IO[bytes] | None = None
+        self._lock = Lock()  # batches side by side end up in one file
 
     def keep(self, array: Array) -> Array | None:
         """The same numbers, kept and read-only; None where there is no room."""
-        if array.nbytes <= self._memory:
-            self._memory -= array.nbytes
-            return array
-        if not array.nbytes <= self._room or not array.size:
-            return None
-        try:
-            return self._written(np.ascontiguousarray(array))
-        except OSError:  # the disk filled up meanwhile
-            self._room = 0
-            return None
+        with self._lock:
+            if array.nbytes <= self._memory:
+                self._memory -= array.nbytes
+                return array
+            if not array.nbytes <= self._room or not array.size:
+                return None
+            try:
+                return self._written(np.ascontiguousarray(array))
+            except OSError:  # the disk filled up meanwhile
+                self._room = 0
+                return None
 
     def _written(self, array: Array) -> Array:
         if self._file is None:

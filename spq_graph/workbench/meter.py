@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -32,43 +33,41 @@ SHARE_ALONE = 4
 
 
 @dataclass(slots=True)
-class Meter:
-    """A measure for `decide`.
+class Gauge:
+    """KL on so many tokens, with its standard error.
 
     Attributes:
-        tokens: how many it runs on.
-        alone_tokens: on how many each candidate alone.
-        fewer: why these are fewer than the recipe asks for, in words; None where they are not.
+        tokens: how many.
     """
 
     tokens: int
-    alone_tokens: int
-    fewer: str | None
-    _measure: Callable[[Mapping[str, Precision], int | None], Score]
-    _few: int
-    _scores: dict[tuple[bool, frozenset[tuple[str, Precision]]], Score] = field(default_factory=dict)
+    _measure: Callable[[Mapping[str, Precision]], Score]
+    _scores: dict[frozenset[tuple[str, Precision]], Score] = field(default_factory=dict)
 
     def kl(self, precisions: Mapping[str, Precision]) -> float:
         """KL of these precisions, nats a token."""
-        score = self._scores[False, frozenset(precisions.items())] = self._measure(precisions, None)
+        score = self._scores[frozenset(precisions.items())] = self._measure(precisions)
         return score.kl
 
     def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
         """Standard error of what `kl` said of these precisions; None where it is not known."""
-        return self._error(precisions, alone=False)
-
-    def kl_alone(self, precisions: Mapping[str, Precision]) -> float:
-        """As `kl`, on a share of the tokens, for what is only put in order by it."""
-        score = self._scores[True, frozenset(precisions.items())] = self._measure(precisions, self._few)
-        return score.kl
-
-    def stderr_alone(self, precisions: Mapping[str, Precision]) -> float | None:
-        """As `stderr`, of what `kl_alone` said."""
-        return self._error(precisions, alone=True)
-
-    def _error(self, precisions: Mapping[str, Precision], *, alone: bool) -> float | None:
-        score = self._scores.get((alone, frozenset(precisions.items())))
+        score = self._scores.get(frozenset(precisions.items()))
         return score.kl_stderr if score is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """What `decide` measures by.
+
+    Attributes:
+        whole: on all tokens.
+        alone: on a share of them, for candidates that are only put in order by it.
+        fewer: why `whole` has fewer than the recipe asks for, in words; None where it has not.
+    """
+
+    whole: Gauge
+    alone: Gauge
+    fewer: str | None
 
 
 def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]) -> Meter:
@@ -86,7 +85,7 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
 
     beside = Beside(bench, graph({}), few)
 
-    def measure(precisions: Mapping[str, Precision], batches: int | None) -> Score:
+    def measure(batches: int | None, precisions: Mapping[str, Precision]) -> Score:
         try:
             return beside.score(graph(precisions), batches)
         except LogitsNotFiniteError as error:
@@ -97,9 +96,9 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
             tick()
 
     kl_of = beside.meter
-    alone = kl_of.batches_of(-(-kl_of.tokens // SHARE_ALONE))
-    fewer = why_fewer(sequences, few, recipe, fits=kl_of.fits)
-    return Meter(kl_of.tokens, kl_of.tokens_of(alone), fewer, measure, alone)
+    share = kl_of.batches_of(-(-kl_of.tokens // SHARE_ALONE))
+    whole, alone = Gauge(kl_of.tokens, partial(measure, None)), Gauge(kl_of.tokens_of(share), partial(measure, share))
+    return Meter(whole, alone, why_fewer(sequences, few, recipe, fits=kl_of.fits))
 
 
 def why_fewer(sequences: Sequences, few: Sequences, recipe: Recipe, *, fits: int | None) -> str | None:

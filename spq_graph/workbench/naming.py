@@ -48,7 +48,7 @@ def named_on(bench: Workbench, prompts: Sequence[Sequence[int]]) -> Iterator[Non
         for prompt in prompts:
             ids = np.array([prompt], dtype=np.int64)
             mask = np.ones_like(ids)
-            if (fault := first_fault(bench.prepared.copy(), bench.model, ids, mask, memory=bench.memory)) is not None:
+            if (fault := first_fault(bench.prepared.graph, bench.model, ids, mask, memory=bench.memory)) is not None:
                 raise not_finite("a prompt", bench.source.origin, fault) from error
         raise
 
@@ -153,7 +153,7 @@ def once_quantized(
     Args:
         error: what was raised.
         bench: the source.
-        model: what was made, which is edited for it.
+        model: what was made.
         file: beside which its weights lie.
         row: which of several it is, in words.
     """

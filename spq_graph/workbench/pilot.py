@@ -183,7 +183,7 @@ def _evaluations(bench: Workbench, recipe: Recipe, ranges: Ranges, some: Sequenc
 
     def seconds(on: Sequences, precisions: Mapping[str, Precision]) -> tuple[float, float]:
         asked = recipe.model_copy(update={"sensitivity_tokens": on.tokens})
-        return timed(partial(meter(bench, on, asked, ranges, lambda: None).kl, precisions))
+        return timed(partial(meter(bench, on, asked, ranges, lambda: None).whole.kl, precisions))
 
     few = beginnings(some, 1, FEW) if bench.reference.fixed_shape[1] is None else some
     seconds(few, single)  # pays for what is done once

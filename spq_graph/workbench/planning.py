@@ -60,15 +60,15 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             results=_results(bench, recipe, ranges),
             unmatched=bench.found.unmatched,
             origin=sequences.origin if sequences is not None else "",
-            measure=found.kl if found is not None else None,
-            stderr_of=found.stderr if found is not None else None,
-            alone=found.kl_alone if found is not None else None,
-            alone_stderr_of=found.stderr_alone if found is not None else None,
-            tokens=found.tokens if found is not None else 0,
+            measure=found.whole.kl if found is not None else None,
+            stderr_of=found.whole.stderr if found is not None else None,
+            alone=found.alone.kl if found is not None else None,
+            alone_stderr_of=found.alone.stderr if found is not None else None,
+            tokens=found.whole.tokens if found is not None else 0,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
     if found is not None and made.search.rule == "auto":
-        made.search.alone_tokens = found.alone_tokens
+        made.search.alone_tokens = found.alone.tokens
     if found is not None and found.fewer is not None:
         made.search.fewer = found.fewer
         bench.steps.remark(decided_on_fewer(made, found.fewer))

@@ -217,7 +217,7 @@ class Workbench:
     def not_finite(self, ids: Ids, mask: Ids, on: str) -> ActivationError:
         """What to raise of a batch, int64 [batch, length] both, on which the source is not finite."""
         sites = self.looked.found.sites if self.looked is not None else None
-        fault = first_fault(self.prepared.copy(), self.model, ids, mask, sites, self.memory)
+        fault = first_fault(self.prepared.graph, self.model, ids, mask, sites, self.memory)
         return not_finite(on, self.source.origin, fault)
 
     def too_large(self, sizes: Mapping[str, float]) -> ActivationError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,12 @@ def test_numbers_come_back_from_a_file_as_they_went_there(tmp_path: Path) -> Non
         np.testing.assert_array_equal(back, array)
     assert not list(tmp_path.iterdir())
     assert Held(None, memory=0).keep(arrays[0]) is None
+
+
+def test_what_several_threads_keep_in_one_file_does_not_mix(tmp_path: Path) -> None:
+    held = Held(tmp_path, memory=0)
+    arrays = [np.full(1000 + 17 * n + n % 7 * 20_000, n, dtype=np.float32) for n in range(200)]
+    with ThreadPoolExecutor(4) as threads:
+        kept = list(threads.map(held.keep, arrays))
+    for array, back in zip(arrays, kept, strict=True):
+        np.testing.assert_array_equal(back, array)

@@ -24,16 +24,6 @@
 
 namespace spq {
 
-namespace ort {
-
-// A slot that only this provider calls; see ort_abi.hpp.
-struct KernelInfoGetConstantInput_tensor {
-  using Function = Status* (*)(const KernelInfo*, size_t, int*, const Value**);
-  static constexpr size_t number = 249;
-};
-
-}  // namespace ort
-
 namespace {
 
 using cuda::check;
