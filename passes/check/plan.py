@@ -50,7 +50,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         wrong += changed(self.before, model, names, belonging.constants)
         wrong += _differing_imports(self.before, model)
         wrong += _strangers(model.graph, names, belonging.nodes)
-        wrong += _differing_functions(model, self.before, any(map(is_fp8_matmul, model.graph)))
+        wrong += _differing_functions(model, self.before, any(map(is_fp8_matmul, model.graph.all_nodes())))
         if wrong:
             more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
             raise CheckError(

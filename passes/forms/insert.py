@@ -7,7 +7,8 @@ import onnx_ir as ir
 from spq_graph.documents.plan import Plan
 from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.editor import Editor, drop_unused
-from spq_graph.passes.base.marks import ADDED
+from spq_graph.passes.base.marks import ADDED, is_fp8_matmul
+from spq_graph.passes.forms.fp8_function import add_function
 from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Place, Wanted
 from spq_graph.terms.errors import GraphError, SpqError
@@ -48,6 +49,8 @@ class InsertPrecisions(NamedPass):
             if old is not None:
                 replaced.append(old)
         drop_unused(model, replaced)
+        if any(map(is_fp8_matmul, model.graph.all_nodes())):  # of the source, which the library runs without it
+            add_function(model)
         return ir.passes.PassResult(model, modified=bool(self.plan.sites))
 
     def ensures(self, model: ir.Model) -> None:
