@@ -9,9 +9,10 @@ from types import MappingProxyType
 
 from spq_graph.decisions.choices import Choice, above, apply_overrides, assigned, cap_of, keep, planned, six, start
 from spq_graph.decisions.kept_formats import candidates, pick
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search
+from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import ROUNDED, Recipe
+from spq_graph.documents.search import Search
 from spq_graph.terms.errors import GraphError, NotFiniteError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site, Unmatched

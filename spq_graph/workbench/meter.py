@@ -8,9 +8,10 @@ from functools import partial
 
 import onnx_ir as ir
 
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.plan import CalibrationRef, Plan, Reason, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
 from spq_graph.passes.apply import apply_plan
 from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError

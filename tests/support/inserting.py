@@ -12,8 +12,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
