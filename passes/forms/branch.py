@@ -22,7 +22,6 @@ from spq_graph.passes.numbers.scales import ActivationQuantizer
 from spq_graph.terms.errors import GraphError
 
 _ADD = Step("Add", 2)
-_OVERFLOW = (Step("Sub", 2), Step("Clip", 3), Step("Gather", 2, {"axis": -1}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +97,30 @@ def _overflow(at: Place, activation: ir.Value, peel: Peel) -> ir.Value:
     return editor.shared[prefix]
 
 
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """The nodes of a branch, as far as they are there, from the sum of both branches up."""
+
+    product: ir.Node | None
+    sub: ir.Node | None
+    clip: ir.Node | None
+    gather: ir.Node | None
+
+    @classmethod
+    def joining(cls, total: ir.Node) -> _Branch:
+        """That whose product an Add adds."""
+        product = producer_of(total.inputs[1], "MatMul")
+        sub = producer_of(product.inputs[0], "Sub") if product is not None else None
+        clip = producer_of(sub.inputs[1], "Clip") if sub is not None else None
+        gather = producer_of(clip.inputs[0], "Gather") if clip is not None else None
+        return cls(product, sub, clip, gather)
+
+
 def branch_nodes(result: Sequence[ir.Node]) -> list[ir.Node]:
-    """The nodes of the branch that joins what stands behind a product, from the Add up; none where none does."""
-    found: list[ir.Node] = []
-    for node in result:
-        step = producer_of(node.inputs[1], "MatMul") if node.op_type == "Add" else None
-        while step is not None and ADDED in step.metadata_props and step not in found:
-            found.append(step)
-            step = step.inputs[0].producer() if step.inputs and step.inputs[0] is not None else None
-    return found
+    """The inserted nodes of the branch that joins what stands behind a product; none where none does."""
+    branches = [_Branch.joining(node) for node in result if node.op_type == "Add"]
+    nodes = (node for b in branches for node in (b.product, b.sub, b.clip, b.gather))
+    return [node for node in nodes if node is not None and ADDED in node.metadata_props]
 
 
 def differing_branch(
@@ -123,30 +137,27 @@ def differing_branch(
     peel = wanted.peel
     if peel is None:
         return None  # what would add one is then no step of the form
-    total = next(node for node in result if node.op_type == "Add")
-    product = producer_of(total.inputs[1], "MatMul")
-    if product is None:
+    branch = _Branch.joining(next(node for node in result if node.op_type == "Add"))
+    if branch.product is None:
         return "no MatMul of an outlier branch is added to its product"
-    if (text := MATMUL.differs(product)) is not None:
+    if (text := MATMUL.differs(branch.product)) is not None:
         return f"in its outlier branch stands {text}"
-    if not holds(product.inputs[1], _Rows(operand, peel.channels).tensor()):
+    if not holds(branch.product.inputs[1], _Rows(operand, peel.channels).tensor()):
         return "the rows of its outlier branch are not those of the source's weight"
     quantizing = [node for node in activation if node.op_type in ("QuantizeLinear", "Clip")]
-    return _differing_overflow(product.inputs[0], quantizing[-1].inputs[0], peel, wanted.quantizer)
+    return _differing_overflow(branch, quantizing[-1].inputs[0], peel, wanted.quantizer)
 
 
 def _differing_overflow(
-    value: ir.Value | None, activation: ir.Value | None, peel: Peel, quantizer: ActivationQuantizer
+    branch: _Branch, activation: ir.Value | None, peel: Peel, quantizer: ActivationQuantizer
 ) -> str | None:
-    """The same of what is not in the integer product; `activation` is what that quantizes."""
-    over = [producer_of(value, "Sub")]
-    over += [producer_of(over[0].inputs[1], "Clip") if over[0] is not None else None]
-    over += [producer_of(over[1].inputs[0], "Gather") if over[1] is not None else None]
-    for step, node in zip(_OVERFLOW, over, strict=True):
-        text = step.differs(node) if node is not None else f"no {step.op_type}"
-        if text is not None:
+    """The same of what its product reads; `activation` is what its quantizer does."""
+    sub, clip, gather = branch.sub, branch.clip, branch.gather
+    if sub is None or clip is None or gather is None:
+        return "no Gather, Clip and Sub stand in its outlier branch"
+    for step, node in ((Step("Sub", 2), sub), (Step("Clip", 3), clip), (Step("Gather", 2, {"axis": -1}), gather)):
+        if (text := step.differs(node)) is not None:
             return f"in its outlier branch stands {text}"
-    sub, clip, gather = (node for node in over if node is not None)
     if sub.inputs[0] is not gather.outputs[0] or gather.inputs[0] is not activation:
         return "its outlier branch reads something else than its quantizer does"
     if not holds(gather.inputs[1], ir.tensor(np.asarray(peel.channels, dtype=np.int64))):
