@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic_core import core_schema
 
 from spq_graph.documents.content import content_of
+from spq_graph.documents.remedies import Remedies
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
 from spq_graph.terms.targets import PROFILES, Profile, Target, Use
@@ -92,6 +93,7 @@ class Recipe(BaseModel):
     keep: tuple[str, ...] = Field((), description="globs of sites to keep in high precision by hand")
     ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")
     overrides: tuple[Override, ...] = Field((), description="precision by glob; the last match wins")
+    remedies: Remedies = Field(Remedies(), description="what is done about spikes besides keeping sites, by remedy")
     min_expert_tokens: int = Field(
         64, ge=0, le=MOST, description="calibration tokens that an expert must have seen for its range to be trusted"
     )

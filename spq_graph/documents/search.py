@@ -26,6 +26,9 @@ class Search(Strict):
     budget: float | None = Field(None, description="KL to reach, nats a token")
     kl_at_cap: float | None = Field(None, description="where it was not reached: KL with as many kept as allowed")
     kl_candidates: float | None = Field(None, description="where it was not reached: KL with all candidates kept")
+    kl_peeled: dict[str, float] | None = Field(
+        None, description="KL with nothing kept and outlier branches at every activation that they narrow, by channels"
+    )
     formats: dict[str, float] | None = Field(
         None, description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has"
     )

@@ -15,6 +15,7 @@ class Cause(StrEnum):
 
     BUDGET = "budget"  # applied: without it the KL budget was not met
     OVERRIDE = "override"  # applied by hand
+    TRIED = "tried"  # applied, to be measured
     NOT_NEEDED = "not_needed"  # refused: what remains costs too little
 
 
@@ -28,3 +29,8 @@ class Treatment(Strict):
     changes: tuple[Peel, ...] = Field(min_length=1, description="the edits that it is made of")
     narrower: float | None = Field(None, description="`peel`: width of the range over that of the other channels'")
     note: str | None = Field(None, description="the reason in words")
+
+    @classmethod
+    def measured(cls, sites: tuple[str, ...], peel: Peel) -> Treatment:
+        """An outlier branch that is only to be measured."""
+        return cls(remedy=peel.kind, sites=sites, applied=True, reason=Cause.TRIED, changes=(peel,))
