@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -211,11 +211,15 @@ class Plan(Strict):
         sites = [s.model_copy(update={"precision": precision_of(s)}) for s in self.sites]
         return self.model_copy(update={"sites": sites, "recipe": self.recipe.model_copy(update=recipe)})
 
+    def with_treatments(self, treatments: Iterable[Treatment]) -> Plan:
+        """The same plan with these treatments and no other."""
+        return self.model_copy(update={"treatments": list(treatments)})
+
     def with_peels(self, peels: Mapping[str, Peel]) -> Plan:
         """The same plan with these outlier branches and no other treatment; for measuring, they are given no reason."""
         sites = {p: tuple(s.key for s in self.sites if s.input == p) for p in peels}
         made = [Treatment.measured(sites[value], peel) for value, peel in peels.items() if sites[value]]
-        return self.model_copy(update={"treatments": made})
+        return self.with_treatments(made)
 
     def to_json(self) -> str:
         """Deterministic JSON."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+
+from spq_graph.terms.errors import UsageError
 
 Wanted = Literal["auto", "always", "never"]
 
@@ -31,3 +34,22 @@ class Remedies(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     peel: PeelSettings = Field(PeelSettings(), description="outlier branches")
+
+
+def wished(remedies: Collection[str], without: Collection[str]) -> dict[str, dict[str, Wanted]] | None:
+    """What `--remedy NAME` and `--no-remedy NAME` say, as a recipe has it; None where neither was given.
+
+    Raises:
+        UsageError: there is no such remedy, or one is wanted and left out.
+    """
+    wanted: dict[str, Wanted] = {**dict.fromkeys(remedies, "always"), **dict.fromkeys(without, "never")}
+    for name in wanted:
+        if name not in Remedies.model_fields:
+            raise UsageError(
+                f"no remedy '{name}'", where="--remedy", remedy=f"one of {', '.join(sorted(Remedies.model_fields))}"
+            )
+        if name in remedies and name in without:
+            raise UsageError(
+                f"'{name}' is asked for and left out", where="--remedy, --no-remedy", remedy="give one of the two"
+            )
+    return {name: {"use": use} for name, use in wanted.items()} or None

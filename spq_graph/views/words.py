@@ -29,6 +29,7 @@ _KINDS = {
     RowKind.SPIKE_AWARE: "spike-aware",
     RowKind.CONTROL_LOWEST: "control: lowest ratio",
     RowKind.CONTROL_RANDOM: "control: random",
+    RowKind.CONTROL_CHANNELS: "control: random channels",
     RowKind.WEIGHT_ONLY: "weight-only",
     RowKind.MODEL: "this model",
 }
@@ -77,7 +78,7 @@ def stress(row: RowId) -> Literal["ours", "aside", ""]:
     """How a row stands out from the others: what the tool made, and the controls beside it."""
     if row == SPIKE_AWARE:
         return "ours"
-    return "aside" if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM) else ""
+    return "aside" if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM, RowKind.CONTROL_CHANNELS) else ""
 
 
 def why(site: SitePlan) -> str:
