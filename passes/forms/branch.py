@@ -82,18 +82,20 @@ def add_branch(at: Place, activation: ir.Value | None, result: ir.Value) -> None
 
 def _overflow(at: Place, activation: ir.Value, peel: Peel) -> ir.Value:
     """What of the outlier channels has no code: x_c - clip(x_c), float32 [..., k]."""
-    editor, prefix, quantizer = at.editor, f"{at.activation}.branch", at.wanted.quantizer
+    editor, prefix = at.editor, f"{at.activation}.branch"
     if prefix in editor.shared:
         return editor.shared[prefix]
     channels = editor.constant(f"{prefix}.channels", ir.tensor(np.asarray(peel.channels, dtype=np.int64)))
-    low = editor.constant(f"{prefix}.low", ir.tensor(quantizer.low))
-    high = editor.constant(f"{prefix}.high", ir.tensor(quantizer.high))
-    dtype = ir.DataType.FLOAT
-    gathered = editor.add(at.node, "Gather", [activation, channels], f"{prefix}.Gather", dtype, axis=-1)
+    low, high = (
+        editor.constant(f"{prefix}.{end}", ir.tensor(bound))
+        for end, bound in zip(("low", "high"), at.wanted.quantizer.ends, strict=True)
+    )
+    node, dtype = editor.nodes[at.site.node], ir.DataType.FLOAT
+    gathered = editor.add(node, "Gather", [activation, channels], f"{prefix}.Gather", dtype, axis=-1)
     if activation.shape is not None:
         gathered.shape = ir.Shape([*activation.shape[:-1], len(peel.channels)])
-    inside = editor.add(at.node, "Clip", [gathered, low, high], f"{prefix}.Clip", dtype, like=gathered)
-    editor.shared[prefix] = editor.add(at.node, "Sub", [gathered, inside], f"{prefix}.Sub", dtype, like=gathered)
+    inside = editor.add(node, "Clip", [gathered, low, high], f"{prefix}.Clip", dtype, like=gathered)
+    editor.shared[prefix] = editor.add(node, "Sub", [gathered, inside], f"{prefix}.Sub", dtype, like=gathered)
     return editor.shared[prefix]
 
 
@@ -162,6 +164,6 @@ def _differing_overflow(
         return "its outlier branch reads something else than its quantizer does"
     if not holds(gather.inputs[1], ir.tensor(np.asarray(peel.channels, dtype=np.int64))):
         return "its outlier branch gathers other channels than the plan says"
-    if not all(holds(v, ir.tensor(b)) for v, b in zip(clip.inputs[1:], (quantizer.low, quantizer.high), strict=True)):
+    if not all(holds(v, ir.tensor(b)) for v, b in zip(clip.inputs[1:], quantizer.ends, strict=True)):
         return "its outlier branch has other bounds than its quantizer"
     return None

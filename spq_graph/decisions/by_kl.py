@@ -18,6 +18,10 @@ from spq_graph.terms.errors import GraphError
 from spq_graph.terms.precision import Precision
 
 
+# Beside branches so many sites are measured alone, or twice as many as may be kept; the rest cannot cost much.
+FEWEST_MEASURED = 32
+
+
 @dataclass(slots=True)
 class ByKl:
     """The rule `auto`: the cheapest set of kept sites and outlier branches that meets the budget.
@@ -125,7 +129,7 @@ class ByKl:
         free.sort(key=lambda c: (-reach(c, self.oracle.branches), c.site.key))
         for choice in self.choices.values():
             choice.kl = choice.kl_stderr = choice.threshold = None
-        return free[: 2 * self.cap]
+        return free[: max(FEWEST_MEASURED, 2 * self.cap)]
 
     def _thin(self, names: Sequence[str]) -> None:
         """Take the next smaller number of channels wherever the budget still holds, where that costs least first."""
