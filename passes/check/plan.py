@@ -12,6 +12,7 @@ from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import weight_of
 from spq_graph.passes.check.outline import Line, Outline, changed, line_of
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
+from spq_graph.passes.forms.branch import branch_nodes, differing_branch
 from spq_graph.passes.forms.differs import differing_weight, differs
 from spq_graph.passes.forms.fp8_function import OLDEST_IR, fp8_matmul_function
 from spq_graph.passes.forms.rules import Wanted
@@ -59,7 +60,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=False)
 
     def _wanted(self, site: SitePlan) -> Wanted:
-        return Wanted(site, self.plan.recipe, self.plan.recipe.profile, self.before.opset)
+        return Wanted(site, self.plan.recipe, self.plan.recipe.profile, self.before.opset, self.plan.peels)
 
     @property
     def _written(self) -> list[SitePlan]:
@@ -98,12 +99,13 @@ class VerifyPlan(ir.passes.InPlacePass):
         if len(node.inputs) < 2:
             return f"its product reads {len(node.inputs)} values"
         around = surroundings(node, wanted, line)
-        for part in (node, *around.activation, *around.weight, *around.result):
+        for part in (node, *around.activation, *around.weight, *around.result, *branch_nodes(around.result)):
             belonging.add(part)
         return (
             differs(node, wanted)
             or misplaced(node, around, wanted, operand, line)
             or differing_weight(node, wanted, operand)
+            or differing_branch(around.activation, around.result, wanted, operand)
         )
 
 

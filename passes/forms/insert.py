@@ -35,12 +35,13 @@ class InsertPrecisions(NamedPass):
         require_opset(model, self.plan)
         editor, opset = Editor(model), model.graph.opset_imports.get("", 1)
         replaced: list[ir.Value] = []
+        peels = self.plan.peels
         # In the graph's order: what several sites share stands in front of the first of them.
         order = {name: index for index, name in enumerate(editor.nodes)}
         for site in sorted(self.plan.sites, key=lambda s: order.get(s.node, -1)):
             node, operand = editor.find(site)
             old = node.inputs[1]
-            wanted = Wanted(site, self.plan.recipe, self.profile, opset)
+            wanted = Wanted(site, self.plan.recipe, self.profile, opset, peels)
             try:
                 if not wanted.is_as_it_was(operand):
                     FORM_RULES[wanted.form].insert(Place(editor, node, operand, wanted))

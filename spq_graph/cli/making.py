@@ -29,6 +29,8 @@ def quantize(
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
     keep: o.Keep = None,
+    remedy: o.Remedy = None,
+    no_remedy: o.NoRemedy = None,
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
@@ -45,6 +47,7 @@ def quantize(
 ) -> None:
     """The whole way: export, find, measure, decide, insert, prove, evaluate, report."""
     from spq_graph.documents.recipe import load_recipe
+    from spq_graph.documents.remedies import wished
     from spq_graph.jobs.order import Order
     from spq_graph.workbench.data import Data
     from spq_graph.workbench.opening import Opening
@@ -58,6 +61,7 @@ def quantize(
         spike_ratio=spike_ratio,
         target=target,
         keep=tuple(keep) if keep else None,
+        remedies=wished(remedy or (), no_remedy or ()),
         quantize_lm_head=quantize_lm_head or None,
         seed=seed,
         calibration_tokens=calibration_tokens,
@@ -164,6 +168,8 @@ def plan(
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
     keep: o.Keep = None,
+    remedy: o.Remedy = None,
+    no_remedy: o.NoRemedy = None,
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
@@ -175,6 +181,7 @@ def plan(
 ) -> None:
     """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
     from spq_graph.documents.recipe import load_recipe
+    from spq_graph.documents.remedies import wished
     from spq_graph.documents.tables import printable
     from spq_graph.jobs.plan import plan as run
     from spq_graph.views.made import spike_table
@@ -189,6 +196,7 @@ def plan(
         spike_ratio=spike_ratio,
         target=target,
         keep=tuple(keep) if keep else None,
+        remedies=wished(remedy or (), no_remedy or ()),
         quantize_lm_head=quantize_lm_head or None,
     )
     opening = Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
