@@ -8,9 +8,11 @@ from spq_graph.documents.plan import Plan
 from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.editor import Editor, drop_unused
 from spq_graph.passes.base.marks import ADDED
+from spq_graph.passes.forms.lookup import LOOKUPS
 from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Place, Wanted
 from spq_graph.terms.errors import GraphError, SpqError
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import Profile
 
 
@@ -38,11 +40,12 @@ class InsertPrecisions(NamedPass):
         order = {name: index for index, name in enumerate(editor.nodes)}
         for site in sorted(self.plan.sites, key=lambda s: order.get(s.node, -1)):
             node, operand = editor.find(site)
-            old = node.inputs[1]
+            old = node.inputs[0 if site.role is Role.EMBEDDING else 1]
             wanted = Wanted(site, self.plan.recipe, self.profile, opset)
             try:
                 if not wanted.is_as_it_was(operand):
-                    FORM_RULES[wanted.form].insert(Place(editor, node, operand, wanted))
+                    rules = LOOKUPS.get(wanted.form) or FORM_RULES[wanted.form]
+                    rules.insert(Place(editor, node, operand, wanted))
             except SpqError as cause:
                 raise type(cause)(cause.what, where=cause.where or site.key, remedy=cause.remedy) from cause
             if old is not None:

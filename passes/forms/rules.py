@@ -20,6 +20,7 @@ from spq_graph.passes.numbers.scales import ActivationQuantizer
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import Profile
 
 # The precision of a product in half precision that is left alone; any other counts as single.
@@ -44,8 +45,8 @@ class Wanted:
 
     @property
     def form(self) -> Form:
-        """What its product becomes."""
-        return self.profile.forms[self.site.precision]
+        """What its product becomes, or its lookup."""
+        return self.profile.form_at(self.site.role, self.site.precision)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -75,6 +76,8 @@ class Wanted:
 
     def is_as_it_was(self, operand: Operand) -> bool:
         """Whether the graph computes in its precision already: then nothing is written."""
+        if self.site.role is Role.EMBEDDING:
+            return not self.site.precision.row.by_block
         return self.site.precision is HALF_PRECISIONS.get(operand.dtype, Precision.FP32)
 
 

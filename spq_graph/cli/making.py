@@ -32,6 +32,8 @@ def quantize(
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
+    head: o.Head = None,
+    embedding: o.Embedding = None,
     seed: o.Seed = None,
     bos: o.Bos = False,
     window: o.Window = None,
@@ -59,6 +61,8 @@ def quantize(
         target=target,
         keep=tuple(keep) if keep else None,
         quantize_lm_head=quantize_lm_head or None,
+        head=head,
+        embedding=embedding,
         seed=seed,
         calibration_tokens=calibration_tokens,
     )
@@ -167,6 +171,8 @@ def plan(
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
+    head: o.Head = None,
+    embedding: o.Embedding = None,
     bos: o.Bos = False,
     window: o.Window = None,
     memory_limit: o.MemoryLimit = None,
@@ -190,6 +196,8 @@ def plan(
         target=target,
         keep=tuple(keep) if keep else None,
         quantize_lm_head=quantize_lm_head or None,
+        head=head,
+        embedding=embedding,
     )
     opening = Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     made = run(opening, out, given, ranges=ranges, calibration=calibration, steps=steps())

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from spq_graph.decisions.choices import Choice, above, apply_overrides, assigned, cap_of, keep, planned, six, start
+from spq_graph.decisions.ends import Measured, settle_ends
 from spq_graph.decisions.kept_formats import candidates, pick
 from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.terms.errors import GraphError, NotFiniteError
+from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site, Unmatched
 
@@ -68,6 +70,7 @@ def decide(
     *,
     stored: Mapping[str, Precision] = MappingProxyType({}),
     results: Mapping[str, float] = MappingProxyType({}),
+    held: Mapping[str, Held] = MappingProxyType({}),
     unmatched: Sequence[Unmatched] = (),
     origin: str = "",
     measure: Measure | None = None,
@@ -90,12 +93,13 @@ def decide(
     smaller KL; with `auto`, for all of them together, see `kept_formats.pick`.
 
     Args:
-        sites: every site of the model.
+        sites: every site of the model, embeddings among them.
         ranges: what calibration saw, by input value.
         recipe: what the user wants.
         model: which model this is.
         stored: format of each weight in the graph, by site key; float32 where it does not say.
         results: by site key, more than any result of its product was; for formats that do not hold all of them.
+        held: how what heads and embeddings read lies in the file, by site key; of others nothing is decided.
         unmatched: products that are no sites, and why.
         origin: where the calibration data came from.
         measure: KL of a choice of precisions; called once for each distinct choice.
@@ -117,9 +121,11 @@ def decide(
     apply_overrides(choices, recipe)
     if recipe.spike_ratio is not None or measure is None:
         search, met = _by_ratio(choices, recipe)
+        settle_ends(choices.values(), held, recipe, None)
     else:
         oracle = _Oracle(measure, stderr_of)
-        search, met = _by_kl(choices, recipe, oracle, _Oracle(alone, alone_stderr_of) if alone is not None else oracle)
+        single = _Oracle(alone, alone_stderr_of) if alone is not None else oracle
+        search, met = _by_kl(choices, held, recipe, oracle, single)
         search.tokens = tokens
     return Plan(
         model=model,
@@ -148,7 +154,9 @@ def _by_ratio(choices: dict[str, Choice], recipe: Recipe) -> tuple[Search, bool]
     return Search(rule="ratio", candidates=len(hits), cap=cap), len(hits) <= cap
 
 
-def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle, single_oracle: _Oracle) -> tuple[Search, bool]:
+def _by_kl(
+    choices: dict[str, Choice], held: Mapping[str, Held], recipe: Recipe, oracle: _Oracle, single_oracle: _Oracle
+) -> tuple[Search, bool]:
     cap = cap_of(choices, recipe)
 
     def keeping(keys: Collection[str]) -> float:
@@ -183,6 +191,11 @@ def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle, single_o
             choice.reason = Reason.BUDGET
             enough = met or kept < cap
             choice.note = "keeping it as well is not needed" if enough else f"the cap of {cap} sites is reached"
+    ends = Measured(
+        plan=lambda: _error(oracle, assigned(choices, names, recipe)),
+        alone=lambda one: (_error(single_oracle, one), single_oracle.stderr(one)),
+    )
+    settle_ends(choices.values(), held, recipe, ends)
     final = oracle.settled(assigned(choices, names, recipe))
     search.candidates = len(found)
     search.kl, search.kl_stderr = six(final), oracle.stderr(assigned(choices, names, recipe))

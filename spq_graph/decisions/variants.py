@@ -15,6 +15,8 @@ from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
 
 RANDOM_SEEDS = (0, 1, 2)
+# The plan with head and embedding as the graph has them.
+WITHOUT_HEAD = RowId(RowKind.SPIKE_AWARE, without_remedy="head_8bit")
 # Rows that a ladder has once, whatever bits it has rows of.
 ROWS_ONCE = (FP32, WEIGHT_ONLY)
 
@@ -77,9 +79,13 @@ def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
         if row.kind is RowKind.CONTROL_RANDOM:
             picked = np.random.default_rng(row.seed).choice(len(others), size=count, replace=False)
             return _quantized_but(plan, {others[i].key for i in picked}, stored)
+        if row == WITHOUT_HEAD:
+            return plan.with_precisions(lambda s: stored[s.key] if s.key in ends else s.precision)
         return plan if row.kept_in is None else _kept_in(plan, row.kept_in, tried)
 
     rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count))
+    if ends := {s.key for s in plan.sites if s.aside and s.precision.row.by_block}:
+        rows.insert(rows.index(SPIKE_AWARE) + 1, WITHOUT_HEAD)
     found = [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
     anchors = {decisions_of(plan)} | {decisions_of(row.plan) for row in found if row.id == EVERYWHERE}
     once: list[Variant] = []

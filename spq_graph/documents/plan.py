@@ -32,7 +32,7 @@ from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.site import OfSite, Site, Unmatched
+from spq_graph.terms.site import OfSite, Role, Site, Unmatched
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -49,7 +49,13 @@ class Reason(StrEnum):
     OVERRIDE = "override"  # by hand
     DEFAULT = "default"  # nothing speaks for anything else
     UNSUPPORTED = "unsupported_on_target"  # the target cannot run what was planned, or nothing was measured
+    ASKED = "asked"  # a head or an embedding in 8-bit weights, since the recipe says so
+    WITHIN_BUDGET = "within_budget"  # a head or an embedding in 8-bit weights: the measured cost leaves the budget met
+    OVER_BUDGET = "over_budget"  # a head or an embedding that stays as it is: its measured cost is more than is left
     TOO_FEW_TOKENS = "too_few_tokens"  # an expert that calibration routed too few tokens to: its range is not trusted
+
+
+_ASIDE = frozenset({Reason.DEFAULT, Reason.ASKED, Reason.WITHIN_BUDGET, Reason.OVER_BUDGET, Reason.UNSUPPORTED})
 
 
 class Evidence(Strict):
@@ -115,7 +121,12 @@ class SitePlan(OfSite, Strict):
     @property
     def kept(self) -> bool:
         """Whether it is kept in high precision on purpose; what stays as it is by default is not."""
-        return self.precision.bits is None and self.reason is not Reason.DEFAULT
+        return self.precision.bits is None and self.reason is not Reason.DEFAULT and not self.aside
+
+    @property
+    def aside(self) -> bool:
+        """Whether it does not count in shares: an embedding, and a head or router that no rule for sites decided."""
+        return self.role is Role.EMBEDDING or (self.role.left_alone and self.reason in _ASIDE)
 
     @property
     def untouched(self) -> bool:
@@ -216,8 +227,8 @@ class Plan(Strict):
 
     @property
     def counted(self) -> list[SitePlan]:
-        """Sites that count in shares: all but lm_head and routers left as they are."""
-        return [s for s in self.sites if not (s.role.left_alone and s.reason is Reason.DEFAULT)]
+        """Sites that count in shares: all but embeddings, and heads and routers by default."""
+        return [s for s in self.sites if not s.aside]
 
     def with_precisions(self, precision_of: Callable[[SitePlan], Precision], **recipe: object) -> Plan:
         """The same plan with other precisions, and with other fields of its recipe."""
