@@ -34,7 +34,7 @@ def differing_lookup(
     Returns:
         What is wrong, in words; None where nothing is.
     """
-    form, storage = LOOKUPS[wanted.form], Blocks(operand)
+    form, storage = LOOKUPS[wanted.form], Blocks(operand, wanted.size)
     text = fused_step(storage).differs(node) if form.fused else _unlike_before(node, line)
     if text is not None:
         return f"its lookup is {text}"

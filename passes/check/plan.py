@@ -15,6 +15,7 @@ from spq_graph.passes.check.outline import Line, Outline, changed, line_of
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
 from spq_graph.passes.forms.differs import differing_weight, differs
 from spq_graph.passes.forms.fp8_function import OLDEST_IR, fp8_matmul_function
+from spq_graph.passes.forms.lookup import tied_to
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.form import Form
@@ -43,6 +44,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         super().__init__()
         self.plan = plan
         self.before = before
+        self.tied = tied_to(plan, before.weights)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         belonging = Belonging()
@@ -61,7 +63,8 @@ class VerifyPlan(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=False)
 
     def _wanted(self, site: SitePlan) -> Wanted:
-        return Wanted(site, self.plan.recipe, self.plan.recipe.profile, self.before.opset)
+        recipe = self.plan.recipe
+        return Wanted(site, recipe, recipe.profile, self.before.opset, self.tied.get(site.key))
 
     @property
     def _written(self) -> list[SitePlan]:

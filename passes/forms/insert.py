@@ -8,7 +8,8 @@ from spq_graph.documents.plan import Plan
 from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.editor import Editor, drop_unused
 from spq_graph.passes.base.marks import ADDED
-from spq_graph.passes.forms.lookup import LOOKUPS
+from spq_graph.passes.base.operand import operand_of
+from spq_graph.passes.forms.lookup import LOOKUPS, tied_to
 from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Place, Wanted
 from spq_graph.terms.errors import GraphError, SpqError
@@ -36,12 +37,14 @@ class InsertPrecisions(NamedPass):
         require_opset(model, self.plan)
         editor, opset = Editor(model), model.graph.opset_imports.get("", 1)
         replaced: list[ir.Value] = []
+        nodes = {name: editor.nodes[name] for site in self.plan.sites if (name := site.node) in editor.nodes}
+        tied = tied_to(self.plan, {name: weight for name, n in nodes.items() if (weight := operand_of(n)) is not None})
         # In the graph's order: what several sites share stands in front of the first of them.
         order = {name: index for index, name in enumerate(editor.nodes)}
         for site in sorted(self.plan.sites, key=lambda s: order.get(s.node, -1)):
             node, operand = editor.find(site)
             old = node.inputs[0 if site.role is Role.EMBEDDING else 1]
-            wanted = Wanted(site, self.plan.recipe, self.profile, opset)
+            wanted = Wanted(site, self.plan.recipe, self.profile, opset, tied.get(site.key))
             try:
                 if not wanted.is_as_it_was(operand):
                     rules = LOOKUPS.get(wanted.form) or FORM_RULES[wanted.form]

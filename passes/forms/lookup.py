@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from spq_graph.documents.plan import Plan
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.rules import Place, Step, cast_to
 from spq_graph.passes.forms.storages import Blocks
 from spq_graph.terms.form import Form
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import CONTRIB
 
 CENTRE = np.float32(128)  # the code of zero
@@ -48,7 +51,7 @@ class Lookup:
             GraphError: the table is not finite.
         """
         editor, ids = at.editor, at.node.inputs[1]
-        storage = at.known(Blocks(at.operand))
+        storage = at.known(Blocks(at.operand, at.wanted.size))
         codes = at.stored(storage, f"{at.weight}.codes")
         scales, node = _scales(at, storage), at.node
         if self.fused:
@@ -92,6 +95,19 @@ class Lookup:
 
 
 LOOKUPS: Mapping[Form, Lookup] = {Form.LOOKUP: Lookup(fused=True), Form.LOOKUP_NODES: Lookup(fused=False)}
+
+
+def tied_to(plan: Plan, operands: Mapping[str, Operand]) -> dict[str, Precision]:
+    """By key of a lookup, the precision of a head that reads its table in 8 bits by block: the two are stored once.
+
+    Args:
+        plan: what was decided.
+        operands: the source's weights and tables, by node.
+    """
+    ends = [s for s in plan.sites if s.precision.row.by_block and s.node in operands]
+    heads = {operands[s.node]: s.precision for s in ends if s.role is not Role.EMBEDDING}
+    tables = [s for s in ends if s.role is Role.EMBEDDING]
+    return {s.key: heads[operands[s.node]] for s in tables if operands[s.node] in heads}
 
 
 def fused_step(storage: Blocks) -> Step:

@@ -16,7 +16,7 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.base.editor import Editor
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.numbers.scales import ActivationQuantizer
+from spq_graph.passes.numbers.scales import ActivationQuantizer, block_size_for
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
@@ -36,17 +36,26 @@ class Wanted:
         recipe: of the plan.
         profile: of what is to run it: the recipe's target, or its emulation.
         opset: of the graph, in ONNX's own domain.
+        tied: of a lookup, the precision of the head that reads the same table by block; None where none does.
     """
 
     site: SitePlan
     recipe: Recipe
     profile: Profile
     opset: int
+    tied: Precision | None = None
 
     @property
     def form(self) -> Form:
         """What its product becomes, or its lookup."""
         return self.profile.form_at(self.site.role, self.site.precision)
+
+    @property
+    def size(self) -> int | None:
+        """Of the blocks of its weight, where that is not what `block_size_for` says."""
+        block = (self.tied or self.site.precision).row.block
+        channels = self.site.shape[1 if self.site.role is Role.EMBEDDING else 0]
+        return None if block == block_size_for(channels) else block
 
     @property
     def range(self) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from spq_graph.decisions.choices import Choice, six
 from spq_graph.documents.plan import Reason
@@ -16,11 +17,12 @@ from spq_graph.terms.site import Role
 _CALLED = {Role.LM_HEAD: "head", Role.EMBEDDING: "embedding"}  # by a recipe
 # Forms that read one layout of codes and scales, so that what is tied is stored once.
 _AS_ONE = frozenset({Form.NBITS, Form.NBITS_FLOAT, Form.LOOKUP, Form.LOOKUP_NODES})
-_ORDER = ((Role.LM_HEAD, Role.EMBEDDING), (Role.LM_HEAD,), (Role.EMBEDDING,))
 _STAYS = "it stays as it is"
 
 Free = Mapping[Role, Sequence[Choice]]
 """Heads and embeddings that are to be decided over."""
+Option = Mapping[Role, Precision]
+"""What is tried together, and in which precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ def settle_ends(choices: Collection[Choice], held: Mapping[str, Held], recipe: R
     """Decide over heads and embeddings that nothing else was said of, in place.
 
     What the recipe asks for is done. What it leaves open goes into 8 bits where the KL of the whole plan then stays
-    within `allowance`: both, or else the head, or else the embedding. An embedding is left alone where that would store
-    more, since the table of a tied head that stays as it is stays as well.
+    within `allowance`: both, with the head in the fastest blocks that do; or else the head, or the embedding. That is
+    left alone where it would store more, since the table of a tied head that stays as it is stays as well.
 
     Args:
         choices: of all sites, where everything else is settled.
@@ -77,13 +79,14 @@ def allowance(as_is: float, recipe: Recipe) -> float:
 
 def _settled(choice: Choice, held: Held, recipe: Recipe, *, measured: bool) -> bool:
     """Whether a choice is decided before anything is measured; it is, then."""
-    name, to = _CALLED[choice.site.role], _eight_bits(choice.site.role, recipe)
+    name, formats = _CALLED[choice.site.role], _formats(choice, recipe)
     wish = recipe.head if choice.site.role is Role.LM_HEAD else recipe.embedding
-    if wish == "8bit" and to is not None:
-        choice.precision, choice.reason, choice.note = to, Reason.ASKED, f"the recipe asks for it: {name} = {wish}"
+    if wish == "8bit" and formats:
+        choice.precision, choice.reason = formats[0], Reason.ASKED
+        choice.note = f"the recipe asks for it: {name} = {wish}"
     elif wish == "as_is":
         choice.note = f"{_STAYS}: {name} = {wish}"
-    elif to is None:
+    elif not formats:
         choice.note = f"{_STAYS}: {recipe.profile.why_not(Precision.W8A16, choice.site.role)}"
     elif held.coded >= held.size:
         choice.note = f"{_STAYS}: 8-bit codes and their scales would take more bytes"
@@ -94,63 +97,66 @@ def _settled(choice: Choice, held: Held, recipe: Recipe, *, measured: bool) -> b
     return True
 
 
-def _eight_bits(role: Role, recipe: Recipe) -> Precision | None:
-    """What 8-bit weights by block are for a role on the recipe's target; None where it has none."""
-    if role is Role.EMBEDDING:
-        return Precision.W8A16 if recipe.profile.allows_at(role, Precision.W8A16) else None
-    return recipe.profile.by_block
+def _formats(choice: Choice, recipe: Recipe) -> list[Precision]:
+    """What 8-bit weights by block are for a head or an embedding on the recipe's target, the fastest first."""
+    profile, (channels, _) = recipe.profile, choice.site.shape
+    if choice.site.role is Role.EMBEDDING:
+        return [Precision.W8A16] if profile.allows_at(Role.EMBEDDING, Precision.W8A16) else []
+    return [p for p in profile.head_formats if p.row.block is None or channels % (2 * p.row.block) == 0]
 
 
 def _by_kl(free: Free, ends: Sequence[Choice], held: Mapping[str, Held], recipe: Recipe, by: Measured) -> None:
     allowed = allowance(by.plan(), recipe)
     for choice in (c for some in free.values() for c in some):
-        choice.note = f"{_STAYS}: its table would be stored a second time, in 8 bits beside what the head reads"
-    for roles in _options(free, ends, held, recipe):
-        tried = [choice for role in roles for choice in free[role]]
-        for choice in tried:
-            choice.precision = _eight_bits(choice.site.role, recipe) or choice.stored
+        choice.note = f"{_STAYS}: its table would be stored a second time, beside the one that the head reads"
+    for option in _options(free, ends, held, recipe):
+        tried = [(choice, to) for role, to in option.items() for choice in free[role]]
+        for choice, to in tried:
+            choice.precision = to
         kl = by.plan()
-        fits = kl <= allowed
-        for choice in tried:
-            _tell(choice, kl, allowed, by, fits=fits)
-        if fits:
-            break
-    # What one option refused may be part of the next.
+        for choice, _ in tried:
+            _tell(choice, kl, allowed, by)
+        if kl <= allowed:
+            return
 
 
-def _options(
-    free: Free, ends: Sequence[Choice], held: Mapping[str, Held], recipe: Recipe
-) -> Iterator[tuple[Role, ...]]:
+def _options(free: Free, ends: Sequence[Choice], held: Mapping[str, Held], recipe: Recipe) -> Iterator[Option]:
     """What to try, in this order; nothing by which the embedding makes the file larger."""
-    for roles in _ORDER:
-        if all(role in free for role in roles):
-            without = {c.site.key for role in roles if role is not Role.EMBEDDING for c in free[role]}
-            tried = {c.site.key for role in roles for c in free[role]}
-            if tried == without or _stored(ends, tried, held, recipe) < _stored(ends, without, held, recipe):
-                yield roles
+    heads: list[Option] = [{Role.LM_HEAD: to} for c in free.get(Role.LM_HEAD, ())[:1] for to in _formats(c, recipe)]
+    table: Option = {Role.EMBEDDING: Precision.W8A16} if Role.EMBEDDING in free else {}
+
+    def smaller(head: Option) -> bool:
+        with_table = _stored(ends, {**head, **table}, free, held, recipe)
+        return bool(table) and with_table < _stored(ends, head, free, held, recipe)
+
+    for head in heads:
+        yield {**head, **table} if smaller(head) else head
+    if heads and smaller(heads[-1]):
+        yield heads[-1]
+    if smaller({}):
+        yield table
 
 
-def _stored(ends: Sequence[Choice], tried: Collection[str], held: Mapping[str, Held], recipe: Recipe) -> int:
+def _stored(ends: Sequence[Choice], option: Option, free: Free, held: Mapping[str, Held], recipe: Recipe) -> int:
     """Bytes that heads and embeddings take: each table that is read as it is, and each layout of its codes, once."""
     found: dict[tuple[str, object], int] = {}
     for choice in ends:
         own, role = held[choice.site.key], choice.site.role
-        to = _eight_bits(role, recipe) if choice.site.key in tried else choice.precision
-        if to is None or to is choice.stored or own.by_others:
+        to = option.get(role, choice.precision) if choice in free.get(role, ()) else choice.precision
+        if to is choice.stored or own.by_others:
             found[own.table, None] = own.size
-        if to is not None and to is not choice.stored:
+        if to is not choice.stored:
             form = recipe.profile.form_at(role, to)
             found[own.table, _AS_ONE if form in _AS_ONE else form] = own.coded
     return sum(found.values())
 
 
-def _tell(choice: Choice, kl: float, allowed: float, by: Measured, *, fits: bool) -> None:
-    """Say of a choice what was tried, and put it back where that does not fit."""
-    if choice.kl is None:
-        alone, choice.kl_stderr = by.alone({choice.site.key: choice.precision})
-        choice.kl = six(alone)
-    told = f"in 8-bit weights by block the plan has KL {kl:.3g}, of {allowed:.3g} allowed"
-    if fits:
+def _tell(choice: Choice, kl: float, allowed: float, by: Measured) -> None:
+    """Say of a choice what was tried, and put it back where that is too much: it may be part of what is tried next."""
+    alone, choice.kl_stderr = by.alone({choice.site.key: choice.precision})
+    choice.kl = six(alone) if isfinite(alone) else None
+    told = f"as {choice.precision} the plan has KL {kl:.3g}, of {allowed:.3g} allowed"
+    if kl <= allowed:
         choice.reason, choice.note = Reason.WITHIN_BUDGET, told
     else:
         choice.precision, choice.reason, choice.note = choice.stored, Reason.OVER_BUDGET, f"{_STAYS}: {told}"

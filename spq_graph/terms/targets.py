@@ -119,6 +119,11 @@ class Profile:
         return next((p for p in _BY_BLOCK if p in self.forms), None)
 
     @property
+    def head_formats(self) -> tuple[Precision, ...]:
+        """What `auto` tries a head in, the fastest first; without what has no fast kernel."""
+        return tuple(p for p in _BY_BLOCK if self.forms.get(p, Form.NBITS_FLOAT) is not Form.NBITS_FLOAT)
+
+    @property
     def weight_only(self) -> tuple[Target, Precision]:
         """Where, and in what, a model runs of which weights alone are quantized: on the CPU, where this has no such."""
         own = self.by_block
@@ -186,6 +191,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 {
                     **_OPERATOR,
                     Precision.W8A8_BLOCK: Form.NBITS,
+                    Precision.W8A8_BLOCK32: Form.NBITS,
                     Precision.W8A16: Form.NBITS_FLOAT,
                     Precision.FP16: Form.STORED,
                 },
@@ -220,7 +226,10 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     Precision.BF16: Form.COMPUTED,
                 },
             ),
-            missing={Precision.W8A8_BLOCK: "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are"},
+            missing=dict.fromkeys(
+                (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32),
+                "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are",
+            ),
             signed=True,
             domains=_ALL,
             functions=True,
@@ -265,8 +274,11 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps FP8 weights, which it widens at load",
                 ),
                 Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
-                Precision.W8A8_BLOCK: "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model "
-                "how activations are taken",
+                **dict.fromkeys(
+                    (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32),
+                    "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model how activations "
+                    "are taken",
+                ),
             },
             # Operators of com.microsoft may come with the source, as far as OpenVINO reads them; none is inserted.
             domains=frozenset({ONNX, CONTRIB}),
