@@ -135,7 +135,7 @@ TABLE: Mapping[Precision, Row] = MappingProxyType(
             nearest=(Precision.W8A16,),
         ),
         Precision.W8A8_BLOCK32: Row(
-            words="the same in blocks of 32, which round activations finer and run slower",
+            words="as w8a8_block, in blocks of 32: activations are rounded finer, at less speed",
             weights=Format.INT8,
             activations=Format.INT8,
             by_block=True,
