@@ -17,10 +17,11 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.base.editor import Editor
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.numbers.scales import ActivationQuantizer
+from spq_graph.passes.numbers.scales import ActivationQuantizer, block_size_for
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import Profile
 
 # The precision of a product in half precision that is left alone; any other counts as single.
@@ -37,6 +38,7 @@ class Wanted:
         profile: of what is to run it: the recipe's target, or its emulation.
         opset: of the graph, in ONNX's own domain.
         peels: of the plan, by activation value.
+        tied: of a lookup, the precision of the head that reads the same table by block; None where none does.
     """
 
     site: SitePlan
@@ -44,11 +46,19 @@ class Wanted:
     profile: Profile
     opset: int
     peels: Mapping[str, Peel] = field(default_factory=dict, repr=False)
+    tied: Precision | None = None
 
     @property
     def form(self) -> Form:
-        """What its product becomes."""
-        return self.profile.forms[self.site.precision]
+        """What its product becomes, or its lookup."""
+        return self.profile.form_at(self.site.role, self.site.precision)
+
+    @property
+    def size(self) -> int | None:
+        """Of the blocks of its weight, where that is not what `block_size_for` says."""
+        block = (self.tied or self.site.precision).row.block
+        channels = self.site.shape[1 if self.site.role is Role.EMBEDDING else 0]
+        return None if block == block_size_for(channels) else block
 
     @property
     def range(self) -> tuple[float, float]:
@@ -84,6 +94,8 @@ class Wanted:
 
     def is_as_it_was(self, operand: Operand) -> bool:
         """Whether the graph computes in its precision already: then nothing is written."""
+        if self.site.role is Role.EMBEDDING:
+            return not self.site.precision.row.by_block
         return self.site.precision is HALF_PRECISIONS.get(operand.dtype, Precision.FP32)
 
 

@@ -34,6 +34,8 @@ def quantize(
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
+    head: o.Head = None,
+    embedding: o.Embedding = None,
     seed: o.Seed = None,
     bos: o.Bos = False,
     window: o.Window = None,
@@ -63,6 +65,8 @@ def quantize(
         keep=tuple(keep) if keep else None,
         remedies=wished(remedy or (), no_remedy or ()),
         quantize_lm_head=quantize_lm_head or None,
+        head=head,
+        embedding=embedding,
         seed=seed,
         calibration_tokens=calibration_tokens,
     )
@@ -173,6 +177,8 @@ def plan(
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
+    head: o.Head = None,
+    embedding: o.Embedding = None,
     bos: o.Bos = False,
     window: o.Window = None,
     memory_limit: o.MemoryLimit = None,
@@ -198,6 +204,8 @@ def plan(
         keep=tuple(keep) if keep else None,
         remedies=wished(remedy or (), no_remedy or ()),
         quantize_lm_head=quantize_lm_head or None,
+        head=head,
+        embedding=embedding,
     )
     opening = Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     made = run(opening, out, given, ranges=ranges, calibration=calibration, steps=steps())

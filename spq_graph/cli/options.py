@@ -56,6 +56,9 @@ Remedy = Annotated[
 NoRemedy = Annotated[
     list[str] | None, typer.Option("--no-remedy", help="leave this remedy out (repeatable): peel", metavar="NAME")
 ]
+_ENDS = "auto (8-bit weights by block where measuring allows), 8bit, as_is"
+Head = Annotated[str | None, typer.Option(help=f"what lm_head becomes: {_ENDS}")]
+Embedding = Annotated[str | None, typer.Option(help=f"what the table of tokens becomes: {_ENDS}")]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**53, help="seed of what is sampled and of random controls")]
 AllowNoGlu = Annotated[bool, typer.Option("--allow-no-glu", help="go on where the graph holds no GLU")]
 MemoryLimit = Annotated[

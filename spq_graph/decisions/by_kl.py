@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from spq_graph.decisions.branches import NONE, Branches, everywhere, integer_readers, reach, treatments
 from spq_graph.decisions.choices import Choice, above, assigned, cap_of, keep, six
+from spq_graph.decisions.ends import Measured, settle_ends
 from spq_graph.decisions.kept_formats import candidates, pick
 from spq_graph.decisions.oracle import Oracle
 from spq_graph.documents.plan import Reason
@@ -15,8 +16,8 @@ from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.documents.search import Search
 from spq_graph.documents.treatment import Cause, Treatment
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
-
 
 # Beside branches so many sites are measured alone, or twice as many as may be kept; the rest cannot cost much.
 FEWEST_MEASURED = 32
@@ -33,12 +34,14 @@ class ByKl:
 
     Attributes:
         choices: what is known of every site, by key.
+        held: what head and embedding may become, by key.
         oracle: measures on all tokens.
         single: measures on fewer, what is only put in order.
         search: what was found; made by `run`.
     """
 
     choices: dict[str, Choice]
+    held: Mapping[str, Held]
     recipe: Recipe
     oracle: Oracle
     single: Oracle
@@ -69,6 +72,11 @@ class ByKl:
         self._thin(names)
         _settle_formats(self.choices, names, recipe, oracle, everywhere, self.search)
         self._note(order, kept, met)
+        ends = Measured(
+            plan=lambda: _error(oracle, self._assigned(names)),
+            alone=lambda one: (_error(self.single, one), self.single.stderr(one)),
+        )
+        settle_ends(self.choices.values(), self.held, recipe, ends)
         final = oracle.settled(self._assigned(names))
         self.search.candidates = len(found)
         self.search.kl, self.search.kl_stderr = six(final), oracle.stderr(self._assigned(names))

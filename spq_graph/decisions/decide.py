@@ -8,12 +8,14 @@ from types import MappingProxyType
 from spq_graph.decisions.branches import everywhere, treatments
 from spq_graph.decisions.by_kl import ByKl
 from spq_graph.decisions.choices import Choice, above, apply_overrides, cap_of, keep, planned, start
+from spq_graph.decisions.ends import settle_ends
 from spq_graph.decisions.oracle import Measure, Oracle, Stderr
 from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
 from spq_graph.documents.treatment import Cause, Treatment
+from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site, Unmatched
 
@@ -26,6 +28,7 @@ def decide(
     *,
     stored: Mapping[str, Precision] = MappingProxyType({}),
     results: Mapping[str, float] = MappingProxyType({}),
+    held: Mapping[str, Held] = MappingProxyType({}),
     unmatched: Sequence[Unmatched] = (),
     origin: str = "",
     measure: Measure | None = None,
@@ -48,12 +51,13 @@ def decide(
     smaller KL; with `auto`, for all of them together, see `kept_formats.pick`.
 
     Args:
-        sites: every site of the model.
+        sites: every site of the model, embeddings among them.
         ranges: what calibration saw, by input value.
         recipe: what the user wants.
         model: which model this is.
         stored: format of each weight in the graph, by site key; float32 where it does not say.
         results: by site key, more than any result of its product was; for formats that do not hold all of them.
+        held: how what heads and embeddings read lies in the file, by site key; of others nothing is decided.
         unmatched: products that are no sites, and why.
         origin: where the calibration data came from.
         measure: KL of a choice of precisions; called once for each distinct choice.
@@ -75,11 +79,12 @@ def decide(
     apply_overrides(choices, recipe)
     if recipe.spike_ratio is not None or measure is None:
         search, met = _by_ratio(choices, recipe)
+        settle_ends(choices.values(), held, recipe, None)
         treated = _unmeasured(choices, recipe)
     else:
         oracle = Oracle(measure, stderr_of)
         single = Oracle(alone, alone_stderr_of) if alone is not None else oracle
-        search, met, treated = ByKl(choices, recipe, oracle, single).run()
+        search, met, treated = ByKl(choices, held, recipe, oracle, single).run()
         search.tokens = tokens
     return Plan(
         model=model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
 
 RANDOM_SEEDS = (0, 1, 2)
+# The plan with head and embedding as the graph has them.
+WITHOUT_HEAD = RowId(RowKind.SPIKE_AWARE, without_remedy="head_8bit")
 # Rows that a ladder has once, whatever bits it has rows of.
 ROWS_ONCE = (FP32, WEIGHT_ONLY)
 
@@ -82,18 +84,22 @@ def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
         if row.kind is RowKind.EVERYWHERE:
             made = _quantized_but(plan, (), stored, SCHEMES[row.scheme])
             return _treated_throughout(made) if row.with_remedy else made.with_treatments(())
-        if row.kind is RowKind.CONTROL_LOWEST:
-            return _treated_throughout(_quantized_but(plan, {s.key for s in others[:count]}, stored))
-        if row.kind is RowKind.CONTROL_RANDOM:
-            picked = np.random.default_rng(row.seed).choice(len(others), size=count, replace=False)
+        if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM):
+            picked: Sequence[int] = range(count)
+            if row.kind is RowKind.CONTROL_RANDOM:
+                picked = np.random.default_rng(row.seed).choice(len(others), size=count, replace=False).tolist()
             return _treated_throughout(_quantized_but(plan, {others[i].key for i in picked}, stored))
         if row.kind is RowKind.CONTROL_CHANNELS:
             return _at_random_channels(plan, row.seed or 0)
+        if row == WITHOUT_HEAD:
+            return plan.with_precisions(lambda s: stored[s.key] if s.key in ends else s.precision)
         if row.without_remedy:
             return plan.with_treatments(t for t in plan.treatments if t.remedy != row.without_remedy)
         return plan if row.kept_in is None else _kept_in(plan, row.kept_in, tried)
 
     rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count), remedies=remedies)
+    if ends := {s.key for s in plan.sites if s.aside and s.precision.row.by_block}:
+        rows.insert(rows.index(SPIKE_AWARE) + 1, WITHOUT_HEAD)
     found = [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
     anchors = {decisions_of(plan)} | {decisions_of(row.plan) for row in found if row.id == EVERYWHERE}
     once: list[Variant] = []

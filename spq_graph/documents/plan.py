@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -35,7 +35,7 @@ from spq_graph.documents.treatment import Treatment
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.site import OfSite, Site, Unmatched
+from spq_graph.terms.site import OfSite, Role, Site, Unmatched
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,7 +52,13 @@ class Reason(StrEnum):
     OVERRIDE = "override"  # by hand
     DEFAULT = "default"  # nothing speaks for anything else
     UNSUPPORTED = "unsupported_on_target"  # the target cannot run what was planned, or nothing was measured
+    ASKED = "asked"  # a head or an embedding in 8-bit weights, since the recipe says so
+    WITHIN_BUDGET = "within_budget"  # a head or an embedding in 8-bit weights: the measured cost leaves the budget met
+    OVER_BUDGET = "over_budget"  # a head or an embedding that stays as it is: its measured cost is more than is left
     TOO_FEW_TOKENS = "too_few_tokens"  # an expert that calibration routed too few tokens to: its range is not trusted
+
+
+_ASIDE = frozenset({Reason.DEFAULT, Reason.ASKED, Reason.WITHIN_BUDGET, Reason.OVER_BUDGET, Reason.UNSUPPORTED})
 
 
 class Evidence(Strict):
@@ -118,7 +124,12 @@ class SitePlan(OfSite, Strict):
     @property
     def kept(self) -> bool:
         """Whether it is kept in high precision on purpose; what stays as it is by default is not."""
-        return self.precision.bits is None and self.reason is not Reason.DEFAULT
+        return self.precision.bits is None and self.reason is not Reason.DEFAULT and not self.aside
+
+    @property
+    def aside(self) -> bool:
+        """Whether it does not count in shares: an embedding, and a head or router that no rule for sites decided."""
+        return self.role is Role.EMBEDDING or (self.role.left_alone and self.reason in _ASIDE)
 
     @property
     def untouched(self) -> bool:
@@ -198,8 +209,8 @@ class Plan(Strict):
 
     @property
     def counted(self) -> list[SitePlan]:
-        """Sites that count in shares: all but lm_head and routers left as they are."""
-        return [s for s in self.sites if not (s.role.left_alone and s.reason is Reason.DEFAULT)]
+        """Sites that count in shares: all but embeddings, and heads and routers by default."""
+        return [s for s in self.sites if not s.aside]
 
     @property
     def peels(self) -> dict[str, Peel]:
@@ -214,12 +225,6 @@ class Plan(Strict):
     def with_treatments(self, treatments: Iterable[Treatment]) -> Plan:
         """The same plan with these treatments and no other."""
         return self.model_copy(update={"treatments": list(treatments)})
-
-    def with_peels(self, peels: Mapping[str, Peel]) -> Plan:
-        """The same plan with these outlier branches and no other treatment; for measuring, they are given no reason."""
-        sites = {p: tuple(s.key for s in self.sites if s.input == p) for p in peels}
-        made = [Treatment.measured(sites[value], peel) for value, peel in peels.items() if sites[value]]
-        return self.with_treatments(made)
 
     def to_json(self) -> str:
         """Deterministic JSON."""

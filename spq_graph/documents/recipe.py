@@ -16,6 +16,7 @@ from spq_graph.documents.content import content_of
 from spq_graph.documents.remedies import Remedies
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import PROFILES, Profile, Target, Use
 
 
@@ -37,6 +38,9 @@ def _today(value: Any) -> Any:
 
 CALIBRATION_TOKENS = 65_536
 MOST = 2**53  # of what is counted and seeded with: JSON holds no larger number that every reader takes for the same
+
+# What becomes of the weights at either end of a model.
+Ends = Literal["auto", "8bit", "as_is"]
 
 ROUNDED = tuple(p for p in Precision if p.is_fp8 and p.needs_range)
 # "fp8" is that of `ROUNDED` with the smaller measured error.
@@ -91,6 +95,12 @@ class Recipe(BaseModel):
         "fast", description="w8fp8a16: whether a kernel may round activations to bfloat16, or takes them as they are"
     )
     quantize_lm_head: bool = Field(False, description="treat lm_head like any other site")
+    head: Ends = Field(
+        "auto", description="lm_head: 8-bit weights by block where measured KL allows (auto), in any case, or never"
+    )
+    embedding: Ends = Field(
+        "auto", description="the table that tokens are looked up in, alike; one with lm_head where the two are tied"
+    )
     keep: tuple[str, ...] = Field((), description="globs of sites to keep in high precision by hand")
     ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")
     overrides: tuple[Override, ...] = Field((), description="precision by glob; the last match wins")
@@ -116,6 +126,12 @@ class Recipe(BaseModel):
     def _legal_on_target(self) -> Recipe:
         if self.profile.signed and self.activations != "symmetric":
             raise ValueError(f"target '{self.target}' takes signed integers with zero point 0: activations = symmetric")
+        if self.head == "8bit" and self.profile.by_block is None:
+            why = self.profile.why_not(Precision.W8A16)
+            raise ValueError(f"target '{self.target}' cannot run head = 8bit: {why}; use auto, or another target")
+        if self.embedding == "8bit" and self.profile.lookup is None:
+            why = self.profile.why_not(Precision.W8A16, Role.EMBEDDING)
+            raise ValueError(f"target '{self.target}' cannot run embedding = 8bit: {why}; use auto, or another target")
         for name in (self.high_precision, *(o.precision for o in self.overrides)):
             if not _is_legal(name, self.profile):
                 why, legal = self.profile.why_not(_asked(name)[0]), ", ".join(self.profile.high)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 
 from pydantic import Field
 
 from spq_graph.documents.changes import Peel
 from spq_graph.documents.strict import Strict
+from spq_graph.terms.site import Site
 
 
 class Cause(StrEnum):
@@ -30,7 +32,12 @@ class Treatment(Strict):
     narrower: float | None = Field(None, description="`peel`: width of the range over that of the other channels'")
     note: str | None = Field(None, description="the reason in words")
 
-    @classmethod
-    def measured(cls, sites: tuple[str, ...], peel: Peel) -> Treatment:
-        """An outlier branch that is only to be measured."""
-        return cls(remedy=peel.kind, sites=sites, applied=True, reason=Cause.TRIED, changes=(peel,))
+
+def tried(sites: Collection[Site], peels: Mapping[str, Peel]) -> list[Treatment]:
+    """Outlier branches that are only to be measured, by activation value, at these sites."""
+    readers = {value: tuple(s.key for s in sites if s.input == value) for value in peels}
+    return [
+        Treatment(remedy=peel.kind, sites=readers[value], applied=True, reason=Cause.TRIED, changes=(peel,))
+        for value, peel in peels.items()
+        if readers[value]
+    ]

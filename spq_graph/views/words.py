@@ -42,6 +42,9 @@ REASONS: Mapping[str, str] = {
     Reason.BUDGET: "a candidate, but the budget is met without it or the cap is reached",
     Reason.OVERRIDE: "set by hand",
     Reason.DEFAULT: "nothing speaks against the default",
+    Reason.ASKED: "8-bit weights, as the recipe asks for",
+    Reason.WITHIN_BUDGET: "8-bit weights, which cost no more than the budget leaves",
+    Reason.OVER_BUDGET: "8-bit weights would cost more than the budget leaves",
     Reason.UNSUPPORTED: "the target cannot run it otherwise",
     Reason.TOO_FEW_TOKENS: "an expert that saw too few calibration tokens",
 }

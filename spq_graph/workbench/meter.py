@@ -14,6 +14,7 @@ from spq_graph.documents.plan import CalibrationRef, Plan, Reason, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
+from spq_graph.documents.treatment import tried
 from spq_graph.passes.apply import apply_plan
 from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
@@ -21,6 +22,7 @@ from spq_graph.runtime.measures.kept import MEMORY
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.text.sequences import Sequences, spread
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.workbench.beside import Beside
 from spq_graph.workbench.naming import in_source, once_quantized
 from spq_graph.workbench.workbench import Workbench
@@ -89,7 +91,8 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
 
     def graph(precisions: Mapping[str, Precision], peels: Peels = NO_PEELS) -> ir.Model:
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
-        plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key])).with_peels(peels)
+        plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
+        plan = plan.with_treatments(tried([s.site for s in plan.sites], peels))
         return apply_plan(bench.prepared, plan, recipe.profile.emulation)
 
     beside = Beside(bench, graph({}), few)
@@ -123,16 +126,16 @@ def why_fewer(sequences: Sequences, few: Sequences, recipe: Recipe, *, fits: int
 
 
 def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
-    """A plan with every measured site as the graph has it, from which those to be measured are made."""
+    """A plan with every measured site and every embedding as the graph has it: those to be measured are made of it."""
     sites = [
         SitePlan(
             site=s,
             precision=bench.stored[s.key],
             reason=Reason.DEFAULT,
-            range=(ranges.values[s.input].low, ranges.values[s.input].high),
+            range=(seen.low, seen.high) if (seen := ranges.values.get(s.input)) is not None else None,
         )
-        for s in bench.found.sites
-        if s.input in ranges.values
+        for s in bench.found.every
+        if s.input in ranges.values or s.role is Role.EMBEDDING
     ]
     calibration = CalibrationRef(digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences)
     return Plan(

@@ -21,6 +21,7 @@ from spq_graph.terms.targets import PROFILES
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.graphs import Glu
 from tests.support.inserting import applied, plan_for
+from tests.support.tables import Ends, plan_of
 
 HERE = Path(__file__).parent
 KINDS = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items()}
@@ -138,3 +139,12 @@ def same(text: str, name: str) -> None:
     if os.environ.get("SPQ_WRITE_GOLDEN"):
         golden.write_text(text, encoding="utf-8")
     assert text == golden.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", ["cpu", "portable"])
+def test_ends_that_are_tied_share_a_table(tmp_path: Path, target: str) -> None:
+    ends = Ends(channels=96, scale=8.0, capped=True)
+    path = ends.write(tmp_path / "model.onnx")
+    head = {Role.LM_HEAD: Precision.W8A8_BLOCK} if target == "cpu" else {}
+    made = applied(path, plan_of(path, {Role.EMBEDDING: Precision.W8A16, **head}, target=target))
+    same(listing(onnx.load(made)), f"ends_{target}")

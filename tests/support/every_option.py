@@ -61,6 +61,8 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("quantize", "spike_ratio"): ((), ("--spike-ratio", 1.5)),
         ("quantize", "target"): ((), ("--target", "portable")),
         ("quantize", "quantize_lm_head"): ((), ("--quantize-lm-head",)),
+        ("quantize", "head"): ((), ("--head", "8bit")),
+        ("quantize", "embedding"): ((), ("--embedding", "8bit")),
         ("quantize", "seed"): (("--text", w.text__npz), ("--text", w.text__npz, "--seed", 5)),
         ("quantize", "bos"): (bare, (*bare, "--bos")),
         ("quantize", "window"): (text, (*text, "--window", 16)),
@@ -94,6 +96,8 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("plan", "spike_ratio"): ((), ("--spike-ratio", 1.5)),
         ("plan", "target"): (("--high-precision", "fp8"), ("--high-precision", "fp8", "--target", "openvino")),
         ("plan", "quantize_lm_head"): ((), ("--quantize-lm-head",)),
+        ("plan", "head"): ((), ("--head", "8bit")),
+        ("plan", "embedding"): ((), ("--embedding", "8bit")),
         ("plan", "bos"): (bare, (*bare, "--bos")),
         ("plan", "window"): ((), ("--window", 1024)),
         ("plan", "memory_limit"): (

@@ -16,6 +16,7 @@ from spq_graph.documents.changes import Peel
 from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
+from spq_graph.documents.treatment import tried
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
@@ -71,7 +72,7 @@ def plan_for(
     inner = [name for name in names if name not in fed]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner if name not in _outputs(proto))
     values = {**feeds, **dict(zip(inner, run(proto, feeds, inner) if inner else [], strict=True))}
-    return Plan(
+    made = Plan(
         model=ModelRef(digest="", origin=""),
         recipe=Recipe(**recipe),
         search=Search(rule="none"),
@@ -86,7 +87,9 @@ def plan_for(
             )
             for s in sites
         ],
-    ).with_peels({name: _peel(name, values[name], peeled) for name in names if peeled})
+    )
+    peels = {name: _peel(name, values[name], peeled) for name in names if peeled}
+    return made.with_treatments(tried([s.site for s in made.sites], peels))
 
 
 def _peel(name: str, values: Array, count: int) -> Peel:
