@@ -70,6 +70,12 @@ KnownRanges = Annotated[
         metavar="FILE",
     ),
 ]
+Ladder = Annotated[
+    str | None,
+    typer.Option(
+        help="full (the default), or short: FP32, quantized everywhere, spike-aware and weights alone; no controls"
+    ),
+]
 NoEval = Annotated[bool, typer.Option("--no-eval", help="no ladder")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, write nothing")]
 

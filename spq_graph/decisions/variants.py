@@ -12,11 +12,13 @@ import numpy as np
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
+from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, Extent, RowId, RowKind, Scheme
 
 RANDOM_SEEDS = (0, 1, 2)
 # Rows that a ladder has once, whatever bits it has rows of.
 ROWS_ONCE = (FP32, WEIGHT_ONLY)
+# Rows of a plan in a short ladder: what quantizing costs, and what is delivered.
+SHORT_ROWS = (EVERYWHERE, SPIKE_AWARE)
 
 LadderPlace = tuple[RowId, int]  # in a ladder: which row, at how many bits
 
@@ -41,14 +43,19 @@ class Variant:
         return self.id, self.bits
 
 
-def rows_of(recipe: Recipe, *, formats: bool = True, controls: bool = True) -> list[RowId]:
+def rows_of(
+    recipe: Recipe, *, formats: bool = True, controls: bool = True, extent: Extent = Extent.FULL
+) -> list[RowId]:
     """The rows that a plan by this recipe gets, besides those that a ladder has once.
 
     Args:
         recipe: what is wanted, at one bit width.
         formats: whether the plan keeps a site that other formats can be tried at; before there is a plan, it may.
         controls: whether it keeps sites and leaves others that could be kept in their place.
+        extent: how much the ladder shows.
     """
+    if extent is Extent.SHORT:
+        return list(SHORT_ROWS)
     others = [s for s in Scheme if any(getattr(recipe, name) != value for name, value in SCHEMES[s].items())]
     rows = [EVERYWHERE, *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in others), SPIKE_AWARE]
     if formats:
@@ -59,7 +66,7 @@ def rows_of(recipe: Recipe, *, formats: bool = True, controls: bool = True) -> l
     return rows
 
 
-def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
+def variants(plan: Plan, stored: Mapping[str, Precision], extent: Extent = Extent.FULL) -> list[Variant]:
     """The rows that belong to one plan, each model once; `stored` is the format of each weight in the graph, by key.
 
     Kept sites in another format are no row of their own where that is the format that the plan gave them, nor are
@@ -79,7 +86,7 @@ def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
             return _quantized_but(plan, {others[i].key for i in picked}, stored)
         return plan if row.kept_in is None else _kept_in(plan, row.kept_in, tried)
 
-    rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count))
+    rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count), extent=extent)
     found = [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
     anchors = {decisions_of(plan)} | {decisions_of(row.plan) for row in found if row.id == EVERYWHERE}
     once: list[Variant] = []

@@ -16,7 +16,7 @@ from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.documents.verdict import Verdict
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.logits import Given
-from spq_graph.terms.rows import RowId, with_id
+from spq_graph.terms.rows import Extent, RowId, with_id
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -132,6 +132,7 @@ class Report(Strict):
     Attributes:
         verdict: ready or not, and what speaks against it.
         ladder: the rungs; empty where nothing was measured.
+        extent: how much of the ladder was measured; None without one, and where an older version wrote the report.
         text: what the ladder was measured on.
         executed: how often each operator type ran, after ONNX Runtime's own fusions.
         providers: how many nodes ran on each provider.
@@ -152,6 +153,7 @@ class Report(Strict):
 
     verdict: Verdict
     ladder: list[Rung]
+    extent: Extent | None = None
     text: TextRef | None
     executed: dict[str, int]
     providers: dict[str, int]

@@ -14,8 +14,8 @@ from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.rows import Extent
 from spq_graph.workbench.data import Given, sampled_shape
-from spq_graph.workbench.ladder import SESSION_BYTES
 from spq_graph.workbench.pilot import Pilot, fly, sampling
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -57,7 +57,7 @@ def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
 
 def _seconds(bench: Workbench, given: Given, order: Order, cap: int) -> dict[str, float]:
     """Of every step that is still to come, by its name."""
-    recipe, calibration = order.recipe, given.calibration
+    recipe, calibration, extent = order.recipe, given.calibration, order.extent or Extent.FULL
     found: dict[str, float] = {}
     samples = calibration is None and given.ranges is None
     count, length = sampled_shape(bench, recipe.tokens_asked) if samples else (0, 0)
@@ -77,9 +77,15 @@ def _seconds(bench: Workbench, given: Given, order: Order, cap: int) -> dict[str
                 recipe, pilot, min(tokens, recipe.sensitivity_tokens), cap, lossy=lossy
             )
         kept = lossy or recipe.spike_ratio is not None
-        rows += len(variants(pilot.plan, bench.stored) if kept else rows_of(recipe, formats=False, controls=False))
+        rows += len(
+            variants(pilot.plan, bench.stored, extent)
+            if kept
+            else rows_of(recipe, formats=False, controls=False, extent=extent)
+        )
     found["apply"] = pilot.build
-    found["ladder"] = _ladder(bench, pilot, rows + 1, given.text) if given.text is not None and measured else 0.0
+    text = given.text if measured else None
+    # The source as well: once, and beside it the rows, and weights alone.
+    found["ladder"] = pilot.reference.of(text.tokens) + (rows + 1) * pilot.row.of(text.tokens) if text else 0.0
     found["around"] = AROUND
     return found
 
@@ -110,9 +116,3 @@ def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, cap: int, *, lossy: boo
         elif recipe.high_precision == "fp8":
             alone += len(ROUNDED) * min(cap, alone)
     return pilot.reference.of(tokens) + alone * pilot.alone.of(tokens) + together * pilot.everywhere.of(tokens)
-
-
-def _ladder(bench: Workbench, pilot: Pilot, rows: int, text: Sequences) -> float:
-    """Seconds of so many rows, and of the source beside each group of them."""
-    groups = math.ceil(rows / max(1, SESSION_BYTES // size_of(bench.model)))
-    return rows * pilot.row.of(text.tokens) + groups * pilot.reference.of(text.tokens)
