@@ -63,7 +63,8 @@ class Order:
         """Refuse what can be known to be wrong before the model is opened.
 
         Raises:
-            UsageError: a width is not legal, there is no such ladder, OUT would replace an input, or the data does not fit together.
+            UsageError: a width is not legal, there is no such ladder, OUT would replace an input, or the data does not
+                fit together.
             OutputError: OUT must not or cannot be written.
             SourceError: the model or a file of the data is not there.
         """

@@ -219,7 +219,7 @@ def _sample(bench: Workbench, count: int, length: int, seed: int, bos: int | Non
     if bench.source.kind == "folder":
         from spq_graph.models.sample import sample_ids as sample_in_torch
 
-        return sample_in_torch(bench.source.path, sequences=count, length=length, seed=seed, bos=bos)
+        return sample_in_torch(bench.source.path, sequences=count, length=length, seed=seed, bos=bos, progress=tick)
     from spq_graph.runtime.generation.sample import sample_ids
 
     return sample_ids(bench.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)

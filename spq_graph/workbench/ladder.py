@@ -81,9 +81,7 @@ def measure_ladder(
 def _groups(
     bench: Workbench, rows: Sequence[Variant], ready: Mapping[LadderPlace, Built]
 ) -> Iterator[tuple[int, list[tuple[Variant, Built | None]]]]:
-    """Rows that are measured side by side, with their files, and how many rows came before; a row's file is None where
-    the graph cannot have its format.
-    """
+    """Rows that are measured side by side, behind how many others, with their files: None where there can be none."""
     group: list[tuple[Variant, Built | None]] = []
     room = SESSION_BYTES - size_of(bench.model)
     for number, row in enumerate(rows):
