@@ -25,7 +25,7 @@ def quantize(
     calibration: o.Calibration = None,
     calibration_tokens: o.CalibrationTokens = None,
     text: o.Text = None,
-    max_eval_tokens: o.MaxEvalTokens = None,
+    max_eval_tokens: o.MaxLadderTokens = None,
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
     keep: o.Keep = None,

@@ -59,7 +59,15 @@ MemoryLimit = Annotated[
         metavar="MIB",
     ),
 ]
-MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most")]
+MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most (default: all)")]
+MaxLadderTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-eval-tokens",
+        min=2,
+        help="evaluate on so many tokens at most (default: 65536 for small models to 4096 from 200 million weights on)",
+    ),
+]
 LadderBits = Annotated[list[int] | None, typer.Option("--bits", help="4 to 8, repeatable; OUT holds the first")]
 Bits = Annotated[int | None, typer.Option(help="4 to 8")]
 KnownRanges = Annotated[

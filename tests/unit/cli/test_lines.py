@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from spq_graph.cli.lines import Lines
 from spq_graph.workbench.steps import Course, Steps
@@ -37,7 +38,7 @@ def test_a_long_step_that_tells_nothing_itself_is_told_of_again_and_again() -> N
     assert all(re.fullmatch(r"Exporting: tracing the model, \d\.\d s so far", line) for _, line in found[1:-1])
     assert found[-1][1].startswith("Exporting: done in 1.")
     times = [start, *(at for at, _ in found)]
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) < 2.5 * EVERY
+    assert max(b - a for a, b in pairwise(times)) < 2.5 * EVERY
 
 
 def test_a_long_step_tells_its_share_and_what_is_left_of_it_and_of_the_run() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from contextvars import ContextVar
 
 import pytest
 from rich.console import Console
@@ -41,8 +40,7 @@ def test_what_is_no_terminal_gets_a_line_for_each_step_that_came_to_its_end() ->
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_quiet_leaves_remarks_alone(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    quiet = ContextVar("telling", default=terminal.Telling(quiet=True))
-    monkeypatch.setattr(terminal, "telling", quiet)
+    monkeypatch.setattr(terminal.telling.get(), "quiet", True)
     assert run(is_terminal=is_terminal) == "no row [bold]: left out\n"
 
 
