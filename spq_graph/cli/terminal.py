@@ -130,7 +130,7 @@ def steps(console: Console = errors) -> Steps:
         ended=_each([one.ended for one in shown]),
         heard=heard,
         phase=_each([one.phase for one in shown]),
-        ahead=_each([one.ahead for one in shown]),
+        ahead=_each([one.ahead for one in shown]) if shown else None,
         course=course,
     )
 

@@ -1,4 +1,4 @@
-"""How much data is enough for a range to mean something, and for a ladder to be worth its time. Pure, as `decide` is."""
+"""Whether data is enough: for a range to mean something, for a ladder to be worth its time. Pure, as `decide` is."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Numbers of a report that are counts, amounts or shares, wherever they stand.
 _BOUNDS: Bounds = {
     **dict.fromkeys(("tokens", "bytes", "source_bytes", "peak_rss_bytes", "opset"), COUNT),
-    **dict.fromkeys(("perplexity", "seconds"), AMOUNT),
+    **dict.fromkeys(("perplexity", "seconds", "expected_seconds"), AMOUNT),
     **dict.fromkeys(("executed", "providers", "placed"), COUNT),
     "top1": (0, 1),
 }
@@ -144,6 +144,7 @@ class Report(Strict):
         speed: what `bench --report` measured of the artifact; None before that.
         tokens: texts of the tokens that lead the profiles in the ranges, by id.
         seconds: wall time by step.
+        expected_seconds: what was told before they began, by step; empty where nobody listened.
         peak_rss_bytes: largest memory of the process.
         bytes, source_bytes: size of the artifact and of the source, in bytes.
         environment: versions and machine.
@@ -166,6 +167,7 @@ class Report(Strict):
     speed: Speed | None = None
     tokens: dict[int, str] = Field({})
     seconds: dict[str, float]
+    expected_seconds: dict[str, float] = Field({})
     peak_rss_bytes: int
     bytes: int
     source_bytes: int

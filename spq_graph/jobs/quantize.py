@@ -19,6 +19,7 @@ from spq_graph.documents.report import Report, Rung, TargetRun, TextRef
 from spq_graph.documents.results import Outcome
 from spq_graph.documents.staging import staged
 from spq_graph.documents.verdict import Standing, Verdict
+from spq_graph.jobs.forecast import expect
 from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.sessions.executed import Executed
@@ -96,6 +97,7 @@ def fulfil(order: Order, *, command: str = "", steps: Steps | None = None) -> Ou
     """Carry out what was ordered; as `quantize`."""
     recipe = order.recipe
     with order.begun(steps or Steps()) as (bench, given), staged(order.out, force=order.force) as staging:
+        expect(bench, given, order)
         ranges, sequences = measured(bench, given, recipe)
         plans = [make_plan(bench, recipe, bits, ranges, sequences) for bits in order.widths]
         report = _write(bench, plans, ranges, _Texts(given.text, order.extent, sequences), staging, command)
@@ -169,6 +171,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], texts: _Texts
         placed=executed.by_provider,
         kernels={s.key: executed.kernels[s.node] for s in plan.sites if s.node in executed.kernels},
         seconds=bench.steps.seconds,
+        expected_seconds=bench.steps.course.expected,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         bytes=proved.built.bytes,
         source_bytes=size_of(bench.model),

@@ -75,7 +75,8 @@ class Steps:
         heard: is told what libraries printed while a model was loaded and exported. Where it is given, what C and Rust
             write to the process's descriptors 1 and 2 is held back as well.
         phase: is told what of a step begins, where that is all that can be told of how far it is.
-        ahead: is told what every step is expected to take, before those that take long begin.
+        ahead: is told what every step is expected to take, before those that take long begin; to know it takes a
+            while, which is spent only where this is given.
         seconds: wall time by step, in order.
         course: how far the run is.
     """
@@ -85,7 +86,7 @@ class Steps:
     ended: Ended = _unheard
     heard: Heard | None = None
     phase: Phase = _unheard
-    ahead: Ahead = _unheard
+    ahead: Ahead | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     course: Course = field(default_factory=Course)
 
@@ -113,7 +114,8 @@ class Steps:
     def expect(self, by_step: Mapping[str, float]) -> None:
         """Note, and tell, what every step takes; those that are over stand there with what they took."""
         self.course.expected = dict(by_step)
-        self.ahead(by_step)
+        if self.ahead is not None:
+            self.ahead(by_step)
 
     @contextmanager
     def step(self, name: str, label: str | None = None) -> Iterator[Tick]:
