@@ -25,7 +25,7 @@ def quantize(
     calibration: o.Calibration = None,
     calibration_tokens: o.CalibrationTokens = None,
     text: o.Text = None,
-    max_eval_tokens: o.MaxEvalTokens = None,
+    max_eval_tokens: o.MaxLadderTokens = None,
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
     keep: o.Keep = None,
@@ -42,6 +42,7 @@ def quantize(
     ranges: o.KnownRanges = None,
     memory_limit: o.MemoryLimit = None,
     force: o.Force = False,
+    ladder: o.Ladder = None,
     no_eval: o.NoEval = False,
     dry_run: o.DryRun = False,
     allow_no_glu: o.AllowNoGlu = False,
@@ -71,14 +72,14 @@ def quantize(
         calibration_tokens=calibration_tokens,
     )
     if no_eval:
-        unused("with --no-eval", text=text, max_eval_tokens=max_eval_tokens)
+        unused("with --no-eval", text=text, max_eval_tokens=max_eval_tokens, ladder=ladder)
     elif text is None and source != "reference":
-        unused("without --text FILE", max_eval_tokens=max_eval_tokens)
+        unused("without --text FILE", max_eval_tokens=max_eval_tokens, ladder=ladder)
     if ranges is not None and calibration is None:
         unused("where --ranges were measured, without --calibration FILE", calibration_tokens=calibration_tokens)
     opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     data = Data(calibration, ranges, text, max_eval_tokens)
-    order = Order(opening, out, given, data, not no_eval, tuple(shown[1:]), force)
+    order = Order(opening, out, given, data, not no_eval and (ladder or True), tuple(shown[1:]), force)
     if dry_run:
         _forecast(order, as_json=as_json)
     else:

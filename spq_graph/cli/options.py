@@ -69,7 +69,15 @@ MemoryLimit = Annotated[
         metavar="MIB",
     ),
 ]
-MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most")]
+MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most (default: all)")]
+MaxLadderTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-eval-tokens",
+        min=2,
+        help="evaluate on so many tokens at most (default: 65536 for small models to 4096 from 200 million weights on)",
+    ),
+]
 LadderBits = Annotated[list[int] | None, typer.Option("--bits", help="4 to 8, repeatable; OUT holds the first")]
 Bits = Annotated[int | None, typer.Option(help="4 to 8")]
 KnownRanges = Annotated[
@@ -78,6 +86,12 @@ KnownRanges = Annotated[
         "--ranges",
         help="what `calibrate` measured of this model; sites are then chosen by KL only with --calibration",
         metavar="FILE",
+    ),
+]
+Ladder = Annotated[
+    str | None,
+    typer.Option(
+        help="full (the default), or short: FP32, quantized everywhere, spike-aware and weights alone; no controls"
     ),
 ]
 NoEval = Annotated[bool, typer.Option("--no-eval", help="no ladder")]

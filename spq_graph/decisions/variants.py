@@ -13,13 +13,15 @@ from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.treatment import Treatment
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
+from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, Extent, RowId, RowKind, Scheme
 
 RANDOM_SEEDS = (0, 1, 2)
 # The plan with head and embedding as the graph has them.
 WITHOUT_HEAD = RowId(RowKind.SPIKE_AWARE, without_remedy="head_8bit")
 # Rows that a ladder has once, whatever bits it has rows of.
 ROWS_ONCE = (FP32, WEIGHT_ONLY)
+# Rows of a plan in a short ladder: what quantizing costs, and what is delivered.
+SHORT_ROWS = (EVERYWHERE, SPIKE_AWARE)
 
 LadderPlace = tuple[RowId, int]  # in a ladder: which row, at how many bits
 
@@ -45,7 +47,12 @@ class Variant:
 
 
 def rows_of(
-    recipe: Recipe, *, formats: bool = True, controls: bool = True, remedies: Collection[str] = ()
+    recipe: Recipe,
+    *,
+    formats: bool = True,
+    controls: bool = True,
+    remedies: Collection[str] = (),
+    extent: Extent = Extent.FULL,
 ) -> list[RowId]:
     """The rows that a plan by this recipe gets, besides those that a ladder has once.
 
@@ -54,7 +61,10 @@ def rows_of(
         formats: whether the plan keeps a site that other formats can be tried at; before there is a plan, it may.
         controls: whether it keeps sites and leaves others that could be kept in their place.
         remedies: those that it applies.
+        extent: how much the ladder shows.
     """
+    if extent is Extent.SHORT:
+        return list(SHORT_ROWS)
     others = [s for s in Scheme if any(getattr(recipe, name) != value for name, value in SCHEMES[s].items())]
     rows = [EVERYWHERE, *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in others), SPIKE_AWARE]
     if formats:
@@ -68,7 +78,7 @@ def rows_of(
     return rows
 
 
-def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
+def variants(plan: Plan, stored: Mapping[str, Precision], extent: Extent = Extent.FULL) -> list[Variant]:
     """The rows that belong to one plan, each model once; `stored` is the format of each weight in the graph, by key.
 
     Kept sites in another format are no row of their own where that is the format that the plan gave them, nor are
@@ -97,8 +107,9 @@ def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
             return plan.with_treatments(t for t in plan.treatments if t.remedy != row.without_remedy)
         return plan if row.kept_in is None else _kept_in(plan, row.kept_in, tried)
 
-    rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count), remedies=remedies)
-    if ends := {s.key for s in plan.sites if s.aside and s.precision.row.by_block}:
+    rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count), remedies=remedies, extent=extent)
+    ends = {s.key for s in plan.sites if s.aside and s.precision.row.by_block}
+    if ends and extent is Extent.FULL:
         rows.insert(rows.index(SPIKE_AWARE) + 1, WITHOUT_HEAD)
     found = [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
     anchors = {decisions_of(plan)} | {decisions_of(row.plan) for row in found if row.id == EVERYWHERE}

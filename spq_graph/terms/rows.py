@@ -10,8 +10,29 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import PROFILES, Target
+
+
+class Extent(StrEnum):
+    """How much a ladder shows."""
+
+    SHORT = "short"  # what is decided between: the source, everywhere, the plan, and weights alone
+    FULL = "full"  # also the controls, other schemes, and kept sites in other formats
+
+    @classmethod
+    def of(cls, ladder: bool | str) -> Extent | None:
+        """What is asked for by name, or by whether there is to be a ladder: then the full one; None for none.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        if isinstance(ladder, bool):
+            return cls.FULL if ladder else None
+        if ladder not in list(cls):
+            raise UsageError(f"there is no ladder '{ladder}'", where="--ladder", remedy="pass short or full")
+        return cls(ladder)
 
 
 class RowKind(StrEnum):

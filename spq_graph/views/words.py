@@ -21,6 +21,7 @@ from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, 
 
 NOTHING = "–"
 printable = tables.printable
+duration = tables.duration
 OWN_KERNELS = INTEGER_KERNELS | {FP8_KERNEL}
 
 _KINDS = {
@@ -149,14 +150,6 @@ def megabytes(size: int) -> str:
     """A size in MB (10**6 bytes), with three significant digits and at most two decimals."""
     value = size / 1e6
     return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
-
-
-def duration(seconds: float) -> str:
-    """A time span for people, such as "2 min 05 s"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
 
 
 def over_fp32(report: Report, rung: Rung) -> float | None:

@@ -53,6 +53,7 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("quantize", "calibration_tokens"): ((), ("--calibration-tokens", 128)),
         ("quantize", "text"): ((), ("--text", w.text__npz)),
         ("quantize", "max_eval_tokens"): (("--text", w.text__npz), ("--text", w.text__npz, "--max-eval-tokens", 64)),
+        ("quantize", "ladder"): (("--text", w.text__npz), ("--text", w.text__npz, "--ladder", "short")),
         ("quantize", "tokenizer"): (bare, text),
         ("quantize", "high_precision"): ((), ("--high-precision", "fp16")),
         ("quantize", "keep"): ((), ("--keep", "layers.1.mlp.up_proj")),
