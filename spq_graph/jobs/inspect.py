@@ -134,7 +134,7 @@ def _look(graph: ir.Model, where: str) -> tuple[Identified, list[InspectedSite]]
         run(graph, (LookThroughQuantization(),))
     found = identify(graph)
     nodes = {node.name: node for node in graph.graph}
-    return found, [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.sites]
+    return found, [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.every]
 
 
 def _note(graph: ir.Model, found: Identified, file: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -175,8 +176,10 @@ def _as_onnx(source: Source, work: Path, steps: Steps) -> Path:
     from spq_graph.models.export import export_folder
 
     model = work / artifact.MODEL
-    with steps.step("export", f"Exporting {source.origin}"):
-        export_folder(source.path, model, remark=steps.remark, heard=steps.heard)
+    label = f"Exporting {source.origin}"
+    with steps.step("export", label):
+        told = partial(steps.phase, label)
+        export_folder(source.path, model, progress=told, remark=steps.remark, heard=steps.heard)
     return model
 
 

@@ -136,6 +136,18 @@ def test_activations_without_a_range(refusal: Told) -> None:
     assert planned("fp32", None) is Precision.FP32
 
 
+@follows("spq_graph/decisions/choices.py:_table_by_hand")
+def test_what_an_embedding_cannot_be(refusal: Told, made: Made, tmp_path: Path) -> None:
+    key = next(s["key"] for s in done("inspect", made.model, "--json").json["sites"] if s["role"] == "embedding")
+    recipe = tmp_path / "recipe.toml"
+    arguments = ["plan", made.model, made.ranges, "-o", tmp_path / "plan.json", "--recipe", recipe]
+    recipe.write_text(f'overrides = [{{pattern = "{key}", precision = "int8"}}]')
+    refusal.command(*arguments)
+    asked = refusal.error.remedy.split()[2].rstrip(",")
+    recipe.write_text(f'overrides = [{{pattern = "{key}", precision = "{asked}"}}]')
+    done(*arguments)
+
+
 @pytest.mark.parametrize(
     "target", [pytest.param("openvino", marks=follows("spq_graph/decisions/retarget.py:refuse_unsupported"))]
 )
