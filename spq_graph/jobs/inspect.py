@@ -45,9 +45,10 @@ from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.precision import Precision, today
 from spq_graph.workbench.data import calibration_data, check_measured
+from spq_graph.workbench.looked import Looked
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Looked, Workbench
+from spq_graph.workbench.workbench import Workbench
 
 
 def inspect(

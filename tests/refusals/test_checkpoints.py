@@ -94,9 +94,7 @@ def test_sizes_that_the_weights_cannot_have(
 
 @follows("models/config.py:check_held", "of which every layer has some")
 def test_more_layers_than_tensors(refusal: Told, folder: Path, tiny_llama: Path) -> None:
-    """So few that their sizes say nothing, and thousands of them take transformers long to make."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 300}))
+    configured(folder, num_hidden_layers=300)
     with refusal:
         resolve(str(folder))
     shutil.copy(tiny_llama / "config.json", folder)
