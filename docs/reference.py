@@ -33,11 +33,10 @@ NOTE = "<!-- Written by python docs/reference.py from the schema: do not edit. -
 
 def type_words(kind: Any) -> str:
     """A type annotation for people."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     origin, arguments = get_origin(kind), get_args(kind)
-    parts = arguments[:1] if origin is Annotated else arguments
-    inner = [type_words(one) for one in parts if one is not Ellipsis] if origin is not Literal else []
-    if origin is Annotated:
-        return inner[0]
+    inner = [type_words(one) for one in arguments if one is not Ellipsis] if origin is not Literal else []
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
