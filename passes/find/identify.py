@@ -73,8 +73,8 @@ class Identified:
 
     @property
     def every(self) -> list[Site]:
-        """Tables and products."""
-        return [*self.tables, *self.sites]
+        """Products, and behind them tables."""
+        return [*self.sites, *self.tables]
 
 
 @dataclass(slots=True)

@@ -186,7 +186,7 @@ class Plan(Strict):
     recipe: Recipe = Field(description="what was wanted")
     calibration: CalibrationRef = Field(description="the data that the ranges come from")
     search: Search = Field(description="how the rule came to its result")
-    sites: list[SitePlan] = Field(description="one entry for each site, in the graph's order")
+    sites: list[SitePlan] = Field(description="one entry for each site, in the graph's order; embeddings come last")
     budget_met: bool = Field(description="whether the KL budget holds with what may be kept")
     unmatched: list[Unmatched] = Field([], description="products that became no site")
 
