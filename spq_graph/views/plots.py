@@ -84,7 +84,7 @@ def plot_profile(ranges: Ranges, plan: Plan, key: str) -> Figure:
         raise UsageError(
             "the ranges hold no profile of this site's input",
             where=key,
-            remedy="give the ranges beside the plan, and a site of which they tell: neither an embedding, nor an expert's, "
+            remedy="give the ranges beside the plan, and a site that they tell of: neither an embedding, nor an expert's, "
             "whose tokens have no order",
         )
     figure = profile_figure(seen.profile, seen.median)
