@@ -13,6 +13,7 @@ from spq_graph.passes.base.values import weight_of
 from spq_graph.passes.check.lookups import differing_lookup
 from spq_graph.passes.check.outline import Line, Outline, changed, line_of
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
+from spq_graph.passes.forms.branch import branch_nodes, differing_branch
 from spq_graph.passes.forms.differs import differing_weight, differs
 from spq_graph.passes.forms.fp8_function import OLDEST_IR, fp8_matmul_function
 from spq_graph.passes.forms.lookup import tied_to
@@ -54,7 +55,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         wrong += changed(self.before, model, names, belonging.constants)
         wrong += _differing_imports(self.before, model)
         wrong += _strangers(model.graph, names, belonging.nodes)
-        wrong += _differing_functions(model, self.before, any(map(is_fp8_matmul, model.graph)))
+        wrong += _differing_functions(model, self.before, any(map(is_fp8_matmul, model.graph.all_nodes())))
         if wrong:
             more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
             raise CheckError(
@@ -64,7 +65,8 @@ class VerifyPlan(ir.passes.InPlacePass):
 
     def _wanted(self, site: SitePlan) -> Wanted:
         recipe = self.plan.recipe
-        return Wanted(site, recipe, recipe.profile, self.before.opset, self.tied.get(site.key))
+        tied = self.tied.get(site.key)
+        return Wanted(site, recipe, recipe.profile, self.before.opset, self.plan.peels, tied)
 
     @property
     def _written(self) -> list[SitePlan]:
@@ -105,12 +107,13 @@ class VerifyPlan(ir.passes.InPlacePass):
         if len(node.inputs) < 2:
             return f"its product reads {len(node.inputs)} values"
         around = surroundings(node, wanted, line)
-        for part in (node, *around.activation, *around.weight, *around.result):
+        for part in (node, *around.activation, *around.weight, *around.result, *branch_nodes(around.result)):
             belonging.add(part)
         return (
             differs(node, wanted)
             or misplaced(node, around, wanted, operand, line)
             or differing_weight(node, wanted, operand)
+            or differing_branch(around.activation, around.result, wanted, operand)
         )
 
 

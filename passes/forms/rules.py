@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from spq_graph.documents.changes import Peel
 from spq_graph.documents.plan import SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.base.editor import Editor
@@ -36,6 +37,7 @@ class Wanted:
         recipe: of the plan.
         profile: of what is to run it: the recipe's target, or its emulation.
         opset: of the graph, in ONNX's own domain.
+        peels: of the plan, by activation value.
         tied: of a lookup, the precision of the head that reads the same table by block; None where none does.
     """
 
@@ -43,6 +45,7 @@ class Wanted:
     recipe: Recipe
     profile: Profile
     opset: int
+    peels: Mapping[str, Peel] = field(default_factory=dict, repr=False)
     tied: Precision | None = None
 
     @property
@@ -81,7 +84,13 @@ class Wanted:
         """
         bits = self.site.precision.bits
         assert bits is not None
-        return ActivationQuantizer.fit(*self.range, bits, self.recipe.activations, signed=self.profile.signed)
+        covered = self.range if self.peel is None else (self.peel.low, self.peel.high)
+        return ActivationQuantizer.fit(*covered, bits, self.recipe.activations, signed=self.profile.signed)
+
+    @property
+    def peel(self) -> Peel | None:
+        """Its outlier branch; None where it has none: only integers saturate."""
+        return self.peels.get(self.site.input) if self.site.precision.bits is not None else None
 
     def is_as_it_was(self, operand: Operand) -> bool:
         """Whether the graph computes in its precision already: then nothing is written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic_core import core_schema
 
 from spq_graph.documents.content import content_of
+from spq_graph.documents.remedies import Remedies
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
 from spq_graph.terms.site import Role
@@ -102,6 +104,7 @@ class Recipe(BaseModel):
     keep: tuple[str, ...] = Field((), description="globs of sites to keep in high precision by hand")
     ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")
     overrides: tuple[Override, ...] = Field((), description="precision by glob; the last match wins")
+    remedies: Remedies = Field(Remedies(), description="what is done about spikes besides keeping sites, by remedy")
     min_expert_tokens: int = Field(
         64, ge=0, le=MOST, description="calibration tokens that an expert must have seen for its range to be trusted"
     )
@@ -205,7 +208,13 @@ def load_recipe(path: Path | None, **given: Any) -> Recipe:
                 where=str(path),
                 remedy="name a TOML file in UTF-8, such as one with the single line: bits = 6",
             ) from cause
-    fields |= {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(tables := fields.get("remedies"), dict) and "remedies" in given:  # the rest of a table stays
+        given["remedies"] = tables | {
+            name: {**table, **wanted} if isinstance(table := tables.get(name, {}), dict) else table
+            for name, wanted in given["remedies"].items()
+        }
+    fields |= given
     try:
         return Recipe.model_validate(fields)
     except ValidationError as cause:
@@ -221,7 +230,19 @@ def _explain(cause: ValidationError) -> str:
     for problem in cause.errors():
         name = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key '{name}'; known keys: {', '.join(sorted(Recipe.model_fields))}")
+            lines.append(f"unknown key '{name}'; known keys: {', '.join(sorted(_beside(problem['loc'])))}")
         else:
             lines.append(f"{name}: {problem['msg']} (found {problem['input']!r})" if name else problem["msg"])
     return "; ".join(lines)
+
+
+def _beside(place: Sequence[object]) -> Mapping[str, object]:
+    """The fields of the table of a recipe in which a key stands."""
+    table: type[BaseModel] = Recipe
+    for part in place[:-1]:
+        held = table.model_fields[part].annotation if isinstance(part, str) and part in table.model_fields else None
+        if isinstance(held, type) and issubclass(held, BaseModel):
+            table = held
+        elif isinstance(part, str):  # of a list, whose entries are overrides
+            table = Override
+    return table.model_fields

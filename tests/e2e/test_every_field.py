@@ -64,6 +64,7 @@ ROWS: dict[str, Row] = {
     "keep": Row((DOWN,), {"spike_ratio": 1e6}),
     "ignore": Row((DOWN,), {"spike_ratio": 1e6}),
     "overrides": Row(({"pattern": DOWN, "precision": "fp16"},), {"spike_ratio": 1e6}),
+    "remedies": Row({"peel": {"use": "always"}}, {"spike_ratio": 5.0}, told="written"),
     "min_expert_tokens": Row(100_000, {"spike_ratio": 1e6}, told="experts"),
     "calibration_tokens": Row(256, told="whole"),
     "seed": Row(7, told="sampled"),

@@ -121,6 +121,19 @@ def test_one_layer_on_each_target(tmp_path: Path, target: str) -> None:
     same(listing(onnx.load(made)), f"target_{target}")
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_outlier_branches(tmp_path: Path, target: str) -> None:
+    """Siblings share Gather, Clip and Sub; a kept site has none."""
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1, rope=False, glu=Glu(bias=True)), naming="dynamo"), path)
+    made = applied(path, plan_for(path, token_feeds(), lambda s: settled(choose(s), target), target=target, peeled=2))
+    same(listing(onnx.load(made)), f"outlier_branches_{target}")
+
+
+def settled(precision: Precision, target: str) -> Precision:
+    return PROFILES[target].settle(precision)[0]
+
+
 def same(text: str, name: str) -> None:
     golden = HERE / f"{name}.txt"
     if os.environ.get("SPQ_WRITE_GOLDEN"):
