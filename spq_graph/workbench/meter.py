@@ -81,7 +81,7 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
     def graph(precisions: Mapping[str, Precision]) -> ir.Model:
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
-        return apply_plan(bench.prepared, plan, recipe.profile.emulation)
+        return apply_plan(bench.prepared, plan, recipe.profile.emulation, measured=True)
 
     beside = Beside(bench, graph({}), few)
 
