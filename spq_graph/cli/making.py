@@ -29,9 +29,13 @@ def quantize(
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
     keep: o.Keep = None,
+    remedy: o.Remedy = None,
+    no_remedy: o.NoRemedy = None,
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
+    head: o.Head = None,
+    embedding: o.Embedding = None,
     seed: o.Seed = None,
     bos: o.Bos = False,
     window: o.Window = None,
@@ -46,6 +50,7 @@ def quantize(
 ) -> None:
     """The whole way: export, find, measure, decide, insert, prove, evaluate, report."""
     from spq_graph.documents.recipe import load_recipe
+    from spq_graph.documents.remedies import wished
     from spq_graph.jobs.order import Order
     from spq_graph.workbench.data import Data
     from spq_graph.workbench.opening import Opening
@@ -59,7 +64,10 @@ def quantize(
         spike_ratio=spike_ratio,
         target=target,
         keep=tuple(keep) if keep else None,
+        remedies=wished(remedy or (), no_remedy or ()),
         quantize_lm_head=quantize_lm_head or None,
+        head=head,
+        embedding=embedding,
         seed=seed,
         calibration_tokens=calibration_tokens,
     )
@@ -165,9 +173,13 @@ def plan(
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
     keep: o.Keep = None,
+    remedy: o.Remedy = None,
+    no_remedy: o.NoRemedy = None,
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
+    head: o.Head = None,
+    embedding: o.Embedding = None,
     bos: o.Bos = False,
     window: o.Window = None,
     memory_limit: o.MemoryLimit = None,
@@ -176,6 +188,7 @@ def plan(
 ) -> None:
     """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
     from spq_graph.documents.recipe import load_recipe
+    from spq_graph.documents.remedies import wished
     from spq_graph.documents.tables import printable
     from spq_graph.jobs.plan import plan as run
     from spq_graph.views.made import spike_table
@@ -190,7 +203,10 @@ def plan(
         spike_ratio=spike_ratio,
         target=target,
         keep=tuple(keep) if keep else None,
+        remedies=wished(remedy or (), no_remedy or ()),
         quantize_lm_head=quantize_lm_head or None,
+        head=head,
+        embedding=embedding,
     )
     opening = Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     made = run(opening, out, given, ranges=ranges, calibration=calibration, steps=steps())

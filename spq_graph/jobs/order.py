@@ -85,5 +85,5 @@ class Order:
         """
         self.check()
         with self.opening.open(steps, targets=(self.recipe.target,)) as bench:
-            refuse_unfit_patterns(bench.found.sites, self.recipe)
+            refuse_unfit_patterns(bench.found.every, self.recipe)
             yield bench, read(bench, self.data, self.recipe, ladder=self.extent is not None)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from spq_graph.decisions.enough import tokens_to_evaluate
+from spq_graph.documents.content import refuse_special
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import CALIBRATION_TOKENS, Recipe
 from spq_graph.models.source import Source, embedded_text
@@ -55,7 +56,7 @@ class Data:
         """Refuse what can be known to be wrong before the model is opened.
 
         Raises:
-            SourceError: a file is not there.
+            SourceError: a file is not there, or is none: texts and ids are read more than once.
             DataError: a file cannot be read.
             UsageError: text without a tokenizer, or one file to calibrate and to evaluate on.
         """
@@ -84,6 +85,7 @@ def check_measured(source: Source, *files: str | Path | None) -> None:
         UsageError: text without a tokenizer.
     """
     for path in (Path(file) for file in files if file is not None):
+        refuse_special(path)
         if not path.is_file():
             raise SourceError(
                 "no such file", where=str(path), remedy="check the spelling and the folder that the command runs in"

@@ -13,6 +13,7 @@ from spq_graph.documents import artifact
 from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.models.source import Source, resolve
 from spq_graph.passes.adapt.prepared import prepared
+from spq_graph.passes.check.functions import refuse_other_functions
 from spq_graph.passes.find.identify import require_glu
 from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
@@ -123,6 +124,7 @@ class Opening:
         """Read the graph of what is to be quantized, and find its sites."""
         with steps.step("identify", "Finding GLU blocks and projections"):
             whole = prepared(model)
+            refuse_other_functions(whole.graph, str(source.path))
             refuse_quantized(whole.graph, source.path)
             found = identify_floating(whole.graph)
             if not (self.allow_no_glu and found.sites):

@@ -94,7 +94,7 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         some, rate = _some(bench, sequences)
         ranges, calibrated = timed(lambda: bench.calibrate(some))
         token = min(rate.token * 1.2, calibrated / some.tokens)
-        plan = decide(bench.found.sites, ranges, recipe, bench.ref, stored=bench.stored)
+        plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
         keys = [s.key for s in plan.counted if (s.evidence.ratio or 0.0) > recipe.candidate_ratio]
         everywhere, alone, kl = Rate(0.0, 0.0), Rate(0.0, 0.0), 0.0
         if bench.logits.output is not None:

@@ -46,6 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     (w.without / "tokenizer.json").write_text(json.dumps(bare))
     w.task__jsonl.write_text('{"context": "w3 w4", "continuation": "w5"}\n{"context": "w5", "continuation": "w6"}\n')
     w.recipe__toml.write_text("bits = 5\n")
+    w.peeled__toml.write_text('[remedies.peel]\nuse = "always"\n')
     given = ["--calibration", w.ids__npz, "--window", 32]
     done("calibrate", w.model__onnx, "-o", w.ranges__json, *given)
     done("calibrate", w.large__onnx, "-o", w.large__json, *given)
