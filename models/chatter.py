@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import IO, Any, Final
 
+from spq_graph.documents.interrupts import told_on
+
 Heard = Callable[[str], None]
 """Takes what libraries printed, as one text of one or more lines."""
 Hush = Callable[[], AbstractContextManager[None]]
 """Holds back what libraries print: `quiet` itself, or with arguments."""
 
+_STDERR: Final = 2
 _LOGGERS: Final = ("transformers", "torch", "onnxscript", "onnx_ir", "onnx", "peft", "accelerate", "huggingface_hub")
 
 
@@ -122,7 +125,11 @@ def _descriptor(number: int, stream: Any, kept: list[str]) -> Iterator[Any]:
         yield stream
         return
     own = _leads_to(stream, number)
-    with tempfile.TemporaryFile() as file, os.fdopen(before, "w", encoding="utf-8", errors="replace") as through:
+    with (
+        tempfile.TemporaryFile() as file,
+        os.fdopen(before, "w", encoding="utf-8", errors="replace") as through,
+        told_on(before) if number == _STDERR else contextlib.nullcontext(),
+    ):
         os.dup2(file.fileno(), number)
         try:
             yield through if own else stream

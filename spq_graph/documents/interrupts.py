@@ -47,10 +47,11 @@ class _State:
         held: how many blocks are open that must not be left.
         making: files and folders that vanish if the process ends at once.
         complete: what has got its name, in words.
+        told_on: descriptor of what people read; standard error, but where that is led away for a while.
     """
 
     # No dataclass: what that imports takes longer than all else until signals are watched.
-    __slots__ = ("again", "complete", "held", "making", "number", "twice")
+    __slots__ = ("again", "complete", "held", "making", "number", "told_on", "twice")
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -58,6 +59,7 @@ class _State:
         self.held = 0
         self.making: set[Path] = set()
         self.complete: list[str] = []
+        self.told_on = 2
 
 
 _state = _State()
@@ -148,6 +150,16 @@ def held() -> Iterator[None]:
         check()
 
 
+@contextmanager
+def told_on(descriptor: int) -> Iterator[None]:
+    """A block in which standard error leads elsewhere, and this descriptor to where people read."""
+    before, _state.told_on = _state.told_on, descriptor
+    try:
+        yield
+    finally:
+        _state.told_on = before
+
+
 def begun(path: Path) -> None:
     """From now on something is being made at a path: it vanishes, should the process end by a signal."""
     _state.making.add(path)
@@ -197,7 +209,7 @@ def _end_at_once(number: int) -> NoReturn:
     _remove_what_is_in_the_making()
     with suppress(OSError):
         left = "; ".join(_state.complete) or "nothing half done was left behind"
-        os.write(2, f"interrupted twice; {left}\n".encode(errors="replace"))
+        os.write(_state.told_on, f"interrupted twice; {left}\n".encode(errors="replace"))
     os._exit(128 + number)
 
 

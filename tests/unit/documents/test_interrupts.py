@@ -199,3 +199,17 @@ with heard():
     sys.exit(0)
 """
     assert run(program)[0] == status
+
+
+def test_who_interrupts_twice_is_told_so_while_standard_error_is_led_away() -> None:
+    """As where what libraries print is listened to."""
+    status, _, err = run("""
+from spq_graph.models.chatter import quiet
+with quiet(descriptors=True):
+    try:
+        send()
+    except Interrupted:
+        send()
+""")
+    assert status == 128 + 15
+    assert err == "interrupted twice; nothing half done was left behind\n"
