@@ -7,7 +7,6 @@ of after a minute inside a loader. Nothing in this module needs torch.
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,7 +16,7 @@ from spq_graph.documents.parsed import parse_json
 from spq_graph.models import gguf
 from spq_graph.models.adapter import base_of, check_adapter
 from spq_graph.models.config import check_config, check_held, check_limits
-from spq_graph.models.leftover import refuse_quantized_names
+from spq_graph.models.headers import check_safetensors
 from spq_graph.models.onnx_folder import onnx_below, onnx_in
 from spq_graph.terms.errors import SourceError
 
@@ -133,11 +132,13 @@ def _folder(path: Path, tokenizer: Path | None) -> Source:
         return _onnx_file(file, tokenizer or own, beside=base)
     config = _config(base)
     check_config(config, base)
-    for file in (*_check_weights(base), *check_adapter(path)):
+    weights = _check_weights(base)
+    counts: dict[Path, int] = {}
+    for file in (*weights, *check_adapter(path)):
         _check_not_empty(file)
         if file.suffix == ".safetensors":
-            _check_safetensors(file)
-    check_held(config, base)
+            counts[file] = check_safetensors(file)
+    check_held(config, base, sum(map(counts.__getitem__, weights)) if counts.keys() >= set(weights) else None)
     return _source("folder", path, _tokenizer(tokenizer or own), config, base)
 
 
@@ -232,30 +233,6 @@ def _check_not_empty(file: Path) -> None:
     with file.open("rb") as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise SourceError("a Git LFS pointer, not the file itself", where=str(file), remedy="Run git lfs pull.")
-
-
-def _check_safetensors(file: Path) -> None:
-    """Raises unless header and size agree, which is what an interrupted download or a full disk breaks."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        try:
-            header = parse_json(stream.read(min(length, size, 100_000_000)))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
-            raise SourceError(
-                "truncated or not a safetensors file: its header cannot be read",
-                where=str(file),
-                remedy="Download or write the file again.",
-            ) from error
-    refuse_quantized_names(header, str(file))
-    if 8 + length + end > size:
-        raise SourceError(
-            f"truncated: its header promises {8 + length + end} bytes, the file has {size}",
-            where=str(file),
-            remedy="Download or write the file again.",
-        )
 
 
 def _tokenizer(folder: Path | None) -> Path | None:

@@ -45,9 +45,10 @@ from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.precision import Precision, today
 from spq_graph.workbench.data import calibration_data, check_measured
+from spq_graph.workbench.looked import Looked
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Looked, Workbench
+from spq_graph.workbench.workbench import Workbench
 
 
 def inspect(
@@ -100,7 +101,7 @@ def _inspect(
     refuse_other_functions(graph, str(file))
     facts = _facts(graph)
     whole = prepare(file, graph.clone()) if calibration is not None else None
-    found, in_graph = _look(graph)
+    found, in_graph = _look(graph, str(file))
     told = find_logits(graph)
     facts = replace(facts, logits=told.output, no_logits=told.words)
     recorded = Plan.load(path / artifact.PLAN) if (path / artifact.PLAN).is_file() else None
@@ -125,9 +126,10 @@ def _inspect(
     )
 
 
-def _look(graph: ir.Model) -> tuple[Identified, list[InspectedSite]]:
+def _look(graph: ir.Model, where: str) -> tuple[Identified, list[InspectedSite]]:
     """What is found in a graph as it was read, which is edited for it, and its sites as the file has them."""
     run(graph, [Canonicalize()])
+    refuse_wrong_calls(graph, where)  # some may have stood in a function
     precisions = {node.name: _precision(node) for node in graph.graph}
     if any(node.op_type in QUANTIZED_OPS for node in graph.graph):
         run(graph, (LookThroughQuantization(),))

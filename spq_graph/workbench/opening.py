@@ -12,8 +12,6 @@ from typing import TypeAlias
 from spq_graph.documents import artifact
 from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.models.source import Source, resolve
-from spq_graph.passes.adapt.prepared import prepared
-from spq_graph.passes.check.functions import refuse_other_functions
 from spq_graph.passes.find.identify import require_glu
 from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
@@ -24,8 +22,9 @@ from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.workbench.holding import refuse_unheld
 from spq_graph.workbench.lifted import refuse_changed
+from spq_graph.workbench.looked import Looked, read_graph
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Looked, Workbench
+from spq_graph.workbench.workbench import Workbench
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +122,7 @@ class Opening:
     def _look(self, source: Source, model: Path, steps: Steps, targets: Sequence[str]) -> Looked:
         """Read the graph of what is to be quantized, and find its sites."""
         with steps.step("identify", "Finding GLU blocks and projections"):
-            whole = prepared(model)
-            refuse_other_functions(whole.graph, str(source.path))
+            whole = read_graph(model)
             refuse_quantized(whole.graph, source.path)
             found = identify_floating(whole.graph)
             if not (self.allow_no_glu and found.sites):

@@ -205,12 +205,12 @@ def test_lfs_pointer(refusal: Told, folder: Path) -> None:
     damaged(refusal, folder, WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
 
 
-@follows("models/source.py:_check_safetensors", "its header cannot be read")
+@follows("models/headers.py:check_safetensors", "its header cannot be read")
 def test_no_header(refusal: Told, folder: Path) -> None:
     damaged(refusal, folder, WEIGHTS, struct.pack("<Q", 40) + b"no JSON")
 
 
-@follows("models/source.py:_check_safetensors", "truncated: its header promises")
+@follows("models/headers.py:check_safetensors", "truncated: its header promises")
 def test_cut_weights(refusal: Told, folder: Path) -> None:
     damaged(refusal, folder, WEIGHTS, (folder / WEIGHTS).read_bytes()[:-4])
     assert load_file(folder / WEIGHTS)["weight"].shape == (4,)
