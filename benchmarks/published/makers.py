@@ -161,10 +161,15 @@ def torchao(work: Path, out: Path, dynamic: bool) -> None:
 
 def olive(work: Path, out: Path) -> None:
     """The k-quants that Olive brings itself, in 4 bits; its other passes for ONNX call what has rows of its own."""
-    from olive.cli.api import run_pass
+    from olive import run
 
-    run_pass(
-        model_name_or_path=str(work / "fp32" / "model.onnx"), pass_name="OnnxKQuantQuantization", output_path=str(out)
+    run(
+        {
+            "input_model": {"type": "ONNXModel", "model_path": str(work / "fp32" / "model.onnx")},
+            "passes": {"quantized": {"type": "OnnxKQuantQuantization"}},
+            "output_dir": str(out),
+            "cache_dir": str(out / "cache"),
+        }
     )
 
 

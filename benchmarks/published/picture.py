@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, HEIGHT, GAP = 400, 400, 46  # px of a panel, and between two
-NAME = 15  # px that a name is high
+NAME, LETTER, DOT = 13, 6.4, 3.5  # px: a name's height, a bold letter's width on average, and a dot's radius
 _LEFT, _BOTTOM, _TOP = 62, 52, 40
 # The colours of the report's page, light and dark: an image on a page cannot read those of the page.
 _STYLE = """<style>
@@ -59,25 +59,42 @@ def write(path: Path, by_measure: Mapping[str, Sequence[Point]], ours: Sequence[
     path.write_text(picture(by_measure, ours), encoding="utf-8")
 
 
-def apart(places: Sequence[float], least: float) -> list[float]:
-    """Places along a line, moved as little as it takes for neighbours to be `least` apart, in the order of `places`."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    groups: list[tuple[float, list[int]]] = []  # the middle of those that touch, and who they are
-    for index in order:
-        groups.append((places[index], [index]))
-        while len(groups) > 1 and _end(groups[-2], least, 1) > _end(groups[-1], least, -1) - least:
-            (middle, some), (other, more) = groups[-2:]
-            both = len(some) + len(more)
-            groups[-2:] = [((middle * len(some) + other * len(more)) / both, [*some, *more])]
-    found = [0.0] * len(places)
-    for middle, some in groups:
-        for rank, index in enumerate(some):
-            found[index] = middle + (rank - (len(some) - 1) / 2) * least
+def beside(dots: Sequence[tuple[float, float]], widths: Sequence[float], end: float) -> list[tuple[float, float, bool]]:
+    """Where names stand: beside their dots, and where that is taken as near as there is room, one after the other.
+
+    Args:
+        dots: their middles, px.
+        widths: of the names, px.
+        end: where there is no more room to the right, px.
+
+    Returns:
+        By name: the middle of the edge that faces its dot, px, and whether that is the left one.
+    """
+    taken = [(x - DOT, x + DOT, y - DOT, y + DOT) for x, y in dots]
+    found: list[tuple[float, float, bool]] = []
+    for (x, y), width in zip(dots, widths, strict=True):
+        steps = [number * NAME / 2 * side for number in range(8) for side in ((1, -1) if number else (1,))]
+        places = [(y + step, right) for step in steps for right in (x < end / 2, x >= end / 2)]
+        boxes = [_box(x, at, width, right) for at, right in places]
+        free = [
+            index
+            for index, box in enumerate(boxes)
+            if box[0] >= 0 and box[1] <= end and not any(_meet(box, other) for other in taken)
+        ]
+        chosen = free[0] if free else 0
+        taken.append(boxes[chosen])
+        at, right = places[chosen]
+        found.append((x + (DOT + 3 if right else -DOT - 3), at, right))
     return found
 
 
-def _end(group: tuple[float, list[int]], least: float, side: int) -> float:
-    return group[0] + side * (len(group[1]) - 1) / 2 * least
+def _box(x: float, y: float, width: float, right: bool) -> tuple[float, float, float, float]:
+    near, far = DOT + 1, DOT + 3 + width
+    return (x + near, x + far, y - NAME / 2, y + NAME / 2) if right else (x - far, x - near, y - NAME / 2, y + NAME / 2)
+
+
+def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
 def _scales(axes: Axes, measure: str, some: Sequence[Point], losses: Sequence[float]) -> None:
@@ -103,22 +120,19 @@ def _draw(axes: Axes, some: Sequence[Point], ours: Sequence[str]) -> None:
     best = front(some)
     axes.plot([p.speed for p in best], [p.loss for p in best], color=PAGE.muted, linewidth=1.5, zorder=1)
     pixels = axes.transData.transform([(point.speed, point.loss) for point in some]) * 72 / axes.figure.dpi
-    middle = axes.transData.transform((axes.get_xlim()[1] / 2, 1.0))[0] * 72 / axes.figure.dpi
-    rightwards = [bool(x <= middle) for x, _ in pixels]
-    heights = dict[int, float]()
-    for side in (True, False):
-        those = [index for index, right in enumerate(rightwards) if right is side]
-        heights |= dict(zip(those, apart([pixels[index][1] for index in those], NAME), strict=True))
-    for index, point in enumerate(some):
+    left = axes.transAxes.transform((0, 0))[0] * 72 / axes.figure.dpi
+    dots = [(float(x - left), float(y)) for x, y in pixels]
+    places = beside(dots, [LETTER * len(point.label) for point in some], WIDTH + GAP - NAME)
+    for point, (x, y), (name_x, name_y, right) in zip(some, dots, places, strict=True):
         colour = PAGE.good if point.key in ours else PAGE.ink
         filled = colour if point in best else PAGE.card
-        axes.plot(point.speed, point.loss, "o", color=colour, markersize=7, markerfacecolor=filled, zorder=3)
+        axes.plot(point.speed, point.loss, "o", color=colour, markersize=2 * DOT, markerfacecolor=filled, zorder=3)
         axes.annotate(
             point.label,
             (point.speed, point.loss),
-            xytext=(9 if rightwards[index] else -9, heights[index] - pixels[index][1]),
+            xytext=(name_x - x, name_y - y),
             textcoords="offset points",
-            ha="left" if rightwards[index] else "right",
+            ha="left" if right else "right",
             va="center",
             color=colour,
             size=10,

@@ -4,8 +4,8 @@ One JSON object a line comes in on standard input and goes out on what was stand
 standard error. PURPOSE is `judge`, where logits of every token are asked for, or `time`. What it answers to:
 
 - `{"do": "logits", "ids": [...]}`: `{"shape": [tokens, vocabulary]}`, and behind the line so many float32;
-- `{"do": "prefill", "ids": [...]}`: seconds of a prompt;
-- `{"do": "decode", "ids": [...], "steps": n}`: seconds of one token behind that prompt, the mean of several;
+- `{"do": "prefill", "ids": [...]}`: `seconds` of a prompt, and `cpu_seconds`, of all of the process's threads together;
+- `{"do": "decode", "ids": [...], "steps": n}`: alike of one token behind that prompt, the mean of several;
 - `{"do": "peak"}`: the most resident bytes that the process has held, libraries included.
 """
 
@@ -208,10 +208,20 @@ ENGINES: dict[str, Callable[[Path, int, bool], Engine]] = {
 }
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def timed(work: Callable[[], object], count: int = 1) -> dict[str, float]:
+    """What some work took by the clock and of the processor, divided by how often it does the same."""
+    start, before = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    cpu, wall = time.process_time() - before, time.perf_counter() - start
+    return {"seconds": wall / count, "cpu_seconds": cpu / count}
+
+
+def peak() -> int:
+    """The most resident bytes; by Linux's own record of this program, since what started it counts in the other."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def answer(engine: Engine, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -221,13 +231,12 @@ def answer(engine: Engine, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes
         logits = np.ascontiguousarray(engine.logits(ids), dtype=np.float32)
         return {"shape": logits.shape}, logits.tobytes()
     if do == "prefill":
-        return {"seconds": timed(lambda: engine.prompt(ids))}, b""
+        return timed(lambda: engine.prompt(ids)), b""
     if do == "decode":
         engine.prompt(ids)
         steps = asked["steps"]
-        return {"seconds": timed(lambda: [engine.step(token) for token in ids[:steps]]) / steps}, b""
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}, b""
+        return timed(lambda: [engine.step(token) for token in ids[:steps]], steps), b""
+    return {"bytes": peak()}, b""
 
 
 def main() -> None:
@@ -241,7 +250,8 @@ def main() -> None:
         engines.append(ENGINES[kind](Path(path), int(threads), purpose == "judge"))
         engines[0].prompt([1])
 
-    told, behind = {"seconds": timed(start)}, b""
+    told: dict[str, Any] = timed(start)
+    behind = b""
     while True:
         out.write(json.dumps(told).encode() + b"\n" + behind)
         out.flush()
