@@ -52,7 +52,7 @@ def gather(bench: Bench, names: list[str], *, remake: bool) -> None:
         print(f"{METHODS[name].label}", file=sys.stderr)
         try:
             made = before.get("made", {})
-            if name != "fp32" and (remake or not made):
+            if name != "fp32" and (remake or not bench.made(name)):
                 made = make(bench, name)
             row = measure(bench, name) | {"made": made}
         except RuntimeError as cause:

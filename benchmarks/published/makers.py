@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,14 +164,15 @@ def olive(work: Path, out: Path) -> None:
     """The k-quants that Olive brings itself, in 4 bits; its other passes for ONNX call what has rows of its own."""
     from olive import run
 
-    run(
-        {
-            "input_model": {"type": "ONNXModel", "model_path": str(work / "fp32" / "model.onnx")},
-            "passes": {"quantized": {"type": "OnnxKQuantQuantization"}},
-            "output_dir": str(out),
-            "cache_dir": str(out / "cache"),
-        }
-    )
+    with tempfile.TemporaryDirectory(dir=work) as cache:
+        run(
+            {
+                "input_model": {"type": "ONNXModel", "model_path": str(work / "fp32" / "model.onnx")},
+                "passes": {"quantized": {"type": "OnnxKQuantQuantization"}},
+                "output_dir": str(out),
+                "cache_dir": cache,
+            }
+        )
 
 
 def quark(work: Path, out: Path) -> None:
@@ -188,17 +190,18 @@ def modelopt(work: Path, out: Path) -> None:
     """INT8 on the CPU, with largest values as the others have it, on a copy: it writes to what it is given."""
     from modelopt.onnx.quantization import quantize
 
-    for file in (work / "fp32").glob("model.onnx*"):
-        shutil.copyfile(file, out / file.name.replace("model.onnx", "float.onnx"))
-    quantize(
-        str(out / "float.onnx"),
-        quantize_mode="int8",
-        calibration_method="max",
-        calibration_data_reader=Batches(work),
-        calibration_eps=["cpu"],
-        use_external_data_format=True,
-        output_path=str(out / "model.onnx"),
-    )
+    with tempfile.TemporaryDirectory(dir=work) as place:
+        for file in (work / "fp32").glob("model.onnx*"):
+            shutil.copyfile(file, Path(place) / file.name)
+        quantize(
+            str(Path(place) / "model.onnx"),
+            quantize_mode="int8",
+            calibration_method="max",
+            calibration_data_reader=Batches(work),
+            calibration_eps=["cpu"],
+            use_external_data_format=True,
+            output_path=str(out / "model.onnx"),
+        )
 
 
 MAKERS: dict[str, Callable[[Path, Path], None]] = {

@@ -16,6 +16,7 @@ from benchmarks.published.methods import ENVIRONMENTS, METHODS, OURS, Method
 from benchmarks.published.served import Recorded, Served, in_pairs
 
 LENGTHS, PAST, WINDOW = (128, 512), 128, 512
+OPENED = (".onnx", ".xml", ".gguf", ".safetensors")
 MAKERS = Path(__file__).with_name("makers.py")
 
 
@@ -45,17 +46,20 @@ class Bench:
         environment = ENVIRONMENTS[method.environment]
         return python_of(method.environment, environment.installs, self.environments, above=environment.above)
 
+    def made(self, name: str) -> list[Path]:
+        """What a method wrote, the file to open first."""
+        found = (path for path in self.work.joinpath(name).glob(METHODS[name].files) if path.suffix in OPENED)
+        return sorted(found, key=lambda path: (len(path.name), path.name))
+
     def model(self, name: str) -> Path:
-        """What a method wrote.
+        """What to open of it.
 
         Raises:
             RuntimeError: it wrote nothing.
         """
-        found = sorted(self.work.joinpath(name).glob(METHODS[name].files), key=lambda path: (len(path.name), path.name))
-        known = [path for path in found if path.suffix in (".onnx", ".xml", ".gguf", ".safetensors")]
-        if not known:
-            raise RuntimeError("failed: it wrote no model")
-        return known[0]
+        if found := self.made(name):
+            return found[0]
+        raise RuntimeError("failed: it wrote no model")
 
 
 def make(bench: Bench, name: str) -> dict[str, Any]:
