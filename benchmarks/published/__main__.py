@@ -16,6 +16,7 @@ from benchmarks.published import markers, page, picture
 from benchmarks.published.measuring import WINDOW, Bench, make, measure
 from benchmarks.published.methods import METHODS, OURS
 from benchmarks.published.taking import MODELS, take
+from spq_graph.terms.errors import SpqError
 
 TEXTS = ROOT.parent / "shared" / "data" / "wikitext2"
 HEADLINE = "smollm2-135m"  # the model that the README shows
@@ -48,17 +49,16 @@ def gather(bench: Bench, names: list[str], *, remake: bool) -> None:
     """Make and measure methods, and keep in `rows` beside them what came of each, or why nothing did."""
     for name in names:
         kept = bench.work / "rows" / f"{name}.json"
-        before = json.loads(kept.read_text()) if kept.is_file() else {}
+        made = json.loads(kept.read_text())["made"] if kept.is_file() else {}
         print(f"{METHODS[name].label}", file=sys.stderr)
         try:
-            made = before.get("made", {})
             if name != "fp32" and (remake or not bench.made(name)):
                 made = make(bench, name)
             row = measure(bench, name) | {"made": made}
-        except RuntimeError as cause:
+        except (RuntimeError, OSError, SpqError) as cause:
             if name in ("fp32", *OURS):
                 raise
-            row = {"name": name, "skipped": str(cause)}
+            row = {"name": name, "skipped": str(cause), "made": made}
         kept.write_text(json.dumps(row, indent=1) + "\n")
 
 
@@ -106,7 +106,7 @@ def main() -> None:
 
     kept = [work / "rows" / f"{name}.json" for name in METHODS]
     found = [json.loads(file.read_text()) for file in kept if file.is_file()]
-    rows = [row for row in found if "skipped" not in row]
+    rows = [row for row in found if row.get("text") == bench.text]  # and none that was measured on another
     skipped = {row["name"]: row["skipped"] for row in found if "skipped" in row}
     results = keep(
         f"published-{given.model}",

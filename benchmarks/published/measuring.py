@@ -39,6 +39,11 @@ class Bench:
     sequences: Any
     rounds: int
 
+    @property
+    def text(self) -> str:
+        """Says which tokens loss is measured on."""
+        return str(self.sequences.digest)[:16]
+
     def python(self, method: Method) -> Path:
         """What runs a method's maker and what it makes; raises as `python_of`."""
         if method.environment is None:
@@ -101,7 +106,7 @@ def measure(bench: Bench, name: str) -> dict[str, Any]:
     float_model, log = bench.work / "fp32" / "model.onnx", bench.work / "stderr.txt"
     command = (bench.python(method), method.engine, path)
     recorded = Recorded(
-        bench.work / f"logits-{bench.sequences.digest[:16]}.npy",
+        bench.work / f"logits-{bench.text}.npy",
         lambda: Served(Path(sys.executable), "onnx", float_model, "judge", cores, bench.work / "base.txt"),
         list(bench.sequences.batches(1)),
     )
@@ -116,6 +121,7 @@ def measure(bench: Bench, name: str) -> dict[str, Any]:
         peak = other.ask(do="peak")["bytes"]
     return {
         "name": name,
+        "text": bench.text,
         "measured": datetime.now(UTC).isoformat(timespec="minutes"),
         "load": os.getloadavg()[0],
         "perplexity": score.perplexity,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.apart import ROOT
-
-PINS = {line.partition("==")[0]: line for line in (ROOT / "constraints.txt").read_text().split() if "==" in line}
 OURS = ("ours", "ours_by_ratio")
 
 
