@@ -86,7 +86,9 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=16384)
     parser.add_argument("--tokens", type=int, default=4096, help="evaluation tokens")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=[*METHODS], help="the others' figures are those of the last run")
+    parser.add_argument(
+        "--only", nargs="*", choices=[*METHODS], help="some, or none; others' figures are those of the last run"
+    )
     parser.add_argument("--as-made", action="store_true", help="measure what an earlier run made")
     given = parser.parse_args()
     for file in (given.calibration, given.text):
@@ -100,7 +102,7 @@ def main() -> None:
     calibration, tokens = given.calibration.resolve(), given.calibration_tokens
     sequences = prepare(source, work, calibration, tokens, given.text, given.tokens)
     bench = Bench(work, CACHE / "published" / "environments", calibration, tokens, sequences, given.rounds)
-    gather(bench, given.only or [*METHODS], remake=not given.as_made)
+    gather(bench, [*METHODS] if given.only is None else given.only, remake=not given.as_made)
     from spq_graph.runtime.proof.health import processor
     from spq_graph.workbench.environment import environment
 
