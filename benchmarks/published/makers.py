@@ -199,6 +199,7 @@ def modelopt(work: Path, out: Path) -> None:
             calibration_method="max",
             calibration_data_reader=Batches(work),
             calibration_eps=["cpu"],
+            high_precision_dtype="fp32",  # what it makes of the rest by default is float16, which a CPU only stores
             use_external_data_format=True,
             output_path=str(out / "model.onnx"),
         )
