@@ -187,22 +187,26 @@ def quark(work: Path, out: Path) -> None:
 
 
 def modelopt(work: Path, out: Path) -> None:
-    """INT8 on the CPU, with largest values as the others have it, on a copy: it writes to what it is given."""
+    """INT8 on the CPU, with largest values as the others have it, on a copy, since it writes to what it is given."""
     from modelopt.onnx.quantization import quantize
 
-    with tempfile.TemporaryDirectory(dir=work) as place:
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        place, written = Path(folder), Path(folder) / "out"
+        written.mkdir()
         for file in (work / "fp32").glob("model.onnx*"):
-            shutil.copyfile(file, Path(place) / file.name)
+            shutil.copyfile(file, place / file.name)
         quantize(
-            str(Path(place) / "model.onnx"),
+            str(place / "model.onnx"),
             quantize_mode="int8",
             calibration_method="max",
             calibration_data_reader=Batches(work),
             calibration_eps=["cpu"],
             high_precision_dtype="fp32",  # what it makes of the rest by default is float16, which a CPU only stores
             use_external_data_format=True,
-            output_path=str(out / "model.onnx"),
+            output_path=str(written / "model.onnx"),
         )
+        for file in written.glob("model.onnx*"):  # and not the gigabytes that it leaves beside
+            shutil.move(file, out / file.name)
 
 
 MAKERS: dict[str, Callable[[Path, Path], None]] = {
