@@ -62,6 +62,20 @@ def gather(bench: Bench, names: list[str], *, remake: bool) -> None:
         kept.write_text(json.dumps(row, indent=1) + "\n")
 
 
+def told(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The rows that were measured on this text, now or before, and of every other method why it has none."""
+    rows: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    for name in METHODS:
+        kept = bench.work / "rows" / f"{name}.json"
+        row = json.loads(kept.read_text()) if kept.is_file() else {}
+        if row.get("text") == bench.text:
+            rows.append(row)
+        else:
+            skipped[name] = row.get("skipped", "not run yet")
+    return rows, skipped
+
+
 def write(model: str, title: str, rows: list[dict[str, Any]], skipped: dict[str, str]) -> str:
     """The table and the picture into docs/published.md, and into README; returns the table."""
     by_label = page.points(rows)
@@ -71,11 +85,11 @@ def write(model: str, title: str, rows: list[dict[str, Any]], skipped: dict[str,
         "the front."
     )
     shown = f"![Loss against speed, by method; the front is a line](published-{model}.svg)"
-    told = page.table(rows, skipped)
-    markers.write(ROOT / "docs" / "published.md", model, f"{head}\n\n{shown}\n\n{told}")
+    table = page.table(rows, skipped)
+    markers.write(ROOT / "docs" / "published.md", model, f"{head}\n\n{shown}\n\n{table}")
     if model == HEADLINE:
         markers.write(ROOT / "README.md", "published", page.headline(rows, ["prefill 128", "decode"]))
-    return told
+    return table
 
 
 def main() -> None:
@@ -106,10 +120,7 @@ def main() -> None:
     from spq_graph.runtime.proof.health import processor
     from spq_graph.workbench.environment import environment
 
-    kept = [work / "rows" / f"{name}.json" for name in METHODS]
-    found = [json.loads(file.read_text()) for file in kept if file.is_file()]
-    rows = [row for row in found if row.get("text") == bench.text]  # and none that was measured on another
-    skipped = {row["name"]: row["skipped"] for row in found if "skipped" in row}
+    rows, skipped = told(bench)
     results = keep(
         f"published-{given.model}",
         command=f"python -m benchmarks.published --model {given.model}",

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from benchmarks.published import page, picture
+from benchmarks.published.__main__ import told
 from benchmarks.published.makers import MAKERS
+from benchmarks.published.markers import between
 from benchmarks.published.methods import ENVIRONMENTS, METHODS, OURS
 from benchmarks.published.served import Recorded, in_pairs
 from benchmarks.published.serving import ENGINES
+from benchmarks.published.taking import MODELS
 
 LABELS = ("prefill 128", "decode")
 
@@ -172,3 +177,26 @@ class TestMethods:
 
     def test_names_in_a_picture_are_told_apart(self) -> None:
         assert len({method.short for method in METHODS.values()}) == len(METHODS)
+
+
+class TestRows:
+    def test_those_of_another_text_are_left_out_and_so_is_what_failed(self, tmp_path: Path) -> None:
+        bench: Any = SimpleNamespace(work=tmp_path, text="this")
+        (tmp_path / "rows").mkdir()
+        kept = {
+            "fp32": ROWS[0] | {"text": "this"},
+            "ort_dynamic": ROWS[2] | {"text": "another"},
+            "quark": {"name": "quark", "skipped": "failed: no such kernel", "made": {}},
+        }
+        for name, row in kept.items():
+            (tmp_path / "rows" / f"{name}.json").write_text(json.dumps(row))
+        rows, skipped = told(bench)
+        assert [row["name"] for row in rows] == ["fp32"]
+        assert skipped["quark"] == "failed: no such kernel"
+        assert skipped["ort_dynamic"] == skipped["ours"] == "not run yet"
+        assert {*skipped} == {*METHODS} - {"fp32"}
+
+    def test_every_model_has_its_place_on_the_page(self) -> None:
+        page_file = (Path(__file__).parents[2] / "docs" / "published.md").read_text(encoding="utf-8")
+        for model in MODELS:
+            assert between(page_file, model, "new").count("new\n") == 1
