@@ -55,9 +55,11 @@ def headline(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> str:
 
 
 def _loss(row: Mapping[str, Any]) -> list[str]:
-    perplexity = f"{row['perplexity']:.2f} ({100 * row['perplexity_over_fp32']:+.1f} %)"
     if row["name"] == "fp32":
         return [f"{row['perplexity']:.2f} ± {row['perplexity_stderr']:.2f}", "–"]
+    change = row["perplexity_over_fp32"]
+    # Where nothing is left of a model, per cent are no way to say it.
+    perplexity = f"{row['perplexity']:.2f} ({100 * change:+.1f} %)" if change < 10 else f"{row['perplexity']:,.0f}"
     return [perplexity, f"{row['kl']:.4f} ± {row['kl_stderr']:.4f}"]
 
 
