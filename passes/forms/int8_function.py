@@ -12,11 +12,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import DOMAIN, VERSION
+from spq_graph.passes.base.marks import DOMAIN, OLDEST_IR, VERSION
 from spq_graph.passes.forms.rules import QUANTIZE
 from spq_graph.passes.numbers.int8 import COLUMNS, DEPTH, FOUR
 from spq_graph.passes.numbers.scales import SMALLEST
 
+OLDEST_OPSET = 15  # that has CastLike
 _AXES_ARE_INPUTS = 18  # of ReduceMax and ReduceMin, from this opset on
 _FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
 
@@ -50,6 +51,7 @@ def add_int8_function(model: ir.Model, kind: Int8Kind) -> None:
     function = int8_matmul_function(kind, model.graph.opset_imports[""])
     model.functions.setdefault(function.identifier(), function)
     model.graph.opset_imports.setdefault(DOMAIN, VERSION)
+    model.ir_version = max(model.ir_version, OLDEST_IR)
 
 
 def int8_call(kind: Int8Kind, inputs: Sequence[ir.Value], shape: tuple[int, int], name: str) -> ir.Node:
@@ -64,7 +66,7 @@ def int8_call(kind: Int8Kind, inputs: Sequence[ir.Value], shape: tuple[int, int]
 
 
 def int8_matmul_function(kind: Int8Kind, opset: int) -> ir.Function:
-    """A kind of the operator in terms of ONNX's own, for a model of this opset, 15 or later: CastLike is as old."""
+    """A kind of the operator in terms of ONNX's own, for a model of this opset, 15 or later."""
     body = _Body(kind, opset)
     result = body.result()
     graph = ir.Graph(

@@ -78,8 +78,9 @@ def _seconds(bench: Workbench, given: Given, order: Order, cap: int) -> dict[str
             )
         kept = lossy or recipe.spike_ratio is not None
         rows += len(variants(pilot.plan, bench.stored) if kept else rows_of(recipe, formats=False, controls=False))
+    once = 1 + len(recipe.profile.everywhere)
     found["apply"] = pilot.build
-    found["ladder"] = _ladder(bench, pilot, rows + 1, given.text) if given.text is not None and measured else 0.0
+    found["ladder"] = _ladder(bench, pilot, rows + once, given.text) if given.text is not None and measured else 0.0
     found["around"] = AROUND
     return found
 

@@ -41,6 +41,7 @@ class Profile:
         tiers: what kept sites may become by measured error: the first tier where one is good enough, and of a tier
             the most exact. One row for each use.
         compared: what the ladder tries kept sites in beside each other, in the order of its rows.
+        everywhere: what it quantizes all sites in beside static integers.
         oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
         divided_norms: whether norms are written as the quotient that the runtime fuses.
         fused_attention: whether attention written out becomes one operator of opset 23.
@@ -58,6 +59,7 @@ class Profile:
     fp8_per_channel: bool = True
     tiers: Mapping[Use, tuple[tuple[Precision, ...], ...]] = field(default_factory=dict)
     compared: tuple[Precision, ...] = ()
+    everywhere: tuple[Precision, ...] = ()
     oldest_opset: int = 13
     divided_norms: bool = False
     fused_attention: bool = False
@@ -160,6 +162,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 Form.QDQ,
                 {
                     **_OPERATOR,
+                    Precision.W8A8_TOKEN: Form.BY_TOKEN,
                     Precision.W8A8_BLOCK: Form.NBITS,
                     Precision.W8A16: Form.NBITS_FLOAT,
                     Precision.FP16: Form.STORED,
@@ -172,12 +175,14 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             fused_attention=True,
             # w8a16 is up to 35 times as slow as float32: only who asks for it gets it.
             tiers={
-                "balanced": ((*_FP8, Precision.W8A8_BLOCK), _HALF),
+                "balanced": ((*_FP8, Precision.W8A8_TOKEN, Precision.W8A8_BLOCK), _HALF),
                 # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
-                # 0.59 to 0.67. At length 1 all of them wait for memory (0.26 to 0.33): no order of its own.
-                "prefill": (_FP8, (Precision.W8A8_BLOCK,), _HALF),
+                # 0.59 to 0.67; by token TOKEN_SPEED. At length 1 all of them wait for memory (0.26 to 0.33): no order
+                # of its own.
+                "prefill": ((Precision.W8A8_TOKEN,), _FP8, (Precision.W8A8_BLOCK,), _HALF),
             },
-            compared=(*_FP8, Precision.W8A8_BLOCK, Precision.FP16),
+            compared=(*_FP8, Precision.W8A8_TOKEN, Precision.W8A8_BLOCK, Precision.FP16),
+            everywhere=(Precision.W8A8_TOKEN,),
         ),
         "cuda": Profile(
             name="cuda",
@@ -194,7 +199,11 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     Precision.BF16: Form.COMPUTED,
                 },
             ),
-            missing={Precision.W8A8_BLOCK: "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are"},
+            missing={
+                Precision.W8A8_TOKEN: "there is no CUDA kernel of spq::Int8MatMulByToken, and ONNX Runtime's "
+                "MatMulInteger has none for the uint8 activations of its function",
+                Precision.W8A8_BLOCK: "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are",
+            },
             signed=True,
             domains=_ALL,
             functions=True,
@@ -214,6 +223,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             missing={
                 Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
                 Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
+                Precision.W8A8_TOKEN: "TensorRT takes scales of activations that are settled beforehand only",
                 **dict.fromkeys(
                     _BY_BLOCK, "TensorRT has 8-bit integers on both sides of a product only, and no MatMulNBits"
                 ),
@@ -238,6 +248,8 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps FP8 weights, which it widens at load",
                 ),
                 Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
+                Precision.W8A8_TOKEN: "a file for OpenVINO holds no functions, and its CPU plugin works scales of "
+                "activations out by a setting of the whole model",
                 Precision.W8A8_BLOCK: "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model "
                 "how activations are taken",
             },
@@ -257,6 +269,8 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 **dict.fromkeys(
                     _BY_BLOCK, "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only"
                 ),
+                Precision.W8A8_TOKEN: "it is MatMulInteger in a function, and a portable file has its integers in "
+                "Q/DQ, which any runtime takes for what they are",
                 Precision.BF16: _NO_BF16,
             },
             domains=frozenset({ONNX, OURS}),
