@@ -114,9 +114,16 @@ class _Body:
         return self.op("W", "Slice", padded, self.integers("B_starts", 0, 0), ends)
 
     def _reduced(self, output: str, op_type: str, value: ir.Value) -> ir.Value:
-        if self.opset >= _AXES_ARE_INPUTS:
-            return self.op(output, op_type, value, self.integers(f"{output}_axes", -1), keepdims=1)
-        return self.op(output, op_type, value, axes=[-1], keepdims=1)
+        name, by_row = f"{output}_all", self.opset >= _AXES_ARE_INPUTS
+        axes = [self.integers(f"{output}_axes", -1)] if by_row else []
+        found = self.op(name, op_type, value, *axes, keepdims=1, **({} if by_row else {"axes": [-1]}))
+        # Of an expert without tokens ONNX Runtime 1.31 leaves the rows as long as they were.
+        return self.op(output, "Reshape", found, self._by_row(), allowzero=1)
+
+    def _by_row(self) -> ir.Value:
+        """Shape of what holds one number for each row of A."""
+        known = next((n.outputs[0] for n in self.nodes if n.name == "row_ends"), None)
+        return known or self.op("row_ends", "Concat", self.op("A_rows", "Shape", self.x, end=-1), self.one, axis=0)
 
     def result(self) -> ir.Value:
         op, inputs = self.op, self.inputs

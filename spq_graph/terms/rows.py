@@ -102,7 +102,7 @@ _BY_NAME = {
     for row in (
         *(RowId(kind) for kind in RowKind if kind is not RowKind.OTHER),
         *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in Scheme),
-        *(RowId(RowKind.EVERYWHERE, format=precision) for precision in Precision),
+        *(RowId(RowKind.EVERYWHERE, format=one) for profile in PROFILES.values() for one in profile.everywhere),
         *(RowId(RowKind.SPIKE_AWARE, kept_in=precision) for precision in Precision),
         *(RowId(RowKind.SPIKE_AWARE, target=profile.name) for profile in PROFILES.values()),
     )
