@@ -177,8 +177,8 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             tiers={
                 "balanced": ((*_FP8, Precision.W8A8_TOKEN, Precision.W8A8_BLOCK), _HALF),
                 # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
-                # 0.59 to 0.67; by token TOKEN_SPEED. At length 1 all of them wait for memory (0.26 to 0.33): no order
-                # of its own.
+                # 0.59 to 0.67; the operator by token, on an AMD EPYC with VNNI, 0.25 to 0.31. At length 1 all of them
+                # wait for memory (0.26 to 0.33): no order of its own.
                 "prefill": ((Precision.W8A8_TOKEN,), _FP8, (Precision.W8A8_BLOCK,), _HALF),
             },
             compared=(*_FP8, Precision.W8A8_TOKEN, Precision.W8A8_BLOCK, Precision.FP16),

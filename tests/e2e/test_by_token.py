@@ -14,7 +14,7 @@ from spq_graph.runtime.sessions.library import OVERRIDE, library_path
 from tests.support.command import Case, Result, done, spq
 
 needs_library = pytest.mark.skipif(library_path() is None, reason="the operator library was not built here")
-KEPT = "layers.1.mlp.down_proj"
+KEPT, EVALUATION = "layers.1.mlp.down_proj", REFERENCE / "evaluation.txt"
 EVERYWHERE = 'overrides = [{pattern = "*", precision = "w8a8_token"}, {pattern = "lm_head", precision = "fp32"}]\n'
 
 
@@ -84,7 +84,7 @@ def test_the_reference_loses_nothing_and_says_the_same_without_the_library(
     everywhere: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def perplexity(model: object) -> float:
-        return float(done("eval", model, "--max-tokens", 4096, "--json").json["perplexity"])
+        return float(done("eval", model, "--text", EVALUATION, "--max-eval-tokens", 4096, "--json").json["perplexity"])
 
     floating, with_library = perplexity("reference"), perplexity(everywhere)
     monkeypatch.setenv(OVERRIDE, "")
