@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.models.source import REFERENCE
 from spq_graph.runtime.sessions.library import OVERRIDE, library_path
 from tests.support.command import Case, Result, done, spq
 
