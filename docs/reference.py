@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import OneOf, Override, Recipe
+from spq_graph.documents.search import Search
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site, Unmatched
 from spq_graph.views.words import REASONS

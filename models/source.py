@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from spq_graph.documents.content import refuse_special
 from spq_graph.documents.parsed import parse_json
 from spq_graph.models import gguf
 from spq_graph.models.adapter import base_of, check_adapter
@@ -84,6 +85,7 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
     _check_text(path)
     if not path.exists():
         raise _not_found(source)
+    refuse_special(path)
     if path.is_dir():
         return _folder(path, tokenizer)
     if path.suffix == ".onnx":

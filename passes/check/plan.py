@@ -10,14 +10,18 @@ from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.passes.base.marks import ADDED, DOMAIN, OLDEST_IR, VERSION, is_ours
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import weight_of
+from spq_graph.passes.check.lookups import differing_lookup
 from spq_graph.passes.check.outline import Line, Outline, changed, line_of
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
+from spq_graph.passes.forms.branch import branch_nodes, differing_branch
 from spq_graph.passes.forms.differs import differing_weight, differs
 from spq_graph.passes.forms.functions import own_functions
+from spq_graph.passes.forms.lookup import tied_to
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import CONTRIB
 
 _TOLD = 5
@@ -41,6 +45,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         super().__init__()
         self.plan = plan
         self.before = before
+        self.tied = tied_to(plan, before.weights)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         belonging = Belonging()
@@ -59,7 +64,9 @@ class VerifyPlan(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=False)
 
     def _wanted(self, site: SitePlan) -> Wanted:
-        return Wanted(site, self.plan.recipe, self.plan.recipe.profile, self.before.opset)
+        recipe = self.plan.recipe
+        tied = self.tied.get(site.key)
+        return Wanted(site, recipe, recipe.profile, self.before.opset, self.plan.peels, tied)
 
     @property
     def _written(self) -> list[SitePlan]:
@@ -95,21 +102,24 @@ class VerifyPlan(ir.passes.InPlacePass):
             return differs(node, wanted) if line_of(node) != line else None
         if not self.before.holds(operand):
             return "its weight was exchanged while the plan was applied"
+        if wanted.site.role is Role.EMBEDDING:
+            return differing_lookup(node, wanted, operand, line, self.before.axes.get(line.name, 0), belonging)
         if len(node.inputs) < 2:
             return f"its product reads {len(node.inputs)} values"
         around = surroundings(node, wanted, line)
-        for part in (node, *around.activation, *around.weight, *around.result):
+        for part in (node, *around.activation, *around.weight, *around.result, *branch_nodes(around.result)):
             belonging.add(part)
         return (
             differs(node, wanted)
             or misplaced(node, around, wanted, operand, line)
             or differing_weight(node, wanted, operand)
+            or differing_branch(around.activation, around.result, wanted, operand)
         )
 
 
 def _differing_functions(model: ir.Model, before: Outline) -> Iterator[str]:
     """Whether our operators' functions are there, and as we write them, exactly where something calls them."""
-    called = {node.op_type for node in model.graph if is_ours(node)}
+    called = {node.op_type for node in model.graph.all_nodes() if is_ours(node)}
     own = {f.identifier(): f for f in own_functions(model.graph.opset_imports.get("", 1)).values()}
     for name, wanted in own.items():
         found = model.functions.get(name)

@@ -49,6 +49,16 @@ SpikeRatio = Annotated[
     float | None, typer.Option(help="keep every site above this max/median ratio, without any evaluation")
 ]
 QuantizeLmHead = Annotated[bool, typer.Option("--quantize-lm-head", help="treat lm_head like any other site")]
+Remedy = Annotated[
+    list[str] | None,
+    typer.Option("--remedy", help="apply this remedy wherever it has cause (repeatable): peel", metavar="NAME"),
+]
+NoRemedy = Annotated[
+    list[str] | None, typer.Option("--no-remedy", help="leave this remedy out (repeatable): peel", metavar="NAME")
+]
+_ENDS = "auto (8-bit weights by block where measuring allows), 8bit, as_is"
+Head = Annotated[str | None, typer.Option(help=f"what lm_head becomes: {_ENDS}")]
+Embedding = Annotated[str | None, typer.Option(help=f"what the table of tokens becomes: {_ENDS}")]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**53, help="seed of what is sampled and of random controls")]
 AllowNoGlu = Annotated[bool, typer.Option("--allow-no-glu", help="go on where the graph holds no GLU")]
 MemoryLimit = Annotated[
@@ -59,7 +69,15 @@ MemoryLimit = Annotated[
         metavar="MIB",
     ),
 ]
-MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most")]
+MaxEvalTokens = Annotated[int | None, typer.Option(min=2, help="evaluate on so many tokens at most (default: all)")]
+MaxLadderTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-eval-tokens",
+        min=2,
+        help="evaluate on so many tokens at most (default: 65536 for small models to 4096 from 200 million weights on)",
+    ),
+]
 LadderBits = Annotated[list[int] | None, typer.Option("--bits", help="4 to 8, repeatable; OUT holds the first")]
 Bits = Annotated[int | None, typer.Option(help="4 to 8")]
 KnownRanges = Annotated[
@@ -68,6 +86,12 @@ KnownRanges = Annotated[
         "--ranges",
         help="what `calibrate` measured of this model; sites are then chosen by KL only with --calibration",
         metavar="FILE",
+    ),
+]
+Ladder = Annotated[
+    str | None,
+    typer.Option(
+        help="full (the default), or short: FP32, quantized everywhere, spike-aware and weights alone; no controls"
     ),
 ]
 NoEval = Annotated[bool, typer.Option("--no-eval", help="no ladder")]
