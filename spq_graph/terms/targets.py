@@ -13,6 +13,7 @@ from typing import Literal
 
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.form import STAND_INS, Form
+from spq_graph.terms.missing import MISSING
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
 
@@ -178,7 +179,6 @@ def _forms(integer: Form, others: Mapping[Precision, Form]) -> Mapping[Precision
 
 
 _OPERATOR = dict.fromkeys(_FP8, Form.OPERATOR)
-_NO_BF16 = "ONNX Runtime's CPU provider has no product in bfloat16"
 _ALL = frozenset({ONNX, CONTRIB, OURS})
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
@@ -199,7 +199,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     Precision.FP16: Form.STORED,
                 },
             ),
-            missing={Precision.BF16: _NO_BF16},
+            missing=MISSING["cpu"],
             domains=_ALL,
             functions=True,
             divided_norms=True,
@@ -231,14 +231,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     Precision.BF16: Form.COMPUTED,
                 },
             ),
-            missing={
-                Precision.W8A8_TOKEN: "there is no CUDA kernel of spq::Int8MatMulByToken, and ONNX Runtime's "
-                "MatMulInteger has none for the uint8 activations of its function",
-                **dict.fromkeys(
-                    (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32),
-                    "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are",
-                ),
-            },
+            missing=MISSING["cuda"],
             signed=True,
             domains=_ALL,
             functions=True,
@@ -255,14 +248,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 Form.QDQ,
                 {Precision.FP8_E4M3: Form.FP8_QDQ, Precision.FP16: Form.COMPUTED, Precision.BF16: Form.COMPUTED},
             ),
-            missing={
-                Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
-                Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
-                Precision.W8A8_TOKEN: "TensorRT takes scales of activations that are settled beforehand only",
-                **dict.fromkeys(
-                    _BY_BLOCK, "TensorRT has 8-bit integers on both sides of a product only, and no MatMulNBits"
-                ),
-            },
+            missing=MISSING["tensorrt"],
             signed=True,
             fp8_per_channel=False,
             lookup=None,
@@ -278,20 +264,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 Form.QDQ,
                 {Precision.W8A16: Form.WEIGHT, Precision.W8FP8A16: Form.FP8_WEIGHT, Precision.FP16: Form.STORED},
             ),
-            missing={
-                **dict.fromkeys(
-                    (Precision.FP8_E4M3, Precision.FP8_E5M2),
-                    "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps FP8 weights, which it widens at load",
-                ),
-                Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
-                Precision.W8A8_TOKEN: "a file for OpenVINO holds no functions, and its CPU plugin works scales of "
-                "activations out by a setting of the whole model",
-                **dict.fromkeys(
-                    (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32),
-                    "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model how activations "
-                    "are taken",
-                ),
-            },
+            missing=MISSING["openvino"],
             # Operators of com.microsoft may come with the source, as far as OpenVINO reads them; none is inserted.
             domains=frozenset({ONNX, CONTRIB}),
             # FP8 weights run at the speed and in the memory of float32 there; the kernel decompresses integer ones.
@@ -304,14 +277,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             runtime="onnxruntime",
             provider=CPU_PROVIDER,
             forms=_forms(Form.QDQ, {**_OPERATOR, Precision.FP16: Form.STORED}),
-            missing={
-                **dict.fromkeys(
-                    _BY_BLOCK, "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only"
-                ),
-                Precision.W8A8_TOKEN: "it is MatMulInteger in a function, and a portable file has its integers in "
-                "Q/DQ, which any runtime takes for what they are",
-                Precision.BF16: _NO_BF16,
-            },
+            missing=MISSING["portable"],
             domains=frozenset({ONNX, OURS}),
             functions=True,
             tiers={"balanced": (_FP8, _HALF)},

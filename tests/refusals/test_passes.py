@@ -229,18 +229,6 @@ def test_a_call_of_the_operator_that_means_nothing(refusal: Told, made: Made, tm
     done("eval", tmp_path / "again", "--text", made.text)
 
 
-@follows("passes/forms/int8_operator.py:Int8ByToken.insert")
-def test_sums_that_32_bits_do_not_hold(refusal: Told, tmp_path: Path) -> None:
-    path, depth = tmp_path / "model.onnx", 65_600
-    builder = Builder()
-    builder.op("MatMul", "x", builder.const(builder.random(depth, 2)), outputs=["y"], name="product")
-    onnx.save(builder.model({"x": (1, ["n", depth])}, {"y": (1, ["n", 2])}), path)
-    feeds = {"x": activations(2, depth)}
-    with refusal:
-        apply_plan(path, plan_for(path, feeds, Precision.W8A8_TOKEN))
-    apply_plan(path, plan_for(path, feeds, Precision.W8A8_BLOCK))
-
-
 @follows("passes/check/functions.py:refuse_other_functions")
 def test_another_function_under_our_operators_name(refusal: Told, made: Made, tmp_path: Path) -> None:
     out, data = tmp_path / "out", ["--calibration", made.data, "--spike-ratio", 50, "--no-eval"]
