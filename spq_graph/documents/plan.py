@@ -194,11 +194,9 @@ class Plan(Strict):
         """Sites that are to run as integer kernels."""
         return [s for s in self.sites if s.precision.bits is not None]
 
-    @property
-    def fp8_sites(self) -> list[SitePlan]:
-        """Sites that are to run through the operator of our own."""
-        forms = self.recipe.profile.forms
-        return [s for s in self.sites if forms.get(s.precision) is Form.OPERATOR]
+    def in_form(self, form: Form) -> list[SitePlan]:
+        """Sites whose product becomes this on the plan's target."""
+        return [s for s in self.sites if self.recipe.profile.forms.get(s.precision) is form]
 
     @property
     def kept(self) -> list[SitePlan]:

@@ -53,6 +53,7 @@ class Applied:
         providers: how many nodes ran on each provider.
         fp8: how the sites in FP8 ran; None without any, and where nothing was executed.
         folded: sites that a runtime need not run, by key, and why, as in report.json.
+        by_token: how the sites in `w8a8_token` ran, likewise.
     """
 
     out: Path
@@ -62,6 +63,7 @@ class Applied:
     providers: Mapping[str, int]
     fp8: OperatorRun | None
     folded: Mapping[str, str] = field(default_factory=dict)
+    by_token: OperatorRun | None = None
 
     @property
     def integer_kernels(self) -> int:
@@ -77,6 +79,7 @@ class Applied:
             "executed": dict(self.executed),
             "providers": dict(self.providers),
             "fp8": self.fp8.model_dump(mode="json") if self.fp8 is not None else None,
+            "by_token": self.by_token.model_dump(mode="json") if self.by_token is not None else None,
             "folded": dict(self.folded),
         }
 

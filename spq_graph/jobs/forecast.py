@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from spq_graph.decisions.effort import effort
-from spq_graph.decisions.variants import rows_of
+from spq_graph.decisions.variants import in_other_formats, rows_of
 from spq_graph.documents.findings import Forecast
 from spq_graph.documents.recipe import Recipe
 from spq_graph.jobs.order import Order
@@ -98,6 +98,7 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
         remedies = tuple(type(recipe.remedies).model_fields) if peels else ()
         every = rows_of(recipe, formats=kept, controls=kept, remedies=remedies, extent=extent)
         rows += len(every)
+    rows += len(in_other_formats(pilot.plan, extent))
     found["apply"] = pilot.build
     text = given.text if measured else None
     # The source as well: once, and beside it the rows, and weights alone.

@@ -28,8 +28,8 @@ from spq_graph.documents.recipe import matches
 from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.models.onnx_folder import needs_export, onnx_of
 from spq_graph.passes.adapt.prepared import prepare
-from spq_graph.passes.base.fp8_calls import refuse_wrong_calls
 from spq_graph.passes.base.marks import PREFIX
+from spq_graph.passes.base.own_calls import refuse_wrong_calls
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import attribute_of
 from spq_graph.passes.canon.canonicalize import Canonicalize

@@ -178,7 +178,7 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     share = report.bytes / report.source_bytes if report.source_bytes else 1.0
     size = f"{100 * share:.0f} % of {words.megabytes(report.source_bytes)} MB"
     tiles.append(("size", f"{words.megabytes(report.bytes)} MB", size))
-    planned = f"{len(plan.integer_sites)} planned"
+    planned = f"{words.integers_planned(plan)} planned"
     if report.target is not None and not report.target.executed_here:
         tiles.append(("integer kernels", "–", f"not executed here; {planned}"))
     else:

@@ -52,8 +52,8 @@ def applied_in_words(found: Applied) -> list[str]:
     if found.absent is not None:
         lines = [f"not executed here: {found.absent}", f"the graph follows the rules of {profile.device}"]
     else:
-        beside = f", {words.fp8_sites(found.fp8)}" if found.fp8 is not None else ""
-        lines = [f"{found.integer_kernels} sites run as integer kernels on {profile.ran_on}{beside}"]
+        ran = f"{found.integer_kernels} sites run as integer kernels on {profile.ran_on}"
+        lines = [", ".join([ran, *words.operator_sites(found)])]
     lines += words.folded(found.folded)
     replaced = [s for s in found.plan.sites if s.reason is Reason.UNSUPPORTED and s.evidence.note]
     lines += [f"{words.printable(s.key)} is {s.precision}: {words.why(s)}" for s in replaced]
