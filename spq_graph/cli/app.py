@@ -68,7 +68,7 @@ def doctor(as_json: o.Json = False) -> None:
 app.command("eval")(with_verbose(running.evaluate))
 app.command()(with_verbose(running.generate))
 app.command()(with_verbose(running.bench))
-for _verb in (looking.inspect, looking.verify, looking.diff, looking.view):
+for _verb in (looking.inspect, looking.verify, looking.diff, looking.view, looking.presets):
     app.command()(with_verbose(_verb))
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def quantize(
     source: o.Source = "reference",
     out: o.Out = Path("spq-out"),
-    bits: o.LadderBits = None,
+    preset: o.PresetName = None,
     recipe: o.RecipeFile = None,
+    bits: o.LadderBits = None,
     calibration: o.Calibration = None,
     calibration_tokens: o.CalibrationTokens = None,
     text: o.Text = None,
@@ -50,9 +51,11 @@ def quantize(
     from spq_graph.workbench.opening import Opening
 
     # The embedded model shows what few bits cost, where nothing else was asked for.
-    shown = bits or ([8, 6] if source == "reference" and recipe is None else [])
+    plain = source == "reference" and recipe is None and preset is None
+    shown = bits or ([8, 6] if plain else [])
     given = load_recipe(
         recipe,
+        named=preset,
         bits=shown[0] if shown else None,
         high_precision=high_precision,
         spike_ratio=spike_ratio,
@@ -158,8 +161,9 @@ def plan(
     model: o.Source,
     ranges: Annotated[Path, typer.Argument(help="what `calibrate` wrote", metavar="RANGES")],
     out: Annotated[Path, typer.Option("--out", "-o", help="plan to write", metavar="FILE")],
-    bits: o.Bits = None,
+    preset: o.PresetName = None,
     recipe: o.RecipeFile = None,
+    bits: o.Bits = None,
     calibration: o.Calibration = None,
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
@@ -184,6 +188,7 @@ def plan(
         unused("without --calibration FILE", bos=bos)
     given = load_recipe(
         recipe,
+        named=preset,
         bits=bits,
         high_precision=high_precision,
         spike_ratio=spike_ratio,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic_core import core_schema
 
 from spq_graph.documents.content import content_of
+from spq_graph.documents.preset import preset
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
 from spq_graph.terms.targets import PROFILES, Profile, Target, Use
@@ -34,6 +35,7 @@ def _today(value: Any) -> Any:
 
 
 CALIBRATION_TOKENS = 65_536
+SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 MOST = 2**53  # of what is counted and seeded with: JSON holds no larger number that every reader takes for the same
 
 ROUNDED = tuple(p for p in Precision if p.is_fp8 and p.needs_range)
@@ -168,36 +170,61 @@ def matches(pattern: str, *names: str) -> bool:
     return any(pattern == name or fnmatchcase(name, pattern) for name in names)
 
 
-def load_recipe(path: Path | None, **given: Any) -> Recipe:
+def load_recipe(path: Path | None, *, named: str | None = None, **given: Any) -> Recipe:
     """Read a recipe file and lay the options that were given over it.
 
     Args:
         path: a TOML file, or None.
+        named: the preset that it is laid over, or None. What its formats are on a target is settled by that.
         given: fields from the command line; those that are None are not given.
 
     Raises:
-        UsageError: the file cannot be read, or a key or value is not valid.
+        UsageError: there is no such preset, the file cannot be read, or a key or value is not valid.
     """
-    fields: dict[str, Any] = {}
-    if path is not None:
-        try:
-            fields = tomllib.loads(content_of(path).decode())
-        except (OSError, ValueError, RecursionError) as cause:  # a number of too many digits is a ValueError, too
-            reason = "it is nested too deep" if isinstance(cause, RecursionError) else cause
-            raise UsageError(
-                f"the recipe cannot be read: {reason}",
-                where=str(path),
-                remedy="name a TOML file in UTF-8, such as one with the single line: bits = 6",
-            ) from cause
+    base = preset(named).fields if named is not None else {}
+    fields = _fields_in(path) if path is not None else {}
     fields |= {name: value for name, value in given.items() if value is not None}
+    profile = PROFILES.get(str(fields.get("target", base.get("target", "cpu"))))
+    fields = (_settled(base, profile) if profile is not None else base) | fields
     try:
         return Recipe.model_validate(fields)
     except ValidationError as cause:
         raise UsageError(
             _explain(cause),
-            where=str(path) if path else "options",
+            where=str(path) if path else f"--preset {named}" if named else "options",
             remedy="docs/recipe.md has every key with the values that it takes",
         ) from cause
+
+
+def json_schema() -> dict[str, Any]:
+    """What a recipe may hold, as JSON Schema, which editors hold TOML files against as well."""
+    return {"$schema": SCHEMA, **Recipe.model_json_schema()}
+
+
+def _fields_in(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content_of(path).decode())
+    except (OSError, ValueError, RecursionError) as cause:  # a number of too many digits is a ValueError, too
+        reason = "it is nested too deep" if isinstance(cause, RecursionError) else cause
+        raise UsageError(
+            f"the recipe cannot be read: {reason}",
+            where=str(path),
+            remedy="name a TOML file in UTF-8, such as one with the single line: bits = 6",
+        ) from cause
+
+
+def _settled(base: dict[str, Any], profile: Profile) -> dict[str, Any]:
+    """A preset for a target: its formats, or those that come nearest to them there."""
+    high = base.get("high_precision", "auto")
+    overrides = [
+        one | {"precision": legal_name(one["precision"], profile) or one["precision"]}
+        for one in base.get("overrides", ())
+    ]
+    return (
+        base
+        | ({"high_precision": legal_name(high, profile) or high} if "high_precision" in base else {})
+        | ({"overrides": overrides} if overrides else {})
+    )
 
 
 def _explain(cause: ValidationError) -> str:

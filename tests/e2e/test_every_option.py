@@ -184,7 +184,7 @@ def test_json_is_one_object(verb: str, world: World, seen: list[object]) -> None
     assert isinstance(done(*base(verb, world), "--json").json, dict)
 
 
-@pytest.mark.parametrize("verb", ["bench", "inspect", "verify", "diff"])
+@pytest.mark.parametrize("verb", ["bench", "inspect", "verify", "diff", "presets"])
 def test_json_is_one_object_of_what_is_looked_at(verb: str, world: World, seen: list[object]) -> None:
     assert isinstance(done(*base(verb, world), "--json").json, dict)
 

@@ -90,7 +90,9 @@ def test_wheel_holds_the_linked_folders(wheel_names: list[str], folder: str) -> 
     assert f"spq_graph/{folder}/__init__.py" in wheel_names
 
 
-@pytest.mark.parametrize("pattern", ["spq_graph/views/templates/*", "models/reference/*"])
+@pytest.mark.parametrize(
+    "pattern", ["spq_graph/views/templates/*", "spq_graph/documents/presets/*", "models/reference/*"]
+)
 def test_wheel_holds_data_files(wheel_names: list[str], pattern: str) -> None:
     present = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()]
     if not present:

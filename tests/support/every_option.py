@@ -36,6 +36,7 @@ def base(verb: str, w: World) -> list[object]:
         "verify": ["verify", w.out, w.model__onnx],
         "diff": ["diff", w.out, w.out6],
         "view": ["view", w.model__onnx],
+        "presets": ["presets"],
     }[verb]
 
 
@@ -48,6 +49,7 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
     tasks = ("--tasks", w.task__jsonl, "--tokenizer", w.tokenizer)
     return {
         ("quantize", "bits"): ((), ("--bits", 6)),
+        ("quantize", "preset"): ((), ("--preset", "weight-only-8")),
         ("quantize", "recipe"): ((), ("--recipe", w.recipe__toml)),
         ("quantize", "calibration"): ((), ("--calibration", w.text__npz)),
         ("quantize", "calibration_tokens"): ((), ("--calibration-tokens", 128)),
@@ -82,6 +84,7 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("calibrate", "memory_limit"): ((w.large__onnx,), (w.large__onnx, "--memory-limit", 1)),
         ("calibrate", "allow_no_glu"): ((w.plain__onnx,), (w.plain__onnx, "--allow-no-glu")),
         ("plan", "bits"): ((), ("--bits", 6)),
+        ("plan", "preset"): ((), ("--preset", "fp8")),
         ("plan", "recipe"): ((), ("--recipe", w.recipe__toml)),
         ("plan", "calibration"): ((), measured),
         ("plan", "tokenizer"): ((), ("--tokenizer", w.tokenizer)),
@@ -132,6 +135,8 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("inspect", "tokenizer"): (bare, text),
         ("inspect", "bos"): (bare, (*bare, "--bos")),
         ("inspect", "window"): (text, (*text, "--window", 16)),
+        ("presets", "name"): ((), ("fp8",)),
+        ("presets", "schema"): ((), ("--schema",)),
         ("view", "port"): ((), ("--port", 8081)),
         ("view", "no_browser"): ((), ("--no-browser",)),
     }
