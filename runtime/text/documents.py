@@ -150,6 +150,12 @@ def _items(text: str, path: Path) -> list[Any]:
 
 def _document(item: Any, number: int, path: Path, chat: Chat) -> str:
     """The text in one item of a file."""
+    if isinstance(item, Mapping) and _has_no_user(item):
+        raise DataError(
+            f"the conversation of document {number} has no turn of a user",
+            where=str(path),
+            remedy="Write what was asked as a message whose `role` is user, or the texts under `text`.",
+        )
     text = item if isinstance(item, str) else _text_in(item, chat) if isinstance(item, Mapping) else None
     if text is None:
         what = f"an object with {', '.join(sorted(map(str, item)))}" if isinstance(item, Mapping) else repr(item)[:40]
@@ -163,6 +169,14 @@ def _document(item: Any, number: int, path: Path, chat: Chat) -> str:
             remedy="Write the whole character, or leave it out.",
         ) from error
     return text
+
+
+def _has_no_user(item: Mapping[str, Any]) -> bool:
+    messages = item.get("messages")
+    if isinstance(item.get("text"), str) or isinstance(item.get("prompt"), str) or not isinstance(messages, list):
+        return False
+    turns = [one for one in messages if isinstance(one, Mapping)]
+    return bool(turns) and all(one.get("role") != "user" for one in turns)
 
 
 def _text_in(item: Mapping[str, Any], chat: Chat) -> str | None:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from spq_graph import __version__
-from spq_graph.cli import looking, making, running
+from spq_graph.cli import chatting, looking, making, running
 from spq_graph.cli import options as o
 from spq_graph.cli.terminal import Verbose, errors, print_json, verbose, with_verbose
 
@@ -67,6 +67,7 @@ def doctor(as_json: o.Json = False) -> None:
 
 app.command("eval")(with_verbose(running.evaluate))
 app.command()(with_verbose(running.generate))
+app.command()(with_verbose(chatting.chat))
 app.command()(with_verbose(running.bench))
 for _verb in (looking.inspect, looking.verify, looking.diff, looking.view, looking.presets):
     app.command()(with_verbose(_verb))

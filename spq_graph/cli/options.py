@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spq_graph.terms.precision import SMALLEST_FIRST
 from spq_graph.terms.targets import PROFILES
+
+if TYPE_CHECKING:
+    from spq_graph.runtime.generation.sampling import Sampling
 
 MODEL_HELP = "Hugging Face folder, .gguf or .onnx file, or the word 'reference' (the embedded model)"
 
@@ -159,6 +162,52 @@ KnownRanges = Annotated[
 ]
 NoEval = Annotated[bool, typer.Option("--no-eval", help="no ladder", rich_help_panel=WORK)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, write nothing", rich_help_panel=WORK)]
+
+
+SAMPLING = "How tokens are chosen"
+GREEDY = "where the likeliest token is taken (--temperature 0)"
+System = Annotated[
+    str | None, typer.Option(help="what the model is told before a user speaks, by its chat template", metavar="TEXT")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="divides the logits; 0 takes the likeliest token",
+        metavar="X",
+        show_default="0; 1 if only --top-k or --top-p is given",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(min=1, help="sample from so many of the likeliest tokens", metavar="N", rich_help_panel=SAMPLING),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="sample from the likeliest tokens that reach this probability",
+        metavar="P",
+        rich_help_panel=SAMPLING,
+    ),
+]
+DrawSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", min=0, max=2**53, help="same seed, same text", metavar="N", show_default="0", rich_help_panel=SAMPLING
+    ),
+]
+
+
+def sampling_of(temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None) -> Sampling:
+    """How tokens are chosen, as the options say."""
+    from spq_graph.runtime.generation.sampling import Sampling
+
+    if temperature is None:
+        temperature = 0.0 if top_k is None and top_p is None else 1.0
+    return Sampling(temperature, top_k, top_p, seed or 0)
 
 
 def to_bytes(mebibytes: int | None) -> int | None:

@@ -89,14 +89,14 @@ def test_export_of_onnx(
     done("export", tiny_llama, "-o", tmp_path / "out")
 
 
-@follows("spq_graph/jobs/generate.py:_require_tokenizer", "DIR, the folder with tokenizer.json")
+@follows("spq_graph/workbench/speaking.py:require_tokenizer", "DIR, the folder with tokenizer.json")
 def test_generate_without_a_tokenizer(refusal: Told, made: Made) -> None:
     arguments = ["generate", made.model, "--prompt", "w1 w2", "--max-new-tokens", 2]
     refusal.command(*arguments)
     done(*arguments, "--tokenizer", made.words)
 
 
-@follows("spq_graph/jobs/generate.py:_require_tokenizer", "--tokenizer FOLDER")
+@follows("spq_graph/workbench/speaking.py:require_tokenizer", "--tokenizer FOLDER")
 def test_generate_from_the_file_of_an_out(refusal: Told, made: Made, tmp_path: Path) -> None:
     shutil.copy(made.model, tmp_path / "model.onnx")
     write_tokenizer(tmp_path)
@@ -117,7 +117,7 @@ def tokenizer_with(folder: Path, **model: object) -> Path:
     return folder
 
 
-@follows("spq_graph/jobs/generate.py:_encode")
+@follows("spq_graph/workbench/speaking.py:Speaker.prompt")
 def test_a_prompt_of_no_tokens(refusal: Told, made: Made, tmp_path: Path) -> None:
     words = tokenizer_with(tmp_path / "words")
     arguments = ["generate", made.model, "--tokenizer", words, "--max-new-tokens", 2, "--prompt"]
@@ -125,7 +125,7 @@ def test_a_prompt_of_no_tokens(refusal: Told, made: Made, tmp_path: Path) -> Non
     done(*arguments, "w1 w2")
 
 
-@follows("spq_graph/jobs/generate.py:_check_vocabulary")
+@follows("spq_graph/workbench/speaking.py:_check_vocabulary")
 def test_generate_with_another_tokenizer(refusal: Told, made: Made, tmp_path: Path) -> None:
     other = tokenizer_with(tmp_path / "other", vocab={"<unk>": 0, "w1": 90})
     arguments = ["generate", made.model, "--prompt", "w1", "--max-new-tokens", 2, "--tokenizer"]

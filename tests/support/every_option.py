@@ -31,6 +31,7 @@ def base(verb: str, w: World) -> list[object]:
         "doctor": ["doctor"],
         "eval": ["eval", w.model__onnx, "--text", w.text__npz, "--window", 32],
         "generate": ["generate", w.model__onnx, "--prompt", "w3 w4", "--tokenizer", w.tokenizer, "--max-new-tokens", 8],
+        "chat": ["chat", w.model__onnx, "--tokenizer", w.chatty, "--max-new-tokens", 8],
         "bench": ["bench", w.out],
         "inspect": ["inspect", w.model__onnx],
         "verify": ["verify", w.out, w.model__onnx],
@@ -44,7 +45,7 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
     """What is added to a verb, without the option and with it; arguments are exchanged as a whole."""
     text, tokenizer = ("--calibration", w.words__txt, "--tokenizer", w.tokenizer), ("--tokenizer", w.without)
     bare = ("--calibration", w.words__txt, *tokenizer)
-    sampling = ("--temperature", 1.0)
+    sampling, chatty = ("--temperature", 1.0), ("--tokenizer", w.chatty)
     measured = ("--calibration", w.ids__npz)
     tasks = ("--tasks", w.task__jsonl, "--tokenizer", w.tokenizer)
     return {
@@ -112,6 +113,8 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("eval", "window"): ((), ("--window", 16)),
         ("eval", "target"): ((), ("--target", "openvino")),
         ("generate", "prompt"): ((), ("--prompt", "w9")),
+        ("generate", "chat"): (chatty, (*chatty, "--no-chat")),
+        ("generate", "system"): (chatty, (*chatty, "--system", "w7 w8 w9")),
         ("generate", "max_new_tokens"): ((), ("--max-new-tokens", 3)),
         ("generate", "temperature"): ((), ("--temperature", 5)),
         ("generate", "top_k"): (sampling, (*sampling, "--top-k", 1)),
@@ -120,6 +123,13 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("generate", "stop"): ((), ("--stop", "w")),
         ("generate", "tokenizer"): ((), ("--tokenizer", w.without)),
         ("generate", "bos"): (tokenizer, (*tokenizer, "--bos")),
+        ("chat", "system"): ((), ("--system", "w7 w8 w9")),
+        ("chat", "max_new_tokens"): ((), ("--max-new-tokens", 3)),
+        ("chat", "temperature"): ((), ("--temperature", 5)),
+        ("chat", "top_k"): (sampling, (*sampling, "--top-k", 1)),
+        ("chat", "top_p"): (sampling, (*sampling, "--top-p", 0.01)),
+        ("chat", "seed"): (sampling, (*sampling, "--seed", 4)),
+        ("chat", "tokenizer"): ((), tokenizer),
         ("bench", "against"): ((), ("--against", w.model__onnx)),
         ("bench", "target"): (("--against", w.model__onnx), ("--against", w.model__onnx, "--target", "cpu")),
         ("bench", "rounds"): ((), ("--rounds", 2)),
