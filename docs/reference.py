@@ -18,7 +18,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from spq_graph.documents.json_text import json_text
-from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.model_ref import ModelRef
+from spq_graph.documents.plan import CalibrationRef, Evidence, Plan, Reason, Search, SitePlan
 from spq_graph.documents.preset import presets
 from spq_graph.documents.recipe import OneOf, Override, Recipe, json_schema
 from spq_graph.terms.precision import Precision

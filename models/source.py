@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,6 +18,7 @@ from spq_graph.models.adapter import base_of, check_adapter
 from spq_graph.models.config import check_config, check_held, check_limits
 from spq_graph.models.leftover import refuse_quantized_names
 from spq_graph.models.onnx_folder import onnx_below, onnx_in
+from spq_graph.models.provenance import Provenance, provenance
 from spq_graph.terms.errors import SourceError
 
 REFERENCE: Final = Path(__file__).resolve().parent / "reference"
@@ -41,6 +42,7 @@ class Source:
         eos_token_id: what a sequence ends with; the first one where there are several.
         max_length: longest sequence that the positions cover.
         vocab_size: number of token ids.
+        came: whose model it is, as far as its files tell.
         base: of a folder that holds an adapter alone the folder of its base model, which has the configuration.
     """
 
@@ -52,6 +54,7 @@ class Source:
     eos_token_id: int | None = None
     max_length: int | None = None
     vocab_size: int | None = None
+    came: Provenance = field(default_factory=Provenance)
     base: Path | None = None
 
 
@@ -173,6 +176,7 @@ def _source(
         eos_token_id=_first_int(config.get("eos_token_id")),
         max_length=_first_int(config.get("max_position_embeddings")),
         vocab_size=_first_int(config.get("vocab_size")),
+        came=provenance(path),
         base=base if base != path else None,
     )
 

@@ -92,11 +92,18 @@ def _fulfil(order: Order, *, as_json: bool) -> None:
     from spq_graph.jobs.quantize import fulfil
     from spq_graph.views.results import show_outcome
 
-    made = fulfil(order, command=shlex.join(["spq-graph", *sys.argv[1:]]), steps=steps())
+    made = fulfil(order, command=shlex.join(["spq-graph", *map(_shareable, sys.argv[1:])]), steps=steps())
     if as_json:
         print_json(made.to_dict())
     else:
         show_outcome(made, Console())
+
+
+def _shareable(argument: str) -> str:
+    """An argument as it may be shown to others: of a path from elsewhere than below the working directory its name."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    elsewhere = value.startswith(("/", "~", "../")) or Path(value).is_absolute()
+    return f"{option}{equals}{Path(value).name or '.'}" if elsewhere else argument
 
 
 def export(

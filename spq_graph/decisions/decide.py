@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 from spq_graph.decisions.choices import Choice, above, apply_overrides, assigned, cap_of, keep, planned, six, start
 from spq_graph.decisions.kept_formats import candidates, pick
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search
+from spq_graph.documents.model_ref import ModelRef
+from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.terms.errors import GraphError, NotFiniteError

@@ -163,7 +163,7 @@ def at_hand(source: Source, work: Path, steps: Steps) -> Source:
     folder.mkdir()
     with steps.step("unpack", f"Unpacking {source.origin}"):
         unpack(source.path, folder, tokenizer=source.tokenizer is None, heard=steps.heard)
-    return replace(resolve(str(folder), source.tokenizer), origin=source.origin)
+    return replace(resolve(str(folder), source.tokenizer), origin=source.origin, came=source.came)
 
 
 def _as_onnx(source: Source, work: Path, steps: Steps) -> Path:

@@ -183,6 +183,16 @@ def test_verify_with_another_plan(refusal: Told, made: Made, out: Path, tmp_path
     made_again(made, tmp_path / "again")
 
 
+@follows("spq_graph/jobs/verify.py:verify", "is not the recipe of the plan")
+def test_verify_another_recipe(refusal: Told, made: Made, out: Path, tmp_path: Path) -> None:
+    (out / "recipe.toml").write_text("bits = 5\n", encoding="utf-8")
+    refusal.command("verify", out, made.model)
+    done("apply", made.model, out / "plan.json", "-o", tmp_path / "applied")
+    done("verify", tmp_path / "applied", made.model)
+    (out / "recipe.toml").unlink()
+    done("verify", out, made.model)
+
+
 @follows("spq_graph/jobs/verify.py:verify", ": REASON ->")
 def test_verify_other_weights(refusal: Told, made: Made, out: Path, tmp_path: Path) -> None:
     model = onnx.load(out / "model.onnx")
