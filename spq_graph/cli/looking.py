@@ -13,14 +13,18 @@ from spq_graph.cli.terminal import answer, errors, print_json, steps, unused
 
 _Inspected = Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")]
 _Exportable = Annotated[
-    Path, typer.Argument(help="an .onnx file, an OUT folder, or a Hugging Face folder, exported aside", metavar="PATH")
+    str,
+    typer.Argument(
+        help="an .onnx file, an OUT folder, or what is exported aside: a Hugging Face folder, a GGUF, a Hub id",
+        metavar="PATH",
+    ),
 ]
 
 
 def inspect(
     path: _Exportable,
     chosen: Annotated[str | None, typer.Argument(help="as --site", metavar="SITE", show_default=False)] = None,
-    site: Annotated[str | None, typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
+    site: Annotated[str | None, typer.Option(help="one site, by key, its end, or glob", metavar="KEY")] = None,
     why: Annotated[bool, typer.Option("--why", help="reason and evidence in full, of one SITE or of all")] = False,
     unmatched: Annotated[bool, typer.Option("--unmatched", help="products that are no sites, and why")] = False,
     calibration: Annotated[

@@ -13,14 +13,17 @@ from spq_graph.terms.targets import PROFILES
 if TYPE_CHECKING:
     from spq_graph.runtime.generation.sampling import Sampling
 
-MODEL_HELP = "Hugging Face folder, .gguf or .onnx file, or the word 'reference' (the embedded model)"
+MODEL_HELP = (
+    "Hugging Face folder, .gguf or .onnx file, Hub id (org/name in the cache, hf://org/name downloads), "
+    "or the word 'reference' (the embedded model)"
+)
 
 # The boxes of a verb's help, in the order in which their first options stand.
 DATA, RECIPE, MODEL, WORK = "What is measured on", "What is decided", "How the model is read", "How the work is done"
 
 Source = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="SOURCE")]
 AnyModel = Annotated[
-    str, typer.Argument(help="an .onnx or .gguf file, an OUT folder or a Hugging Face folder", metavar="PATH")
+    str, typer.Argument(help="an .onnx or .gguf file, an OUT or Hugging Face folder, or a Hub id", metavar="PATH")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder to write", metavar="OUT")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
@@ -93,7 +96,9 @@ HighPrecision = Annotated[
 Keep = Annotated[
     list[str] | None,
     typer.Option(
-        help="keep these sites in high precision by hand (glob, repeatable)", metavar="GLOB", rich_help_panel=RECIPE
+        help="keep these sites in high precision by hand (key, its end, or glob; repeatable)",
+        metavar="GLOB",
+        rich_help_panel=RECIPE,
     ),
 ]
 SpikeRatio = Annotated[

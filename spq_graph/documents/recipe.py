@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -91,9 +93,11 @@ class Recipe(BaseModel):
         "fast", description="w8fp8a16: whether a kernel may round activations to bfloat16, or takes them as they are"
     )
     quantize_lm_head: bool = Field(False, description="treat lm_head like any other site")
-    keep: tuple[str, ...] = Field((), description="globs of sites to keep in high precision by hand")
-    ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")
-    overrides: tuple[Override, ...] = Field((), description="precision by glob; the last match wins")
+    keep: tuple[str, ...] = Field(
+        (), description="sites to keep in high precision by hand: keys, ends of keys (down_proj), or globs"
+    )
+    ignore: tuple[str, ...] = Field((), description="sites to leave untouched, named likewise")
+    overrides: tuple[Override, ...] = Field((), description="precision of sites named likewise; the last match wins")
     min_expert_tokens: int = Field(
         64, ge=0, le=MOST, description="calibration tokens that an expert must have seen for its range to be trusted"
     )
@@ -166,8 +170,14 @@ def _asked(name: str) -> tuple[Precision, ...]:
 
 
 def matches(pattern: str, *names: str) -> bool:
-    """Whether a glob, or the plain name, fits one of the names."""
-    return any(pattern == name or fnmatchcase(name, pattern) for name in names)
+    """Whether a glob, the plain name, or the end of one from a dot on, fits one of the names."""
+    return any(pattern == name or name.endswith(f".{pattern}") or fnmatchcase(name, pattern) for name in names)
+
+
+def nearest(pattern: str, names: Iterable[str]) -> str | None:
+    """The name, or the end of one, that somebody may have meant by what fits none; None where none is like it."""
+    known = list(dict.fromkeys(end for name in names for end in (name, name.rpartition(".")[2])))
+    return next(iter(get_close_matches(pattern, known, n=1, cutoff=0.75)), None)
 
 
 def load_recipe(path: Path | None, *, named: str | None = None, **given: Any) -> Recipe:

@@ -43,9 +43,8 @@ def require_tokenizer(opening: Opening) -> Path | None:
     """
     found = opening.resolve(find_sites=False)
     if found.tokenizer is None and found.kind != "gguf":
-        folder = Path(opening.source).parent
-        beside = str(folder) if (folder / "tokenizer.json").is_file() else "DIR, the folder with tokenizer.json"
-        raise UsageError("text needs a tokenizer", where=opening.name, remedy=f"pass --tokenizer {beside}")
+        remedy = "pass --tokenizer DIR, the folder with tokenizer.json"
+        raise UsageError("text needs a tokenizer", where=opening.name, remedy=remedy)
     return found.tokenizer
 
 

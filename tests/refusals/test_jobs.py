@@ -89,20 +89,11 @@ def test_export_of_onnx(
     done("export", tiny_llama, "-o", tmp_path / "out")
 
 
-@follows("spq_graph/workbench/speaking.py:require_tokenizer", "DIR, the folder with tokenizer.json")
+@follows("spq_graph/workbench/speaking.py:require_tokenizer")
 def test_generate_without_a_tokenizer(refusal: Told, made: Made) -> None:
     arguments = ["generate", made.model, "--prompt", "w1 w2", "--max-new-tokens", 2]
     refusal.command(*arguments)
     done(*arguments, "--tokenizer", made.words)
-
-
-@follows("spq_graph/workbench/speaking.py:require_tokenizer", "--tokenizer FOLDER")
-def test_generate_from_the_file_of_an_out(refusal: Told, made: Made, tmp_path: Path) -> None:
-    shutil.copy(made.model, tmp_path / "model.onnx")
-    write_tokenizer(tmp_path)
-    arguments = ["generate", tmp_path / "model.onnx", "--prompt", "w1 w2", "--max-new-tokens", 2]
-    refusal.command(*arguments)
-    done(*arguments, *refusal.error.remedy.removeprefix("pass ").split())
 
 
 def tokenizer_with(folder: Path, **model: object) -> Path:
@@ -133,7 +124,15 @@ def test_generate_with_another_tokenizer(refusal: Told, made: Made, tmp_path: Pa
     done(*arguments, made.words)
 
 
-@follows("spq_graph/jobs/inspect.py:_chosen")
+@follows("spq_graph/jobs/inspect.py:_chosen", "did you mean")
+def test_inspect_a_site_misspelled(refusal: Told, made: Made) -> None:
+    refusal.command("inspect", made.model, "layers.1.mlp.downproj")
+    near = refusal.error.remedy.split("'")[1]
+    assert [site["key"] for site in done("inspect", made.model, near, "--json").json["sites"]] == [near]
+    assert len(done("inspect", made.model, "--json").json["sites"]) > 10
+
+
+@follows("spq_graph/jobs/inspect.py:_chosen", "-> leave out --site")
 def test_inspect_no_site(refusal: Told, made: Made) -> None:
     refusal.command("inspect", made.model, "--site", "nowhere")
     assert len(done("inspect", made.model, "--json").json["sites"]) > 10
