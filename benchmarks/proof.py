@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.keeping import keep
 from benchmarks.shaped import SHAPES, write
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
 from spq_graph.passes.adapt.prepared import Prepared, prepared
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.check.plan import VerifyPlan

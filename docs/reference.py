@@ -19,9 +19,10 @@ from pydantic_core import PydanticUndefined
 
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.model_ref import ModelRef
-from spq_graph.documents.plan import CalibrationRef, Evidence, Plan, Reason, Search, SitePlan
+from spq_graph.documents.plan import CalibrationRef, Evidence, Plan, Reason, SitePlan
 from spq_graph.documents.preset import presets
 from spq_graph.documents.recipe import OneOf, Override, Recipe, json_schema
+from spq_graph.documents.search import Search
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site, Unmatched
 from spq_graph.views.words import REASONS

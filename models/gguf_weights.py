@@ -6,7 +6,6 @@ each tensor. Its loader would hold all of them twice.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.models.gguf_rope import ROPE_FACTORS, value_of
 from spq_graph.terms.errors import SourceError
 
@@ -174,7 +174,8 @@ def _write_shards(tensors: Iterator[tuple[str, npt.NDArray[np.float32]]], out: P
         del weights  # else it lives while the next one is made
     _write_shard(shard, files, out)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
-    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    name = "model.safetensors.index.json"
+    (out / name).write_text(json_text(index, name, indent=2) + "\n", encoding="utf-8")
     return set(files)
 
 

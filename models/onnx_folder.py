@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from spq_graph.documents.content import refuse_special
 from spq_graph.models.adapter import ADAPTER_CONFIG
 from spq_graph.terms.errors import SourceError
 
@@ -63,6 +64,7 @@ def onnx_of(path: Path) -> Path:
     Raises:
         SourceError: there is none.
     """
+    refuse_special(path)
     if not path.is_dir():
         if not path.is_file():
             raise SourceError("no such file", where=str(path), remedy="Check the spelling and the working directory.")

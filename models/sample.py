@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+Progress = Callable[[int, int], None]
 BATCH: Final = 64
 # Steps that are timed: so many in any case, and more until so much time is over, of which the later half counts.
 _TIMED: Final = 4
@@ -28,13 +29,7 @@ _SECONDS: Final = 0.5
 
 
 def sample_ids(
-    folder: Path,
-    *,
-    sequences: int,
-    length: int,
-    seed: int,
-    bos: int | None,
-    progress: Callable[[str], None] | None = None,
+    folder: Path, *, sequences: int, length: int, seed: int, bos: int | None, progress: Progress | None = None
 ) -> NDArray[np.int64]:
     """Samples token sequences from the model in `folder`.
 
@@ -48,7 +43,7 @@ def sample_ids(
         length: tokens in each, the first one included.
         seed: same seed, same tokens. The caller's random state is left alone.
         bos: the first token; where None, what the configuration has for BOS, or else EOS, or else token 0.
-        progress: is told how many sequences are done.
+        progress: called with tokens done and in all.
 
     Returns:
         Token ids, int64 [sequences, length]. EOS never follows the first token, so no sequence ends early.
@@ -66,13 +61,7 @@ def sample_ids(
 
 
 def sample_from(
-    model: PreTrainedModel,
-    *,
-    sequences: int,
-    length: int,
-    seed: int,
-    bos: int | None,
-    progress: Callable[[str], None] | None = None,
+    model: PreTrainedModel, *, sequences: int, length: int, seed: int, bos: int | None, progress: Progress | None = None
 ) -> NDArray[np.int64]:
     """Does what `sample_ids` does, with a model that is loaded already."""
     import torch
@@ -86,10 +75,14 @@ def sample_from(
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for done in range(0, sequences, BATCH):
-        if progress:
-            progress(f"sampled {done} of {sequences} sequences")
-        start = torch.full((min(BATCH, sequences - done), 1), first, dtype=torch.int64)
-        batches.append(continue_from(model, start, length, generator))
+        count = min(BATCH, sequences - done)
+
+        def tick(tokens: int, done: int = done, count: int = count) -> None:
+            if progress is not None:
+                progress(done * length + tokens * count, sequences * length)
+
+        start = torch.full((count, 1), first, dtype=torch.int64)
+        batches.append(continue_from(model, start, length, generator, tick))
     ids: NDArray[np.int64] = torch.cat(batches).numpy()
     return ids
 
@@ -149,8 +142,17 @@ def _ids(value: int | list[int] | None) -> list[int]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def continue_from(model: PreTrainedModel, ids: Tensor, length: int, generator: torch.Generator) -> Tensor:
-    """Extends `ids`, int64 [batch, prompt], to [batch, length] over the KV cache; EOS is never drawn."""
+def continue_from(
+    model: PreTrainedModel,
+    ids: Tensor,
+    length: int,
+    generator: torch.Generator,
+    tick: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Extends `ids`, int64 [batch, prompt], to [batch, length] over the KV cache; EOS is never drawn.
+
+    `tick` is told how many tokens each row has.
+    """
     import torch
 
     ends = _ids(model.config.eos_token_id)
@@ -168,4 +170,6 @@ def continue_from(model: PreTrainedModel, ids: Tensor, length: int, generator: t
             logits[:, ends] = -torch.inf
             token = _drawn(logits, generator)
             ids = torch.cat([ids, token], dim=1)
+            if tick is not None:
+                tick(ids.shape[1])
     return ids

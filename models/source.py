@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from spq_graph.documents.content import refuse_special
 from spq_graph.documents.parsed import parse_json
 from spq_graph.models import gguf
 from spq_graph.models.adapter import base_of, check_adapter
@@ -88,6 +89,7 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
         if (named := HubId.of(source)) is None:
             raise _not_found(source)
         path = fetched(named, source)
+    refuse_special(path)
     if path.is_dir():
         return _folder(path, tokenizer)
     if path.suffix == ".onnx":

@@ -23,11 +23,14 @@ class Annotate(NamedPass):
         self.plan = plan
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = {node.name: node for node in model.graph}
+        nodes, peels = {node.name: node for node in model.graph}, self.plan.peels
         for site in self.plan.sites:
             node = nodes.get(site.node)
             if node is not None:
-                node.metadata_props.update({f"{PREFIX}{name}": text for name, text in _notes(site).items()})
+                notes = _notes(site)
+                if site.precision.bits is not None and (peel := peels.get(site.input)) is not None:
+                    notes["peeled"] = " ".join(map(str, peel.channels))
+                node.metadata_props.update({f"{PREFIX}{name}": text for name, text in notes.items()})
         model.metadata_props.update({f"{PREFIX}version": __version__, f"{PREFIX}plan": self.plan.digest})
         model.producer_name, model.producer_version = "spq-graph", __version__
         return ir.passes.PassResult(model, modified=True)

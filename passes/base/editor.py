@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from spq_graph.documents.plan import SitePlan
 from spq_graph.passes.base.marks import ADDED
-from spq_graph.passes.base.operand import Operand
-from spq_graph.passes.base.values import Weight, attribute_of, is_product, names_in, weight_of
+from spq_graph.passes.base.operand import Operand, operand_of
+from spq_graph.passes.base.values import is_lookup, names_in
 from spq_graph.terms.errors import GraphError
 
 
@@ -56,14 +56,15 @@ class Editor:
             GraphError: the graph does not hold this site.
         """
         node = self.nodes.get(site.node)
-        weight = weight_of(node.inputs[1]) if node is not None and len(node.inputs) > 1 else None
-        if node is None or weight is None or not is_product(node) or _product_shape(node, weight) != site.shape:
+        operand = operand_of(node) if node is not None else None
+        shape = operand.shape if operand is not None else ()
+        if node is None or operand is None or (shape[::-1] if is_lookup(node) else shape) != site.shape:
             raise GraphError(
                 "this site of the plan is not in the graph",
                 where=f"{site.key} (node {site.node})",
                 remedy="apply the plan to the model that it was made for",
             )
-        return node, Operand(weight, bool(attribute_of(node, "transB", 0)))
+        return node, operand
 
     def add(
         self,
@@ -148,6 +149,28 @@ class Editor:
         node.replace_input_with(0, self.shared[name])
         self.narrow(node, to, original)
 
+    def behind(
+        self, node: ir.Node, op_type: str, others: Sequence[ir.Value], dtype: ir.DataType, **attributes: Any
+    ) -> ir.Node:
+        """Put a node behind the result of another, and give its own that one's name; what it gives is `dtype`.
+
+        Args:
+            node: whose only output the new one reads first.
+            op_type: of the new node.
+            others: what it reads besides.
+            dtype: element type of what it gives.
+            attributes: of the new node.
+        """
+        output = node.outputs[0]
+        site = node.metadata_props.get(ADDED, node.name or "")
+        after = ir.node(op_type, [output, *others], attributes, name=self.fresh(f"{site}.{op_type}"))
+        after.metadata_props[ADDED] = site
+        self.model.graph.insert_after(node, after)
+        after.outputs[0].type = ir.TensorType(dtype)
+        self.take_over(output, after.outputs[0])
+        after.replace_input_with(0, output)
+        return after
+
     def narrow(self, node: ir.Node, computed: ir.DataType, original: ir.DataType) -> ir.Node:
         """Say in which type a product computes now, and give its result the type that it had; returns the Cast."""
         output = node.outputs[0]
@@ -207,10 +230,6 @@ def describe_like(value: ir.Value, other: ir.Value) -> None:
     """Give a value the element type and the shape of another, as far as they are known."""
     value.type = None if other.dtype is None else ir.TensorType(other.dtype)
     value.shape = other.shape
-
-
-def _product_shape(node: ir.Node, weight: Weight) -> tuple[int, ...]:
-    return weight.shape[::-1] if attribute_of(node, "transB", 0) else weight.shape
 
 
 def drop_unused(model: ir.Model, candidates: Sequence[ir.Value]) -> None:

@@ -1,4 +1,4 @@
-"""The weight of a site as its product sees it, some rows at a time."""
+"""The weight of a site as its product sees it, some rows at a time; a table as the product of a head would see it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,33 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spq_graph.passes.base.values import Weight
+from spq_graph.passes.base.values import FLOATS, Weight, attribute_of, is_lookup, is_product, weight_of
 from spq_graph.passes.numbers.scales import absmax_of
 
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 128
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Operand:
-    """The constant operand of a site: the initializer, and how it lies."""
+    """The constant operand of a site: the initializer, and how it lies.
+
+    Equal to another that sees the same numbers in the same shape: the table of an embedding is what a head reads that
+    is tied to it.
+    """
 
     weight: Weight
     flipped: bool
+
+    @property
+    def _what(self) -> tuple[object, bool]:
+        return self.weight.numbers, self.weight.transposed is not self.flipped
+
+    def __eq__(self, other: object) -> bool:
+        return self._what == other._what if isinstance(other, Operand) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._what)
 
     @property
     def dtype(self) -> ir.DataType:
@@ -49,3 +63,18 @@ class Operand:
     def absmax(self) -> npt.NDArray[np.float32]:
         """Largest absolute value by column, float32 [N]."""
         return absmax_of(block for _, block in self.blocks())
+
+
+def operand_of(node: ir.Node) -> Operand | None:
+    """The constant operand of a product, or the table that a lookup takes rows of; None where there is none.
+
+    A table [tokens, channels] is seen as a head would read it, [K, N] of channels and tokens: so the two are one where
+    they are tied, and a row of the table has the scales of its own blocks.
+    """
+    if is_product(node) and len(node.inputs) > 1:
+        weight = weight_of(node.inputs[1])
+        return None if weight is None else Operand(weight, bool(attribute_of(node, "transB", 0)))
+    weight = weight_of(node.inputs[0]) if is_lookup(node) else None
+    if weight is None or len(weight.shape) != 2 or weight.dtype not in FLOATS or not min(weight.shape):
+        return None
+    return Operand(weight, flipped=True)

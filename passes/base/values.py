@@ -11,9 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
-_SEEN_THROUGH = frozenset({"Cast", "Identity", "Transpose"})
+SEEN_THROUGH = frozenset({"Cast", "Identity", "Transpose"})
 _AT_ONCE = 4 << 20  # bytes that two tensors are compared in
 _LONGEST_CHAIN = 64  # so that asking takes the same time in every graph
+# What holds every number of a type: a Cast there changes none.
+_WIDER = {kind: (kind, ir.DataType.FLOAT) for kind in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)}
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 
 
@@ -28,14 +30,22 @@ class Weight:
     through: tuple[ir.Node, ...]
 
     @property
-    def _what(self) -> tuple[ir.Value, bool, tuple[ir.DataType, ...]]:
-        return self.initializer, self.transposed, tuple(_cast_to(n) for n in self.through if n.op_type == "Cast")
+    def numbers(self) -> tuple[ir.Value, tuple[ir.DataType, ...]]:
+        """What tells its numbers, but not how they lie: the initializer, and the types that it is rounded to."""
+        kinds = [self.tensor.dtype]
+        for node in self.through:
+            if node.op_type == "Cast":
+                to = _cast_to(node)
+                kinds += [] if to in _WIDER.get(kinds[-1], (kinds[-1],)) else [to]
+        return self.initializer, tuple(kinds)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Weight) and self._what == other._what
+        if not isinstance(other, Weight):
+            return NotImplemented
+        return self.numbers == other.numbers and self.transposed == other.transposed
 
     def __hash__(self) -> int:
-        return hash(self._what)
+        return hash((self.numbers, self.transposed))
 
     @property
     def tensor(self) -> ir.TensorProtocol:
@@ -89,7 +99,7 @@ def weight_of(value: ir.Value | None) -> Weight | None:
         node = value.producer()
         if node is None:
             return None if value.const_value is None else Weight(value, tuple(reversed(through)))
-        if node.op_type not in _SEEN_THROUGH or not is_standard(node):
+        if node.op_type not in SEEN_THROUGH or not is_standard(node):
             return None
         if node.op_type == "Transpose" and not _swaps_two(node):
             return None
@@ -173,6 +183,18 @@ def names_in(model: ir.Model) -> set[str]:
 def is_product(node: ir.Node) -> bool:
     """Whether a node is a MatMul or Gemm of ONNX."""
     return node.op_type in _PRODUCTS and is_standard(node)
+
+
+def is_lookup(node: ir.Node) -> bool:
+    """Whether a node takes rows of its first operand."""
+    return node.op_type == "Gather" and is_standard(node) and len(node.inputs) > 1 and not attribute_of(node, "axis", 0)
+
+
+def codes_looked_up(node: ir.Node) -> bool:
+    """Whether a node looks rows up in codes by block, [tokens, blocks, block], as our lookups do."""
+    codes = node.inputs[0] if node.op_type in ("Gather", "GatherBlockQuantized") and node.inputs else None
+    held = codes.const_value if codes is not None else None
+    return held is not None and held.dtype not in FLOATS and len(held.shape) == 3
 
 
 def attribute_of(node: ir.Node, name: str, default: float) -> float:

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import (
 )
 
 from spq_graph.passes.base.conditions import not_canonical, not_inlined, not_lifted, not_named, promise
+from spq_graph.passes.base.fp8_calls import refuse_wrong_calls
 from spq_graph.passes.base.marks import DOMAIN, OP
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.base.wellformed import check_nodes
@@ -52,6 +53,7 @@ class InlineFunctions(ir.passes.InPlacePass):
             del model.functions[known]
         # Who calls a function may leave out inputs that its body reads.
         check_nodes(model, model.graph.name or "")
+        refuse_wrong_calls(model, model.graph.name or "")  # which may have stood in a function
         return ir.passes.PassResult(model, modified or bool(uncalled))
 
     def ensures(self, model: ir.Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -73,8 +74,8 @@ _KEEP_AXES = {
         1,
     ),
 }
-_MOST_NODES = 1 << 10  # that a constant is computed by, each as often as it is read
-_LONGEST_CHAIN = 64  # so that time is linear, and no recursion too deep
+_MOST_STEPS = 1 << 14  # that a constant comes about in: a quarter of a second, whenever it is read
+_LONGEST_CHAIN = 64  # of activations, so that no recursion is too deep
 
 
 class FoldWeights(CanonicalPass):
@@ -90,13 +91,14 @@ class FoldWeights(CanonicalPass):
         known: dict[ir.Value, _Origin | None] = {}
         axes: dict[ir.Value, int] = {}
         matrices: dict[ir.Value, _Matrix | None] = {}
+        recipes: dict[ir.Value, Recipe] = {}
         modified = False
         for node in list(graph):
             operand = node.inputs[1] if node.op_type in _PRODUCTS and len(node.inputs) > 1 else None
             if operand is None or not _is_to_fold(operand, known):
                 continue
             if operand not in matrices:
-                matrices[operand] = _matrix_of(graph, operand)
+                matrices[operand] = _matrix_of(graph, operand, recipes)
             matrix = matrices[operand]
             if matrix is not None and (matrix.axes == 2 or _axes_of(node.inputs[0], axes) >= matrix.axes):
                 node.replace_input_with(1, matrix.initializer(graph))
@@ -111,12 +113,10 @@ class _Origin:
     """How a value comes from constants.
 
     Attributes:
-        length: of the longest chain of nodes behind it.
         computed: whether any of them computes.
         codes: whether its numbers were integers once.
     """
 
-    length: int = 0
     computed: bool = False
     codes: bool = False
 
@@ -129,25 +129,33 @@ def _is_to_fold(operand: ir.Value, known: dict[ir.Value, _Origin | None]) -> boo
     return origin is not None and not (origin.computed and origin.codes)
 
 
-def _origin_of(value: ir.Value, known: dict[ir.Value, _Origin | None], left: int = _LONGEST_CHAIN) -> _Origin | None:
-    """How a value comes from constants; None where it does not, by other operators, or by too many of them."""
-    if value in known:
-        return known[value]
-    node = value.producer()
-    found: _Origin | None = None
+def _origin_of(value: ir.Value, known: dict[ir.Value, _Origin | None]) -> _Origin | None:
+    """How a value comes from constants; None where it does not, or by other operators."""
+    todo = [value]
+    while todo:
+        node = todo[-1].producer()
+        moved = node is not None and node.op_type in _MOVES | _COMPUTES and is_standard(node) and len(node.inputs) > 0
+        behind = [v for v in node.inputs if v is not None] if node is not None and moved else []
+        waiting = [v for v in behind if v not in known]
+        todo.extend(waiting)
+        if not waiting:
+            found = todo.pop()
+            known[found] = _origin_from(found, node if moved else None, [known[v] for v in behind])
+    return known[value]
+
+
+def _origin_from(value: ir.Value, node: ir.Node | None, behind: Sequence[_Origin | None]) -> _Origin | None:
+    """The same, from what the operands of the node come from that moves or computes it; None: it is no such node."""
     if node is None:
-        found = _Origin(codes=holds_codes(value)) if value.const_value is not None else None
-    elif left and node.op_type in _MOVES | _COMPUTES and is_standard(node) and node.inputs:
-        behind = [_origin_of(v, known, left - 1) for v in node.inputs if v is not None]
-        origins = [origin for origin in behind if origin is not None]
-        length = max((origin.length for origin in origins), default=0) + 1
-        if len(origins) == len(behind) and length <= _LONGEST_CHAIN:
-            # Sizes and positions are integers too, and no part of the numbers.
-            of_numbers = origins if node.op_type in _OF_ALL else origins[:1]
-            computed = node.op_type in _COMPUTES or any(origin.computed for origin in of_numbers)
-            found = _Origin(length, computed, any(origin.codes for origin in of_numbers))
-    known[value] = found
-    return found
+        constant = value.producer() is None and value.const_value is not None
+        return _Origin(codes=holds_codes(value)) if constant else None
+    origins = [origin for origin in behind if origin is not None]
+    if len(origins) < len(behind):
+        return None
+    # Sizes and positions are integers too, and no part of the numbers.
+    of_numbers = origins if node.op_type in _OF_ALL else origins[:1]
+    computed = node.op_type in _COMPUTES or any(origin.computed for origin in of_numbers)
+    return _Origin(computed, any(origin.codes for origin in of_numbers))
 
 
 def _axes_of(value: ir.Value | None, known: dict[ir.Value, int], left: int = _LONGEST_CHAIN) -> int:
@@ -214,10 +222,10 @@ def _computed(name: str, recipe: Recipe, dtype: ir.DataType, shape: tuple[int, i
         ) from error
 
 
-def _matrix_of(graph: ir.Graph, value: ir.Value) -> _Matrix | None:
+def _matrix_of(graph: ir.Graph, value: ir.Value, known: dict[ir.Value, Recipe]) -> _Matrix | None:
     """The matrix that a constant operand is, alone or in a stack of one; None where it is none."""
-    recipe = recipe_of(value, graph.opset_imports.get("", 1))
-    if recipe.cost > _MOST_NODES:
+    recipe = recipe_of(value, graph.opset_imports.get("", 1), known)
+    if len(recipe.steps()) > _MOST_STEPS:
         return None
     try:
         with np.errstate(all="ignore"):
@@ -232,12 +240,14 @@ def _matrix_of(graph: ir.Graph, value: ir.Value) -> _Matrix | None:
 
 def _drop(graph: ir.Graph, value: ir.Value) -> None:
     """Take away nodes and initializers that nothing reads any more."""
-    node = value.producer()
-    if node is None:
-        if not value.uses() and not value.is_graph_output() and (name := value.name or "") in graph.initializers:
-            graph.initializers.pop(name)
-    elif node.graph is not None and not any(v.uses() or v.is_graph_output() for v in node.outputs):
-        inputs = [v for v in node.inputs if v is not None]
-        graph.remove(node, safe=True)
-        for before in inputs:
-            _drop(graph, before)
+    todo = [value]
+    while todo:
+        unread = todo.pop()
+        node = unread.producer()
+        if node is None:
+            name = unread.name or ""
+            if not unread.uses() and not unread.is_graph_output() and name in graph.initializers:
+                graph.initializers.pop(name)
+        elif node.graph is not None and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            todo += [v for v in node.inputs if v is not None]
+            graph.remove(node, safe=True)

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import ADDED
-from spq_graph.passes.base.operand import Operand
-from spq_graph.passes.base.values import attribute_of, is_product, same_tensor, weight_of
+from spq_graph.passes.base.operand import Operand, operand_of
+from spq_graph.passes.base.values import is_lookup, same_tensor
 
 _TOLD = 3
 
@@ -66,7 +66,8 @@ class Outline:
     Attributes:
         lines: every node that no pass of ours added, in order.
         constants: what every initializer holds, by name.
-        weights: the constant second operand of every product, by the product's name.
+        weights: the constant operand of every product and the table of every lookup, by the node's name.
+        axes: of the ids of every lookup, by the node's name.
         ends: names, types and shapes of the inputs, and of the outputs.
         imports: opsets by domain.
         ir_version: of the file.
@@ -76,6 +77,7 @@ class Outline:
     lines: list[Line]
     constants: dict[str, ir.TensorProtocol]
     weights: dict[str, Operand]
+    axes: dict[str, int]
     ends: tuple[list[str], list[str]]
     imports: dict[str, int]
     ir_version: int
@@ -98,7 +100,8 @@ def outline(model: ir.Model) -> Outline:
     return Outline(
         lines=[line_of(node) for node in graph if ADDED not in node.metadata_props],
         constants={name: tensor for name, v in graph.initializers.items() if (tensor := v.const_value) is not None},
-        weights={node.name or "": operand for node in graph if (operand := _operand_of(node)) is not None},
+        weights={node.name or "": operand for node in graph if (operand := operand_of(node)) is not None},
+        axes={node.name or "": len(shape) for node in graph if is_lookup(node) and (shape := _shape_of_ids(node))},
         ends=(_described(graph.inputs), _described(graph.outputs)),
         imports=dict(graph.opset_imports),
         ir_version=model.ir_version,
@@ -137,9 +140,8 @@ def _body(graph: ir.Graph) -> Body:
     return Body([line_of(node) for node in graph], _described(graph.inputs), _described(graph.outputs), constants)
 
 
-def _operand_of(node: ir.Node) -> Operand | None:
-    weight = weight_of(node.inputs[1]) if is_product(node) and len(node.inputs) > 1 else None
-    return None if weight is None else Operand(weight, bool(attribute_of(node, "transB", 0)))
+def _shape_of_ids(node: ir.Node) -> ir.Shape | None:
+    return node.inputs[1].shape if node.inputs[1] is not None else None
 
 
 def _described(values: Iterable[ir.Value]) -> list[str]:

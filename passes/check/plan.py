@@ -10,14 +10,18 @@ from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.passes.base.marks import ADDED, DOMAIN, OP, VERSION, is_fp8_matmul
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import weight_of
+from spq_graph.passes.check.lookups import differing_lookup
 from spq_graph.passes.check.outline import Line, Outline, changed, line_of
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
+from spq_graph.passes.forms.branch import branch_nodes, differing_branch
 from spq_graph.passes.forms.differs import differing_weight, differs
 from spq_graph.passes.forms.fp8_function import OLDEST_IR, fp8_matmul_function
+from spq_graph.passes.forms.lookup import tied_to
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import CONTRIB
 
 _TOLD = 5
@@ -41,6 +45,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         super().__init__()
         self.plan = plan
         self.before = before
+        self.tied = tied_to(plan, before.weights)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         belonging = Belonging()
@@ -50,7 +55,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         wrong += changed(self.before, model, names, belonging.constants)
         wrong += _differing_imports(self.before, model)
         wrong += _strangers(model.graph, names, belonging.nodes)
-        wrong += _differing_functions(model, self.before, any(map(is_fp8_matmul, model.graph)))
+        wrong += _differing_functions(model, self.before, any(map(is_fp8_matmul, model.graph.all_nodes())))
         if wrong:
             more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
             raise CheckError(
@@ -59,7 +64,9 @@ class VerifyPlan(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=False)
 
     def _wanted(self, site: SitePlan) -> Wanted:
-        return Wanted(site, self.plan.recipe, self.plan.recipe.profile, self.before.opset)
+        recipe = self.plan.recipe
+        tied = self.tied.get(site.key)
+        return Wanted(site, recipe, recipe.profile, self.before.opset, self.plan.peels, tied)
 
     @property
     def _written(self) -> list[SitePlan]:
@@ -95,15 +102,18 @@ class VerifyPlan(ir.passes.InPlacePass):
             return differs(node, wanted) if line_of(node) != line else None
         if not self.before.holds(operand):
             return "its weight was exchanged while the plan was applied"
+        if wanted.site.role is Role.EMBEDDING:
+            return differing_lookup(node, wanted, operand, line, self.before.axes.get(line.name, 0), belonging)
         if len(node.inputs) < 2:
             return f"its product reads {len(node.inputs)} values"
         around = surroundings(node, wanted, line)
-        for part in (node, *around.activation, *around.weight, *around.result):
+        for part in (node, *around.activation, *around.weight, *around.result, *branch_nodes(around.result)):
             belonging.add(part)
         return (
             differs(node, wanted)
             or misplaced(node, around, wanted, operand, line)
             or differing_weight(node, wanted, operand)
+            or differing_branch(around.activation, around.result, wanted, operand)
         )
 
 

@@ -58,15 +58,22 @@ def surroundings(node: ir.Node, wanted: Wanted, line: Line) -> Surroundings:
     """Walk from a product over what was inserted, as far as the values that it read and gave before."""
     activation, read = _up(node.inputs[0], wanted.site.input)
     weight, _ = _up(node.inputs[1], "") if len(node.inputs) > 1 else ([], None)
-    result: list[ir.Node] = []
+    result = behind(node, line)
+    given = result[-1].outputs[0] if result else node.outputs[0]
+    return Surroundings(activation, weight, result, _name(read), (_name(given), given.dtype))
+
+
+def behind(node: ir.Node, line: Line) -> list[ir.Node]:
+    """What was inserted between a node and the value that it gave before, as far as that is one after the other."""
+    found: list[ir.Node] = []
     given = node.outputs[0]
-    while given.name != line.gives[0] and len(result) < _LONGEST:
+    while given.name != line.gives[0] and len(found) < _LONGEST:
         users = [use.node for use in given.uses()]
         if len(users) != 1 or ADDED not in users[0].metadata_props:
             break
-        result.append(users[0])
+        found.append(users[0])
         given = users[0].outputs[0]
-    return Surroundings(activation, weight, result, _name(read), (_name(given), given.dtype))
+    return found
 
 
 def _up(value: ir.Value | None, end: str) -> tuple[list[ir.Node], ir.Value | None]:

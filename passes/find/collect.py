@@ -11,6 +11,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import DOMAIN
+from spq_graph.passes.base.operand import operand_of
 from spq_graph.passes.base.values import FLOATS, Weight, attribute_of, holds_codes, is_product, is_standard, weight_of
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site, Unmatched, expert_of, layer_of
@@ -118,9 +119,9 @@ def _site_or_reason(node: ir.Node) -> Site | str | None:
 
 
 def stored_in(node: ir.Node) -> Precision:
-    """The floating-point format of a site's weight in the graph; doubles count as single."""
-    weight = weight_of(node.inputs[1])
-    return _STORED.get(weight.dtype, Precision.FP32) if weight is not None else Precision.FP32
+    """The floating-point format of a site's weight or table in the graph; doubles count as single."""
+    operand = operand_of(node)
+    return _STORED.get(operand.dtype, Precision.FP32) if operand is not None else Precision.FP32
 
 
 def _no_constant(node: ir.Node) -> str | None:
@@ -187,7 +188,7 @@ def _path_in_name(name: str) -> str | None:
     return found["path"].replace("/", ".") if found else None
 
 
-_SCOPED = re.compile(r"/(?P<path>\w[\w.-]*(?:/\w[\w.-]*)*?)/(?:MatMul|Gemm)(?![A-Za-z])")
+_SCOPED = re.compile(r"/(?P<path>\w[\w.-]*(?:/\w[\w.-]*)*?)/(?:MatMul|Gemm|Gather)(?![A-Za-z])")
 
 
 def module_path(node: ir.Node) -> str | None:

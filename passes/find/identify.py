@@ -26,7 +26,9 @@ from spq_graph.passes.find.layers import layers_of, number_experts, origin_of
 from spq_graph.passes.find.logits import find_logits
 from spq_graph.passes.find.misses import near_miss, unknown_gate
 from spq_graph.passes.find.patterns import GluMatch, find_glus
+from spq_graph.passes.find.tables import find_tables
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site, Unmatched
 
@@ -51,12 +53,28 @@ class GluBlock:
 
 @dataclass(slots=True)
 class Identified:
-    """What was found in a graph; `stored` is the floating-point format of each site's weight there, by key."""
+    """What was found in a graph.
+
+    Attributes:
+        sites: products.
+        tables: lookups of tokens.
+        stored: the floating-point format of each one's weight or table there, by key.
+        held: how that lies there, of heads and tables, by key.
+        blocks: GLUs.
+        unmatched: what became no site, and why.
+    """
 
     sites: list[Site] = field(default_factory=list)
+    tables: list[Site] = field(default_factory=list)
+    held: dict[str, Held] = field(default_factory=dict)
     stored: dict[str, Precision] = field(default_factory=dict)
     blocks: list[GluBlock] = field(default_factory=list)
     unmatched: list[Unmatched] = field(default_factory=list)
+
+    @property
+    def every(self) -> list[Site]:
+        """Tables and products."""
+        return [*self.tables, *self.sites]
 
 
 @dataclass(slots=True)
@@ -93,9 +111,16 @@ def identify(model: ir.Model) -> Identified:
     _number_layers(nodes, found, glus)
     _list_experts(found, glus)
     found.sites = list(nodes.values())
-    found.stored = {site.key: stored_in(node) for node, site in nodes.items()}
+    _find_tables(model.graph, nodes, found)
     found.unmatched.sort(key=lambda u: (u.node, u.reason))
     return found
+
+
+def _find_tables(graph: ir.Graph, nodes: dict[ir.Node, Site], found: Identified) -> None:
+    tables = find_tables(graph, {node: site.key for node, site in nodes.items() if site.role is Role.LM_HEAD})
+    found.tables, found.held = list(tables.sites.values()), tables.held
+    found.stored = {site.key: stored_in(node) for node, site in (tables.sites | nodes).items()}
+    found.unmatched += tables.unmatched
 
 
 def require_glu(found: Identified, where: str) -> None:

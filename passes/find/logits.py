@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.values import FLOATS, is_product, is_standard, weight_of
+from spq_graph.passes.base.values import FLOATS, codes_looked_up, is_product, is_standard, weight_of
 from spq_graph.passes.find.collect import QUANTIZED_LINEAR
+from spq_graph.passes.find.tables import comes_from, ids_of
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CONTRIB
 
@@ -24,8 +25,6 @@ _MOVES |= {"ScatterND", "ScatterElements", "DequantizeLinear", "QuantizeLinear"}
 _SUMS = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Min", "Max", "Where"})
 _LINEAR = frozenset({"FusedMatMul", "Einsum", "Conv", "FusedGemm"}) | QUANTIZED_LINEAR
 _OPAQUE = frozenset({"If", "Loop", "Scan"})
-_TO_IDS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Where", "Clip", "Flatten", "Mod"})
-_NOT_IDS = ("mask", "position", "type", "past", "cache", "len")
 _HIDDEN = ("hidden", "embed", "pool", "encod", "feature", "represent")
 _MOST = 64  # nodes followed back, so that asking takes the same time in every graph; a head has a few
 _PADDED = 2  # a vocabulary is padded to less than so many times its size
@@ -251,35 +250,16 @@ def _embedding(graph: ir.Graph) -> _Table | None:
 
 
 def _tables(graph: ir.Graph) -> Iterator[_Table]:
-    ids = _ids_of(graph)
+    ids = ids_of(graph)
     for node in graph:
         table, index = _LOOKUPS.get(node.op_type, (0, 0))
-        if table == index or len(node.inputs) <= max(table, index) or not _comes_from(node.inputs[index], ids):
+        if table == index or len(node.inputs) <= max(table, index) or not comes_from(node.inputs[index], ids):
             continue
-        if (found := _matrix(node.inputs[table])) is not None:
+        if codes_looked_up(node) and (codes := node.inputs[table]) is not None and codes.const_value is not None:
+            yield _Table(int(codes.const_value.shape.numpy()[0]), None, codes)
+        elif (found := _matrix(node.inputs[table])) is not None:
             plain = node.op_type != "GatherBlockQuantized"  # which packs several channels into a byte
             yield _Table(found.shape[0], found.shape[1] if plain else None, found.initializer)
 
 
 _LOOKUPS = {"Gather": (0, 1), "GatherBlockQuantized": (0, 1), "EmbedLayerNormalization": (2, 0)}
-
-
-def _ids_of(graph: ir.Graph) -> frozenset[ir.Value]:
-    """The inputs that may hold token ids: the one of that name, or any integers that their name tells nothing of."""
-    named = [value for value in graph.inputs if value.name == "input_ids"]
-    kinds = (ir.DataType.INT64, ir.DataType.INT32)
-    others = [v for v in graph.inputs if v.dtype in kinds and not any(w in (v.name or "").lower() for w in _NOT_IDS)]
-    return frozenset(named or others)
-
-
-def _comes_from(value: ir.Value | None, ids: frozenset[ir.Value]) -> bool:
-    pending, left = [value], 16
-    while pending and left:
-        value, left = pending.pop(), left - 1
-        if value is None or value in ids:
-            if value is not None:
-                return True
-            continue
-        if (node := value.producer()) is not None and node.op_type in _TO_IDS:
-            pending += node.inputs[1:] if node.op_type == "Where" else node.inputs[:1]
-    return False

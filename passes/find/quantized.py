@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import ADDED, OP, PREFIX
+from spq_graph.passes.base.operand import operand_of
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import FLOATS, is_product, weight_of
 from spq_graph.passes.find.collect import QUANTIZED_LINEAR
@@ -65,7 +66,10 @@ def identify_floating(model: ir.Model) -> Identified:
         else:
             where = f" of layer {site.layer}" if site.layer is not None else ""
             found.unmatched.append(Unmatched(site.node, f"{site.role.value}{where}: {why_left(node)}"))
-    found.sites, found.stored = sites, {site.key: found.stored[site.key] for site in sites}
+    # What stood in for codes in the copy is no table here.
+    found.tables = [site for site in found.tables if operand_of(nodes[site.node]) is not None]
+    found.sites, found.stored = sites, {site.key: found.stored[site.key] for site in [*found.tables, *sites]}
+    found.held = {key: held for key, held in found.held.items() if key in found.stored}
     listed = {entry.node for entry in found.unmatched}
     found.unmatched += [
         Unmatched(node.name or "", why_left(node))

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.base.conditions import CanonicalPass, promise
-from spq_graph.passes.base.marks import ADDED, is_fp8_matmul
-from spq_graph.passes.base.values import weight_of
+from spq_graph.passes.base.marks import ADDED, PREFIX, is_fp8_matmul
+from spq_graph.passes.base.values import codes_looked_up, made_by, scalar_of, users_of, weight_of
 
 _PASSING = frozenset({"Clip", "Reshape", "Sum"})  # what we inserted that a reader sees through
 
@@ -25,6 +25,8 @@ class LookThroughQuantization(CanonicalPass):
                 _look_through_dequantize(graph, node)
             elif _is_product_of_codes(node):
                 _as_matmul(graph, node)
+            elif codes_looked_up(node) and f"{PREFIX}site" in node.metadata_props:
+                _as_gather(graph, node)
         for node in list(graph):
             if node.op_type in _PASSING and ADDED in node.metadata_props:
                 _bypass(graph, node, node.inputs[0])
@@ -62,9 +64,31 @@ def _bypass(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:
     graph.remove(node, safe=True)
 
 
-def _as_matmul(graph: ir.Graph, node: ir.Node) -> None:
-    shape = ir.Shape([int(node.attributes["K"].value), int(node.attributes["N"].value)])
-    # A tensor that is never read: only its shape is.
+def _as_gather(graph: ir.Graph, node: ir.Node) -> None:
+    """A lookup of ours as it was, in place of the last node of those that it became."""
+    last = node
+    while len(users := list(users_of(last.outputs[0]))) == 1 and users[0].metadata_props.get(ADDED) == node.name:
+        last = users[0]
+    tokens, blocks, block = _constant_shape(node.inputs[0])
+    cut = made_by(last.outputs[0], "Slice") or made_by(last.inputs[0], "Slice")  # a Cast may stand behind it
+    channels = scalar_of(cut.inputs[2]) if cut is not None and cut.metadata_props.get(ADDED) == node.name else None
+    table = _stand_in(graph, node, ir.Shape([tokens, int(channels or blocks * block)]))
+    gather = ir.node("Gather", [table, node.inputs[1]], name=node.name)
+    gather.metadata_props.update(node.metadata_props)
+    node.name = f"{node.name}.replaced"
+    graph.insert_before(last, gather)
+    gather.outputs[0].type, gather.outputs[0].shape = last.outputs[0].type, last.outputs[0].shape
+    last.outputs[0].replace_all_uses_with(gather.outputs[0], replace_graph_outputs=True)
+
+
+def _constant_shape(value: ir.Value | None) -> list[int]:
+    assert value is not None
+    assert value.const_value is not None
+    return [int(size) for size in value.const_value.shape.numpy()]
+
+
+def _stand_in(graph: ir.Graph, node: ir.Node, shape: ir.Shape) -> ir.Value:
+    """A tensor that is never read: only its shape is."""
     stand_in = ir.LazyTensor(
         lambda: ir.tensor(np.zeros(tuple(shape.numpy()), dtype=np.float32)), dtype=ir.DataType.FLOAT, shape=shape
     )
@@ -72,6 +96,11 @@ def _as_matmul(graph: ir.Graph, node: ir.Node) -> None:
         name=f"{node.name}.stand_in", type=ir.TensorType(ir.DataType.FLOAT), shape=shape, const_value=stand_in
     )
     graph.initializers.add(weight)
+    return weight
+
+
+def _as_matmul(graph: ir.Graph, node: ir.Node) -> None:
+    weight = _stand_in(graph, node, ir.Shape([int(node.attributes["K"].value), int(node.attributes["N"].value)]))
     product = ir.node("MatMul", [node.inputs[0], weight], name=node.name)
     product.metadata_props.update(node.metadata_props)
     graph.insert_before(node, product)

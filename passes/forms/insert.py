@@ -7,10 +7,14 @@ import onnx_ir as ir
 from spq_graph.documents.plan import Plan
 from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.editor import Editor, drop_unused
-from spq_graph.passes.base.marks import ADDED
+from spq_graph.passes.base.marks import ADDED, is_fp8_matmul
+from spq_graph.passes.base.operand import operand_of
+from spq_graph.passes.forms.fp8_function import add_function
+from spq_graph.passes.forms.lookup import LOOKUPS, tied_to
 from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Place, Wanted
 from spq_graph.terms.errors import GraphError, SpqError
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import Profile
 
 
@@ -34,20 +38,26 @@ class InsertPrecisions(NamedPass):
         require_opset(model, self.plan)
         editor, opset = Editor(model), model.graph.opset_imports.get("", 1)
         replaced: list[ir.Value] = []
+        peels = self.plan.peels
+        nodes = {name: editor.nodes[name] for site in self.plan.sites if (name := site.node) in editor.nodes}
+        tied = tied_to(self.plan, {name: weight for name, n in nodes.items() if (weight := operand_of(n)) is not None})
         # In the graph's order: what several sites share stands in front of the first of them.
         order = {name: index for index, name in enumerate(editor.nodes)}
         for site in sorted(self.plan.sites, key=lambda s: order.get(s.node, -1)):
             node, operand = editor.find(site)
-            old = node.inputs[1]
-            wanted = Wanted(site, self.plan.recipe, self.profile, opset)
+            old = node.inputs[0 if site.role is Role.EMBEDDING else 1]
+            wanted = Wanted(site, self.plan.recipe, self.profile, opset, peels, tied.get(site.key))
             try:
                 if not wanted.is_as_it_was(operand):
-                    FORM_RULES[wanted.form].insert(Place(editor, node, operand, wanted))
+                    rules = LOOKUPS.get(wanted.form) or FORM_RULES[wanted.form]
+                    rules.insert(Place(editor, node, operand, wanted))
             except SpqError as cause:
                 raise type(cause)(cause.what, where=cause.where or site.key, remedy=cause.remedy) from cause
             if old is not None:
                 replaced.append(old)
         drop_unused(model, replaced)
+        if any(map(is_fp8_matmul, model.graph.all_nodes())):  # of the source, which the library runs without it
+            add_function(model)
         return ir.passes.PassResult(model, modified=bool(self.plan.sites))
 
     def ensures(self, model: ir.Model) -> None:

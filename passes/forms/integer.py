@@ -16,6 +16,7 @@ from spq_graph.passes.base.editor import Editor, describe_like
 from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds
+from spq_graph.passes.forms.branch import add_branch, branch_steps
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.rules import (
     QUANTIZE,
@@ -99,7 +100,7 @@ class IntegerQdq(FormRules):
         quantizer = at.wanted.quantizer
         at.as_matmul()
         at.widen()
-        editor, node = at.editor, at.node
+        editor, node, activation = at.editor, at.node, at.node.inputs[0]
         node.replace_input_with(0, dequantized(editor, node, at.activation, quantized(at, quantizer)))
         storage = at.known(self.storage(at.wanted, at.operand))
         scales = storage.known_scales
@@ -111,6 +112,7 @@ class IntegerQdq(FormRules):
         axis: dict[str, Any] = {"axis": 1} if scales.ndim else {}
         name = f"{at.weight}.DequantizeLinear"
         node.replace_input_with(1, editor.add(node, "DequantizeLinear", inputs, name, ir.DataType.FLOAT, **axis))
+        add_branch(at, activation, node.outputs[0])
         editor.shield(node)
 
     def storage(self, wanted: Wanted, operand: Operand) -> Storage:
@@ -135,7 +137,7 @@ class IntegerQdq(FormRules):
         """Both pairs, and a Clip below 8 bits."""
         axis = {} if wanted.recipe.weights == "per_tensor" else {"axis": 1}
         pair = [dequantize(), *_quantizing(wanted)]
-        return self.widened(Around(pair, [dequantize(**axis)], []), operand)
+        return self.widened(Around(pair, [dequantize(**axis)], branch_steps(wanted)), operand)
 
 
 class MatMulInteger(FormRules):
@@ -146,7 +148,7 @@ class MatMulInteger(FormRules):
         quantizer = at.wanted.quantizer
         at.as_matmul()
         at.widen()
-        editor, site = at.editor, at.site
+        editor, site, activation = at.editor, at.site, at.node.inputs[0]
         codes = quantized(at, quantizer)
         storage = at.known(self.storage(at.wanted, at.operand))
         weight, scales = at.stored(storage, f"{at.weight}.codes"), storage.known_scales
@@ -164,6 +166,7 @@ class MatMulInteger(FormRules):
         editor.take_over(sums, scaled.outputs[0])
         cast.replace_input_with(0, sums)
         sums.type = ir.TensorType(ir.DataType.INT32)
+        add_branch(at, activation, scaled.outputs[0])
 
     def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Symmetric codes."""
@@ -181,7 +184,8 @@ class MatMulInteger(FormRules):
 
     def around(self, wanted: Wanted, operand: Operand) -> Around:
         """The quantizer, and what makes numbers of the sums."""
-        return self.widened(Around(_quantizing(wanted), [], [cast_to(ir.DataType.FLOAT), Step("Mul", 2)]), operand)
+        scaled = [cast_to(ir.DataType.FLOAT), Step("Mul", 2)]
+        return self.widened(Around(_quantizing(wanted), [], [*scaled, *branch_steps(wanted)]), operand)
 
     def scales(self, node: ir.Node) -> ir.Value | None:
         """What the sums are multiplied by, behind the Cast that makes numbers of them."""

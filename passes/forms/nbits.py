@@ -41,7 +41,7 @@ class NBits(FormRules):
 
     def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Codes by block, around 128."""
-        return Blocks(operand)
+        return Blocks(operand, wanted.size)
 
     def product(self, wanted: Wanted) -> Step:
         """The operator, with codes and scales."""
@@ -49,5 +49,5 @@ class NBits(FormRules):
 
     def _attributes(self, wanted: Wanted) -> dict[str, int]:
         rows, columns = wanted.site.shape
-        block = block_size_for(rows)
+        block = wanted.size or block_size_for(rows)
         return {"K": rows, "N": columns, "bits": 8, "block_size": block, "accuracy_level": self.level}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from spq_graph.documents.changes import Peel
 from spq_graph.documents.plan import SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.base.editor import Editor
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.numbers.scales import ActivationQuantizer
+from spq_graph.passes.numbers.scales import ActivationQuantizer, block_size_for
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import Profile
 
 # The precision of a product in half precision that is left alone; any other counts as single.
@@ -35,17 +37,28 @@ class Wanted:
         recipe: of the plan.
         profile: of what is to run it: the recipe's target, or its emulation.
         opset: of the graph, in ONNX's own domain.
+        peels: of the plan, by activation value.
+        tied: of a lookup, the precision of the head that reads the same table by block; None where none does.
     """
 
     site: SitePlan
     recipe: Recipe
     profile: Profile
     opset: int
+    peels: Mapping[str, Peel] = field(default_factory=dict, repr=False)
+    tied: Precision | None = None
 
     @property
     def form(self) -> Form:
-        """What its product becomes."""
-        return self.profile.forms[self.site.precision]
+        """What its product becomes, or its lookup."""
+        return self.profile.form_at(self.site.role, self.site.precision)
+
+    @property
+    def size(self) -> int | None:
+        """Of the blocks of its weight, where that is not what `block_size_for` says."""
+        block = (self.tied or self.site.precision).row.block
+        channels = self.site.shape[1 if self.site.role is Role.EMBEDDING else 0]
+        return None if block == block_size_for(channels) else block
 
     @property
     def range(self) -> tuple[float, float]:
@@ -71,10 +84,18 @@ class Wanted:
         """
         bits = self.site.precision.bits
         assert bits is not None
-        return ActivationQuantizer.fit(*self.range, bits, self.recipe.activations, signed=self.profile.signed)
+        covered = self.range if self.peel is None else (self.peel.low, self.peel.high)
+        return ActivationQuantizer.fit(*covered, bits, self.recipe.activations, signed=self.profile.signed)
+
+    @property
+    def peel(self) -> Peel | None:
+        """Its outlier branch; None where it has none: only integers saturate."""
+        return self.peels.get(self.site.input) if self.site.precision.bits is not None else None
 
     def is_as_it_was(self, operand: Operand) -> bool:
         """Whether the graph computes in its precision already: then nothing is written."""
+        if self.site.role is Role.EMBEDDING:
+            return not self.site.precision.row.by_block
         return self.site.precision is HALF_PRECISIONS.get(operand.dtype, Precision.FP32)
 
 

@@ -133,7 +133,13 @@ class Fp8Panels(Fp8Codes):
 
 @dataclass(frozen=True)
 class Blocks(Storage):
-    """8 bits with a scale for each block of K, as com.microsoft.MatMulNBits wants it: uint8 [N, blocks, block]."""
+    """8 bits with a scale for each block of K, as com.microsoft.MatMulNBits wants it: uint8 [N, blocks, block].
+
+    Attributes:
+        size: of a block; None for the largest of 128, 64 and 32 that divides K.
+    """
+
+    size: int | None = None
 
     @property
     def dtype(self) -> ir.DataType:
@@ -143,7 +149,7 @@ class Blocks(Storage):
     @property
     def block(self) -> int:
         """Rows of K that share a scale."""
-        return block_size_for(self.operand.shape[0])
+        return self.size or block_size_for(self.operand.shape[0])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -211,7 +217,7 @@ class SignedBlocks(Blocks):
     @cached_property
     def by_block(self) -> Floats:
         """Scales, float32 [N, blocks]."""
-        return Blocks(self.operand).by_block
+        return Blocks(self.operand, self.size).by_block
 
     @property
     def scales(self) -> Floats:

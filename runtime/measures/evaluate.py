@@ -14,6 +14,7 @@ from spq_graph.runtime.measures.asked import Asked, Places, Stream, asked, behin
 from spq_graph.runtime.measures.calibrate import batch_size
 from spq_graph.runtime.measures.finite import RULED_OUT, LogitsNotFiniteError, not_finite
 from spq_graph.runtime.measures.kept import MEMORY, Float32, Kept, Place, place_for
+from spq_graph.runtime.measures.said import Said
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
@@ -80,9 +81,15 @@ def add_batch(score: Score, logits: Float32, reference: Reference) -> None:
 
 
 def score_text(
-    reference: Stream, models: Sequence[Stream], sequences: Sequences, progress: Progress | None = None
+    reference: Stream,
+    models: Sequence[Stream],
+    sequences: Sequences,
+    progress: Progress | None = None,
+    said: Said | None = None,
 ) -> tuple[Score, list[Score]]:
     """Score a reference and several models on the same tokens: on one a window, where one gives logits of no more.
+
+    With `said`, what the reference says is kept for the next call, which then need not run it.
 
     Returns:
         The reference's score, whose KL is 0 and agreement 1, and the models' in their order.
@@ -94,18 +101,19 @@ def score_text(
     base, scores = Score(), [Score() for _ in models]
     done = 0
     batches = asked(reference, models, sequences)
-    streams = [runner.stream([(batch.ids, batch.mask) for batch in batches]) for runner in (reference, *models)]
+    run = [(batch.ids, batch.mask) for batch in batches]
+    streams = [said.stream(reference, run) if said is not None else reference.stream(run)]
+    streams += [model.stream(run) for model in models]
     for batch in batches:
-        said = _Logits(next(streams[0]), batch, reference)
-        said.at(batch.unjudged)
-        prepared = said.prepared(done)
-        for _, part in prepared:
+        of_reference = _Logits(next(streams[0]), batch, reference)
+        of_reference.at(batch.unjudged)
+        for _, part in (prepared := of_reference.prepared(done)):
             _add_itself(base, part)
         for number, (model, stream, score) in enumerate(zip(models, streams[1:], scores, strict=True)):
-            said = _Logits(next(stream), batch, model, number)
-            _refuse_other_vocabulary(said.logits, prepared, model, reference)
-            said.at(batch.unjudged)
-            said.add(score, prepared)
+            of_model = _Logits(next(stream), batch, model, number)
+            _refuse_other_vocabulary(of_model.logits, prepared, model, reference)
+            of_model.at(batch.unjudged)
+            of_model.add(score, prepared)
         done += len(batch.ids)
         if progress is not None:
             progress(done, len(sequences))

@@ -13,7 +13,8 @@ import onnxruntime as ort
 from spq_graph.documents.plan import SitePlan
 from spq_graph.documents.report import OperatorRun
 from spq_graph.runtime.sessions.library import library_info
-from spq_graph.terms.kernels import FP8_KERNEL
+from spq_graph.terms.kernels import FP8_KERNEL, LOOKUP_KERNELS
+from spq_graph.terms.site import Role
 
 CONSTANT = "constant"
 
@@ -77,4 +78,8 @@ def executed_in(profiles: Iterable[Path]) -> Executed:
 def not_as_planned(executed: Executed, sites: Iterable[SitePlan]) -> list[SitePlan]:
     """The sites that did not run as one of the kernels by which their precision is proved, but for constants."""
     proved = [s for s in sites if s.precision.row.kernels and executed.kernels.get(s.node) != CONSTANT]
-    return [s for s in proved if executed.kernels.get(s.node) not in s.precision.row.kernels]
+    return [s for s in proved if executed.kernels.get(s.node) not in _kernels_of(s)]
+
+
+def _kernels_of(site: SitePlan) -> frozenset[str]:
+    return LOOKUP_KERNELS if site.role is Role.EMBEDDING else site.precision.row.kernels

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spq_graph.documents.content import refuse_special
 from spq_graph.runtime.text.chat import render
 from spq_graph.runtime.text.documents import read_documents
 from spq_graph.runtime.text.sequences import Ids, Sequences, cut, padded_behind
@@ -85,6 +86,7 @@ def load_sequences(
         max_tokens: keep the first whole rows of so many tokens.
 
     Raises:
+        SourceError: an `.npz` that is a pipe or a device.
         DataError: unreadable, empty, too short, in no Unicode encoding, or ids outside the vocabulary.
         UsageError: text without a tokenizer; BOS asked for where there is none.
     """
@@ -173,6 +175,7 @@ def _read_npz(path: Path) -> tuple[Ids, Ids]:
 
 def _arrays_in(path: Path) -> tuple[str, dict[str, npt.NDArray[Any]]]:
     """The name of the ids in an archive, and the arrays that are asked for; no more is unpacked."""
+    refuse_special(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             others = sorted(name for name in archive.files if name != "attention_mask")

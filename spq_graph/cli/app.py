@@ -15,7 +15,7 @@ from rich.console import Console
 from spq_graph import __version__
 from spq_graph.cli import chatting, looking, making, running
 from spq_graph.cli import options as o
-from spq_graph.cli.terminal import Verbose, errors, print_json, verbose, with_verbose
+from spq_graph.cli.terminal import Log, Quiet, Verbose, begin, errors, log_error, print_json, with_telling
 
 app = typer.Typer(
     name="spq-graph",
@@ -39,20 +39,22 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
     chatty: Verbose = False,
+    quiet: Quiet = False,
+    log_file: Log = None,
 ) -> None:
     """Shared by all verbs."""
-    verbose.set(chatty)
+    begin(verbose=chatty, quiet=quiet, log=log_file)
 
 
-app.command()(with_verbose(making.quantize))
-app.command()(with_verbose(making.export))
-app.command()(with_verbose(making.calibrate))
-app.command()(with_verbose(making.plan))
-app.command()(with_verbose(making.apply))
+app.command()(with_telling(making.quantize))
+app.command()(with_telling(making.export))
+app.command()(with_telling(making.calibrate))
+app.command()(with_telling(making.plan))
+app.command()(with_telling(making.apply))
 
 
 @app.command()
-@with_verbose
+@with_telling
 def doctor(as_json: o.Json = False) -> None:
     """Versions, operator library and instruction sets, and what every precision runs as on this machine."""
     from spq_graph.jobs.doctor import doctor as run
@@ -65,12 +67,12 @@ def doctor(as_json: o.Json = False) -> None:
         show(found, Console())
 
 
-app.command("eval")(with_verbose(running.evaluate))
-app.command()(with_verbose(running.generate))
-app.command()(with_verbose(chatting.chat))
-app.command()(with_verbose(running.bench))
+app.command("eval")(with_telling(running.evaluate))
+app.command()(with_telling(running.generate))
+app.command()(with_telling(chatting.chat))
+app.command()(with_telling(running.bench))
 for _verb in (looking.inspect, looking.verify, looking.diff, looking.view, looking.presets):
-    app.command()(with_verbose(_verb))
+    app.command()(with_telling(_verb))
 
 
 def main() -> None:
@@ -84,5 +86,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
-    with errors_for_people(errors), heard():
+    with errors_for_people(errors, log_error), heard():
         app(prog_name="spq-graph")

@@ -26,19 +26,24 @@ def quantize(
     calibration: o.Calibration = None,
     calibration_tokens: o.CalibrationTokens = None,
     text: o.Text = None,
-    max_eval_tokens: o.MaxEvalTokens = None,
+    max_eval_tokens: o.MaxLadderTokens = None,
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
     keep: o.Keep = None,
+    remedy: o.Remedy = None,
+    no_remedy: o.NoRemedy = None,
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
+    head: o.Head = None,
+    embedding: o.Embedding = None,
     seed: o.Seed = None,
     bos: o.Bos = False,
     window: o.Window = None,
     ranges: o.KnownRanges = None,
     memory_limit: o.MemoryLimit = None,
     force: o.Force = False,
+    ladder: o.Ladder = None,
     no_eval: o.NoEval = False,
     dry_run: o.DryRun = False,
     allow_no_glu: o.AllowNoGlu = False,
@@ -46,6 +51,7 @@ def quantize(
 ) -> None:
     """The whole way: export, find, measure, decide, insert, prove, evaluate, report."""
     from spq_graph.documents.recipe import load_recipe
+    from spq_graph.documents.remedies import wished
     from spq_graph.jobs.order import Order
     from spq_graph.workbench.data import Data
     from spq_graph.workbench.opening import Opening
@@ -61,19 +67,22 @@ def quantize(
         spike_ratio=spike_ratio,
         target=target,
         keep=tuple(keep) if keep else None,
+        remedies=wished(remedy or (), no_remedy or ()),
         quantize_lm_head=quantize_lm_head or None,
+        head=head,
+        embedding=embedding,
         seed=seed,
         calibration_tokens=calibration_tokens,
     )
     if no_eval:
-        unused("with --no-eval", text=text, max_eval_tokens=max_eval_tokens)
+        unused("with --no-eval", text=text, max_eval_tokens=max_eval_tokens, ladder=ladder)
     elif text is None and source != "reference":
-        unused("without --text FILE", max_eval_tokens=max_eval_tokens)
+        unused("without --text FILE", max_eval_tokens=max_eval_tokens, ladder=ladder)
     if ranges is not None and calibration is None:
         unused("where --ranges were measured, without --calibration FILE", calibration_tokens=calibration_tokens)
     opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     data = Data(calibration, ranges, text, max_eval_tokens)
-    order = Order(opening, out, given, data, not no_eval, tuple(shown[1:]), force)
+    order = Order(opening, out, given, data, not no_eval and (ladder or True), tuple(shown[1:]), force)
     if dry_run:
         _forecast(order, as_json=as_json)
     else:
@@ -175,9 +184,13 @@ def plan(
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
     keep: o.Keep = None,
+    remedy: o.Remedy = None,
+    no_remedy: o.NoRemedy = None,
     spike_ratio: o.SpikeRatio = None,
     target: o.Target = None,
     quantize_lm_head: o.QuantizeLmHead = False,
+    head: o.Head = None,
+    embedding: o.Embedding = None,
     bos: o.Bos = False,
     window: o.Window = None,
     memory_limit: o.MemoryLimit = None,
@@ -186,6 +199,7 @@ def plan(
 ) -> None:
     """Decide. With --calibration sites are chosen by measured KL, without it by their ratio."""
     from spq_graph.documents.recipe import load_recipe
+    from spq_graph.documents.remedies import wished
     from spq_graph.documents.tables import printable
     from spq_graph.jobs.plan import plan as run
     from spq_graph.views.made import spike_table
@@ -201,7 +215,10 @@ def plan(
         spike_ratio=spike_ratio,
         target=target,
         keep=tuple(keep) if keep else None,
+        remedies=wished(remedy or (), no_remedy or ()),
         quantize_lm_head=quantize_lm_head or None,
+        head=head,
+        embedding=embedding,
     )
     opening = Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     made = run(opening, out, given, ranges=ranges, calibration=calibration, steps=steps())

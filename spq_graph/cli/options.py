@@ -124,6 +124,32 @@ Seed = Annotated[
 AllowNoGlu = Annotated[
     bool, typer.Option("--allow-no-glu", help="go on where the graph holds no GLU", rich_help_panel=MODEL)
 ]
+Remedy = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remedy",
+        help="apply this remedy wherever it has cause (repeatable): peel",
+        metavar="NAME",
+        rich_help_panel=RECIPE,
+    ),
+]
+NoRemedy = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--no-remedy", help="leave this remedy out (repeatable): peel", metavar="NAME", rich_help_panel=RECIPE
+    ),
+]
+_ENDS = "auto (8-bit weights by block where measuring allows), 8bit, as_is"
+Head = Annotated[
+    str | None,
+    typer.Option(help=f"what lm_head becomes: {_ENDS}", metavar="HOW", show_default="auto", rich_help_panel=RECIPE),
+]
+Embedding = Annotated[
+    str | None,
+    typer.Option(
+        help=f"what the table of tokens becomes: {_ENDS}", metavar="HOW", show_default="auto", rich_help_panel=RECIPE
+    ),
+]
 MemoryLimit = Annotated[
     int | None,
     typer.Option(
@@ -141,6 +167,17 @@ MaxEvalTokens = Annotated[
         help="evaluate on so many tokens at most",
         metavar="N",
         show_default="all of the text",
+        rich_help_panel=DATA,
+    ),
+]
+MaxLadderTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-eval-tokens",
+        min=2,
+        help="evaluate on so many tokens at most",
+        metavar="N",
+        show_default="65536 for small models to 4096 from 200 million weights on",
         rich_help_panel=DATA,
     ),
 ]
@@ -163,6 +200,15 @@ KnownRanges = Annotated[
         metavar="FILE",
         show_default="measured",
         rich_help_panel=DATA,
+    ),
+]
+Ladder = Annotated[
+    str | None,
+    typer.Option(
+        help="full, or short: FP32, quantized everywhere, spike-aware and weights alone; no controls",
+        metavar="EXTENT",
+        show_default="full",
+        rich_help_panel=WORK,
     ),
 ]
 NoEval = Annotated[bool, typer.Option("--no-eval", help="no ladder", rich_help_panel=WORK)]

@@ -8,88 +8,141 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from spq_graph.cli.bars import Bars
+from spq_graph.cli.lines import Lines
+from spq_graph.cli.log_file import LogFile
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.tables import printable
-from spq_graph.workbench.steps import Steps
+from spq_graph.terms.errors import SpqError
+from spq_graph.workbench.steps import Course, Steps
 
 errors = Console(stderr=True)
-verbose: ContextVar[bool] = ContextVar("verbose", default=False)
-"""Whether to show what libraries print while a model is loaded and exported."""
+
+
+@dataclass(slots=True)
+class Telling:
+    """How much is told of a run beside its result.
+
+    Attributes:
+        verbose: also what libraries print while a model is loaded and exported.
+        quiet: no steps; remarks and errors remain.
+        log: where all of it is told as well; None for nowhere.
+    """
+
+    verbose: bool = False
+    quiet: bool = False
+    log: LogFile | None = None
+
+
+telling: ContextVar[Telling] = ContextVar("telling", default=Telling())  # noqa: B039 - `begin` sets one for each run
 
 Verbose = Annotated[
-    bool, typer.Option("--verbose", help="show what torch and transformers print while a model is loaded and exported")
+    bool,
+    typer.Option("--verbose", "-v", help="show what torch and transformers print while a model is loaded and exported"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="tell nothing of steps; remarks and errors remain")]
+Log = Annotated[
+    Path | None,
+    typer.Option("--log-file", help="add all that is told to this file, with the time of day", metavar="FILE"),
 ]
 
 
-def with_verbose(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that takes --verbose as well, as every verb does; the verb itself does not hear of it."""
+def begin(*, verbose: bool, quiet: bool, log: Path | None) -> None:
+    """Begin a run of the command line: what is told of it."""
+    telling.set(Telling(verbose, quiet, LogFile(log) if log is not None else None))
+
+
+def log_error(error: SpqError) -> None:
+    """Tell the log how a run ended."""
+    if (log := telling.get().log) is not None:
+        where, remedy = (
+            f"\n  {name}: {text}" if text else "" for name, text in (("at", error.where), ("try", error.remedy))
+        )
+        log.write(f"error: {error.what}{where}{remedy}")
+
+
+def with_telling(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that takes --verbose, --quiet and --log-file as well, as every verb does; it does not hear of them."""
 
     @functools.wraps(verb)
-    def run(*args: Any, said: bool = False, **options: Any) -> None:
-        if said:
-            verbose.set(True)
+    def run(*args: Any, said: bool = False, quiet: bool = False, log_file: Path | None = None, **options: Any) -> None:
+        found = telling.get()
+        found.verbose, found.quiet = found.verbose or said, found.quiet or quiet
+        if log_file is not None:
+            found.log = LogFile(log_file)
         verb(*args, **options)
 
     signature = inspect.signature(verb, eval_str=True)
-    extra = inspect.Parameter("said", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
-    run.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), extra])
-    run.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()} | {"said": Verbose}
+    added = {"said": (False, Verbose), "quiet": (False, Quiet), "log_file": (None, Log)}
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (default, annotation) in added.items()
+    ]
+    run.__dict__["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *extra])
+    run.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()} | {
+        name: annotation for name, (_, annotation) in added.items()
+    }
     return run
 
 
 def steps(console: Console = errors) -> Steps:
-    """The steps of a new run: remarks on a console, by default standard error, and bars where that is a terminal."""
+    """The steps of a new run, told on a console, by default standard error: bars on a terminal, and lines elsewhere.
+
+    What is told goes to the log of the run as well, if it has one.
+    """
+    how, course = telling.get(), Course()
+    log = how.log.write if how.log is not None else None
+
+    def show(text: str) -> None:
+        lines = "\n".join(printable(line) for line in text.splitlines())
+        console.print(lines, markup=False, highlight=False, soft_wrap=True)
 
     def remark(text: str) -> None:
-        console.print(printable(text), markup=False, highlight=False)
+        show(text)
+        if log is not None:
+            log(text)
 
     def heard(text: str) -> None:
-        if verbose.get():
-            lines = "\n".join(printable(line) for line in text.splitlines())
-            console.print(lines, markup=False, highlight=False, soft_wrap=True)
+        if how.verbose:
+            show(text)
+        if log is not None:
+            log(text)
 
-    if not console.is_terminal:
-        return Steps(remark=remark, heard=heard)
-    bars = _Bars(console)
-    return Steps(watch=bars.watch, remark=remark, ended=bars.ended, heard=heard)
+    plain = not how.quiet and not console.is_terminal
+    shown: list[Lines | Bars] = [Bars(console, course)] if not how.quiet and console.is_terminal else []
+    if writers := [*([show] if plain else []), *([log] if log is not None else [])]:
+
+        def write(text: str) -> None:
+            for one in writers:
+                one(text)
+
+        shown.append(Lines(write, course))
+    return Steps(
+        watch=_each([one.watch for one in shown]),
+        remark=remark,
+        ended=_each([one.ended for one in shown]),
+        heard=heard,
+        phase=_each([one.phase for one in shown]),
+        ahead=_each([one.ahead for one in shown]) if shown else None,
+        course=course,
+    )
 
 
-class _Bars:
-    """A bar for each step that has begun, which becomes a line when it is over."""
+def _each(functions: Iterable[Callable[..., None]]) -> Callable[..., None]:
+    """A function that calls all of them."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._open: dict[str, tuple[Progress, TaskID]] = {}
+    def call(*arguments: Any) -> None:
+        for function in functions:
+            function(*arguments)
 
-    def watch(self, label: str, done: int, total: int) -> None:
-        """Begin a bar, or move it."""
-        if label in self._open:
-            progress, task = self._open[label]
-            progress.update(task, completed=done, total=total)
-            return
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        progress = Progress(*columns, console=self._console, transient=True)
-        self._open[label] = progress, progress.add_task(label, total=None)
-        progress.start()
-
-    def ended(self, label: str, seconds: float | None) -> None:
-        """Take a bar away, and leave a line of what it took where it came to its end."""
-        progress, _ = self._open.pop(label)
-        progress.stop()
-        if seconds is not None:
-            self._console.print(f"[green]✓[/] {label} [dim]{seconds:.1f} s[/]")
+    return call
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from spq_graph.documents.recipe import Recipe, matches, nearest
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.site import Site
+from spq_graph.terms.site import Role, Site
 
 
 @dataclass(slots=True)
@@ -125,7 +125,11 @@ def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:
     """
     refuse_unfit_patterns((choice.site for choice in choices.values()), recipe)
     for pattern, wanted, where in _rules(recipe):
-        for choice in (c for c in choices.values() if matches(pattern, c.site.key, c.site.node)):
+        named = [c for c in choices.values() if matches(pattern, c.site.key, c.site.node)]
+        tables = [c for c in named if c.site.role is Role.EMBEDDING]
+        for choice in tables:
+            _table_by_hand(choice, recipe, wanted, f"{where} '{pattern}'", alone=len(tables) == len(named))
+        for choice in (c for c in named if c.site.role is not Role.EMBEDDING):
             choice.wants_high = wanted == "high"
             special = {"stored": choice.stored, "high": choice.high}
             precision = special.get(wanted) or Precision(wanted)
@@ -140,6 +144,29 @@ def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:
                 choice.precision, why = recipe.profile.settle(precision, choice.largest)
                 if why is not None:
                     choice.reason, choice.note = Reason.UNSUPPORTED, f"{choice.note}; {why}"
+
+
+def _table_by_hand(choice: Choice, recipe: Recipe, wanted: str, where: str, *, alone: bool) -> None:
+    """Carry out what a pattern sets of an embedding; what only products can be is not meant for it.
+
+    Raises:
+        UsageError: nothing but embeddings fits the pattern, and they cannot be what it asks for.
+    """
+    if wanted in ("stored", "high"):
+        choice.precision, choice.reason, choice.note = choice.stored, Reason.OVERRIDE, f"by hand: {where}"
+        return
+    by_block = Precision(wanted).row.by_block
+    to = Precision.W8A16 if by_block else Precision(wanted)
+    if not recipe.profile.allows_at(choice.site.role, to):
+        if alone:
+            raise UsageError(
+                f"{where} asks for {wanted}: {recipe.profile.why_not(to, choice.site.role)}",
+                where=choice.site.key,
+                remedy=f"ask for {choice.stored}, which is what the graph has",
+            )
+        return
+    choice.precision = to if by_block else choice.stored
+    choice.reason, choice.note = Reason.OVERRIDE, f"by hand: {where}"
 
 
 def keep(choice: Choice, note: str) -> None:
@@ -157,7 +184,8 @@ def above(choices: dict[str, Choice], threshold: float) -> list[Choice]:
 
 def _counted(choices: dict[str, Choice]) -> list[Choice]:
     """The sites that count in shares."""
-    return [c for c in choices.values() if c.free or c.reason is not Reason.DEFAULT]
+    ours = [c for c in choices.values() if c.site.role is not Role.EMBEDDING]
+    return [c for c in ours if c.free or c.reason is not Reason.DEFAULT]
 
 
 def cap_of(choices: dict[str, Choice], recipe: Recipe) -> int:

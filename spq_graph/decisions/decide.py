@@ -2,63 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from spq_graph.decisions.choices import Choice, above, apply_overrides, assigned, cap_of, keep, planned, six, start
-from spq_graph.decisions.kept_formats import candidates, pick
+from spq_graph.decisions.branches import everywhere, treatments
+from spq_graph.decisions.by_kl import ByKl
+from spq_graph.decisions.choices import Choice, above, apply_overrides, cap_of, keep, planned, start
+from spq_graph.decisions.ends import settle_ends
+from spq_graph.decisions.oracle import Measure, Oracle, Stderr
 from spq_graph.documents.model_ref import ModelRef
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search
+from spq_graph.documents.plan import CalibrationRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.recipe import ROUNDED, Recipe
-from spq_graph.terms.errors import GraphError, NotFiniteError
+from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
+from spq_graph.documents.treatment import Cause, Treatment
+from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site, Unmatched
-
-# KL(FP || model), nats a token, where the named sites have the given precisions and the rest is as the graph has it.
-Measure = Callable[[Mapping[str, Precision]], float]
-# The standard error of what a measure said of the same precisions; None where it is not known.
-Stderr = Callable[[Mapping[str, Precision]], float | None]
-
-
-@dataclass(slots=True)
-class _Oracle:
-    """Measures every choice once, and counts; one whose logits are not finite is infinitely far away."""
-
-    measure: Measure
-    stderr_of: Stderr | None
-    known: dict[frozenset[tuple[str, Precision]], float] = field(default_factory=dict)
-    errors: dict[frozenset[tuple[str, Precision]], NotFiniteError] = field(default_factory=dict)
-
-    def __call__(self, precisions: Mapping[str, Precision]) -> float:
-        """KL of these precisions."""
-        if not precisions:
-            return 0.0
-        key = frozenset(precisions.items())
-        if key not in self.known:
-            try:
-                self.known[key] = self.measure(precisions)
-            except NotFiniteError as error:
-                self.known[key], self.errors[key] = math.inf, error
-        return self.known[key]
-
-    def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
-        """Standard error of the KL of these precisions, to six digits; None where it is not known."""
-        found = self.stderr_of(precisions) if self.stderr_of is not None and precisions else None
-        return six(found) if found is not None else None
-
-    def settled(self, precisions: Mapping[str, Precision]) -> float:
-        """KL of what the plan is to be.
-
-        Raises:
-            NotFiniteError: its logits are not finite.
-        """
-        kl = self(precisions)
-        if (error := self.errors.get(frozenset(precisions.items()))) is not None:
-            raise error
-        return kl
 
 
 def decide(
@@ -69,6 +29,7 @@ def decide(
     *,
     stored: Mapping[str, Precision] = MappingProxyType({}),
     results: Mapping[str, float] = MappingProxyType({}),
+    held: Mapping[str, Held] = MappingProxyType({}),
     unmatched: Sequence[Unmatched] = (),
     origin: str = "",
     measure: Measure | None = None,
@@ -91,12 +52,13 @@ def decide(
     smaller KL; with `auto`, for all of them together, see `kept_formats.pick`.
 
     Args:
-        sites: every site of the model.
+        sites: every site of the model, embeddings among them.
         ranges: what calibration saw, by input value.
         recipe: what the user wants.
         model: which model this is.
         stored: format of each weight in the graph, by site key; float32 where it does not say.
         results: by site key, more than any result of its product was; for formats that do not hold all of them.
+        held: how what heads and embeddings read lies in the file, by site key; of others nothing is decided.
         unmatched: products that are no sites, and why.
         origin: where the calibration data came from.
         measure: KL of a choice of precisions; called once for each distinct choice.
@@ -118,9 +80,12 @@ def decide(
     apply_overrides(choices, recipe)
     if recipe.spike_ratio is not None or measure is None:
         search, met = _by_ratio(choices, recipe)
+        settle_ends(choices.values(), held, recipe, None)
+        treated = _unmeasured(choices, recipe)
     else:
-        oracle = _Oracle(measure, stderr_of)
-        search, met = _by_kl(choices, recipe, oracle, _Oracle(alone, alone_stderr_of) if alone is not None else oracle)
+        oracle = Oracle(measure, stderr_of)
+        single = Oracle(alone, alone_stderr_of) if alone is not None else oracle
+        search, met, treated = ByKl(choices, held, recipe, oracle, single).run()
         search.tokens = tokens
     return Plan(
         model=model,
@@ -130,6 +95,7 @@ def decide(
         ),
         search=search,
         sites=[planned(choice, token_text) for choice in choices.values()],
+        treatments=treated,
         budget_met=met,
         unmatched=list(unmatched),
     )
@@ -149,103 +115,10 @@ def _by_ratio(choices: dict[str, Choice], recipe: Recipe) -> tuple[Search, bool]
     return Search(rule="ratio", candidates=len(hits), cap=cap), len(hits) <= cap
 
 
-def _by_kl(choices: dict[str, Choice], recipe: Recipe, oracle: _Oracle, single_oracle: _Oracle) -> tuple[Search, bool]:
-    cap = cap_of(choices, recipe)
-
-    def keeping(keys: Collection[str]) -> float:
-        return oracle(assigned(choices, keys, recipe))
-
-    everywhere = keeping([])
-    search = Search(rule="auto", budget=recipe.kl_budget, cap=cap, kl_everywhere=_told(everywhere))
-    search.kl_everywhere_stderr = oracle.stderr(assigned(choices, [], recipe))
-    found = above(choices, recipe.candidate_ratio)
-    order: list[Choice] = []
-    alone: dict[str, float] = {}
-    kept, met = 0, everywhere <= recipe.kl_budget
-    if everywhere > recipe.kl_aim:
-        for choice in found:
-            single = {choice.site.key: choice.precision}
-            alone[choice.site.key] = six(single_oracle(single))
-            choice.kl, choice.kl_stderr = _told(alone[choice.site.key]), single_oracle.stderr(single)
-        order = sorted(found, key=lambda c: (-alone[c.site.key], c.site.key))
-        keys = [c.site.key for c in order]
-        kept, met = _smallest_prefix(lambda n: keeping(keys[:n]), min(cap, len(keys)), recipe)
-        if not met:  # what is left to try is part of the result
-            search.kl_at_cap, search.kl_candidates = _told(keeping(keys[:cap])), _told(keeping(keys))
-    names = [c.site.key for c in order[:kept]]
-    _settle_formats(choices, names, recipe, oracle, everywhere, search)
-    for rank, choice in enumerate(order):
-        choice.rank = rank
-        if rank < kept:
-            cost = f"{alone[choice.site.key]:.3g}"
-            error = f" ± {choice.kl_stderr:.1g}" if choice.kl_stderr is not None else ""
-            keep(choice, f"quantizing it alone costs KL {cost}{error}, place {rank + 1} of {len(order)}")
-        else:
-            choice.reason = Reason.BUDGET
-            enough = met or kept < cap
-            choice.note = "keeping it as well is not needed" if enough else f"the cap of {cap} sites is reached"
-    final = oracle.settled(assigned(choices, names, recipe))
-    search.candidates = len(found)
-    search.kl, search.kl_stderr = six(final), oracle.stderr(assigned(choices, names, recipe))
-    search.evaluations = len(oracle.known) + (len(single_oracle.known) if single_oracle is not oracle else 0)
-    return search, final <= recipe.kl_budget
-
-
-def _settle_formats(
-    choices: dict[str, Choice], names: Sequence[str], recipe: Recipe, oracle: _Oracle, everywhere: float, search: Search
-) -> None:
-    """Measure what kept sites may become, where the recipe leaves that open, and give it to them."""
-    kept = [c for key, c in choices.items() if key in names or c.wants_high]
-    if not kept or recipe.high_precision not in ("auto", "fp8"):
-        return
-    if recipe.high_precision == "fp8":
-        for choice in kept:
-            errors = {p: six(_error(oracle, {choice.site.key: p})) for p in ROUNDED if recipe.allows(p)}
-            choice.set_high(min(errors, key=lambda p: errors[p]), recipe)
-            choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
-    else:
-        stored = frozenset(c.stored for c in kept)
-        errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
-        as_is = oracle(assigned(choices, names, recipe))
-        best = pick(errors, as_is, everywhere, recipe)
-        errors_told = {**{p.value: e for p, e in errors.items()}, "as_is": six(as_is)}
-        search.formats = {name: e for name, e in errors_told.items() if math.isfinite(e)}
-        if best is not None:
-            for choice in kept:
-                choice.set_high(best, recipe)
-    for choice in kept:
-        if choice.wants_high:
-            choice.precision = choice.high
-
-
-def _told(kl: float) -> float | None:
-    """A KL as it is written down; None where it is infinite."""
-    return six(kl) if math.isfinite(kl) else None
-
-
-def _error(oracle: _Oracle, precisions: Mapping[str, Precision]) -> float:
-    """Infinite where the graph cannot have a format, such as a weight beyond float16."""
-    try:
-        return oracle(precisions)
-    except GraphError:
-        return math.inf
-
-
-def _smallest_prefix(kl_of: Callable[[int], float], cap: int, recipe: Recipe) -> tuple[int, bool]:
-    """The smallest number of kept sites that meets the budget, or wins back the asked share; and whether it is met."""
-    everywhere, best = kl_of(0), kl_of(cap)
-    met = min(everywhere, best) <= recipe.kl_budget
-    if best <= recipe.kl_aim:
-        goal = recipe.kl_aim
-    elif everywhere <= recipe.kl_budget or best >= everywhere:
-        return 0, met  # met as it is, or keeping wins nothing back: better not to pay for it
-    else:
-        goal = recipe.kl_budget if met else everywhere - recipe.recovery * (everywhere - best)
-    low, high = 0, cap  # kl_of(low) > goal >= kl_of(high)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if kl_of(middle) <= goal:
-            high = middle
-        else:
-            low = middle
-    return high, met
+def _unmeasured(choices: dict[str, Choice], recipe: Recipe) -> list[Treatment]:
+    """Branches by hand, of as many channels as the recipe allows: nothing says that fewer will do."""
+    settings = recipe.remedies.peel
+    if settings.use != "always":
+        return []
+    branches = everywhere(choices.values(), recipe, settings.channels[-1])
+    return treatments(choices.values(), branches, Cause.OVERRIDE, "by hand: remedies.peel")

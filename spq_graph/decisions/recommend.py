@@ -66,7 +66,8 @@ def changes_for(row: RowId, bits: int | None, plan: Plan) -> dict[str, Any]:
     changes: dict[str, Any] = {} if bits in (None, recipe.bits) else {"bits": bits}
     if row.kind is RowKind.EVERYWHERE:
         by_hand = _unset(recipe, "keep", "ignore", "overrides", "spike_ratio")
-        return changes | {"max_kept": 0.0} | by_hand | dict(SCHEMES[row.scheme])
+        plain = {"remedies": {"peel": {"use": "never"}}} if plan.treatments else {}
+        return changes | {"max_kept": 0.0} | by_hand | plain | dict(SCHEMES[row.scheme])
     if row.kept_in is None:
         return changes
     named = [s.key for s in plan.kept if s.reason is Reason.OVERRIDE and s.range is not None]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe, legal_name
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import PROFILES, Target
 
 
@@ -27,6 +29,10 @@ def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
     changed: dict[str, object] = {"target": target}
     if profile.signed:
         changed["activations"] = "symmetric"
+    if profile.by_block is None and recipe.head == "8bit":
+        changed["head"] = "auto"
+    if profile.lookup is None and recipe.embedding == "8bit":
+        changed["embedding"] = "auto"
     changed["high_precision"] = legal_name(recipe.high_precision, profile) or "auto"
     named = [(o.pattern, legal_name(o.precision, profile)) for o in recipe.overrides]
     changed["overrides"] = [{"pattern": pattern, "precision": name} for pattern, name in named if name is not None]
@@ -36,7 +42,12 @@ def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
 def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
     if site.untouched:
         return site
-    precision, why = recipe.profile.settle(site.precision, site.largest)
+    if site.role is Role.EMBEDDING:
+        legal = recipe.profile.allows_at(site.role, site.precision)
+        why = None if legal else f"{site.precision} was planned: {recipe.profile.why_not(site.precision, site.role)}"
+        precision = site.precision if legal else Precision.FP32
+    else:
+        precision, why = recipe.profile.settle(site.precision, site.largest)
     if why is None:
         return site
     before = f"{site.reason.value}: {site.evidence.note}; " if site.evidence.note else f"{site.reason.value}; "
@@ -47,7 +58,7 @@ def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
 def _unsupported(plan: Plan) -> list[SitePlan]:
     """Sites that the plan's own target cannot run as planned."""
     profile = plan.recipe.profile
-    return [site for site in plan.sites if not profile.allows(site.precision) and not site.untouched]
+    return [site for site in plan.sites if not (profile.allows_at(site.role, site.precision) or site.untouched)]
 
 
 def refuse_unsupported(plan: Plan) -> None:
@@ -62,7 +73,7 @@ def refuse_unsupported(plan: Plan) -> None:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UsageError(
             f"target '{profile.name}' cannot run {len(wrong)} sites of this plan as planned: {sites}{more}: "
-            f"{profile.why_not(wrong[0].precision)}",
+            f"{profile.why_not(wrong[0].precision, wrong[0].role)}",
             where="plan",
             remedy=f"`spq-graph apply --target {profile.name}` replaces them and notes why; or plan for another target",
         )

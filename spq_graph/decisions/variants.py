@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.treatment import Treatment
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
+from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, Extent, RowId, RowKind, Scheme
 
 RANDOM_SEEDS = (0, 1, 2)
+# The plan with head and embedding as the graph has them.
+WITHOUT_HEAD = RowId(RowKind.SPIKE_AWARE, without_remedy="head_8bit")
 # Rows that a ladder has once, whatever bits it has rows of.
 ROWS_ONCE = (FP32, WEIGHT_ONLY)
+# Rows of a plan in a short ladder: what quantizing costs, and what is delivered.
+SHORT_ROWS = (EVERYWHERE, SPIKE_AWARE)
 
 LadderPlace = tuple[RowId, int]  # in a ladder: which row, at how many bits
 
@@ -41,14 +46,25 @@ class Variant:
         return self.id, self.bits
 
 
-def rows_of(recipe: Recipe, *, formats: bool = True, controls: bool = True) -> list[RowId]:
+def rows_of(
+    recipe: Recipe,
+    *,
+    formats: bool = True,
+    controls: bool = True,
+    remedies: Collection[str] = (),
+    extent: Extent = Extent.FULL,
+) -> list[RowId]:
     """The rows that a plan by this recipe gets, besides those that a ladder has once.
 
     Args:
         recipe: what is wanted, at one bit width.
         formats: whether the plan keeps a site that other formats can be tried at; before there is a plan, it may.
         controls: whether it keeps sites and leaves others that could be kept in their place.
+        remedies: those that it applies.
+        extent: how much the ladder shows.
     """
+    if extent is Extent.SHORT:
+        return list(SHORT_ROWS)
     others = [s for s in Scheme if any(getattr(recipe, name) != value for name, value in SCHEMES[s].items())]
     rows = [EVERYWHERE, *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in others), SPIKE_AWARE]
     if formats:
@@ -56,10 +72,13 @@ def rows_of(recipe: Recipe, *, formats: bool = True, controls: bool = True) -> l
     if controls:
         rows.append(RowId(RowKind.CONTROL_LOWEST))
         rows += [RowId(RowKind.CONTROL_RANDOM, seed=recipe.seed + seed) for seed in RANDOM_SEEDS]
+    for remedy in remedies:
+        rows += [RowId(RowKind.EVERYWHERE, with_remedy=remedy), RowId(RowKind.SPIKE_AWARE, without_remedy=remedy)]
+        rows.append(RowId(RowKind.CONTROL_CHANNELS, seed=recipe.seed))
     return rows
 
 
-def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
+def variants(plan: Plan, stored: Mapping[str, Precision], extent: Extent = Extent.FULL) -> list[Variant]:
     """The rows that belong to one plan, each model once; `stored` is the format of each weight in the graph, by key.
 
     Kept sites in another format are no row of their own where that is the format that the plan gave them, nor are
@@ -69,17 +88,29 @@ def variants(plan: Plan, stored: Mapping[str, Precision]) -> list[Variant]:
     count = min(len(plan.kept), len(others))
     tried = {s.key for s in plan.kept if s.range is not None and s.reason is not Reason.TOO_FEW_TOKENS}
 
+    remedies = tuple(dict.fromkeys(t.remedy for t in plan.treatments if t.applied))
+
     def planned(row: RowId) -> Plan:
         if row.kind is RowKind.EVERYWHERE:
-            return _quantized_but(plan, (), stored, SCHEMES[row.scheme])
-        if row.kind is RowKind.CONTROL_LOWEST:
-            return _quantized_but(plan, {s.key for s in others[:count]}, stored)
-        if row.kind is RowKind.CONTROL_RANDOM:
-            picked = np.random.default_rng(row.seed).choice(len(others), size=count, replace=False)
-            return _quantized_but(plan, {others[i].key for i in picked}, stored)
+            made = _quantized_but(plan, (), stored, SCHEMES[row.scheme])
+            return _treated_throughout(made) if row.with_remedy else made.with_treatments(())
+        if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM):
+            picked: Sequence[int] = range(count)
+            if row.kind is RowKind.CONTROL_RANDOM:
+                picked = np.random.default_rng(row.seed).choice(len(others), size=count, replace=False).tolist()
+            return _treated_throughout(_quantized_but(plan, {others[i].key for i in picked}, stored))
+        if row.kind is RowKind.CONTROL_CHANNELS:
+            return _at_random_channels(plan, row.seed or 0)
+        if row == WITHOUT_HEAD:
+            return plan.with_precisions(lambda s: stored[s.key] if s.key in ends else s.precision)
+        if row.without_remedy:
+            return plan.with_treatments(t for t in plan.treatments if t.remedy != row.without_remedy)
         return plan if row.kept_in is None else _kept_in(plan, row.kept_in, tried)
 
-    rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count))
+    rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count), remedies=remedies, extent=extent)
+    ends = {s.key for s in plan.sites if s.aside and s.precision.row.by_block}
+    if ends and extent is Extent.FULL:
+        rows.insert(rows.index(SPIKE_AWARE) + 1, WITHOUT_HEAD)
     found = [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
     anchors = {decisions_of(plan)} | {decisions_of(row.plan) for row in found if row.id == EVERYWHERE}
     once: list[Variant] = []
@@ -95,7 +126,9 @@ def decisions_of(plan: Plan) -> object:
     """What makes two plans the same model."""
     recipe = plan.recipe
     sites = tuple((site.key, site.precision) for site in plan.sites)
-    return recipe.bits, recipe.activations, recipe.weights, sites
+    read = {site.input for site in plan.integer_sites}
+    branches = tuple((v, peel.channels, peel.low, peel.high) for v, peel in plan.peels.items() if v in read)
+    return recipe.bits, recipe.activations, recipe.weights, sites, branches
 
 
 def weight_only(plan: Plan) -> Variant:
@@ -103,7 +136,7 @@ def weight_only(plan: Plan) -> Variant:
     counted = {s.key for s in plan.counted}
     target, by_block = plan.recipe.profile.weight_only
     rival = plan.with_precisions(lambda s: by_block if s.key in counted else s.precision, target=target)
-    return Variant(WEIGHT_ONLY, 8, rival)
+    return Variant(WEIGHT_ONLY, 8, rival.with_treatments(()))
 
 
 def _quantized_but(
@@ -122,6 +155,34 @@ def _quantized_but(
         return common[0][0] if common else stored[site.key]
 
     return plan.with_precisions(becomes, **scheme)
+
+
+def _treated_throughout(plan: Plan) -> Plan:
+    """The plan with every treatment that it names, also at sites that it keeps and a row does not."""
+    return plan.with_treatments(t.model_copy(update={"applied": True}) for t in plan.treatments)
+
+
+def _at_random_channels(plan: Plan, seed: int) -> Plan:
+    """The plan with as many channels in each branch, drawn: what is left then has the range that was observed."""
+    draw = np.random.default_rng(seed)
+    read = {site.input: site for site in plan.integer_sites if site.range is not None}
+
+    def drawn(treatment: Treatment) -> Treatment:
+        changes = [
+            peel.model_copy(
+                update={
+                    "channels": tuple(sorted(draw.choice(site.shape[0], len(peel.channels), replace=False).tolist())),
+                    "low": site.range[0],
+                    "high": site.range[1],
+                }
+            )
+            if (site := read.get(peel.value)) is not None and site.range is not None
+            else peel
+            for peel in treatment.changes
+        ]
+        return treatment.model_copy(update={"changes": tuple(changes)})
+
+    return plan.with_treatments(map(drawn, plan.treatments))
 
 
 def _kept_in(plan: Plan, high: Precision, tried: Collection[str]) -> Plan:

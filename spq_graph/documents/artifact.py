@@ -89,17 +89,19 @@ def check_file(path: Path, inputs: tuple[Path, ...] = (), *, arrays: bool = Fals
     if path.is_dir() or any(resolved(path) == resolved(other) for other in inputs):
         raise UsageError("this would replace an input or a folder", where=str(path), remedy="name another file")
     recover_files([path, *([path.with_suffix(".safetensors")] if arrays else [])])
-    if path.exists():
-        with path.open("rb") as stream:
-            ours = b'"schema": "spq-graph/' in stream.read(100)
-        if not ours:
-            raise OutputError("this file exists and is not ours", where=str(path), remedy="name another file")
+    if path.exists() and not (path.is_file() and _begins_as_ours(path)):
+        raise OutputError("this file exists and is not ours", where=str(path), remedy="name another file")
     if not path.absolute().parent.is_dir():
         raise OutputError("there is no such folder", where=str(path.parent), remedy="make it, or name another file")
     _check_parent(path)
     beside = path.with_suffix(".safetensors")
     if arrays and beside.exists() and not path.exists():
         raise OutputError("this file exists and is not ours", where=str(beside), remedy="name another file")
+
+
+def _begins_as_ours(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return b'"schema": "spq-graph/' in stream.read(100)
 
 
 def companions_in(folder: Path) -> list[Path]:

@@ -7,7 +7,30 @@ import os
 import stat
 from pathlib import Path
 
+from spq_graph.terms.errors import SourceError
+
 _MOST = 1 << 28  # bytes of what has no size of its own
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse what is there and neither a file nor a folder, where it is read more than once, or by a library.
+
+    Reading a pipe waits until somebody writes, and gives what it holds once; a device may never end.
+
+    Raises:
+        SourceError: naming what it is.
+    """
+    mode = path.stat().st_mode if path.exists() else stat.S_IFREG
+    if (kind := next((name for is_kind, name in _KINDS if is_kind(mode)), None)) is not None:
+        raise SourceError(
+            f"this is {kind}, not a file", where=str(path), remedy="write what it gives into a file, and name that"
+        )
 
 
 def content_of(path: Path) -> bytes:

@@ -180,6 +180,7 @@ class Difference:
         same_model: whether both are of one model; None where a file without a plan does not tell.
         changed: sites that both have, by key.
         only_a, only_b: keys of sites that one side has.
+        branches: channels of outlier branches, by activation, that one side alone has or that differ.
         recipe: fields that differ, where both have a plan.
         operators: types whose counts differ, where both have a graph.
         bytes: of the files, where both have some and they differ.
@@ -190,6 +191,7 @@ class Difference:
     changed: Mapping[str, Pair[Decision]]
     only_a: Sequence[str]
     only_b: Sequence[str]
+    branches: Mapping[str, Pair[Sequence[int]]]
     recipe: Mapping[str, Pair[Any]]
     operators: Mapping[str, Pair[int]]
     bytes: Pair[int] | None
@@ -202,6 +204,7 @@ class Difference:
             "changed": [{"key": key, **asdict(pair)} for key, pair in self.changed.items()],
             "only_a": list(self.only_a),
             "only_b": list(self.only_b),
+            "branches": [{"value": value, **asdict(pair)} for value, pair in self.branches.items()],
             "recipe": {name: asdict(pair) for name, pair in self.recipe.items()},
             "operators": {name: asdict(pair) for name, pair in self.operators.items()},
             "bytes": {"bytes": asdict(self.bytes)} if self.bytes is not None else {},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -22,18 +22,21 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from spq_graph.documents.changes import Peel
 from spq_graph.documents.content import content_of
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.model_ref import ModelRef
 from spq_graph.documents.plan_file import refuse_senseless
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
 from spq_graph.documents.staging import written
 from spq_graph.documents.strict import Strict, first_problem
 from spq_graph.documents.tables import html_table, to_frame
+from spq_graph.documents.treatment import Treatment
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.site import OfSite, Site, Unmatched
+from spq_graph.terms.site import OfSite, Role, Site, Unmatched
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -50,7 +53,13 @@ class Reason(StrEnum):
     OVERRIDE = "override"  # by hand
     DEFAULT = "default"  # nothing speaks for anything else
     UNSUPPORTED = "unsupported_on_target"  # the target cannot run what was planned, or nothing was measured
+    ASKED = "asked"  # a head or an embedding in 8-bit weights, since the recipe says so
+    WITHIN_BUDGET = "within_budget"  # a head or an embedding in 8-bit weights: the measured cost leaves the budget met
+    OVER_BUDGET = "over_budget"  # a head or an embedding that stays as it is: its measured cost is more than is left
     TOO_FEW_TOKENS = "too_few_tokens"  # an expert that calibration routed too few tokens to: its range is not trusted
+
+
+_ASIDE = frozenset({Reason.DEFAULT, Reason.ASKED, Reason.WITHIN_BUDGET, Reason.OVER_BUDGET, Reason.UNSUPPORTED})
 
 
 class Evidence(Strict):
@@ -116,7 +125,12 @@ class SitePlan(OfSite, Strict):
     @property
     def kept(self) -> bool:
         """Whether it is kept in high precision on purpose; what stays as it is by default is not."""
-        return self.precision.bits is None and self.reason is not Reason.DEFAULT
+        return self.precision.bits is None and self.reason is not Reason.DEFAULT and not self.aside
+
+    @property
+    def aside(self) -> bool:
+        """Whether it does not count in shares: an embedding, and a head or router that no rule for sites decided."""
+        return self.role is Role.EMBEDDING or (self.role.left_alone and self.reason in _ASIDE)
 
     @property
     def untouched(self) -> bool:
@@ -139,28 +153,6 @@ class CalibrationRef(Strict):
     remark: str | None = Field(None, description="what speaks against so little of it")
 
 
-class Search(Strict):
-    """How the rule came to its result."""
-
-    rule: Literal["auto", "ratio", "none"] = Field(description="how sites were chosen: by measured KL, or by ratio")
-    candidates: int = Field(0, description="sites whose ratio made them candidates")
-    evaluations: int = Field(0, description="choices of precisions that were measured")
-    tokens: int = Field(0, description="tokens that each of them was measured on")
-    alone_tokens: int = Field(0, description="tokens that each candidate alone was measured on, to put them in order")
-    fewer: str | None = Field(None, description="why these are fewer than sensitivity_tokens; null where they are not")
-    cap: int = Field(0, description="most sites that could be kept")
-    kl_everywhere: float | None = Field(None, description="KL with everything quantized, nats a token")
-    kl_everywhere_stderr: float | None = Field(None, description="its standard error; null of one window")
-    kl: float | None = Field(None, description="KL as planned, nats a token")
-    kl_stderr: float | None = Field(None, description="its standard error; null of one window")
-    budget: float | None = Field(None, description="KL to reach, nats a token")
-    kl_at_cap: float | None = Field(None, description="where it was not reached: KL with as many kept as allowed")
-    kl_candidates: float | None = Field(None, description="where it was not reached: KL with all candidates kept")
-    formats: dict[str, float] | None = Field(
-        None, description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has"
-    )
-
-
 class Plan(Strict):
     """What was decided for one model."""
 
@@ -170,6 +162,7 @@ class Plan(Strict):
     calibration: CalibrationRef = Field(description="the data that the ranges come from")
     search: Search = Field(description="how the rule came to its result")
     sites: list[SitePlan] = Field(description="one entry for each site, in the graph's order")
+    treatments: list[Treatment] = Field([], description="remedies at places, applied or refused, with the reason")
     budget_met: bool = Field(description="whether the KL budget holds with what may be kept")
     unmatched: list[Unmatched] = Field([], description="products that became no site")
 
@@ -210,13 +203,22 @@ class Plan(Strict):
 
     @property
     def counted(self) -> list[SitePlan]:
-        """Sites that count in shares: all but lm_head and routers left as they are."""
-        return [s for s in self.sites if not (s.role.left_alone and s.reason is Reason.DEFAULT)]
+        """Sites that count in shares: all but embeddings, and heads and routers by default."""
+        return [s for s in self.sites if not s.aside]
+
+    @property
+    def peels(self) -> dict[str, Peel]:
+        """The outlier branches that are applied, by the activation value that they are of."""
+        return {change.value: change for t in self.treatments if t.applied for change in t.changes}
 
     def with_precisions(self, precision_of: Callable[[SitePlan], Precision], **recipe: object) -> Plan:
-        """The same plan with other precisions, and with other fields of its recipe."""
+        """The same plan with other precisions, and with other fields of its recipe; treatments stay."""
         sites = [s.model_copy(update={"precision": precision_of(s)}) for s in self.sites]
         return self.model_copy(update={"sites": sites, "recipe": self.recipe.model_copy(update=recipe)})
+
+    def with_treatments(self, treatments: Iterable[Treatment]) -> Plan:
+        """The same plan with these treatments and no other."""
+        return self.model_copy(update={"treatments": list(treatments)})
 
     def to_json(self) -> str:
         """Deterministic JSON."""

@@ -42,18 +42,20 @@ def refuse_senseless(text: bytes) -> None:
                 raise ValueError(f"sites.{index}.range: the minimum {low:g} is above the maximum {high:g}")
 
 
-def refuse_misfit(planned: Iterable[Site], sites: Iterable[Site], name: str) -> None:
+def refuse_misfit(planned: Iterable[Site], sites: Iterable[Site], name: str, tables: Iterable[Site] = ()) -> None:
     """Check that a plan decides every site of its model once, and nothing else.
 
     Args:
         planned: the sites of the plan's entries.
         sites: of the model.
         name: of the model as it was given.
+        tables: its embeddings, which stay as they are where the plan says nothing of them, as earlier ones did not.
 
     Raises:
         UsageError: naming a site that has no entry or two, or an entry that fits no site.
     """
-    left = {site.key: site for site in sites}
+    optional = {site.key: site for site in tables}
+    left = {site.key: site for site in sites} | optional
     for entry in planned:
         site = left.pop(entry.key, None)
         if site is None:
@@ -63,7 +65,7 @@ def refuse_misfit(planned: Iterable[Site], sites: Iterable[Site], name: str) -> 
             if said != found:
                 what = f"the plan says {said!r} as {part} of {entry.key}, and {name} has {found!r}"
                 raise UsageError(what, where="sites", remedy=_ANEW)
-    if left:
+    if left := {key: site for key, site in left.items() if key not in optional}:
         more = f", nor for {len(left) - 1} more" if len(left) > 1 else ""
         what = f"the plan has no entry for {next(iter(left))}{more}, of {name}"
         raise UsageError(what, where="sites", remedy=_ANEW)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from spq_graph.documents.content import content_of
+from spq_graph.documents.content import content_of, refuse_special
 from spq_graph.documents.strict import AMOUNT, COUNT, FLOAT32, read_json
 from spq_graph.documents.token_profile import LEADERS, TokenProfile
 from spq_graph.documents.value_range import ValueRange
@@ -91,8 +91,10 @@ def read_arrays(path: Path, head: dict[str, Any]) -> Arrays:
 
     Raises:
         OSError, SafetensorError: the file cannot be read.
+        SourceError: it is a pipe or a device.
         ValueError: it is not the one that was written with the head, or holds what cannot be.
     """
+    refuse_special(path)
     said = head.get("arrays")
     if said is not None:
         with path.open("rb") as stream:

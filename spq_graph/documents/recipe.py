@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -15,8 +15,10 @@ from pydantic_core import core_schema
 
 from spq_graph.documents.content import content_of
 from spq_graph.documents.preset import preset
+from spq_graph.documents.remedies import Remedies
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import PROFILES, Profile, Target, Use
 
 
@@ -39,6 +41,9 @@ def _today(value: Any) -> Any:
 CALIBRATION_TOKENS = 65_536
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 MOST = 2**53  # of what is counted and seeded with: JSON holds no larger number that every reader takes for the same
+
+# What becomes of the weights at either end of a model.
+Ends = Literal["auto", "8bit", "as_is"]
 
 ROUNDED = tuple(p for p in Precision if p.is_fp8 and p.needs_range)
 # "fp8" is that of `ROUNDED` with the smaller measured error.
@@ -93,11 +98,18 @@ class Recipe(BaseModel):
         "fast", description="w8fp8a16: whether a kernel may round activations to bfloat16, or takes them as they are"
     )
     quantize_lm_head: bool = Field(False, description="treat lm_head like any other site")
+    head: Ends = Field(
+        "auto", description="lm_head: 8-bit weights by block where measured KL allows (auto), in any case, or never"
+    )
+    embedding: Ends = Field(
+        "auto", description="the table that tokens are looked up in, alike; one with lm_head where the two are tied"
+    )
     keep: tuple[str, ...] = Field(
         (), description="sites to keep in high precision by hand: keys, ends of keys (down_proj), or globs"
     )
     ignore: tuple[str, ...] = Field((), description="sites to leave untouched, named likewise")
     overrides: tuple[Override, ...] = Field((), description="precision of sites named likewise; the last match wins")
+    remedies: Remedies = Field(Remedies(), description="what is done about spikes besides keeping sites, by remedy")
     min_expert_tokens: int = Field(
         64, ge=0, le=MOST, description="calibration tokens that an expert must have seen for its range to be trusted"
     )
@@ -119,6 +131,12 @@ class Recipe(BaseModel):
     def _legal_on_target(self) -> Recipe:
         if self.profile.signed and self.activations != "symmetric":
             raise ValueError(f"target '{self.target}' takes signed integers with zero point 0: activations = symmetric")
+        if self.head == "8bit" and self.profile.by_block is None:
+            why = self.profile.why_not(Precision.W8A16)
+            raise ValueError(f"target '{self.target}' cannot run head = 8bit: {why}; use auto, or another target")
+        if self.embedding == "8bit" and self.profile.lookup is None:
+            why = self.profile.why_not(Precision.W8A16, Role.EMBEDDING)
+            raise ValueError(f"target '{self.target}' cannot run embedding = 8bit: {why}; use auto, or another target")
         for name in (self.high_precision, *(o.precision for o in self.overrides)):
             if not _is_legal(name, self.profile):
                 why, legal = self.profile.why_not(_asked(name)[0]), ", ".join(self.profile.high)
@@ -193,7 +211,13 @@ def load_recipe(path: Path | None, *, named: str | None = None, **given: Any) ->
     """
     base = preset(named).fields if named is not None else {}
     fields = _fields_in(path) if path is not None else {}
-    fields |= {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(tables := fields.get("remedies"), dict) and "remedies" in given:  # the rest of a table stays
+        given["remedies"] = tables | {
+            name: {**table, **wanted} if isinstance(table := tables.get(name, {}), dict) else table
+            for name, wanted in given["remedies"].items()
+        }
+    fields |= given
     profile = PROFILES.get(str(fields.get("target", base.get("target", "cpu"))))
     fields = (_settled(base, profile) if profile is not None else base) | fields
     try:
@@ -242,7 +266,19 @@ def _explain(cause: ValidationError) -> str:
     for problem in cause.errors():
         name = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key '{name}'; known keys: {', '.join(sorted(Recipe.model_fields))}")
+            lines.append(f"unknown key '{name}'; known keys: {', '.join(sorted(_beside(problem['loc'])))}")
         else:
             lines.append(f"{name}: {problem['msg']} (found {problem['input']!r})" if name else problem["msg"])
     return "; ".join(lines)
+
+
+def _beside(place: Sequence[object]) -> Mapping[str, object]:
+    """The fields of the table of a recipe in which a key stands."""
+    table: type[BaseModel] = Recipe
+    for part in place[:-1]:
+        held = table.model_fields[part].annotation if isinstance(part, str) and part in table.model_fields else None
+        if isinstance(held, type) and issubclass(held, BaseModel):
+            table = held
+        elif isinstance(part, str):  # of a list, whose entries are overrides
+            table = Override
+    return table.model_fields

@@ -16,7 +16,7 @@ from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.documents.verdict import Verdict
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.logits import Given
-from spq_graph.terms.rows import RowId, with_id
+from spq_graph.terms.rows import Extent, RowId, with_id
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Numbers of a report that are counts, amounts or shares, wherever they stand.
 _BOUNDS: Bounds = {
     **dict.fromkeys(("tokens", "bytes", "source_bytes", "peak_rss_bytes", "opset"), COUNT),
-    **dict.fromkeys(("perplexity", "seconds"), AMOUNT),
+    **dict.fromkeys(("perplexity", "seconds", "expected_seconds"), AMOUNT),
     **dict.fromkeys(("executed", "providers", "placed"), COUNT),
     "top1": (0, 1),
 }
@@ -132,6 +132,7 @@ class Report(Strict):
     Attributes:
         verdict: ready or not, and what speaks against it.
         ladder: the rungs; empty where nothing was measured.
+        extent: how much of the ladder was measured; None without one, and where an older version wrote the report.
         text: what the ladder was measured on.
         executed: how often each operator type ran, after ONNX Runtime's own fusions.
         providers: how many nodes ran on each provider.
@@ -143,6 +144,7 @@ class Report(Strict):
         speed: what `bench --report` measured of the artifact; None before that.
         tokens: texts of the tokens that lead the profiles in the ranges, by id.
         seconds: wall time by step.
+        expected_seconds: what was told before they began, by step; empty where nobody listened.
         peak_rss_bytes: largest memory of the process.
         bytes, source_bytes: size of the artifact and of the source, in bytes.
         environment: versions and machine.
@@ -152,6 +154,7 @@ class Report(Strict):
 
     verdict: Verdict
     ladder: list[Rung]
+    extent: Extent | None = None
     text: TextRef | None
     executed: dict[str, int]
     providers: dict[str, int]
@@ -164,6 +167,7 @@ class Report(Strict):
     speed: Speed | None = None
     tokens: dict[int, str] = Field({})
     seconds: dict[str, float]
+    expected_seconds: dict[str, float] = Field({})
     peak_rss_bytes: int
     bytes: int
     source_bytes: int

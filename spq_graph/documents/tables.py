@@ -1,4 +1,4 @@
-"""Text that cannot act, and tables for notebooks."""
+"""Text that cannot act, spans of time in words, and tables for notebooks."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def _without_middle(text: str, most: int = _LONGEST_TEXT) -> str:
         return text
     kept = most // 4
     return f"{text[:kept]} … {len(text) - 2 * kept} characters … {text[-kept:]}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people, such as "2 min 05 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
 
 
 def to_frame(rows: Iterable[Mapping[str, Any]], index: str) -> DataFrame:

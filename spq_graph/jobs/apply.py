@@ -50,7 +50,7 @@ def apply(
     check_companions(opening.resolve())
     with opening.open(steps, targets=(plan.recipe.target,)) as bench, staged(out, force=force) as staging:
         plan.refuse_other(bench.digest, opening.name)
-        refuse_misfit([entry.site for entry in plan.sites], bench.found.sites, opening.name)
+        refuse_misfit([entry.site for entry in plan.sites], bench.found.sites, opening.name, bench.found.tables)
         with bench.steps.step("apply", "Inserting and proving"):
             built = bench.build(plan, staging / artifact.MODEL)
             executed = bench.prove(built, plan)

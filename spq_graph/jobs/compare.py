@@ -47,6 +47,7 @@ def _difference(a: _Side, b: _Side) -> Difference:
         changed={key: pair for key, pair in decided.items() if _differs(pair.a, pair.b)},
         only_a=[key for key in a.sites if key not in b.sites],
         only_b=[key for key in b.sites if key not in a.sites],
+        branches=_pairs(_branches(a.plan), _branches(b.plan), absent=()) if a.plan and b.plan else {},
         recipe=_pairs(_recipe(a.plan), _recipe(b.plan), absent=None) if a.plan and b.plan else {},
         operators=_pairs(a.operators, b.operators, absent=0) if a.operators and b.operators else {},
         bytes=Pair(a.bytes, b.bytes) if a.bytes is not None and b.bytes not in (None, a.bytes) else None,
@@ -85,6 +86,10 @@ def _differs(a: Decision, b: Decision) -> bool:
 
 def _recipe(plan: Plan) -> dict[str, Any]:
     return plan.recipe.model_dump(mode="json")
+
+
+def _branches(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {value: peel.channels for value, peel in plan.peels.items()}
 
 
 def _pairs(a: Mapping[str, T], b: Mapping[str, T], absent: T) -> dict[str, Pair[T]]:

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from spq_graph.documents.examination import Examination, Probed, ProbeStatus
 from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.documents.model_ref import ModelRef
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.plan import CalibrationRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.files.save import save_model
 from spq_graph.runtime.proof import health

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from spq_graph.documents import artifact
@@ -50,7 +51,11 @@ def export(
     with staged(out, force=force) as staging, temporary_folder() as work:
         found = at_hand(found, work, steps)
         model = staging / artifact.MODEL
-        with steps.step("export", f"Exporting {found.origin}"):
-            export_folder(found.path, model, opset=opset, cache=cache, remark=steps.remark, heard=steps.heard)
+        label = f"Exporting {found.origin}"
+        with steps.step("export", label):
+            told = partial(steps.phase, label)
+            export_folder(
+                found.path, model, opset=opset, cache=cache, progress=told, remark=steps.remark, heard=steps.heard
+            )
             add_companions(found, staging)
     return Exported(out / artifact.MODEL)

@@ -14,14 +14,17 @@ from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.rows import Extent
+from spq_graph.terms.site import Site
 from spq_graph.workbench.data import Given, sampled_shape
-from spq_graph.workbench.ladder import SESSION_BYTES
+from spq_graph.workbench.meter import SHARE_ALONE
 from spq_graph.workbench.pilot import Pilot, fly, sampling
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
 
 # Beginning, drawing the page, and writing it: the same for every model.
 AROUND = 2.0
+TIMING = "Timing a small part of every step"
 
 
 def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
@@ -32,15 +35,14 @@ def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
     """
     recipe = order.recipe
     with order.begun(steps or Steps()) as (bench, given):
-        counted = [s for s in bench.found.sites if not s.left_alone(recipe.quantize_lm_head)]
-        cap = math.floor(recipe.max_kept * len(counted))
+        counted, cap = _counted(bench, recipe), _cap(bench, recipe)
         weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
         size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in counted) else 2
         source = size_of(bench.model)
         everywhere = source - sum(weights) * (size - 1)
         opened = dict(bench.steps.seconds)
-        with bench.steps.step("forecast", "Timing a small part of every step"):
-            by_step = opened | _seconds(bench, given, order, cap)
+        with bench.steps.step("forecast", TIMING):
+            by_step = opened | _seconds(bench, given, order)
     return Forecast(
         source=order.opening.name,
         glu_blocks=len(bench.found.blocks),
@@ -55,9 +57,28 @@ def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
     )
 
 
-def _seconds(bench: Workbench, given: Given, order: Order, cap: int) -> dict[str, float]:
+def _counted(bench: Workbench, recipe: Recipe) -> list[Site]:
+    return [s for s in bench.found.sites if not s.left_alone(recipe.quantize_lm_head)]
+
+
+def _cap(bench: Workbench, recipe: Recipe) -> int:
+    """How many sites may be kept."""
+    return math.floor(recipe.max_kept * len(_counted(bench, recipe)))
+
+
+def expect(bench: Workbench, given: Given, order: Order) -> None:
+    """Tell what a run that is about to begin takes, where somebody listens."""
+    if bench.steps.ahead is None:
+        return
+    with bench.steps.step("estimate", TIMING):
+        to_come = _seconds(bench, given, order)
+    bench.steps.expect(bench.steps.seconds | {name: seconds for name, seconds in to_come.items() if seconds})
+
+
+def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     """Of every step that is still to come, by its name."""
-    recipe, calibration = order.recipe, given.calibration
+    recipe, calibration, extent = order.recipe, given.calibration, order.extent or Extent.FULL
+    cap = _cap(bench, recipe)
     found: dict[str, float] = {}
     samples = calibration is None and given.ranges is None
     count, length = sampled_shape(bench, recipe.tokens_asked) if samples else (0, 0)
@@ -77,9 +98,15 @@ def _seconds(bench: Workbench, given: Given, order: Order, cap: int) -> dict[str
                 recipe, pilot, min(tokens, recipe.sensitivity_tokens), cap, lossy=lossy
             )
         kept = lossy or recipe.spike_ratio is not None
-        rows += len(variants(pilot.plan, bench.stored) if kept else rows_of(recipe, formats=False, controls=False))
+        rows += len(
+            variants(pilot.plan, bench.stored, extent)
+            if kept
+            else rows_of(recipe, formats=False, controls=False, extent=extent)
+        )
     found["apply"] = pilot.build
-    found["ladder"] = _ladder(bench, pilot, rows + 1, given.text) if given.text is not None and measured else 0.0
+    text = given.text if measured else None
+    # The source as well: once, and beside it the rows, and weights alone.
+    found["ladder"] = pilot.reference.of(text.tokens) + (rows + 1) * pilot.row.of(text.tokens) if text else 0.0
     found["around"] = AROUND
     return found
 
@@ -109,10 +136,6 @@ def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, cap: int, *, lossy: boo
             together += len(candidates(recipe, stored)) + 1
         elif recipe.high_precision == "fp8":
             alone += len(ROUNDED) * min(cap, alone)
-    return pilot.reference.of(tokens) + alone * pilot.alone.of(tokens) + together * pilot.everywhere.of(tokens)
-
-
-def _ladder(bench: Workbench, pilot: Pilot, rows: int, text: Sequences) -> float:
-    """Seconds of so many rows, and of the source beside each group of them."""
-    groups = math.ceil(rows / max(1, SESSION_BYTES // size_of(bench.model)))
-    return rows * pilot.row.of(text.tokens) + groups * pilot.reference.of(text.tokens)
+    # A candidate alone is only put in order, on a share of the tokens.
+    share = -(-tokens // SHARE_ALONE)
+    return pilot.reference.of(tokens) + alone * pilot.alone.of(share) + together * pilot.everywhere.of(tokens)

@@ -33,6 +33,7 @@ from spq_graph.passes.base.marks import PREFIX
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import attribute_of
 from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.check.functions import refuse_other_functions
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.identify import Identified, identify
 from spq_graph.passes.find.logits import find_logits
@@ -97,6 +98,7 @@ def _inspect(
     """The same, of the ONNX file that a path means, and with what opens it to be measured."""
     graph = load_graph(file)
     refuse_wrong_calls(graph, str(file))
+    refuse_other_functions(graph, str(file))
     facts = _facts(graph)
     whole = prepare(file, graph.clone()) if calibration is not None else None
     found, in_graph = _look(graph)
@@ -132,7 +134,7 @@ def _look(graph: ir.Model) -> tuple[Identified, list[InspectedSite]]:
         run(graph, (LookThroughQuantization(),))
     found = identify(graph)
     nodes = {node.name: node for node in graph.graph}
-    return found, [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.sites]
+    return found, [InspectedSite(s, precisions[s.node], _reason(nodes[s.node])) for s in found.every]
 
 
 def _note(graph: ir.Model, found: Identified, file: Path) -> str | None:

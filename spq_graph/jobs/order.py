@@ -10,6 +10,7 @@ from pathlib import Path
 from spq_graph.decisions.choices import refuse_unfit_patterns
 from spq_graph.documents import artifact
 from spq_graph.documents.recipe import Recipe
+from spq_graph.terms.rows import Extent
 from spq_graph.workbench.companions import check_companions
 from spq_graph.workbench.data import Data, Given, read
 from spq_graph.workbench.opening import Opening
@@ -27,7 +28,7 @@ class Order:
         out: the folder to write.
         recipe: what is wanted.
         data: what is measured on.
-        ladder: whether to measure the ladder, where there is a text to measure it on.
+        ladder: whether to measure the ladder, where there is a text to measure it on; "short" or "full" says how much.
         ladder_bits: bit widths that get rows in the ladder beside the recipe's.
         force: replace an earlier OUT.
     """
@@ -36,7 +37,7 @@ class Order:
     out: Path
     recipe: Recipe
     data: Data
-    ladder: bool = True
+    ladder: bool | str = True
     ladder_bits: tuple[int, ...] = ()
     force: bool = False
 
@@ -49,15 +50,26 @@ class Order:
         """
         return widths_of(self.recipe, self.ladder_bits)
 
+    @property
+    def extent(self) -> Extent | None:
+        """How much of the ladder to measure; None for nothing.
+
+        Raises:
+            UsageError: there is no ladder of that name.
+        """
+        return Extent.of(self.ladder)
+
     def check(self) -> None:
         """Refuse what can be known to be wrong before the model is opened.
 
         Raises:
-            UsageError: a width is not legal, OUT would replace an input, or the data does not fit together.
+            UsageError: a width is not legal, there is no such ladder, OUT would replace an input, or the data does not
+                fit together.
             OutputError: OUT must not or cannot be written.
             SourceError: the model or a file of the data is not there.
         """
         widths_of(self.recipe, self.ladder_bits)
+        Extent.of(self.ladder)
         artifact.check_out(self.out, force=self.force, inputs=(*self.data.inputs, *self.opening.inputs))
         source = self.opening.resolve()
         self.data.check(source)
@@ -73,5 +85,5 @@ class Order:
         """
         self.check()
         with self.opening.open(steps, targets=(self.recipe.target,)) as bench:
-            refuse_unfit_patterns(bench.found.sites, self.recipe)
-            yield bench, read(bench, self.data, self.recipe, ladder=self.ladder)
+            refuse_unfit_patterns(bench.found.every, self.recipe)
+            yield bench, read(bench, self.data, self.recipe, ladder=self.extent is not None)

@@ -44,7 +44,7 @@ def plan(
     known = Ranges.of(ranges)  # what cannot be read is said before anything that takes long
     check_measured(opening.resolve(), calibration)
     with opening.open(steps, targets=(recipe.target,)) as bench:
-        refuse_unfit_patterns(bench.found.sites, recipe)
+        refuse_unfit_patterns(bench.found.every, recipe)
         bench.refuse_foreign(known, ranges)
         tokens = recipe.calibration_tokens
         if bench.logits.output is None and calibration is not None:

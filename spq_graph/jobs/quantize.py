@@ -19,11 +19,12 @@ from spq_graph.documents.report import Report, Rung, TargetRun, TextRef
 from spq_graph.documents.results import Outcome
 from spq_graph.documents.staging import staged
 from spq_graph.documents.verdict import Standing, Verdict
+from spq_graph.jobs.forecast import expect
 from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.text.sequences import Sequences
-from spq_graph.terms.rows import SPIKE_AWARE
+from spq_graph.terms.rows import SPIKE_AWARE, Extent
 from spq_graph.views.page import render, shown_profiles
 from spq_graph.views.words import headline
 from spq_graph.workbench.answers import logits_ref
@@ -52,9 +53,10 @@ class _Proved:
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """What the ladder is measured on, and what decisions were; None where there is no such."""
+    """What the ladder is measured on, how much of it, and what decisions were; None where there is no such."""
 
     ladder: Sequences | None
+    extent: Extent | None
     calibration: Sequences | None
 
 
@@ -64,7 +66,7 @@ def quantize(
     recipe: Recipe | None = None,
     *,
     data: Data | None = None,
-    ladder: bool = True,
+    ladder: bool | str = True,
     ladder_bits: Sequence[int] = (),
     force: bool = False,
     command: str = "",
@@ -77,7 +79,8 @@ def quantize(
         out: the folder to write.
         recipe: what is wanted; None for the defaults.
         data: what is measured on; None for text sampled from the model itself.
-        ladder: whether to measure the ladder, where there is a text to measure it on.
+        ladder: whether to measure the ladder, where there is a text to measure it on; "short" for what is decided
+            between, without controls and other formats.
         ladder_bits: bit widths that get rows in the ladder beside the recipe's.
         force: replace an earlier OUT.
         command: as the user gave it, for the report.
@@ -95,9 +98,10 @@ def fulfil(order: Order, *, command: str = "", steps: Steps | None = None) -> Ou
     """Carry out what was ordered; as `quantize`."""
     recipe = order.recipe
     with order.begun(steps or Steps()) as (bench, given), staged(order.out, force=order.force) as staging:
+        expect(bench, given, order)
         ranges, sequences = measured(bench, given, recipe)
         plans = [make_plan(bench, recipe, bits, ranges, sequences) for bits in order.widths]
-        report = _write(bench, plans, ranges, _Texts(given.text, sequences), staging, command)
+        report = _write(bench, plans, ranges, _Texts(given.text, order.extent, sequences), staging, command)
     return Outcome(order.out, plans[0], report)
 
 
@@ -115,8 +119,8 @@ def _write(
             proved = _Proved(plan, built, bench.prove(built, plan))
             if text is None and plan.search.kl is None:  # nothing has run it on text yet
                 refuse_not_finite(bench, plan, built, texts.calibration)
-        ladder = _ladder(bench, plans, built, text) if text is not None else []
-        report = _report(bench, proved, ladder, text, command)
+        ladder = _ladder(bench, plans, built, texts)
+        report = _report(bench, proved, ladder, texts, command)
         report.layer, report.tokens = layer.result(), tokens
         plan.save(staging / artifact.PLAN)
         ranges.save(staging / artifact.RANGES)
@@ -127,14 +131,16 @@ def _write(
     return report
 
 
-def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, text: Sequences) -> list[Rung]:
+def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, texts: _Texts) -> list[Rung]:
     """The rows of every plan; the artifact itself is the spike-aware one: what is measured is what is delivered."""
-    rows = [row for plan in plans for row in variants(plan, bench.stored)]
+    if texts.ladder is None or texts.extent is None:
+        return []
+    rows = [row for plan in plans for row in variants(plan, bench.stored, texts.extent)]
     rival = weight_only(plans[0])
     if decisions_of(rival.plan) not in {decisions_of(row.plan) for row in rows}:
         rows.append(rival)
     ready = {} if bench.emulates(plans[0]) else {(SPIKE_AWARE, plans[0].recipe.bits): built}
-    return measure_ladder(bench, rows, text, ready)
+    return measure_ladder(bench, rows, texts.ladder, ready)
 
 
 def _target_run(bench: Workbench, proved: _Proved) -> TargetRun:
@@ -150,13 +156,14 @@ def _target_run(bench: Workbench, proved: _Proved) -> TargetRun:
     )
 
 
-def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequences | None, command: str) -> Report:
-    plan, executed = proved.plan, proved.executed
+def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], texts: _Texts, command: str) -> Report:
+    plan, executed, text = proved.plan, proved.executed, texts.ladder
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     report = Report(
         verdict=Verdict(ready=False, status=Standing.NOT_MEASURED, summary=""),
         ladder=ladder,
+        extent=texts.extent if ladder else None,
         text=TextRef(digest=text.digest, tokens=text.tokens, origin=text.origin) if text is not None else None,
         executed=executed.ops,
         providers=executed.providers,
@@ -166,6 +173,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], text: Sequenc
         placed=executed.by_provider,
         kernels={s.key: executed.kernels[s.node] for s in plan.sites if s.node in executed.kernels},
         seconds=bench.steps.seconds,
+        expected_seconds=bench.steps.course.expected,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         bytes=proved.built.bytes,
         source_bytes=size_of(bench.model),

@@ -59,7 +59,7 @@ def verify(out: str | Path, model: Openable, *, steps: Steps | None = None) -> V
         )
     with opening.open(steps) as bench:
         plan.refuse_other(bench.digest, opening.name)
-        refuse_misfit([entry.site for entry in plan.sites], bench.found.sites, opening.name)
+        refuse_misfit([entry.site for entry in plan.sites], bench.found.sites, opening.name, bench.found.tables)
         with bench.steps.step("verify", "Holding every site and constant against the source"):
             try:
                 check_applied(graph, bench.prepared, plan)

@@ -19,6 +19,8 @@ class Form(StrEnum):
     STORED = "stored"  # the weight held in it, the product as the graph computes
     COMPUTED = "computed"  # the product itself computed in it
     AS_IS = "as_is"  # float32
+    LOOKUP = "gather_block_quantized"  # com.microsoft::GatherBlockQuantized in place of a Gather from a table
+    LOOKUP_NODES = "gather_codes"  # Gather of codes and of scales, and what dequantizes the rows
     # What emulations have in place of what ONNX Runtime's CPU provider cannot run:
     FP8_QDQ_WIDENED = "fp8_qdq_widened"  # Cast and Mul on the weight
     FP8_WEIGHT_WIDENED = "fp8_weight_widened"
@@ -42,6 +44,8 @@ _WRITTEN = {
     Form.STORED: "MatMul",
     Form.COMPUTED: "MatMul in it",
     Form.AS_IS: "MatMul",
+    Form.LOOKUP: "GatherBlockQuantized",
+    Form.LOOKUP_NODES: "Gather of codes and scales, Cast, Sub, Mul",
     Form.FP8_QDQ_WIDENED: "Q/DQ on the activation, Cast and Mul on the weight",
     Form.FP8_WEIGHT_WIDENED: "Cast and Mul on the weight",
     Form.ROUNDED: "MatMul between Casts",

@@ -11,5 +11,8 @@ INTEGER_KERNELS = frozenset(
 # What reads integer weights alone: ONNX Runtime's, and OpenVINO's products that decompress them.
 WEIGHT_KERNELS = frozenset({"MatMulNBits", "FullyConnected_float_weights_int8", "MatMul_float_weights_int8"})
 
+# What looks tokens up in a table of codes: in one operator, or as the first of several.
+LOOKUP_KERNELS = frozenset({"GatherBlockQuantized", "Gather"})
+
 # The operator of our own: under this name where its kernel ran, and otherwise as the operators of its function.
 FP8_KERNEL = "Fp8MatMul"

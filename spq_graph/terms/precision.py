@@ -22,6 +22,7 @@ class Precision(StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
     W8A8_BLOCK = "w8a8_block"
+    W8A8_BLOCK32 = "w8a8_block32"
     W8A16 = "w8a16"
     FP8_E4M3 = "fp8_e4m3"
     FP8_E5M2 = "fp8_e5m2"
@@ -82,6 +83,7 @@ class Row:
         weights: what they are held in.
         activations: what they are rounded to; None where they stay as they are, or the target decides.
         by_block: whether a scale serves a block of K: of weights, and of each token's activations as the product goes.
+        block: how much of K; None for the largest of 128, 64 and 32 that divides it.
         grid: bits of the integers that weights and activations are rounded to; None for the other precisions.
         kernels: a product ran as planned if it ran as one of these; empty where names of kernels do not tell.
         probed: whether `doctor` tries it; other rows stand for those that it does not.
@@ -93,6 +95,7 @@ class Row:
     weights: Format
     activations: Format | None = None
     by_block: bool = False
+    block: int | None = None
     grid: int | None = None
     kernels: frozenset[str] = frozenset()
     probed: bool = True
@@ -130,6 +133,16 @@ TABLE: Mapping[Precision, Row] = MappingProxyType(
             by_block=True,
             kernels=WEIGHT_KERNELS,
             nearest=(Precision.W8A16,),
+        ),
+        Precision.W8A8_BLOCK32: Row(
+            words="as w8a8_block, in blocks of 32: activations are rounded finer, at less speed",
+            weights=Format.INT8,
+            activations=Format.INT8,
+            by_block=True,
+            block=32,
+            kernels=WEIGHT_KERNELS,
+            probed=False,
+            nearest=(Precision.W8A8_BLOCK, Precision.W8A16),
         ),
         Precision.W8A16: Row(
             words="8-bit integer weights in blocks, activations as they are",

@@ -10,8 +10,29 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import PROFILES, Target
+
+
+class Extent(StrEnum):
+    """How much a ladder shows."""
+
+    SHORT = "short"  # what is decided between: the source, everywhere, the plan, and weights alone
+    FULL = "full"  # also the controls, other schemes, and kept sites in other formats
+
+    @classmethod
+    def of(cls, ladder: bool | str) -> Extent | None:
+        """What is asked for by name, or by whether there is to be a ladder: then the full one; None for none.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        if isinstance(ladder, bool):
+            return cls.FULL if ladder else None
+        if ladder not in list(cls):
+            raise UsageError(f"there is no ladder '{ladder}'", where="--ladder", remedy="pass short or full")
+        return cls(ladder)
 
 
 class RowKind(StrEnum):
@@ -22,6 +43,7 @@ class RowKind(StrEnum):
     SPIKE_AWARE = "spike_aware"  # the plan
     CONTROL_LOWEST = "control_lowest"  # as many sites kept as in the plan, but those of the lowest ratio
     CONTROL_RANDOM = "control_random"  # as many sites kept as in the plan, but drawn by a seed
+    CONTROL_CHANNELS = "control_channels"  # the plan with its outlier branches at channels drawn by a seed
     WEIGHT_ONLY = "weight_only"  # every weight in 8 bits by block, and no scale of activations settled beforehand
     MODEL = "model"  # a file without a plan, where it is timed
     OTHER = "other"  # what only another version of this program knows
@@ -45,7 +67,7 @@ class RowId:
         target: of `spike_aware`: what the plan was compiled for, where not for its own target.
         with_remedy: of `fp32` and `everywhere`: the remedy that was applied.
         without_remedy: of `spike_aware`: the remedy of the plan that was left out.
-        seed: of `control_random`; no part of the name.
+        seed: of `control_random` and `control_channels`; no part of the name.
         unread: of `other`: its name.
     """
 

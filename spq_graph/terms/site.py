@@ -1,4 +1,4 @@
-"""One MatMul or Gemm with a constant weight, and the role it plays in the model."""
+"""One MatMul or Gemm with a constant weight, or a lookup of tokens in a table, and the role it plays in the model."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ class Role(StrEnum):
     ATTN_O = "attn_o"
     ROUTER = "router"
     LM_HEAD = "lm_head"
+    EMBEDDING = "embedding"
     OTHER = "other"
 
     @property
     def left_alone(self) -> bool:
         """Whether such a Site stays as it is unless asked for, and does not count in shares and controls."""
-        return self in (Role.LM_HEAD, Role.ROUTER)
+        return self in (Role.LM_HEAD, Role.ROUTER, Role.EMBEDDING)
 
     @property
     def of_expert(self) -> Role:
@@ -48,18 +49,22 @@ class Role(StrEnum):
 class Site:
     """One MatMul or Gemm whose second operand is a constant, seen through Transpose, Cast and Identity.
 
+    With role `embedding`, a Gather from a constant table: the product of one-hot rows with it.
+
     What identifies it and stands in a plan; what else a graph tells of it is found by its key.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     key: Annotated[str, Field(description="module path as the exporter recorded it, or the node's name")]
-    node: Annotated[str, Field(description="name of the MatMul or Gemm node")]
+    node: Annotated[str, Field(description="name of the MatMul or Gemm node, or of the Gather")]
     role: Annotated[Role, Field(description="what it does in the model")]
     layer: Annotated[int | None, Field(description="decoder layer, from 0; null outside of the layers")]
     expert: Annotated[int | None, Field(description="number of the expert, in a mixture of experts")] = None
-    shape: Annotated[tuple[int, int], Field(description="K and N, as the product sees its weight")]
-    input: Annotated[str, Field(description="name of the activation value that it reads")]
+    shape: Annotated[
+        tuple[int, int], Field(description="K and N, as the product sees its weight; of a table tokens and channels")
+    ]
+    input: Annotated[str, Field(description="name of the activation value that it reads; of an embedding its ids")]
 
     def left_alone(self, quantize_lm_head: bool = False) -> bool:
         """Whether the Site stays as it is by default, and does not count in shares and controls."""

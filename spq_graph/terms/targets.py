@@ -14,6 +14,7 @@ from typing import Literal
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.form import STAND_INS, Form
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 
 Target = Literal["cpu", "cuda", "tensorrt", "openvino", "portable"]
 Use = Literal["balanced", "prefill", "decode"]
@@ -44,6 +45,7 @@ class Profile:
         oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
         divided_norms: whether norms are written as the quotient that the runtime fuses.
         fused_attention: whether attention written out becomes one operator of opset 23.
+        lookup: what an embedding in 8 bits becomes; None where the target has none.
     """
 
     name: Target
@@ -61,6 +63,7 @@ class Profile:
     oldest_opset: int = 13
     divided_norms: bool = False
     fused_attention: bool = False
+    lookup: Form | None = Form.LOOKUP_NODES
 
     @property
     def emulation(self) -> Profile:
@@ -78,8 +81,24 @@ class Profile:
         """Whether the target can run a precision."""
         return precision in self.forms
 
-    def why_not(self, precision: Precision) -> str:
+    def allows_at(self, role: Role, precision: Precision) -> bool:
+        """Whether a site of a role can have a precision: an embedding is in 8 bits by block, or stays as it is."""
+        if role is not Role.EMBEDDING:
+            return self.allows(precision)
+        return precision in _FLOATING or (precision is Precision.W8A16 and self.lookup is not None)
+
+    def form_at(self, role: Role, precision: Precision) -> Form:
+        """What a site of a role becomes in a precision that the target has for it."""
+        if role is not Role.EMBEDDING or not precision.row.by_block:
+            return self.forms[precision]
+        assert self.lookup is not None
+        return self.lookup
+
+    def why_not(self, precision: Precision, role: Role = Role.OTHER) -> str:
         """Why the target cannot run a precision."""
+        if role is Role.EMBEDDING:
+            one = f"an embedding is {Precision.W8A16} or stays as it is"
+            return one if self.lookup is not None else f"{self.device} has no lookup in 8-bit codes"
         return self.missing.get(precision, f"target '{self.name}' has no form for it")
 
     @property
@@ -95,9 +114,19 @@ class Profile:
         return tuple(p for p in Precision if p in self.forms and p.bits is None)
 
     @property
+    def by_block(self) -> Precision | None:
+        """What 8-bit weights by block are here, the fastest of them; None where the target has none."""
+        return next((p for p in _BY_BLOCK if p in self.forms), None)
+
+    @property
+    def head_formats(self) -> tuple[Precision, ...]:
+        """What `auto` tries a head in, the fastest first; without what has no fast kernel."""
+        return tuple(p for p in _BY_BLOCK if self.forms.get(p, Form.NBITS_FLOAT) is not Form.NBITS_FLOAT)
+
+    @property
     def weight_only(self) -> tuple[Target, Precision]:
         """Where, and in what, a model runs of which weights alone are quantized: on the CPU, where this has no such."""
-        own = next((p for p in _BY_BLOCK if p in self.forms), None)
+        own = self.by_block
         return (self.name, own) if own is not None else ("cpu", _BY_BLOCK[0])
 
     def tiers_for(self, use: Use) -> tuple[tuple[Precision, ...], ...]:
@@ -135,6 +164,7 @@ def target_named(name: str) -> Target:
     return PROFILES[name].name
 
 
+_FLOATING = frozenset({Precision.FP32, Precision.FP16, Precision.BF16})
 _INTEGERS = tuple(p for p in Precision if p.bits is not None)
 _FP8 = tuple(p for p in Precision if p.is_fp8)
 _BY_BLOCK = tuple(p for p in Precision if p.row.by_block)
@@ -161,6 +191,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 {
                     **_OPERATOR,
                     Precision.W8A8_BLOCK: Form.NBITS,
+                    Precision.W8A8_BLOCK32: Form.NBITS,
                     Precision.W8A16: Form.NBITS_FLOAT,
                     Precision.FP16: Form.STORED,
                 },
@@ -170,6 +201,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             functions=True,
             divided_norms=True,
             fused_attention=True,
+            lookup=Form.LOOKUP,
             # w8a16 is up to 35 times as slow as float32: only who asks for it gets it.
             tiers={
                 "balanced": ((*_FP8, Precision.W8A8_BLOCK), _HALF),
@@ -194,7 +226,10 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     Precision.BF16: Form.COMPUTED,
                 },
             ),
-            missing={Precision.W8A8_BLOCK: "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are"},
+            missing=dict.fromkeys(
+                (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32),
+                "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are",
+            ),
             signed=True,
             domains=_ALL,
             functions=True,
@@ -220,6 +255,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             },
             signed=True,
             fp8_per_channel=False,
+            lookup=None,
             tiers={"balanced": ((Precision.FP8_E4M3,), _HALF)},
             compared=(Precision.FP8_E4M3, Precision.FP16),
         ),
@@ -238,8 +274,11 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps FP8 weights, which it widens at load",
                 ),
                 Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
-                Precision.W8A8_BLOCK: "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model "
-                "how activations are taken",
+                **dict.fromkeys(
+                    (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32),
+                    "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model how activations "
+                    "are taken",
+                ),
             },
             # Operators of com.microsoft may come with the source, as far as OpenVINO reads them; none is inserted.
             domains=frozenset({ONNX, CONTRIB}),

@@ -23,6 +23,7 @@ from spq_graph.documents.plan import Evidence
 from spq_graph.terms.precision import Precision
 from spq_graph.views import cells, words
 
+_CHANNELS_SHOWN = 6
 _BARS = "▁▂▃▄▅▆▇█"
 _SPIKES = 12
 
@@ -155,6 +156,9 @@ def show_difference(found: Difference, console: Console) -> None:
         for key, pair in pairs.items():
             told = f"{words.printable(key)}: {_shown(pair.a)} -> {_shown(pair.b)}"
             console.print(Text.assemble((f"{title} ", "dim"), told), highlight=False, soft_wrap=True)
+    for value, pair in found.branches.items():
+        told = f"{words.printable(value)}: {_channels(pair.a)} -> {_channels(pair.b)}"
+        console.print(Text.assemble(("outlier branch ", "dim"), told), highlight=False, soft_wrap=True)
     if found.ladder:
         console.print(_ladder(found.ladder))
     if found.changed:
@@ -167,7 +171,7 @@ def show_difference(found: Difference, console: Console) -> None:
     for side, keys in (("A", found.only_a), ("B", found.only_b)):
         for key in keys:
             console.print(cells.name(key).append(f": only in {side}"), highlight=False, soft_wrap=True)
-    if not (found.changed or found.only_a or found.only_b):
+    if not (found.changed or found.branches or found.only_a or found.only_b):
         console.print("the plans decide the same")
 
 
@@ -179,6 +183,14 @@ def _ladder(rungs: Sequence[ComparedRung]) -> Table:
         name, bits = Text(words.rung_name(rung)), str(rung.bits or words.NOTHING)
         table.add_row(name, bits, words.number(a, 4), words.number(b, 4), change)
     return table
+
+
+def _channels(channels: Sequence[int]) -> str:
+    """Of an outlier branch, in words."""
+    if not channels:
+        return "none"
+    said = ", ".join(map(str, channels[:_CHANNELS_SHOWN])) + (", …" if len(channels) > _CHANNELS_SHOWN else "")
+    return f"{len(channels)} channels ({said})"
 
 
 def _shown(value: object) -> str:

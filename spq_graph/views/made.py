@@ -65,7 +65,10 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     parts += [Text(f"> {words.advised(advice)}", "cyan") for advice in report.verdict.advice]
     if (better := report.verdict.recommended) is not None and not better.in_out:
         parts.append(Text(f"> its recipe: {words.recipe_lines(better.recipe, '; ')}", "cyan"))
-    parts += [Text(), *_kept_lines(plan), Text()]
+    parts += [Text(), *_kept_lines(plan)]
+    if (said := words.branches(plan)) is not None:
+        parts.append(Text(f"{said[0].upper()}{said[1:]}."))
+    parts.append(Text())
     facts = Table.grid(padding=(0, 2))
     facts.add_row("size", f"{words.megabytes(report.source_bytes)} MB -> {words.megabytes(report.bytes)} MB")
     facts.add_row("kernels", words.kernels(plan, report))

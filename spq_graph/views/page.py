@@ -173,6 +173,9 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     if back is not None:
         tiles.append(("of the loss won back", f"{100 * back:.0f} %", f"at {bits} bits"))
     tiles.append(("kept sites", f"{len(plan.kept)} of {len(plan.counted)}", "in high precision"))
+    if plan.peels:
+        most = max(len(peel.channels) for peel in plan.peels.values())
+        tiles.append(("outlier branches", str(len(plan.peels)), f"of up to {most} channels"))
     share = report.bytes / report.source_bytes if report.source_bytes else 1.0
     size = f"{100 * share:.0f} % of {words.megabytes(report.source_bytes)} MB"
     tiles.append(("size", f"{words.megabytes(report.bytes)} MB", size))

@@ -21,6 +21,7 @@ from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, 
 
 NOTHING = "–"
 printable = tables.printable
+duration = tables.duration
 OWN_KERNELS = INTEGER_KERNELS | {FP8_KERNEL}
 
 _KINDS = {
@@ -29,6 +30,7 @@ _KINDS = {
     RowKind.SPIKE_AWARE: "spike-aware",
     RowKind.CONTROL_LOWEST: "control: lowest ratio",
     RowKind.CONTROL_RANDOM: "control: random",
+    RowKind.CONTROL_CHANNELS: "control: random channels",
     RowKind.WEIGHT_ONLY: "weight-only",
     RowKind.MODEL: "this model",
 }
@@ -41,6 +43,9 @@ REASONS: Mapping[str, str] = {
     Reason.BUDGET: "a candidate, but the budget is met without it or the cap is reached",
     Reason.OVERRIDE: "set by hand",
     Reason.DEFAULT: "nothing speaks against the default",
+    Reason.ASKED: "8-bit weights, as the recipe asks for",
+    Reason.WITHIN_BUDGET: "8-bit weights, which cost no more than the budget leaves",
+    Reason.OVER_BUDGET: "8-bit weights would cost more than the budget leaves",
     Reason.UNSUPPORTED: "the target cannot run it otherwise",
     Reason.TOO_FEW_TOKENS: "an expert that saw too few calibration tokens",
 }
@@ -77,7 +82,7 @@ def stress(row: RowId) -> Literal["ours", "aside", ""]:
     """How a row stands out from the others: what the tool made, and the controls beside it."""
     if row == SPIKE_AWARE:
         return "ours"
-    return "aside" if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM) else ""
+    return "aside" if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM, RowKind.CONTROL_CHANNELS) else ""
 
 
 def why(site: SitePlan) -> str:
@@ -147,14 +152,6 @@ def megabytes(size: int) -> str:
     return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
-def duration(seconds: float) -> str:
-    """A time span for people, such as "2 min 05 s"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
-
-
 def over_fp32(report: Report, rung: Rung) -> float | None:
     """How much higher the rung's perplexity is than that of FP32, as a share; None without an FP32 rung."""
     fp32 = report.rung(FP32)
@@ -196,6 +193,16 @@ def precisions(plan: Plan) -> list[tuple[str, str]]:
     return [(precision.value, precision.row.words) for precision in used]
 
 
+def branches(plan: Plan) -> str | None:
+    """How many activations have an outlier branch, and of how many channels; None where none has."""
+    counts = [len(peel.channels) for peel in plan.peels.values()]
+    if not counts:
+        return None
+    least, most = min(counts), max(counts)
+    channels = f"{most} channels" if least == most else f"{least} to {most} channels"
+    return f"outlier branches of {channels} at {len(counts)} of {len({s.input for s in plan.sites})} activations"
+
+
 def kept_share(plan: Plan, rung: Rung) -> str:
     """Kept sites of all that count, such as "2/56"; nothing where no site is quantized as planned."""
     if rung.id.kind in (RowKind.FP32, RowKind.WEIGHT_ONLY):
@@ -221,7 +228,8 @@ def headline(plan: Plan, report: Report) -> str:
     """The result in one sentence, with the numbers."""
     bits = plan.recipe.bits
     kept, total = len(plan.kept), len(plan.counted)
-    sites = f"{kept} of {total} sites stay in high precision"
+    treated = f", with {said}" if (said := branches(plan)) is not None else ""
+    sites = f"{kept} of {total} sites stay in high precision{treated}"
     size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
     everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
     change = over_fp32(report, aware) if aware else None
@@ -232,9 +240,9 @@ def headline(plan: Plan, report: Report) -> str:
     beside = (
         f" where quantizing everywhere changes it by {percent(over_fp32(report, everywhere))}" if everywhere else ""
     )
-    said = f"At {bits} bits, perplexity changes by {percent(change)} against FP32{beside}; {sites} and {size}."
+    result = f"At {bits} bits, perplexity changes by {percent(change)} against FP32{beside}; {sites} and {size}."
     better = report.verdict.recommended
-    return said if better is None or better.in_out else f"{said} {recommended(better)}"
+    return result if better is None or better.in_out else f"{result} {recommended(better)}"
 
 
 def recommended(row: Recommended) -> str:

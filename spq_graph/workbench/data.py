@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import filecmp
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from spq_graph.decisions.enough import tokens_to_evaluate
+from spq_graph.documents.content import refuse_special
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import CALIBRATION_TOKENS, Recipe
 from spq_graph.models.source import Source, embedded_text
@@ -35,7 +38,7 @@ class Data:
             `calibration`. None to measure them.
         text: what the ladder is measured on, never the calibration data; None for the embedded text with "reference",
             and for no ladder with any other model.
-        max_eval_tokens: limit of the text.
+        max_eval_tokens: limit of the text; None for what suits the model's size, see `tokens_to_evaluate`.
     """
 
     calibration: str | Path | None = None
@@ -53,7 +56,7 @@ class Data:
         """Refuse what can be known to be wrong before the model is opened.
 
         Raises:
-            SourceError: a file is not there.
+            SourceError: a file is not there, or is none: texts and ids are read more than once.
             DataError: a file cannot be read.
             UsageError: text without a tokenizer, or one file to calibrate and to evaluate on.
         """
@@ -82,6 +85,7 @@ def check_measured(source: Source, *files: str | Path | None) -> None:
         UsageError: text without a tokenizer.
     """
     for path in (Path(file) for file in files if file is not None):
+        refuse_special(path)
         if not path.is_file():
             raise SourceError(
                 "no such file", where=str(path), remedy="check the spelling and the folder that the command runs in"
@@ -136,7 +140,20 @@ def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given
 
 def _text(bench: Workbench, data: Data) -> Sequences | None:
     path = Path(data.text) if data.text is not None else embedded_text(str(bench.source.path))
-    return bench.sequences(path, max_tokens=data.max_eval_tokens, judged=True) if path is not None else None
+    if path is None:
+        return None
+    if data.max_eval_tokens is not None:
+        return bench.sequences(path, max_tokens=data.max_eval_tokens, judged=True)
+    limit = tokens_to_evaluate(sum(math.prod(site.shape) for site in bench.found.sites))
+    text = bench.sequences(path, max_tokens=limit + bench.sequence_length, judged=True)
+    if text.tokens <= limit:
+        return text
+    text = text.take(limit)
+    bench.steps.remark(
+        f"the ladder is measured on the first {text.tokens:,} tokens of {path.name}, which suit a model of this size; "
+        "--max-eval-tokens says how many"
+    )
+    return text
 
 
 def measured(bench: Workbench, given: Given, recipe: Recipe) -> tuple[Ranges, Sequences | None]:
@@ -219,7 +236,7 @@ def _sample(bench: Workbench, count: int, length: int, seed: int, bos: int | Non
     if bench.source.kind == "folder":
         from spq_graph.models.sample import sample_ids as sample_in_torch
 
-        return sample_in_torch(bench.source.path, sequences=count, length=length, seed=seed, bos=bos)
+        return sample_in_torch(bench.source.path, sequences=count, length=length, seed=seed, bos=bos, progress=tick)
     from spq_graph.runtime.generation.sample import sample_ids
 
     return sample_ids(bench.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)

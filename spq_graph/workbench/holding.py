@@ -9,6 +9,7 @@ import onnx_ir as ir
 from spq_graph.passes.canon.lift_old import refuse_old
 from spq_graph.passes.check.probe import operators_of, probe_of
 from spq_graph.passes.check.target import refuse_foreign
+from spq_graph.passes.check.ways import endless_ways
 from spq_graph.runtime.proof.holds import lacking, newest_opset, runtime_of
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.targets import PROFILES, Profile
@@ -36,12 +37,19 @@ def refuse_unrun(model: ir.Model, profile: Profile, where: str) -> None:
     """Hold a graph against what the runtime of a target has, whatever may be written for that target.
 
     Raises:
-        GraphError: the opset, or an operator, is one that it does not have.
+        GraphError: the opset, or an operator, is one that it does not have, or it would not come back from it.
     """
     _refuse_newer(model, profile, where)
     if missing := lacking(profile, probe_of(model)):
         counts = operators_of(model)
         raise _refusal(profile, {name: counts.get(name, 1) for name in sorted(missing)}, where)
+    if profile.runtime == "openvino" and (product := endless_ways(model)) is not None:
+        raise GraphError(
+            f"OpenVINO does not finish compiling this graph: it follows every way back from the product {product}, and "
+            "there are more than a million",
+            where=where,
+            remedy="use target cpu, or export the model without the nodes that read one value twice, over and over",
+        )
 
 
 def _refuse_newer(model: ir.Model, profile: Profile, where: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from spq_graph.decisions.variants import LadderPlace, Variant, decisions_of
 from spq_graph.documents.report import Rung
@@ -11,6 +12,7 @@ from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
+from spq_graph.runtime.measures.said import Said
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
@@ -21,7 +23,7 @@ from spq_graph.workbench.naming import in_source, once_quantized, refuse_too_lar
 from spq_graph.workbench.streams import execute
 from spq_graph.workbench.workbench import Workbench
 
-# Models whose sessions live side by side: each batch of FP logits is then computed once for all of them.
+# Models whose sessions live side by side, in bytes of their files.
 SESSION_BYTES = 2 << 30
 
 
@@ -30,7 +32,8 @@ def measure_ladder(
 ) -> list[Rung]:
     """Build, prove and measure every row on the same tokens; FP32 comes first.
 
-    Rows that decide the same are measured once. One in a format that the graph cannot have is left out, with a remark.
+    Rows that decide the same are measured once, and the source is run once where there is room for what it says. A row
+    in a format that the graph cannot have is left out, with a remark.
 
     Args:
         bench: the source.
@@ -46,25 +49,23 @@ def measure_ladder(
     for row in rows:
         alike.setdefault(decisions_of(row.plan), []).append(row)
     distinct = [next((row for row in same if row.place in ready), same[0]) for same in alike.values()]
-    source = size_of(bench.model)
-    side_by_side = max(1, SESSION_BYTES // source)
     refuse_too_large_on(bench, text)
     out = [key for key, same in alike.items() if any(row.id == SPIKE_AWARE for row in same)]
-    groups = [distinct[start : start + side_by_side] for start in range(0, len(distinct), side_by_side)]
     measured: dict[object, Rung] = {}
     ladder: list[Rung] = []
     with bench.steps.step("ladder", f"Measuring {len(distinct) + 1} models on {text.tokens} tokens") as tick:
-        for number, group in enumerate(groups):
+        said = Said(bench.work)
+        for done, group in _groups(bench, distinct, ready):
+            scorer = _Scorer(bench, text, out, said if len(group) < len(distinct) else None)
 
-            def in_all(done: int, total: int, number: int = number) -> None:
-                tick(number * total + done, len(groups) * total)
+            def in_all(some: int, whole: int, done: int = done, group: int = len(group)) -> None:
+                tick(done * whole + group * some, len(distinct) * whole)
 
-            files = [(row, ready.get(row.place) or _built(bench, row)) for row in group]
-            built = [(row, file) for row, file in files if file is not None]
-            reference, scores, built, streams = _scored(bench, built, out, text, in_all)
+            built = [(row, file) for row, file in group if file is not None]
+            reference, scores, built, streams = scorer.scored(built, in_all)
             if not ladder:
                 executed = execute(bench.reference, text.ids[:1, :8]).ops
-                ladder.append(_rung(FP32, None, reference, source, executed))
+                ladder.append(_rung(FP32, None, reference, size_of(bench.model), executed))
             for (row, file), score, stream in zip(built, scores, streams, strict=True):
                 executed = {} if bench.emulates(row.plan) else bench.prove(file, row.plan, stream).ops
                 measured[decisions_of(row.plan)] = _rung(row.id, row.bits, score, file.bytes, executed)
@@ -77,19 +78,53 @@ def measure_ladder(
     return ladder
 
 
-def _scored(
-    bench: Workbench, built: list[tuple[Variant, Built]], out: Collection[object], text: Sequences, progress: Progress
-) -> tuple[Score, list[Score], list[tuple[Variant, Built]], list[Stream]]:
-    """Scores of the source and of rows, and the rows that they are of: one that is not finite is left out."""
-    streams = [bench.stream_for(row.plan, file) for row, file in built]
-    while True:
-        try:
-            reference, scores = score_text(bench.reference, streams, text, progress)
-        except LogitsNotFiniteError as error:
-            _leave_out(error, bench, built, out)
-            del streams[error.number or 0]
-        else:
-            return reference, scores, built, streams
+def _groups(
+    bench: Workbench, rows: Sequence[Variant], ready: Mapping[LadderPlace, Built]
+) -> Iterator[tuple[int, list[tuple[Variant, Built | None]]]]:
+    """Rows that are measured side by side, behind how many others, with their files: None where there can be none."""
+    group: list[tuple[Variant, Built | None]] = []
+    room = SESSION_BYTES - size_of(bench.model)
+    for number, row in enumerate(rows):
+        file = ready.get(row.place) or _built(bench, row)
+        size = file.bytes if file is not None else 0
+        if group and size > room:
+            yield number - len(group), group
+            group, room = [], SESSION_BYTES - size_of(bench.model)
+        group.append((row, file))
+        room -= size
+    if group:
+        yield len(rows) - len(group), group
+
+
+@dataclass(frozen=True, slots=True)
+class _Scorer:
+    """Scores rows on a text beside the source.
+
+    Attributes:
+        bench: the source.
+        text: what is measured on.
+        out: what those decide that are delivered.
+        said: what the source said of the text, where several groups ask for it.
+    """
+
+    bench: Workbench
+    text: Sequences
+    out: Collection[object]
+    said: Said | None
+
+    def scored(
+        self, built: list[tuple[Variant, Built]], progress: Progress
+    ) -> tuple[Score, list[Score], list[tuple[Variant, Built]], list[Stream]]:
+        """Scores of the source and of rows, and the rows that they are of: one that is not finite is left out."""
+        streams = [self.bench.stream_for(row.plan, file) for row, file in built]
+        while True:
+            try:
+                reference, scores = score_text(self.bench.reference, streams, self.text, progress, self.said)
+            except LogitsNotFiniteError as error:
+                _leave_out(error, self.bench, built, self.out)
+                del streams[error.number or 0]
+            else:
+                return reference, scores, built, streams
 
 
 def _leave_out(

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 
 import onnx_ir as ir
 
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.changes import Peel
+from spq_graph.documents.plan import CalibrationRef, Plan, Reason, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
+from spq_graph.documents.treatment import tried
 from spq_graph.passes.apply import apply_plan
 from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
@@ -18,10 +22,13 @@ from spq_graph.runtime.measures.kept import MEMORY
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.text.sequences import Sequences, spread
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.workbench.beside import Beside
 from spq_graph.workbench.naming import in_source, once_quantized
 from spq_graph.workbench.workbench import Workbench
 
+Peels = Mapping[str, Peel]  # by activation value, its outlier branch
+NO_PEELS: Peels = MappingProxyType({})
 # Where a graph gives logits of the last token only, windows that long: each tells of one token, whatever it takes.
 SHORT = 64
 # Otherwise the beginnings of longer windows: more windows on as many tokens make a smaller standard error, and
@@ -41,18 +48,22 @@ class Gauge:
     """
 
     tokens: int
-    _measure: Callable[[Mapping[str, Precision]], Score]
-    _scores: dict[frozenset[tuple[str, Precision]], Score] = field(default_factory=dict)
+    _measure: Callable[[Mapping[str, Precision], Peels], Score]
+    _scores: dict[object, Score] = field(default_factory=dict)
 
-    def kl(self, precisions: Mapping[str, Precision]) -> float:
-        """KL of these precisions, nats a token."""
-        score = self._scores[frozenset(precisions.items())] = self._measure(precisions)
+    def kl(self, precisions: Mapping[str, Precision], peels: Peels = NO_PEELS) -> float:
+        """KL of these precisions and outlier branches, nats a token."""
+        score = self._scores[_key(precisions, peels)] = self._measure(precisions, peels)
         return score.kl
 
-    def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
-        """Standard error of what `kl` said of these precisions; None where it is not known."""
-        score = self._scores.get(frozenset(precisions.items()))
+    def stderr(self, precisions: Mapping[str, Precision], peels: Peels = NO_PEELS) -> float | None:
+        """Standard error of what `kl` said of the same; None where it is not known."""
+        score = self._scores.get(_key(precisions, peels))
         return score.kl_stderr if score is not None else None
+
+
+def _key(precisions: Mapping[str, Precision], peels: Peels) -> object:
+    return frozenset(precisions.items()), frozenset((value, peel.channels) for value, peel in peels.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +89,21 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
     few = spread(sequences, recipe.sensitivity_tokens)
     base, stored = _skeleton(bench, ranges, recipe), bench.stored
 
-    def graph(precisions: Mapping[str, Precision]) -> ir.Model:
+    def graph(precisions: Mapping[str, Precision], peels: Peels = NO_PEELS) -> ir.Model:
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
+        plan = plan.with_treatments(tried([s.site for s in plan.sites], peels))
         return apply_plan(bench.prepared, plan, recipe.profile.emulation)
 
     beside = Beside(bench, graph({}), few)
 
-    def measure(batches: int | None, precisions: Mapping[str, Precision]) -> Score:
+    def measure(batches: int | None, precisions: Mapping[str, Precision], peels: Peels) -> Score:
         try:
-            return beside.score(graph(precisions), batches)
+            return beside.score(graph(precisions, peels), batches)
         except LogitsNotFiniteError as error:
             if error.number is None:
                 raise in_source(error, bench) from error
-            raise once_quantized(error, bench, graph(precisions), bench.model) from error
+            raise once_quantized(error, bench, graph(precisions, peels), bench.model) from error
         finally:
             tick()
 
@@ -114,16 +126,16 @@ def why_fewer(sequences: Sequences, few: Sequences, recipe: Recipe, *, fits: int
 
 
 def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
-    """A plan with every measured site as the graph has it, from which those to be measured are made."""
+    """A plan with every measured site and every embedding as the graph has it: those to be measured are made of it."""
     sites = [
         SitePlan(
             site=s,
             precision=bench.stored[s.key],
             reason=Reason.DEFAULT,
-            range=(ranges.values[s.input].low, ranges.values[s.input].high),
+            range=(seen.low, seen.high) if (seen := ranges.values.get(s.input)) is not None else None,
         )
-        for s in bench.found.sites
-        if s.input in ranges.values
+        for s in bench.found.every
+        if s.input in ranges.values or s.role is Role.EMBEDDING
     ]
     calibration = CalibrationRef(digest=ranges.data_digest, tokens=ranges.tokens, sequences=ranges.sequences)
     return Plan(

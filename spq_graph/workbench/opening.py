@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.models.hub import place_of
 from spq_graph.models.source import Source, resolve
 from spq_graph.passes.adapt.prepared import prepared
+from spq_graph.passes.check.functions import refuse_other_functions
 from spq_graph.passes.find.identify import require_glu
 from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
@@ -128,6 +130,7 @@ class Opening:
         """Read the graph of what is to be quantized, and find its sites."""
         with steps.step("identify", "Finding GLU blocks and projections"):
             whole = prepared(model)
+            refuse_other_functions(whole.graph, str(source.path))
             refuse_quantized(whole.graph, source.path)
             found = identify_floating(whole.graph)
             if not (self.allow_no_glu and found.sites):
@@ -179,8 +182,10 @@ def _as_onnx(source: Source, work: Path, steps: Steps) -> Path:
     from spq_graph.models.export import export_folder
 
     model = work / artifact.MODEL
-    with steps.step("export", f"Exporting {source.origin}"):
-        export_folder(source.path, model, remark=steps.remark, heard=steps.heard)
+    label = f"Exporting {source.origin}"
+    with steps.step("export", label):
+        told = partial(steps.phase, label)
+        export_folder(source.path, model, progress=told, remark=steps.remark, heard=steps.heard)
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +17,8 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.runtime.generation.sample import BATCH
 from spq_graph.runtime.measures.asked import Stream
-from spq_graph.runtime.measures.calibrate import batch_size
-from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.sessions.cache import Decoding
+from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
 from spq_graph.workbench.meter import beginnings, meter
@@ -27,9 +26,16 @@ from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
 
 _T = TypeVar("_T")
-# A pass over so many seconds' worth of tokens is short enough.
+# Seconds: what is over sooner is tried again; and sampling behind so much of a text tells of sampling in its middle.
 SHORT = 0.5
-FEW = 32
+# Tokens of what is tried: a pass of few tells what a pass takes at all, one of some what a token takes, and evaluations
+# take fewer than that, since most of what they take is to open sessions.
+FEW, SOME, EVALUATED = 32, 512, 128
+# What was seen of models from 1 to 135 million weights: seconds of a product in integers in those of float32; and in
+# seconds to open the sessions of an evaluation, to build and prove the artifact, and to build and prove a row.
+INTEGER, BUILD, ROW = 0.7, 3.0, 1.5
+# Seconds that a file takes to be written, opened and proved, however small it is.
+FILE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,8 @@ class Pilot:
     Attributes:
         reference: a pass of the model.
         calibrate: collecting ranges.
-        everywhere: an evaluation with all sites in integers; alone: with one of them; nothing without logits.
+        everywhere: an evaluation with all sites in integers; nothing without logits.
+        alone: with one candidate of them, in the middle of what is there; nothing without logits.
         row: building, opening and proving a row of the ladder, and measuring it.
         build: building and proving the artifact.
         plan: by ratio, from the ranges of the small part.
@@ -71,7 +78,9 @@ class Pilot:
 
 
 def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
-    """Take a small part of every step; what is shown of steps is not heard, and files are removed.
+    """Take a small part of every step; what is shown of steps is not heard, and nothing is written.
+
+    It takes about as long as half a pass over 16,384 tokens, so that a run can begin with it.
 
     Args:
         bench: the model.
@@ -85,22 +94,21 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         some, rate = _some(bench, sequences)
         ranges, calibrated = timed(lambda: bench.calibrate(some))
         token = min(rate.token * 1.2, calibrated / some.tokens)
-        plan = decide(bench.found.sites, ranges, recipe, bench.ref, stored=bench.stored)
+        plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
+        keys = [s.key for s in plan.counted if (s.evidence.ratio or 0.0) > recipe.candidate_ratio]
         everywhere, alone, kl = Rate(0.0, 0.0), Rate(0.0, 0.0), 0.0
         if bench.logits.output is not None:
-            everywhere, alone, kl = _evaluations(bench, recipe, ranges, some)
-        build, row = _row(bench, plan, some, rate)
+            everywhere, alone, kl = _evaluations(bench, recipe, ranges, keys, some, rate)
+    opening = max(everywhere.fixed, rate.fixed)
     return Pilot(
         reference=rate,
         calibrate=Rate(max(0.0, calibrated - token * some.tokens), token),
         everywhere=everywhere,
         alone=alone,
-        row=row,
-        build=build,
+        row=Rate(FILE + ROW * opening, INTEGER * rate.token),
+        build=FILE + BUILD * opening,
         plan=plan,
-        candidates=sum(
-            s.evidence.ratio is not None and s.evidence.ratio > recipe.candidate_ratio for s in plan.counted
-        ),
+        candidates=len(keys),
         kl=kl,
     )
 
@@ -146,22 +154,16 @@ def _quiet(bench: Workbench) -> Iterator[None]:
 
 
 def _some(bench: Workbench, sequences: Sequences) -> tuple[Sequences, Rate]:
-    """As many tokens as tell what a token takes, a batch at most, and what a pass takes at all and for each.
-
-    A model in pieces opens each of them for every pass, and a handful of tokens tells little of many, of which a
-    product reads its weight once: they grow until what was added takes long enough to tell. Of two passes the faster
-    counts; the other paid for what is done once.
-    """
-    reference, (rows, length) = bench.reference, sequences.ids.shape
+    """Some tokens, and what a pass takes at all and for each token: from one of few tokens, and one of these."""
+    reference, length = bench.reference, sequences.ids.shape[1]
     free = reference.fixed_shape[1] is None
-    most = min(rows, batch_size(reference, sequences)) * length
-    few = some = beginnings(sequences, 1, FEW if free else length)
-    short = seconds = min(timed(partial(_pass, reference, few))[1] for _ in range(2))
-    while some.ids.size < most and seconds - short < SHORT / 2 and seconds < 4 * SHORT:
-        tokens = min(most, 4 * some.ids.size)
-        some = beginnings(sequences, max(1, tokens // length), min(length, tokens) if free else length)
-        seconds = min(timed(partial(_pass, reference, some))[1] for _ in range(2))
-    return some, _rate(few.tokens, short, some.tokens, seconds)
+    rows = max(1, min(len(sequences), SOME // length))
+    some = beginnings(sequences, rows, min(length, SOME) if free else length)
+    few = beginnings(sequences, 1, FEW if free else length)
+    if isinstance(reference, Runner):  # it is opened once, and pays in its first pass for what is done once
+        _pass(reference, some)
+    short, long = (timed(partial(_pass, reference, one))[1] for one in (few, some))
+    return some, _rate(few.tokens, short, some.tokens, long)
 
 
 def _rate(few: int, short: float, many: int, long: float) -> Rate:
@@ -175,42 +177,29 @@ def _pass(stream: Stream, sequences: Sequences) -> None:
         pass
 
 
-def _evaluations(bench: Workbench, recipe: Recipe, ranges: Ranges, some: Sequences) -> tuple[Rate, Rate, float]:
-    """An evaluation with all sites in integers and one with a single one, and the KL of the former."""
+def _evaluations(
+    bench: Workbench, recipe: Recipe, ranges: Ranges, candidates: Sequence[str], some: Sequences, rate: Rate
+) -> tuple[Rate, Rate, float]:
+    """An evaluation with all sites in integers and one with a single one, and the KL of the former.
+
+    A candidate in the middle of all stands for each: it is run from where the graph first differs, so that on average
+    half of it is not.
+    """
     sites = [s for s in bench.found.sites if s.input in ranges.values and not s.left_alone(recipe.quantize_lm_head)]
     all_of_them = dict.fromkeys((s.key for s in sites), Precision.integer(recipe.bits))
-    single = dict(list(all_of_them.items())[:1])
+    keys = candidates or list(all_of_them)
+    single = {keys[len(keys) // 2]: Precision.integer(recipe.bits)}
+    on = some
+    if bench.reference.fixed_shape[1] is None:
+        on = beginnings(some, None, max(2, EVALUATED // len(some)))
+    asked = recipe.model_copy(update={"sensitivity_tokens": on.tokens})
+    measure = meter(bench, on, asked, ranges, lambda: None).whole
 
-    def seconds(on: Sequences, precisions: Mapping[str, Precision]) -> tuple[float, float]:
-        asked = recipe.model_copy(update={"sensitivity_tokens": on.tokens})
-        return timed(partial(meter(bench, on, asked, ranges, lambda: None).whole.kl, precisions))
+    def taken(precisions: Mapping[str, Precision], token: float) -> tuple[float, Rate]:
+        kl, seconds = timed(partial(measure.kl, precisions))
+        if seconds < SHORT:  # what is done once would be much of it
+            seconds = min(seconds, timed(partial(measure.kl, precisions))[1])
+        return kl, Rate(max(0.0, seconds - token * on.tokens), token)
 
-    few = beginnings(some, 1, FEW) if bench.reference.fixed_shape[1] is None else some
-    seconds(few, single)  # pays for what is done once
-    _, alone = seconds(some, single)
-    kl, everywhere = seconds(some, all_of_them)
-    _, short = seconds(few, all_of_them)
-    rate = _rate(few.tokens, short, some.tokens, everywhere)
-    return rate, Rate(rate.fixed, max(0.0, alone - rate.fixed) / some.tokens), kl
-
-
-def _row(bench: Workbench, plan: Plan, some: Sequences, reference: Rate) -> tuple[float, Rate]:
-    """Seconds to build and prove an artifact, and what a row of the ladder takes.
-
-    The artifact is the first that a run builds, and pays for what is done once; of rows there are many, so that one
-    that is over soon is tried again to see what they take from then on.
-    """
-    first = _one_row(bench, plan, some, reference)
-    return first.fixed, _one_row(bench, plan, some, reference) if first.of(some.tokens) < 2 * SHORT else first
-
-
-def _one_row(bench: Workbench, plan: Plan, some: Sequences, reference: Rate) -> Rate:
-    built, build = timed(lambda: bench.build(plan, profile=bench.measured_as(plan)))
-    stream, opened = timed(lambda: bench.stream_for(plan, built))
-    measured = 0.0
-    if bench.logits.output is not None:
-        _, measured = timed(lambda: score_text(bench.reference, [stream], some))
-    _, proved = timed(lambda: None if bench.emulates(plan) else bench.prove(built, plan, stream))
-    built.discard()
-    token = max(0.0, measured - reference.of(some.tokens)) / some.tokens
-    return Rate(build + opened + proved, token)
+    kl, everywhere = taken(all_of_them, INTEGER * rate.token)
+    return everywhere, taken(single, rate.token / 2)[1], kl

@@ -52,12 +52,13 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
                 bench, sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))
             )
         made = decide(
-            bench.found.sites,
+            bench.found.every,
             ranges,
             recipe,
             bench.ref,
             stored=bench.stored,
             results=_results(bench, recipe, ranges),
+            held=bench.found.held,
             unmatched=bench.found.unmatched,
             origin=sequences.origin if sequences is not None else "",
             measure=found.whole.kl if found is not None else None,

@@ -19,6 +19,7 @@ from spq_graph.models.source import Source
 from spq_graph.passes.adapt.prepared import Prepared, prepared
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.base.run import run
+from spq_graph.passes.check.functions import refuse_other_functions
 from spq_graph.passes.files.read import digest_of
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.identify import Identified
@@ -151,6 +152,7 @@ class Workbench:
         """The source graph, read once; who edits it takes a copy."""
         if self._prepared is None:
             self._prepared = prepared(self.model)
+            refuse_other_functions(self._prepared.graph, str(self.model))
         return self._prepared
 
     @property

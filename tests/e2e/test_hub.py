@@ -105,7 +105,7 @@ def test_it_is_downloaded_where_that_is_asked_for(model: Path, tmp_path: Path) -
         assert asked == []
         first = run("hf://org/name", url)
         assert first.returncode == 0, first.stderr
-        assert len(json.loads(first.stdout)["sites"]) == 8
+        assert len(json.loads(first.stdout)["sites"]) > 7
         assert not any("code.py" in path or "msgpack" in path for path in asked)
         asked.clear()
         again = run("org/name", url)

@@ -21,6 +21,7 @@ from spq_graph.terms.targets import PROFILES
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.graphs import Glu
 from tests.support.inserting import applied, plan_for
+from tests.support.tables import Ends, plan_of
 
 HERE = Path(__file__).parent
 KINDS = {kind: name.lower() for name, kind in onnx.TensorProto.DataType.items()}
@@ -120,8 +121,30 @@ def test_one_layer_on_each_target(tmp_path: Path, target: str) -> None:
     same(listing(onnx.load(made)), f"target_{target}")
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_outlier_branches(tmp_path: Path, target: str) -> None:
+    """Siblings share Gather, Clip and Sub; a kept site has none."""
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder(Decoder(layers=1, rope=False, glu=Glu(bias=True)), naming="dynamo"), path)
+    made = applied(path, plan_for(path, token_feeds(), lambda s: settled(choose(s), target), target=target, peeled=2))
+    same(listing(onnx.load(made)), f"outlier_branches_{target}")
+
+
+def settled(precision: Precision, target: str) -> Precision:
+    return PROFILES[target].settle(precision)[0]
+
+
 def same(text: str, name: str) -> None:
     golden = HERE / f"{name}.txt"
     if os.environ.get("SPQ_WRITE_GOLDEN"):
         golden.write_text(text, encoding="utf-8")
     assert text == golden.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", ["cpu", "portable"])
+def test_ends_that_are_tied_share_a_table(tmp_path: Path, target: str) -> None:
+    ends = Ends(channels=96, scale=8.0, capped=True)
+    path = ends.write(tmp_path / "model.onnx")
+    head = {Role.LM_HEAD: Precision.W8A8_BLOCK} if target == "cpu" else {}
+    made = applied(path, plan_of(path, {Role.EMBEDDING: Precision.W8A16, **head}, target=target))
+    same(listing(onnx.load(made)), f"ends_{target}")

@@ -99,6 +99,30 @@ def test_logits(model: Path, target: Target, down: Precision, execute: Callable[
 
 
 @pytest.mark.parametrize(
+    ("target", "bits", "execute"),
+    [
+        ("cpu", Precision.INT8, on_onnxruntime),
+        ("cpu", Precision.INT6_IN_8, on_onnxruntime),
+        ("cuda", Precision.INT8, on_onnxruntime),
+        ("tensorrt", Precision.INT8, on_onnxruntime),
+        ("tensorrt", Precision.INT6_IN_8, on_reference),
+        ("openvino", Precision.INT8, on_openvino),
+        ("openvino", Precision.INT6_IN_8, on_openvino),
+        ("portable", Precision.INT8, on_reference),
+    ],
+)
+def test_outlier_branches(model: Path, target: Target, bits: Precision, execute: Callable[[Path], Array]) -> None:
+    def choose(site: Site) -> Precision:
+        return Precision.FP32 if site.role is Role.LM_HEAD else bits
+
+    plan = plan_for(model, FEEDS, choose, target=target, peeled=3)
+    wanted = fake_quant_logits(model, plan, FEEDS)
+    assert difference(execute(applied(model, plan)), wanted) < TOLERANCE
+    without = fake_quant_logits(model, plan.with_treatments(()), FEEDS)
+    assert difference(without, wanted) > 10 * TOLERANCE  # so that the branches say something
+
+
+@pytest.mark.parametrize(
     ("target", "down"),
     [
         ("cuda", Precision.BF16),

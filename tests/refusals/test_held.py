@@ -130,6 +130,30 @@ def test_an_operator_that_a_target_has_not(refusal: Told, made: Made, tmp_path: 
     done(*planning(with_operator(tmp_path / "own.onnx", "", "Identity"), made, "--target", "openvino"))
 
 
+@follows("spq_graph/workbench/holding.py:refuse_unrun")
+def test_more_ways_than_a_compiler_follows(refusal: Told, made: Made, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+
+    def doubled(times: int) -> Path:
+        model, path = onnx.load(write_decoder(tmp_path / "model.onnx", layers=1)), tmp_path / f"{times}.onnx"
+        head, half = model.graph.node[-1], numpy_helper.from_array(np.float32(0.5), "half")
+        model.graph.initializer.append(half)
+        for n in range(times):
+            read, total, made = head.input[0], f"total.{n}", f"made.{n}"
+            for node in (
+                helper.make_node("Add", [read, read], [total]),
+                helper.make_node("Mul", [total, "half"], [made]),
+            ):
+                model.graph.node.insert(len(model.graph.node) - 1, node)
+            head.input[0] = made
+        onnx.save(model, path)
+        return path
+
+    refusal.command(*planning(doubled(40), made, "--target", "openvino"))
+    done(*planning(doubled(40), made, "--target", refusal.error.remedy.removeprefix("use target ").partition(",")[0]))
+    done(*planning(doubled(1), made, "--target", "openvino"))
+
+
 @pytest.mark.parametrize(
     ("op_type", "change"),
     [

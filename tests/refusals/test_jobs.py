@@ -40,6 +40,17 @@ def test_shards(refusal: Told, made: Made, tmp_path: Path) -> None:
     done(*arguments, *refusal.error.remedy.removeprefix("for example ").split())
 
 
+@follows("spq_graph/terms/rows.py:Extent.of")
+def test_ladders(refusal: Told, made: Made, tmp_path: Path) -> None:
+    arguments = ["quantize", made.model, "-o", tmp_path / "out", "--calibration", made.data, "--text", made.text]
+    refusal.command(*arguments, "--ladder", "long")
+    _, short, _, full = refusal.error.remedy.split()
+    rows = [
+        len(done(*arguments, "--ladder", name, "--force", "--json").json["report"]["ladder"]) for name in (short, full)
+    ]
+    assert rows[0] == 4 < rows[1]
+
+
 def choices(path: Path) -> Path:
     path.write_text(json.dumps({"query": "w1 w2", "choices": ["w3", "w4"], "gold": 1}) + "\n", encoding="utf-8")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def test_no_data(refusal: Told, made: Made, monkeypatch: pytest.MonkeyPatch) -> 
         Data(calibration="dta.npz").check(source)
     monkeypatch.chdir(made.data.parent)
     Data(calibration="data.npz").check(source)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+@follows("spq_graph/documents/content.py:refuse_special")
+def test_data_in_a_pipe(refusal: Told, made: Made, tmp_path: Path) -> None:
+    source, pipe, file = resolve(str(made.model)), tmp_path / "pipe.npz", tmp_path / "data.npz"
+    os.mkfifo(pipe)
+    with refusal:
+        Data(calibration=pipe).check(source)
+    writer = threading.Thread(target=pipe.write_bytes, args=(made.data.read_bytes(),))
+    writer.start()
+    file.write_bytes(pipe.read_bytes())
+    writer.join()
+    Data(calibration=file).check(source)
 
 
 @follows("spq_graph/workbench/data.py:check_measured", "text needs a tokenizer")
@@ -131,6 +146,18 @@ def test_activations_without_a_range(refusal: Told) -> None:
         planned("fp8_e4m3", None)
     assert planned("fp8_e4m3", range_of(5.0)) is Precision.FP8_E4M3
     assert planned("fp32", None) is Precision.FP32
+
+
+@follows("spq_graph/decisions/choices.py:_table_by_hand")
+def test_what_an_embedding_cannot_be(refusal: Told, made: Made, tmp_path: Path) -> None:
+    key = next(s["key"] for s in done("inspect", made.model, "--json").json["sites"] if s["role"] == "embedding")
+    recipe = tmp_path / "recipe.toml"
+    arguments = ["plan", made.model, made.ranges, "-o", tmp_path / "plan.json", "--recipe", recipe]
+    recipe.write_text(f'overrides = [{{pattern = "{key}", precision = "int8"}}]')
+    refusal.command(*arguments)
+    asked = refusal.error.remedy.split()[2].rstrip(",")
+    recipe.write_text(f'overrides = [{{pattern = "{key}", precision = "{asked}"}}]')
+    done(*arguments)
 
 
 @pytest.mark.parametrize(

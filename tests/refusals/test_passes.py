@@ -229,6 +229,19 @@ def test_a_call_of_the_operator_that_means_nothing(refusal: Told, made: Made, tm
     done("eval", tmp_path / "again", "--text", made.text)
 
 
+@follows("passes/check/functions.py:refuse_other_functions")
+def test_another_function_under_our_operators_name(refusal: Told, made: Made, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", ["--calibration", made.data, "--spike-ratio", 50, "--no-eval"]
+    done("quantize", made.model, "-o", out, *data, "--high-precision", "fp8_e4m3")
+    model = onnx.load(out / "model.onnx")
+    next(node for node in model.functions[0].node if node.op_type == "IsInf").op_type = "IsNaN"
+    (out / "model.onnx.data").unlink()
+    onnx.save(model, out / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    refusal.command("eval", out, "--text", made.text)
+    done("apply", made.model, out / "plan.json", "-o", tmp_path / "again")
+    done("eval", tmp_path / "again", "--text", made.text)
+
+
 # ------------------------------------------------------------------------------------------------- faults of ours
 
 

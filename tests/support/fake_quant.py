@@ -43,6 +43,23 @@ def _in_blocks(weight: Array, block: int) -> Array:
     return np.asarray((np.rint(split / step) * step).reshape(rows, columns))
 
 
+def _integers(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
+    bits = site.precision.bits
+    assert bits is not None
+    assert site.range is not None
+    symmetric = plan.recipe.activations == "symmetric"
+    held = fake_quantized_weight(weight, 7 if plan.recipe.reduce_range and bits == 8 else bits)
+    peel = plan.peels.get(site.input)
+    if peel is None:
+        return np.asarray(fake_quantized(x, *site.range, bits, symmetric=symmetric) @ held)
+    ends = (peel.low, peel.high, bits)
+    outer, rows = x[..., list(peel.channels)], weight[list(peel.channels)].astype(np.float64)
+    # The ends of what has a code: what infinity is rounded to.
+    top, bottom = (fake_quantized(np.float32(side), *ends, symmetric=symmetric) for side in (np.inf, -np.inf))
+    over = outer.astype(np.float64) - np.clip(outer.astype(np.float64), bottom, top)
+    return np.asarray(fake_quantized(x, *ends, symmetric=symmetric) @ held + over @ rows)
+
+
 def product(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
     """What one site makes of its activation [..., K] and its weight [K, N]."""
     precision, recipe = site.precision, plan.recipe
@@ -63,11 +80,7 @@ def product(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
         rounded_x = _in_blocks(x.reshape(-1, rows).T, of_tokens).T.reshape(x.shape)
         return np.asarray(rounded_x @ _in_blocks(weight, block))
     if precision.bits is not None:
-        assert site.range is not None
-        symmetric = recipe.activations == "symmetric"
-        x = fake_quantized(x, *site.range, precision.bits, symmetric=symmetric)
-        bits = 7 if recipe.reduce_range and precision.bits == 8 else precision.bits
-        return np.asarray(x @ fake_quantized_weight(weight, bits))
+        return _integers(x, weight, site, plan)
     if precision.is_fp8:
         largest = np.abs(weight).max(axis=None if recipe.target == "tensorrt" else 0)
         held = _eight_bits(weight, largest, ml_dtypes.float8_e4m3fn)

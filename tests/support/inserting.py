@@ -12,8 +12,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.changes import Peel
+from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
+from spq_graph.documents.treatment import tried
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
@@ -48,8 +51,18 @@ def kernels(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
-def plan_for(model: Path, feeds: Mapping[str, Array], choose: Choose | Precision, **recipe: Any) -> Plan:
-    """A plan whose ranges are the extremes of every site's input on the given feeds."""
+def plan_for(
+    model: Path, feeds: Mapping[str, Array], choose: Choose | Precision, *, peeled: int = 0, **recipe: Any
+) -> Plan:
+    """A plan whose ranges are the extremes of every site's input on the given feeds.
+
+    Args:
+        model: the file.
+        feeds: what it is run on.
+        choose: the precision of each site, or of all.
+        peeled: how many channels of each input have an outlier branch, those of the largest absolute values.
+        recipe: fields of the plan's recipe.
+    """
     graph = load_graph(model)
     Canonicalize()(graph)
     sites = identify(graph).sites
@@ -59,7 +72,7 @@ def plan_for(model: Path, feeds: Mapping[str, Array], choose: Choose | Precision
     inner = [name for name in names if name not in fed]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner if name not in _outputs(proto))
     values = {**feeds, **dict(zip(inner, run(proto, feeds, inner) if inner else [], strict=True))}
-    return Plan(
+    made = Plan(
         model=ModelRef(digest="", origin=""),
         recipe=Recipe(**recipe),
         search=Search(rule="none"),
@@ -75,6 +88,16 @@ def plan_for(model: Path, feeds: Mapping[str, Array], choose: Choose | Precision
             for s in sites
         ],
     )
+    peels = {name: _peel(name, values[name], peeled) for name in names if peeled}
+    return made.with_treatments(tried([s.site for s in made.sites], peels))
+
+
+def _peel(name: str, values: Array, count: int) -> Peel:
+    rows = values.astype(np.float32).reshape(-1, values.shape[-1])
+    outer = np.argsort(-np.abs(rows).max(axis=0), kind="stable")[:count]
+    inner = np.delete(rows, outer, axis=1)
+    low, high = float(inner.min()), float(inner.max())
+    return Peel(value=name, channels=tuple(sorted(outer.tolist())), low=low, high=high)
 
 
 def _outputs(proto: onnx.ModelProto) -> set[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
 

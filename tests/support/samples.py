@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung, TextRef
+from spq_graph.documents.search import Search
 from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme

@@ -38,7 +38,7 @@ WANTED = {
 }
 
 
-def made_for(target: Target, folder: Path) -> Made:
+def made_for(target: Target, folder: Path, peeled: int = 0) -> Made:
     """A layer with every precision that a target has a form of its own for, after inserting and before the check."""
     profile = PROFILES[target]
 
@@ -49,7 +49,7 @@ def made_for(target: Target, folder: Path) -> Made:
     shape = Decoder(layers=1, rope=False, glu=Glu(width=32, inner=32, bias=True))
     model = decoder(shape, naming="dynamo")
     onnx.save(onnx.shape_inference.infer_shapes(model, data_prop=True), path)
-    plan = plan_for(path, token_feeds(), choose, target=target)
+    plan = plan_for(path, token_feeds(), choose, target=target, peeled=peeled)
     graph = load_graph(path)
     Canonicalize()(graph)
     LiftOpset()(graph)

@@ -27,6 +27,7 @@ _FLOW = (
     Role.EXPERT_DOWN,
     Role.OTHER,
     Role.LM_HEAD,
+    Role.EMBEDDING,
 )
 
 

@@ -1,4 +1,4 @@
-"""What a run shows on standard error: bars on a terminal, and remarks anywhere."""
+"""What a run shows on standard error: bars on a terminal, lines elsewhere, and remarks anywhere."""
 
 from __future__ import annotations
 
@@ -34,5 +34,26 @@ def test_a_step_has_a_bar_and_leaves_a_line_where_it_came_to_its_end() -> None:
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2  # the cursor is back where a step failed, too
 
 
-def test_what_is_no_terminal_gets_remarks_alone() -> None:
-    assert run(is_terminal=False) == "no row [bold]: left out\n"
+def test_what_is_no_terminal_gets_a_line_for_each_step_that_came_to_its_end() -> None:
+    assert run(is_terminal=False) == "no row [bold]: left out\nMeasuring: done in 0.0 s\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_quiet_leaves_remarks_alone(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.telling.get(), "quiet", True)
+    assert run(is_terminal=is_terminal) == "no row [bold]: left out\n"
+
+
+def test_a_terminal_is_told_which_step_this_is_and_what_the_run_still_takes() -> None:
+    file = io.StringIO()
+    steps = terminal.steps(Console(file=file, force_terminal=True, color_system=None, width=160))
+    with steps.step("open"):
+        pass
+    steps.expect({"open": 0.0, "calibrate": 70.0, "apply": 5.0})
+    with steps.step("calibrate", "Calibrating") as tick:
+        tick(1, 2)
+        steps.phase("Calibrating", "the second half")
+    shown = file.getvalue()
+    assert "expected: 1 min 15 s in all" in shown
+    assert "step 2/3, 1 min 15 s left in all" in shown
+    assert "Calibrating: the second half" in shown

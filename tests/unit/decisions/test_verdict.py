@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from spq_graph.decisions.verdict import READY_WITHIN, judge
-from spq_graph.documents.plan import Search
 from spq_graph.documents.report import LogitsRef, Report
+from spq_graph.documents.search import Search
 from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.terms.logits import Given
 from spq_graph.terms.rows import FP32, SPIKE_AWARE

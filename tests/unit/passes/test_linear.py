@@ -12,8 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.search import Search
 from spq_graph.passes.adapt.lift import LiftOpset
 from spq_graph.passes.annotate import Annotate
 from spq_graph.passes.canon.canonicalize import Canonicalize

@@ -62,6 +62,7 @@ def difference(name: str) -> Difference:
         changed={name: Pair(Decision("int8", "budget", 3.0), Decision("fp32", None, None))},
         only_a=[name],
         only_b=[],
+        branches={name: Pair((), (1, 5))},
         recipe={"keep": Pair([name], [])},
         operators={name: Pair(1, 0)},
         bytes=Pair(1_000_000, 2_000_000),
@@ -131,6 +132,7 @@ def test_what_changed_is_told() -> None:
         "recipe keep: ['site'] -> []",
         "+50.0 %",
         "site int8 budget fp32 – 3.00",
+        "outlier branch site: none -> 2 channels (1, 5)",
         "site: only in A",
     ):
         assert piece in text, piece
@@ -185,6 +187,7 @@ def test_json_of_a_difference() -> None:
         "changed": [{"key": "x", "a": side, "b": {"precision": "fp32", "reason": None, "ratio": None}}],
         "only_a": ["x"],
         "only_b": [],
+        "branches": [{"value": "x", "a": (), "b": (1, 5)}],
         "recipe": {"keep": {"a": ["x"], "b": []}},
         "operators": {"x": {"a": 1, "b": 0}},
         "bytes": {"bytes": {"a": 1_000_000, "b": 2_000_000}},

@@ -1,0 +1,79 @@
+"""Outlier branches on the way to a plan: where one narrows the range, and what the plan says of those it has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+
+from spq_graph.decisions.choices import Choice, six
+from spq_graph.documents.changes import Peel
+from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.treatment import Cause, Treatment
+from spq_graph.remedies.peel import Peeled, peeled
+from spq_graph.terms.precision import Precision
+
+Branches = Mapping[str, Peeled]
+"""By activation value, its branch."""
+NONE: Branches = MappingProxyType({})
+# Below this a branch would win less than a third of the rounding's power, and cost the same as one that wins it all.
+WORTH = 1.25
+
+
+def everywhere(choices: Iterable[Choice], recipe: Recipe, count: int) -> Branches:
+    """A branch of so many channels at every activation of an integer site whose range that narrows.
+
+    Args:
+        choices: every site.
+        recipe: says whether ranges are symmetric.
+        count: how many channels.
+    """
+    seen = {c.site.input: c.seen for c in choices if c.precision.bits is not None and c.seen is not None}
+    symmetric = recipe.activations == "symmetric"
+    found = {value: peeled(value, r, count, symmetric=symmetric) for value, r in seen.items()}
+    return {value: branch for value, branch in found.items() if branch is not None and branch.narrower >= WORTH}
+
+
+def changes(branches: Branches) -> dict[str, Peel]:
+    """The edits alone."""
+    return {value: branch.change for value, branch in branches.items()}
+
+
+def reach(choice: Choice, branches: Branches) -> float:
+    """Width of what its quantizer covers, branches in force, over the median of its token maxima."""
+    seen = choice.seen
+    if seen is None or seen.median <= 0:
+        return 0.0
+    branch = branches.get(choice.site.input)
+    low, high = (branch.change.low, branch.change.high) if branch is not None else (seen.low, seen.high)
+    return (max(high, 0.0) - min(low, 0.0)) / seen.median
+
+
+def treatments(choices: Iterable[Choice], branches: Branches, cause: Cause, note: str) -> list[Treatment]:
+    """What the plan says of its branches, in the order of their sites; those that no integer site reads are refused."""
+    readers: dict[str, list[Choice]] = {}
+    for choice in choices:
+        readers.setdefault(choice.site.input, []).append(choice)
+    return [
+        _treatment(branches[value], [c.site.key for c in reading if c.precision.bits is not None], reading, cause, note)
+        for value, reading in readers.items()
+        if value in branches
+    ]
+
+
+def _treatment(
+    branch: Peeled, integer: Collection[str], reading: Collection[Choice], cause: Cause, note: str
+) -> Treatment:
+    return Treatment(
+        remedy="peel",
+        sites=tuple(integer or (c.site.key for c in reading)),
+        applied=bool(integer),
+        reason=cause if integer else Cause.NOT_NEEDED,
+        changes=(branch.change,),
+        narrower=six(branch.narrower),
+        note=note if integer else "every site that reads it is kept",
+    )
+
+
+def integer_readers(choices: Mapping[str, Choice], precisions: Mapping[str, Precision]) -> set[str]:
+    """Activations that a site in integers reads."""
+    return {choices[key].site.input for key, precision in precisions.items() if precision.bits is not None}

@@ -1,0 +1,76 @@
+"""What a search asks: the KL of a choice, measured once each. What measures is passed in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from spq_graph.decisions.branches import NONE, Branches, changes
+from spq_graph.decisions.choices import six
+from spq_graph.documents.changes import Peel
+from spq_graph.terms.errors import NotFiniteError
+from spq_graph.terms.precision import Precision
+
+Peels = Mapping[str, Peel]
+
+
+# KL(FP || model), nats a token, where the named sites have the given precisions and the rest is as the graph has it.
+# Outlier branches are passed behind them where there are any, by activation value: what measures none is not asked to.
+Measure = Callable[..., float]
+# The standard error of what a measure said of the same; None where it is not known.
+Stderr = Callable[..., float | None]
+
+
+_Key = tuple[frozenset[tuple[str, Precision]], frozenset[tuple[str, tuple[int, ...]]]]
+
+
+@dataclass(slots=True)
+class Oracle:
+    """Measures every choice once, and counts; one whose logits are not finite is infinitely far away.
+
+    Attributes:
+        branches: what all that is measured has; settled in the course of a search.
+    """
+
+    measure: Measure
+    stderr_of: Stderr | None
+    branches: Branches = field(default_factory=lambda: NONE)
+    known: dict[_Key, float] = field(default_factory=dict)
+    errors: dict[_Key, NotFiniteError] = field(default_factory=dict)
+
+    def __call__(self, precisions: Mapping[str, Precision]) -> float:
+        """KL of these precisions."""
+        if not precisions:
+            return 0.0
+        key = self._key(precisions)
+        if key not in self.known:
+            try:
+                self.known[key] = self.measure(precisions, *self._peels)
+            except NotFiniteError as error:
+                self.known[key], self.errors[key] = math.inf, error
+        return self.known[key]
+
+    def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
+        """Standard error of the KL of these precisions, to six digits; None where it is not known."""
+        found = self.stderr_of(precisions, *self._peels) if self.stderr_of is not None and precisions else None
+        return six(found) if found is not None else None
+
+    def settled(self, precisions: Mapping[str, Precision]) -> float:
+        """KL of what the plan is to be.
+
+        Raises:
+            NotFiniteError: its logits are not finite.
+        """
+        kl = self(precisions)
+        if (error := self.errors.get(self._key(precisions))) is not None:
+            raise error
+        return kl
+
+    @property
+    def _peels(self) -> tuple[Peels, ...]:
+        return (changes(self.branches),) if self.branches else ()
+
+    def _key(self, precisions: Mapping[str, Precision]) -> _Key:
+        branches = frozenset((value, branch.change.channels) for value, branch in self.branches.items())
+        return frozenset(precisions.items()), branches

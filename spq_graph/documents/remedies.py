@@ -1,0 +1,55 @@
+"""What the user wants of each remedy: the recipe's tables `[remedies.NAME]`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+
+from spq_graph.terms.errors import UsageError
+
+Wanted = Literal["auto", "always", "never"]
+
+
+def _ascending(counts: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(counts)))
+
+
+class PeelSettings(BaseModel):
+    """Outlier branches: channels of an activation that leave its INT8 range."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    use: Wanted = Field(
+        "auto",
+        description="auto: where kept sites alone do not meet the KL budget; always: wherever they narrow a range",
+    )
+    channels: Annotated[tuple[PositiveInt, ...], AfterValidator(_ascending)] = Field(
+        (4, 16, 64), min_length=1, max_length=8, description="how many channels a branch may have; few are tried first"
+    )
+
+
+class Remedies(BaseModel):
+    """Every remedy, by its name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    peel: PeelSettings = Field(PeelSettings(), description="outlier branches")
+
+
+def wished(remedies: Collection[str], without: Collection[str]) -> dict[str, dict[str, Wanted]] | None:
+    """What `--remedy NAME` and `--no-remedy NAME` say, as a recipe has it; None where neither was given.
+
+    Raises:
+        UsageError: there is no such remedy, or one is wanted and left out.
+    """
+    wanted: dict[str, Wanted] = {**dict.fromkeys(remedies, "always"), **dict.fromkeys(without, "never")}
+    for name in wanted:
+        if name not in Remedies.model_fields:
+            raise UsageError(
+                f"no remedy '{name}'", where="--remedy", remedy=f"one of {', '.join(sorted(Remedies.model_fields))}"
+            )
+        if name in remedies and name in without:
+            raise UsageError(
+                f"'{name}' is asked for and left out", where="--remedy, --no-remedy", remedy="give one of the two"
+            )
+    return {name: {"use": use} for name, use in wanted.items()} or None

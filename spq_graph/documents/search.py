@@ -1,0 +1,34 @@
+"""How a rule came to its result: what was measured, on how much, and what was reached."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from spq_graph.documents.strict import Strict
+
+
+class Search(Strict):
+    """How the rule came to its result."""
+
+    rule: Literal["auto", "ratio", "none"] = Field(description="how sites were chosen: by measured KL, or by ratio")
+    candidates: int = Field(0, description="sites whose ratio made them candidates")
+    evaluations: int = Field(0, description="choices of precisions that were measured")
+    tokens: int = Field(0, description="tokens that each of them was measured on")
+    alone_tokens: int = Field(0, description="tokens that each candidate alone was measured on, to put them in order")
+    fewer: str | None = Field(None, description="why these are fewer than sensitivity_tokens; null where they are not")
+    cap: int = Field(0, description="most sites that could be kept")
+    kl_everywhere: float | None = Field(None, description="KL with everything quantized, nats a token")
+    kl_everywhere_stderr: float | None = Field(None, description="its standard error; null of one window")
+    kl: float | None = Field(None, description="KL as planned, nats a token")
+    kl_stderr: float | None = Field(None, description="its standard error; null of one window")
+    budget: float | None = Field(None, description="KL to reach, nats a token")
+    kl_at_cap: float | None = Field(None, description="where it was not reached: KL with as many kept as allowed")
+    kl_candidates: float | None = Field(None, description="where it was not reached: KL with all candidates kept")
+    kl_peeled: dict[str, float] | None = Field(
+        None, description="KL with nothing kept and outlier branches at every activation that they narrow, by channels"
+    )
+    formats: dict[str, float] | None = Field(
+        None, description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has"
+    )

@@ -1,0 +1,1 @@
+"""What could be done about spikes besides keeping a site, on paper: one pure file each?"""
