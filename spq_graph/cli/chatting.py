@@ -70,7 +70,9 @@ def _converse(talk: Chat, *, shown: bool) -> None:
     from spq_graph.views.errors import print_error
 
     if _at_terminal():
-        errors.print("/help shows what else may be typed; Ctrl-C ends an answer, Ctrl-D the chat", style="dim")
+        errors.print(
+            "/help shows what else may be typed; Ctrl-C ends an answer, Ctrl-D the chat", style="dim", highlight=False
+        )
     for line in _turns():
         command = _COMMAND.match(line)
         if command is not None:

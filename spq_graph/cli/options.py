@@ -52,7 +52,7 @@ RecipeFile = Annotated[
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        help="calibration data: text, JSON, JSON lines, or .npz of input_ids",
+        help="calibration data: text, JSON, JSON lines, Parquet, or .npz of input_ids",
         metavar="FILE",
         show_default="text sampled from the model itself",
         rich_help_panel=DATA,

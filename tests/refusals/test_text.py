@@ -78,7 +78,7 @@ def test_a_gzip_of_a_gigabyte(refusal: Told, tmp_path: Path, monkeypatch: pytest
 @follows("runtime/text/documents.py:read_text")
 def test_what_is_no_text(refusal: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "text.parquet"
-    path.write_bytes(b"PAR1" + bytes(range(256)) + b"PAR1")
+    path.write_bytes(b"ARROW1" + bytes(range(256)) + b"ARROW1")
     with refusal:
         text_in(path)
     assert text_in(written(tmp_path / "text.txt", "w0 w1")) == "w0 w1"

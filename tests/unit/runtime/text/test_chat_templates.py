@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spq_graph.runtime.text.chat import has_template, render, to_answer
+from spq_graph.runtime.text.documents import read_documents
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -100,3 +101,15 @@ def test_who_has_a_template(tmp_path: Path) -> None:
     assert has_template(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [{"name": "rag", "template": "x"}]}))
     assert not has_template(tmp_path)
+
+
+def test_a_prompt_and_its_answer_are_a_conversation_where_there_is_a_template(tmp_path: Path) -> None:
+    pair, file = {"prompt": "w1?", "response": "w2."}, tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, [pair, {"prompt": "w3 "}, {"prompt": "w4 ", "completion": "w5"}])))
+    assert read_documents(file, lambda messages: "") == ["w1?w2.", "w3 ", "w4 w5"]
+    folder = folder_with(tmp_path, CHATML)
+    said = read_documents(file, lambda messages: render(messages, folder), templated=True)
+    talk = [{"role": "user", "content": "w1?"}, {"role": "assistant", "content": "w2."}]
+    assert said[0] == by_transformers(CHATML, talk, answer=False)
+    assert said[1] == "w3 "
+    assert "<|im_start|>assistant\nw5<|im_end|>" in said[2]
