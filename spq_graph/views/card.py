@@ -6,6 +6,7 @@ what would end that is exchanged.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def render_card(plan: Plan, report: Report | None = None) -> str:
         rows=rows,
         kept=kept[:_MOST_KEPT],
         more=len(kept) - _MOST_KEPT,
+        remedies=sorted(Counter(t.remedy for t in plan.treatments if t.applied for _ in t.sites).items()),
         recipe=recipe_file(plan.recipe),
     )
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from spq_graph.documents.changes import Peel
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.recipe import Recipe, load_recipe
+from spq_graph.documents.treatment import Cause, Treatment
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 from spq_graph.views.card import recipe_file, render_card, scheme
 from tests.support.samples import HOSTILE, sample_plan, sample_report
@@ -90,3 +92,15 @@ def test_what_most_people_call_it(precision: str, name: str) -> None:
     from spq_graph.terms.precision import Precision
 
     assert scheme(plan.with_precisions(lambda s: Precision(precision))) == name
+
+
+def test_remedies_are_told_by_how_many_sites_have_them() -> None:
+    plan = sample_plan()
+    keys = [site.key for site in plan.sites]
+    peel = Peel(kind="peel", value="hidden", channels=(1, 2), low=-1.0, high=1.0)
+    made = [
+        Treatment(remedy="peel", sites=tuple(keys[:3]), applied=True, reason=Cause.BUDGET, changes=(peel,)),
+        Treatment(remedy="peel", sites=tuple(keys[3:4]), applied=False, reason=Cause.NOT_NEEDED, changes=(peel,)),
+    ]
+    assert f"Remedy `peel` at 3 of the {len(keys)} sites" in render_card(plan.with_treatments(made))
+    assert "Remedy" not in render_card(plan)
