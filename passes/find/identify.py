@@ -73,8 +73,8 @@ class Identified:
 
     @property
     def every(self) -> list[Site]:
-        """Tables and products."""
-        return [*self.tables, *self.sites]
+        """Products, and behind them tables."""
+        return [*self.sites, *self.tables]
 
 
 @dataclass(slots=True)
@@ -111,16 +111,12 @@ def identify(model: ir.Model) -> Identified:
     _number_layers(nodes, found, glus)
     _list_experts(found, glus)
     found.sites = list(nodes.values())
-    _find_tables(model.graph, nodes, found)
-    found.unmatched.sort(key=lambda u: (u.node, u.reason))
-    return found
-
-
-def _find_tables(graph: ir.Graph, nodes: dict[ir.Node, Site], found: Identified) -> None:
-    tables = find_tables(graph, {node: site.key for node, site in nodes.items() if site.role is Role.LM_HEAD})
+    tables = find_tables(model.graph, {node: site.key for node, site in nodes.items() if site.role is Role.LM_HEAD})
     found.tables, found.held = list(tables.sites.values()), tables.held
     found.stored = {site.key: stored_in(node) for node, site in (tables.sites | nodes).items()}
     found.unmatched += tables.unmatched
+    found.unmatched.sort(key=lambda u: (u.node, u.reason))
+    return found
 
 
 def require_glu(found: Identified, where: str) -> None:
@@ -256,11 +252,6 @@ def _assign_ends(model: ir.Model, nodes: dict[ir.Node, Site]) -> None:
             _set_role(nodes, node, Role.ROUTER)
 
 
-def _chooses_experts(node: ir.Node, value: ir.Value) -> bool:
-    """Whether a fused mixture of experts ranks a value itself."""
-    return is_fused(node) and len(node.inputs) > 1 and node.inputs[1] is value
-
-
 def _reaches(start: ir.Node, target: ir.Value | None, ends: frozenset[str], through: frozenset[str]) -> bool:
     queue, seen = deque(start.outputs[:1]), {start}
     while queue and len(seen) < 24:
@@ -268,7 +259,8 @@ def _reaches(start: ir.Node, target: ir.Value | None, ends: frozenset[str], thro
         if value is target:
             return True
         for node in users_of(value):
-            if ends and (node.op_type in ends or _chooses_experts(node, value)):
+            # A mixture of experts in one operator ranks itself what its router gives.
+            if ends and (node.op_type in ends or (is_fused(node) and value in node.inputs[1:2])):
                 return True
             if node in seen or node.op_type not in through:
                 continue

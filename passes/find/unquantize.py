@@ -77,8 +77,10 @@ def _as_gather(graph: ir.Graph, node: ir.Node) -> None:
     gather.metadata_props.update(node.metadata_props)
     node.name = f"{node.name}.replaced"
     graph.insert_before(last, gather)
-    gather.outputs[0].type, gather.outputs[0].shape = last.outputs[0].type, last.outputs[0].shape
-    last.outputs[0].replace_all_uses_with(gather.outputs[0], replace_graph_outputs=True)
+    old, new = last.outputs[0], gather.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    old.name, new.name = f"{old.name}.replaced", old.name  # readers know the value by its name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def _constant_shape(value: ir.Value | None) -> list[int]:

@@ -29,7 +29,7 @@ def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
     changed: dict[str, object] = {"target": target}
     if profile.signed:
         changed["activations"] = "symmetric"
-    if profile.by_block is None and recipe.head == "8bit":
+    if not profile.head_formats and recipe.head == "8bit":
         changed["head"] = "auto"
     if profile.lookup is None and recipe.embedding == "8bit":
         changed["embedding"] = "auto"

@@ -59,9 +59,6 @@ class Reason(StrEnum):
     TOO_FEW_TOKENS = "too_few_tokens"  # an expert that calibration routed too few tokens to: its range is not trusted
 
 
-_ASIDE = frozenset({Reason.DEFAULT, Reason.ASKED, Reason.WITHIN_BUDGET, Reason.OVER_BUDGET, Reason.UNSUPPORTED})
-
-
 class Evidence(Strict):
     """What was measured at a site's input, and what followed from it. Absent where nothing was measured."""
 
@@ -86,6 +83,7 @@ class Evidence(Strict):
 
 
 _SITE = TypeAdapter(Site)
+_ASIDE = frozenset({Reason.DEFAULT, Reason.ASKED, Reason.WITHIN_BUDGET, Reason.OVER_BUDGET, Reason.UNSUPPORTED})
 # What `_SITE` reads of an entry; a "site" is no field of an entry as JSON has it, and is refused with it.
 _IN_ENTRY = frozenset({"site", *(field.name for field in fields(Site))})
 
@@ -161,7 +159,7 @@ class Plan(Strict):
     recipe: Recipe = Field(description="what was wanted")
     calibration: CalibrationRef = Field(description="the data that the ranges come from")
     search: Search = Field(description="how the rule came to its result")
-    sites: list[SitePlan] = Field(description="one entry for each site, in the graph's order")
+    sites: list[SitePlan] = Field(description="one entry for each site, in the graph's order; embeddings come last")
     treatments: list[Treatment] = Field([], description="remedies at places, applied or refused, with the reason")
     budget_met: bool = Field(description="whether the KL budget holds with what may be kept")
     unmatched: list[Unmatched] = Field([], description="products that became no site")

@@ -131,7 +131,7 @@ class Recipe(BaseModel):
     def _legal_on_target(self) -> Recipe:
         if self.profile.signed and self.activations != "symmetric":
             raise ValueError(f"target '{self.target}' takes signed integers with zero point 0: activations = symmetric")
-        if self.head == "8bit" and self.profile.by_block is None:
+        if self.head == "8bit" and not self.profile.head_formats:
             why = self.profile.why_not(Precision.W8A16)
             raise ValueError(f"target '{self.target}' cannot run head = 8bit: {why}; use auto, or another target")
         if self.embedding == "8bit" and self.profile.lookup is None:

@@ -89,10 +89,8 @@ class Profile:
 
     def form_at(self, role: Role, precision: Precision) -> Form:
         """What a site of a role becomes in a precision that the target has for it."""
-        if role is not Role.EMBEDDING or not precision.row.by_block:
-            return self.forms[precision]
-        assert self.lookup is not None
-        return self.lookup
+        table = self.lookup if role is Role.EMBEDDING and precision.row.by_block else None
+        return table or self.forms[precision]
 
     def why_not(self, precision: Precision, role: Role = Role.OTHER) -> str:
         """Why the target cannot run a precision."""
@@ -114,19 +112,14 @@ class Profile:
         return tuple(p for p in Precision if p in self.forms and p.bits is None)
 
     @property
-    def by_block(self) -> Precision | None:
-        """What 8-bit weights by block are here, the fastest of them; None where the target has none."""
-        return next((p for p in _BY_BLOCK if p in self.forms), None)
-
-    @property
     def head_formats(self) -> tuple[Precision, ...]:
-        """What `auto` tries a head in, the fastest first; without what has no fast kernel."""
+        """What 8-bit weights by block are for a head, the fastest first; without what has no fast kernel."""
         return tuple(p for p in _BY_BLOCK if self.forms.get(p, Form.NBITS_FLOAT) is not Form.NBITS_FLOAT)
 
     @property
     def weight_only(self) -> tuple[Target, Precision]:
         """Where, and in what, a model runs of which weights alone are quantized: on the CPU, where this has no such."""
-        own = self.by_block
+        own = next(iter(self.head_formats), None)
         return (self.name, own) if own is not None else ("cpu", _BY_BLOCK[0])
 
     def tiers_for(self, use: Use) -> tuple[tuple[Precision, ...], ...]:
@@ -168,6 +161,7 @@ _FLOATING = frozenset({Precision.FP32, Precision.FP16, Precision.BF16})
 _INTEGERS = tuple(p for p in Precision if p.bits is not None)
 _FP8 = tuple(p for p in Precision if p.is_fp8)
 _BY_BLOCK = tuple(p for p in Precision if p.row.by_block)
+_W8A8 = (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32)
 _HALF = (Precision.FP16,)
 
 
@@ -226,10 +220,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     Precision.BF16: Form.COMPUTED,
                 },
             ),
-            missing=dict.fromkeys(
-                (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32),
-                "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are",
-            ),
+            missing=dict.fromkeys(_W8A8, "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are"),
             signed=True,
             domains=_ALL,
             functions=True,
@@ -275,7 +266,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 ),
                 Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
                 **dict.fromkeys(
-                    (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32),
+                    _W8A8,
                     "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model how activations "
                     "are taken",
                 ),

@@ -84,7 +84,8 @@ def plot_profile(ranges: Ranges, plan: Plan, key: str) -> Figure:
         raise UsageError(
             "the ranges hold no profile of this site's input",
             where=key,
-            remedy="give the ranges beside the plan, and a site that is no expert's: an expert's tokens have no order",
+            remedy="give the ranges beside the plan, and a site that they tell of: no embedding, no expert's, whose "
+            "tokens have no order",
         )
     figure = profile_figure(seen.profile, seen.median)
     figure.suptitle(words.printable(key), fontsize=11)

@@ -36,7 +36,7 @@ SHORT = 64
 WINDOW = 512
 # Each candidate alone is measured on this share of the tokens: that only puts them in order, and what is kept in that
 # order is then measured on all of them.
-SHARE_ALONE = 4
+SHARE_ALONE = 8
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
         plan = plan.with_treatments(tried([s.site for s in plan.sites], peels))
-        return apply_plan(bench.prepared, plan, recipe.profile.emulation)
+        return apply_plan(bench.prepared, plan, recipe.profile.emulation, measured=True)
 
     beside = Beside(bench, graph({}), few)
 

@@ -55,6 +55,7 @@ def test_the_ladder(case: Case) -> None:
     report = case.result.json["report"]
     rows = {(r["name"], r["bits"], r["seed"]): r for r in report["ladder"]}
     names = ["everywhere", "everywhere_symmetric", "everywhere_per_tensor_weights", "spike_aware", "control_lowest"]
+    names.append("spike_aware_without_head_8bit")
     names += [f"spike_aware_{high}" for high in ("fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a8_block", "fp16")]
     expected = {(name, bits, None) for name in names for bits in (8, 6)}
     chosen = next(s.precision for s in Plan.load(case.out / "plan.json").sites if s.key == SPIKED)
@@ -122,7 +123,7 @@ def test_inspect(case: Case) -> None:
     ours, source = (done("inspect", path, "--json").json for path in (case.out, case.model))
     for found in (ours, source):
         assert found["glu_blocks"] == 3
-        assert len(found["sites"]) == 22
+        assert len(found["sites"]) == 23
         assert set(found["sites"][0]) >= {"key", "node", "role", "layer", "shape", "precision", "reason", "evidence"}
     assert ours["sites"] == case.result.json["plan"]["sites"]
     assert {s["reason"] for s in source["sites"]} == {None}

@@ -22,7 +22,7 @@ def test_a_lookup_is_a_site_with_tokens_and_channels(tmp_path: Path) -> None:
     assert (table.key, table.role, table.shape) == ("model.embed_tokens", Role.EMBEDDING, (40, 64))
     assert (table.input, table.layer) == ("input_ids", None)
     assert table not in found.sites
-    assert found.every == [table, *found.sites]
+    assert found.every == [*found.sites, table]
     assert found.stored[table.key] is Precision.FP32
 
 
