@@ -25,6 +25,7 @@ from pydantic_core import CoreSchema
 from spq_graph.documents.changes import Peel
 from spq_graph.documents.content import content_of
 from spq_graph.documents.json_text import json_text
+from spq_graph.documents.model_ref import ModelRef
 from spq_graph.documents.plan_file import refuse_senseless
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
@@ -138,13 +139,6 @@ class SitePlan(OfSite, Strict):
     def largest(self) -> float | None:
         """Largest absolute activation; None where no range was measured."""
         return max(abs(edge) for edge in self.range) if self.range is not None else None
-
-
-class ModelRef(Strict):
-    """The model that the plan is for."""
-
-    digest: str = Field(description="sha256 of the ONNX file and its external data")
-    origin: str = Field(description="name of the folder or file, never its place")
 
 
 class CalibrationRef(Strict):

@@ -149,7 +149,7 @@ class Report(Strict):
         peak_rss_bytes: largest memory of the process.
         bytes, source_bytes: size of the artifact and of the source, in bytes.
         environment: versions and machine.
-        command: as it was given.
+        command: as it was given, with the names of files elsewhere instead of their places.
         logits: for which tokens the source gives logits; None where an older version wrote the report.
     """
 

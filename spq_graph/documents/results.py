@@ -177,6 +177,7 @@ class Generation:
         tokens: its ids.
         finish: why it ended: stop, length, or model_length, where the model takes no more.
         cache: whether the graph's cache was used.
+        chat: whether prompts were put into the words of the model's chat template.
         sampling: how tokens were chosen: `temperature`, `top_k`, `top_p` and `seed`.
         prefill_seconds: until the first token of each was known.
         decode_seconds: from there to the end.
@@ -191,6 +192,7 @@ class Generation:
     tokens: list[list[int]]
     finish: list[str]
     cache: bool
+    chat: bool
     sampling: dict[str, float | int | None]
     prefill_seconds: float
     decode_seconds: float
@@ -204,6 +206,27 @@ class Generation:
 
     def to_dict(self) -> dict[str, Any]:
         """What `generate --json` prints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What was said in a chat.
+
+    Attributes:
+        model: as it was named.
+        messages: each with `role` (system, user or assistant) and `content`.
+        finish: why each answer ended: stop, length, model_length, or interrupted.
+        tokens: how many each answer has.
+    """
+
+    model: str
+    messages: list[dict[str, str]]
+    finish: list[str]
+    tokens: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `chat --json` prints."""
         return asdict(self)
 
 

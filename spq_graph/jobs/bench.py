@@ -74,7 +74,7 @@ def bench(
     """
     opening, steps = Opening.of(model), steps or Steps()
     if report:
-        check_report(Path(opening.source))
+        check_report(opening.place)
     _check(opening, against, targets, steps)
     with opening.open(steps, find_sites=False) as found, ExitStack() as beside:
         plan = _plan_beside(opening.name)
@@ -95,7 +95,7 @@ def bench(
             ]
         speed = _timed(entries, steps, rounds, threads, fitting)
     if report:
-        add_to_report(Path(opening.source), speed)
+        add_to_report(opening.place, speed)
     return speed
 
 

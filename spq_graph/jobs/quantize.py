@@ -30,6 +30,7 @@ from spq_graph.views.page import render, shown_profiles
 from spq_graph.views.words import headline
 from spq_graph.workbench.answers import logits_ref
 from spq_graph.workbench.built import Built
+from spq_graph.workbench.carded import write_card
 from spq_graph.workbench.companions import add_companions
 from spq_graph.workbench.data import Data, measured
 from spq_graph.workbench.environment import environment
@@ -126,6 +127,7 @@ def _write(
         ranges.save(staging / artifact.RANGES)
         report.save(staging / artifact.REPORT)
         (staging / artifact.PAGE).write_text(render(plan, report, profiles.result()), encoding="utf-8")
+        write_card(staging, plan, report)
     add_companions(bench.source, staging)
     return report
 

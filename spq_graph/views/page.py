@@ -25,6 +25,7 @@ from spq_graph.documents.report import Report, Rung
 from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE
 from spq_graph.views import words
+from spq_graph.views.card import recipe_file
 from spq_graph.views.charts.ladder import ladder_changes, ladder_figure
 from spq_graph.views.charts.layer import layer_figure
 from spq_graph.views.charts.speed import speed_figure
@@ -239,9 +240,3 @@ def _recipe(recipe: Recipe) -> Iterable[tuple[str, str, bool]]:
         value = getattr(recipe, name)
         shown = recipe.model_dump(mode="json")[name]
         yield name, words.NOTHING if shown in (None, []) else str(shown), value != field.default
-
-
-def recipe_file(recipe: Recipe) -> str:
-    """What of a recipe is not the default, as the TOML that `--recipe` takes."""
-    given = recipe.model_dump(mode="json", exclude_defaults=True)
-    return words.recipe_lines(given)

@@ -27,6 +27,8 @@ FILES = {
     "ranges.safetensors",
     "report.json",
     "report.html",
+    "README.md",
+    "recipe.toml",
 }
 
 
