@@ -11,18 +11,21 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import EnumMeta
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from spq_graph.documents.changes import Peel
 from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import OneOf, Override, Recipe
+from spq_graph.documents.remedies import PeelSettings, Remedies
 from spq_graph.documents.search import Search
+from spq_graph.documents.treatment import Cause, Treatment
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site, Unmatched
-from spq_graph.views.words import REASONS
+from spq_graph.views.words import CAUSES, REASONS
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by python docs/reference.py from the schema: do not edit. -->\n"
@@ -30,6 +33,8 @@ NOTE = "<!-- Written by python docs/reference.py from the schema: do not edit. -
 
 def type_words(kind: Any) -> str:
     """A type annotation for people."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     origin, arguments = get_origin(kind), get_args(kind)
     inner = [type_words(one) for one in arguments if one is not Ellipsis] if origin is not Literal else []
     if origin is Literal:
@@ -75,6 +80,8 @@ def fields_of(model: type[Any], *, defaults: bool) -> list[str]:
         words = next((type_words(Literal[limit.words]) for limit in field.metadata if isinstance(limit, OneOf)), None)
         kind = ", ".join([words or type_words(field.annotation), *told])
         default = "" if field.default is PydanticUndefined else f"`{field.default!r}`"
+        if isinstance(field.default, BaseModel):
+            default = "its own"
         if field.default is None or field.default == ():
             default = "–"
         cells = [
@@ -107,6 +114,16 @@ def recipe() -> str:
         "",
         *fields_of(Override, defaults=False),
         "",
+        "## Remedies",
+        "",
+        *fields_of(Remedies, defaults=False),
+        "",
+        "## PeelSettings",
+        "",
+        "Outlier branches, [on a page of their own](remedies.md): the table `[remedies.peel]`.",
+        "",
+        *fields_of(PeelSettings, defaults=True),
+        "",
         "```toml",
         "bits = 6",
         "kl_budget = 0.01",
@@ -127,7 +144,7 @@ def plan() -> str:
         "",
         *fields_of(Plan, defaults=False),
     ]
-    for model in (SitePlan, Evidence, Search, ModelRef, CalibrationRef, Unmatched):
+    for model in (SitePlan, Evidence, Treatment, Peel, Search, ModelRef, CalibrationRef, Unmatched):
         text += [
             "",
             f"## {model.__name__}",
@@ -138,6 +155,7 @@ def plan() -> str:
         ]
     text += ["", "## Recipe", "", "See [its own page](recipe.md)."]
     text += values_of("Reason", [(one.value, REASONS[one]) for one in Reason])
+    text += values_of("Cause", [(one.value, CAUSES[one]) for one in Cause])
     text += values_of("Precision", [(one.value, one.row.words) for one in Precision])
     text += values_of("Role", [(one.value, "") for one in Role])
     return "\n".join(text) + "\n"

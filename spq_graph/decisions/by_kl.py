@@ -95,18 +95,40 @@ class ByKl:
 
     def _keep(self, found: Sequence[Choice]) -> tuple[list[Choice], int, bool]:
         """Candidates by what each costs alone, the costliest first; how many to keep; and whether the budget is met."""
-        recipe, alone = self.recipe, self._alone
+        alone = self._alone
         for choice in found:
             single = {choice.site.key: choice.precision}
             alone[choice.site.key] = six(self.single(single))
             choice.kl, choice.kl_stderr = told(alone[choice.site.key]), self.single.stderr(single)
         order = sorted(found, key=lambda c: (-alone[c.site.key], c.site.key))
         keys = [c.site.key for c in order]
-        kept, met = _smallest_prefix(lambda n: self._keeping(keys[:n]), min(self.cap, len(keys)), recipe)
+        kept, met = self._prefix(keys)
         if not met:  # what is left to try is part of the result
             self.search.kl_at_cap = told(self._keeping(keys[: self.cap]))
             self.search.kl_candidates = told(self._keeping(keys))
         return order, kept, met
+
+    def _prefix(self, keys: Sequence[str]) -> tuple[int, bool]:
+        """The smallest number of kept sites that will do, and whether the budget is met.
+
+        With branches, what lies between none and the most is looked for on fewer tokens, by how much more those cost
+        than all, and what was found is then held against all of them.
+        """
+        most, aim = min(self.cap, len(keys)), self.recipe.kl_aim
+        if not self.oracle.branches or self.single is self.oracle:
+            return _smallest_prefix(lambda n: self._keeping(keys[:n]), most, self.recipe)
+        scale = self._keeping([]) / (self.single(self._assigned([])) or 1.0)
+
+        def roughly(number: int) -> float:
+            if number in (0, most):
+                return self._keeping(keys[:number])
+            return scale * self.single(self._assigned(keys[:number]))
+
+        kept, met = _smallest_prefix(roughly, most, self.recipe)
+        goal = aim if self._keeping(keys[:most]) <= aim else self.recipe.kl_budget
+        while met and kept < most and self._keeping(keys[:kept]) > goal:
+            kept = min(most, kept + max(1, (most - kept) // 4))
+        return kept, met
 
     def _peel(self) -> bool:
         """Give every activation that gains by it a branch, of as few channels as will do; whether that helps."""
@@ -155,12 +177,17 @@ class ByKl:
             taken = set(order[:number])
             return {v: b for v, b in whole.items() if v not in taken} | {v: fewer[v] for v in taken if v in fewer}
 
+        precisions = self._assigned(names)
+        scale = self.oracle(precisions) / (self.single(precisions) or 1.0)
         low, high = 0, len(order) + 1  # thinned(low) meets the aim, thinned(high) does not, or is not there
         while high - low > 1:
             middle = (low + high) // 2
             self._branch(thinned(middle))
-            low, high = (middle, high) if self._keeping(names) <= recipe.kl_aim else (low, middle)
+            low, high = (middle, high) if scale * self.single(precisions) <= recipe.kl_aim else (low, middle)
         self._branch(thinned(low))
+        while low and self.oracle(precisions) > recipe.kl_aim:
+            low = low * 3 // 4
+            self._branch(thinned(low))
 
     def _note(self, order: Sequence[Choice], kept: int, met: bool) -> None:
         """Say at every candidate why it is kept or not."""

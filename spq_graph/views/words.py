@@ -14,6 +14,7 @@ from spq_graph.documents.json_text import json_text
 from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.documents.report import OperatorRun, Report, Rung
 from spq_graph.documents.speed import SpeedRow
+from spq_graph.documents.treatment import Cause
 from spq_graph.documents.verdict import Advice, Recommended, Standing
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.terms.logits import Given
@@ -48,6 +49,13 @@ REASONS: Mapping[str, str] = {
     Reason.OVER_BUDGET: "8-bit weights would cost more than the budget leaves",
     Reason.UNSUPPORTED: "the target cannot run it otherwise",
     Reason.TOO_FEW_TOKENS: "an expert that saw too few calibration tokens",
+}
+
+CAUSES: Mapping[str, str] = {
+    Cause.BUDGET: "applied, because keeping sites alone does not meet the KL budget",
+    Cause.OVERRIDE: "applied by hand",
+    Cause.TRIED: "applied, to be measured",
+    Cause.NOT_NEEDED: "refused: every site that it is for is kept",
 }
 
 

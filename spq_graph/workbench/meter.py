@@ -36,7 +36,7 @@ SHORT = 64
 WINDOW = 512
 # Each candidate alone is measured on this share of the tokens: that only puts them in order, and what is kept in that
 # order is then measured on all of them.
-SHARE_ALONE = 4
+SHARE_ALONE = 8
 
 
 @dataclass(slots=True)

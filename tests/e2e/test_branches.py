@@ -1,0 +1,108 @@
+"""Outlier branches from the command line: applied, proved, measured beside their controls, and told apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from spq_graph.terms.targets import PROFILES
+from tests.support.command import done, spq
+from tests.support.decoders import write_decoder, write_ids
+
+SPIKES = {0: 300.0, 1: 100.0, 2: 30.0}
+WITH, WITHOUT = ("--remedy", "peel"), ("--no-remedy", "peel")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that spikes at three sites, quantized everywhere with outlier branches and without."""
+    folder = tmp_path_factory.mktemp("branches")
+    model = write_decoder(folder / "model.onnx", spikes=SPIKES)
+    calibration, text = write_ids(folder / "ids.npz"), write_ids(folder / "text.npz", seed=1)
+    (folder / "none.toml").write_text("max_kept = 0.0\n")
+    common = ("--calibration", calibration, "--text", text, "--window", 32, "--recipe", folder / "none.toml")
+    done("quantize", model, "-o", folder / "with", *common, *WITH)
+    done("quantize", model, "-o", folder / "without", *common, *WITHOUT)
+    return folder
+
+
+def document(folder: Path, name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return found
+
+
+def rows(folder: Path) -> dict[str, float]:
+    ladder = document(folder, "report.json")["ladder"]
+    assert isinstance(ladder, list)
+    return {row["name"]: row["kl"] for row in ladder}
+
+
+def test_they_win_back_what_spikes_cost_and_random_channels_do_not(world: Path) -> None:
+    found, bare = rows(world / "with"), rows(world / "without")
+    assert found["spike_aware"] < 0.05 * bare["spike_aware"]
+    assert found["everywhere"] == pytest.approx(bare["everywhere"], rel=0.1)  # what its head became may differ
+    assert bare["spike_aware"] == bare["everywhere"]
+    assert found["control_channels"] > 0.5 * found["everywhere"]
+
+
+def test_the_plan_says_what_was_applied(world: Path) -> None:
+    plan = document(world / "with", "plan.json")
+    treatments = plan["treatments"]
+    assert isinstance(treatments, list)
+    assert all(t["applied"] and t["reason"] == "override" for t in treatments)
+    narrower = {key: t["narrower"] for t in treatments for key in t["sites"]}
+    assert narrower["layers.0.mlp.down_proj"] > 40
+    assert narrower["layers.1.mlp.down_proj"] > 8
+    assert min(narrower.values()) >= 1.25
+    assert document(world / "without", "plan.json")["treatments"] == []
+
+
+def test_out_has_the_sites_of_the_source_and_is_verified(world: Path) -> None:
+    keys = [s["key"] for s in done("inspect", world / "model.onnx", "--json").json["sites"]]
+    assert [s["key"] for s in done("inspect", world / "with", "--json").json["sites"]] == keys
+    done("verify", world / "with", world / "model.onnx")
+    graph = onnx.load(world / "with" / "model.onnx", load_external_data=False).graph
+    noted = [p.value for node in graph.node for p in node.metadata_props if p.key == "spq_graph.peeled"]
+    assert noted
+    assert all(text.split() == sorted(text.split(), key=int) for text in noted)
+
+
+def test_rows_that_were_exchanged_are_refused(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done("apply", world / "model.onnx", world / "with" / "plan.json", "-o", out)
+    model = onnx.load(out / "model.onnx")
+    rows_of = next(t for t in model.graph.initializer if t.name.endswith(".branch.rows"))
+    array = onnx.numpy_helper.to_array(rows_of)
+    rows_of.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array[::-1]), rows_of.name))
+    (out / "model.onnx.data").unlink(missing_ok=True)
+    onnx.save(model, out / "model.onnx")
+    told = spq("verify", out, world / "model.onnx")
+    assert told.code == 3
+    assert "rows of its outlier branch are not those of the source's weight" in told.err
+
+
+@pytest.mark.parametrize("target", PROFILES)
+def test_the_same_plan_on_every_target(world: Path, tmp_path: Path, target: str) -> None:
+    out = tmp_path / "out"
+    done("apply", world / "model.onnx", world / "with" / "plan.json", "-o", out, "--target", target)
+    done("verify", out, world / "model.onnx")
+
+
+def test_a_difference_is_told_in_words(world: Path) -> None:
+    said = " ".join(done("diff", world / "without", world / "with").out.split())
+    assert "outlier branch" in said
+    assert "none -> " in said
+    assert done("diff", world / "without", world / "with", "--json").json["branches"]
+
+
+def test_what_no_remedy_is_called(world: Path, tmp_path: Path) -> None:
+    told = spq("quantize", world / "model.onnx", "-o", tmp_path / "out", "--remedy", "prefix")
+    assert (told.code, "no remedy 'prefix'" in told.err, "one of peel" in told.err) == (2, True, True)
+    both = spq("quantize", world / "model.onnx", "-o", tmp_path / "out", *WITH, *WITHOUT)
+    assert (both.code, "asked for and left out" in both.err) == (2, True)
