@@ -15,6 +15,7 @@ from spq_graph.documents.parsed import parse_json
 from spq_graph.models import gguf
 from spq_graph.models.adapter import base_of, check_adapter
 from spq_graph.models.config import check_config, check_held, check_limits
+from spq_graph.models.headers import check_safetensors
 from spq_graph.models.hub import HubId, fetched, place_of
 from spq_graph.models.onnx_folder import onnx_below, onnx_in
 from spq_graph.models.provenance import Provenance, provenance

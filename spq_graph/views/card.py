@@ -18,6 +18,7 @@ from spq_graph.documents.json_text import json_text
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung
+from spq_graph.terms.form import Form
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY
 from spq_graph.views import words
 
@@ -74,7 +75,7 @@ def scheme(plan: Plan) -> str:
     """What most people call it: W8A8, FP8, or 8-bit weights."""
     if plan.integer_sites:
         return f"W{plan.recipe.bits}A{plan.recipe.bits}"
-    return "FP8" if plan.fp8_sites else "8-bit weights"
+    return "FP8" if plan.in_form(Form.OPERATOR) else "8-bit weights"
 
 
 def _shown(rung: Rung, plan: Plan) -> bool:
