@@ -18,7 +18,7 @@ from spq_graph.documents.json_text import json_text
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung
-from spq_graph.terms.form import Form
+from spq_graph.terms.form import OWN, Form
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY
 from spq_graph.views import words
 
@@ -63,6 +63,7 @@ def render_card(plan: Plan, report: Report | None = None) -> str:
         more=len(kept) - _MOST_KEPT,
         remedies=sorted(Counter(t.remedy for t in plan.treatments if t.applied for _ in t.sites).items()),
         recipe=recipe_file(plan.recipe),
+        operators=[f"spq::{OWN[form]}" for form in OWN if plan.in_form(form)],
     )
 
 
