@@ -45,7 +45,8 @@ bench: venv
 bench-peers: venv
 	$(BIN)/python benchmarks/peers.py
 
-# Minutes, and 2 GB of disk in the user's cache: a published model, ours and ONNX Runtime's own quantizers on one text.
+# An hour, and 8 GB of disk in the user's cache: a published model, by us and by what a user would pick instead, each peer
+# in an environment of its own, on one text. Some of them: PUBLISHED='--only ours llama_q8_0'.
 # Texts of your own: make published PUBLISHED='--calibration a.txt --text b.txt'.
 published: venv
 	$(PIP) -e '.[gguf]'

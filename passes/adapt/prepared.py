@@ -18,7 +18,7 @@ from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
 from spq_graph.passes.adapt.disown import Disown
 from spq_graph.passes.adapt.lift import LiftOpset
 from spq_graph.passes.adapt.norms import DivideNorms
-from spq_graph.passes.base.fp8_calls import refuse_wrong_calls
+from spq_graph.passes.base.own_calls import refuse_wrong_calls
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.canonicalize import Canonicalize, is_anothers, listed_names
 from spq_graph.passes.canon.lift_old import opset_of
@@ -30,15 +30,16 @@ from spq_graph.terms.targets import Profile
 PREPARE: tuple[type[Pass], ...] = (Canonicalize, Disown, WidenBfloat16)
 
 
-def adapting(profile: Profile, *, fp8: bool = False) -> Sequence[Pass]:
+def adapting(profile: Profile, opset: int = 0) -> Sequence[Pass]:
     """What a target's runtime asks of a graph, with the same numbers but for the order of sums.
 
     Args:
         profile: of the target.
-        fp8: whether FP8 is to be written, whose types are of a newer opset.
+        opset: that what is to be written needs, where that is newer than others.
     """
-    chosen = ((fp8, LiftOpset), (profile.divided_norms, DivideNorms), (profile.fused_attention, FuseAttention))
-    return tuple(step() for wanted, step in chosen if wanted)
+    chosen = ((profile.divided_norms, DivideNorms), (profile.fused_attention, FuseAttention))
+    lift = (LiftOpset(opset),) if opset else ()
+    return (*lift, *(step() for wanted, step in chosen if wanted))
 
 
 @dataclass(frozen=True, slots=True)

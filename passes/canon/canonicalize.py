@@ -13,7 +13,7 @@ from onnx_ir.passes.common import (
 )
 
 from spq_graph.passes.base.conditions import not_canonical, not_inlined, not_lifted, not_named, promise
-from spq_graph.passes.base.marks import DOMAIN, OP
+from spq_graph.passes.base.marks import DOMAIN
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.base.wellformed import check_nodes
 from spq_graph.passes.canon.einsum import EinsumAsMatMul
@@ -21,20 +21,21 @@ from spq_graph.passes.canon.fold import FoldWeights
 from spq_graph.passes.canon.lift_old import LiftOld
 from spq_graph.passes.canon.unfuse import Unfuse
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.kernels import OPERATORS
 
 FIRST_IR_WITH_FREE_INITIALIZERS = 4
 
 
 class InlineFunctions(ir.passes.InPlacePass):
-    """Write the bodies of model-local functions in the place of their calls, but for our operator's; drop the uncalled.
+    """Write the bodies of model-local functions in the place of their calls, but for our operators'; drop the uncalled.
 
-    Its body would hide the weight, and tell nobody that it is FP8.
+    Their bodies would hide the weight, and tell nobody what it is.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if not model.functions:
             return ir.passes.PassResult(model, modified=False)
-        inline = InlinePass(criteria=lambda function: (function.domain, function.name) != (DOMAIN, OP))
+        inline = InlinePass(criteria=lambda function: function.domain != DOMAIN or function.name not in OPERATORS)
         try:
             modified = inline(model).modified
         except (ir.passes.InvariantError, ValueError, KeyError, RuntimeError, TypeError) as cause:
@@ -117,7 +118,7 @@ CANON: tuple[type[Pass], ...] = (
 class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect: all of `CANON`, which keep its numbers.
 
-    Model-local functions are inlined but for our own operator's, graphs older than opset 13 lifted to it, Constant
+    Model-local functions are inlined but for our own operators', graphs older than opset 13 lifted to it, Constant
     nodes lifted to initializers, initializers no longer listed as inputs (which would let a caller override them),
     nodes sorted, a linear layer left as Einsum is a MatMul, weights that nodes make of others are initializers of
     their own, what ONNX Runtime fused around weights is written out, every node gets a unique name, and ONNX's own

@@ -24,12 +24,12 @@ from spq_graph.documents.findings import (
 )
 from spq_graph.documents.plan import CalibrationRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.recipe import matches
+from spq_graph.documents.recipe import matches, nearest
 from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.models.onnx_folder import needs_export, onnx_of
 from spq_graph.passes.adapt.prepared import prepare
-from spq_graph.passes.base.fp8_calls import refuse_wrong_calls
 from spq_graph.passes.base.marks import PREFIX
+from spq_graph.passes.base.own_calls import refuse_wrong_calls
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import attribute_of
 from spq_graph.passes.canon.canonicalize import Canonicalize
@@ -78,12 +78,13 @@ def inspect(
     opening = Opening.of(model)
     if calibration is not None:
         check_measured(opening.resolve(find_sites=False), calibration)
-    path = Path(opening.source)
+    path = opening.place
     if path.exists() and not needs_export(path):
         opened = partial(opening.open, steps, find_sites=False)
         return _inspect(path, onnx_of(path), lambda found: opened(looked=found), only, calibration, tokens)
     with opening.open(steps, find_sites=False) as bench:
         at_hand = partial(replace, bench)
+        path = path if path.exists() else opening.place  # it was downloaded
         return _inspect(path, bench.model, lambda found: nullcontext(at_hand(looked=found)), only, calibration, tokens)
 
 
@@ -152,7 +153,9 @@ def _chosen(sites: list[InspectedSite], only: str | None, path: Path) -> list[In
         return sites
     chosen = [site for site in sites if matches(only, site.key, site.node)]
     if not chosen:
-        raise UsageError(f"'{only}' fits no site", where=str(path), remedy="leave out --site to list all of them")
+        near, listed = nearest(only, (site.site.key for site in sites)), "leave out --site to list all of them"
+        remedy = f"did you mean '{near}'? Or {listed}" if near is not None else listed
+        raise UsageError(f"'{only}' fits no site", where=str(path), remedy=remedy)
     return chosen
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from spq_graph.decisions.enough import too_few
 from spq_graph.documents.checkpoint import Checkpoint
-from spq_graph.documents.plan import ModelRef, Plan
+from spq_graph.documents.model_ref import ModelRef
+from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import UNSEALED, Ranges
 from spq_graph.models.source import Source
 from spq_graph.passes.adapt.prepared import Prepared
@@ -153,7 +154,7 @@ class Workbench:
     @property
     def ref(self) -> ModelRef:
         """How plans refer to this model."""
-        return ModelRef(digest=self.digest, origin=self.source.origin)
+        return self.source.came.ref(self.digest, self.source.origin)
 
     @property
     def sequence_length(self) -> int:
@@ -281,13 +282,10 @@ class Workbench:
         Raises:
             DataError: they were measured on another model, or say nothing of a site of this one.
         """
-        if ranges.model_digest != self.digest:
-            raise DataError(
-                "these ranges were measured on another model",
-                where=self.source.origin if isinstance(given, Ranges) else str(given),
-                remedy="run `spq-graph calibrate` on this one",
-            )
         where = self.source.origin if isinstance(given, Ranges) else str(given)
+        if ranges.model_digest != self.digest:
+            remedy = "run `spq-graph calibrate` on this one"
+            raise DataError("these ranges were measured on another model", where=where, remedy=remedy)
         ranges.refuse_lacking(self.found.sites, where)
         if not ranges.sealed:
             self.steps.remark(f"{where}: {UNSEALED}")

@@ -58,7 +58,7 @@ _OPTIONS = {
             "--window",
             "--memory-limit",
         ),
-        "words": ("--high-precision", "--keep", "--target"),
+        "words": ("--high-precision", "--keep", "--target", "--preset"),
         "files": ("--recipe", "--calibration", "--text", "--tokenizer", "--ranges", "-o"),
     },
     "calibrate": {
@@ -68,7 +68,7 @@ _OPTIONS = {
     },
     "plan": {
         "numbers": ("--bits", "--spike-ratio", "--window", "--memory-limit"),
-        "words": ("--high-precision", "--keep", "--target"),
+        "words": ("--high-precision", "--keep", "--target", "--preset"),
         "files": ("--recipe", "--calibration", "--tokenizer", "-o"),
     },
     "apply": {"words": ("--target",), "files": ("-o",)},

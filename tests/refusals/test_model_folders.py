@@ -55,16 +55,6 @@ def test_reference_missing(refusal: Told, folder: Path, tmp_path: Path, monkeypa
     assert resolve("reference").origin == "reference"  # as an installation has it
 
 
-@follows("models/source.py:_not_found", "downloads nothing")
-def test_hub_id(refusal: Told, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with refusal:
-        resolve("HuggingFaceTB/SmolLM2-135M")
-    assert "hf download HuggingFaceTB/SmolLM2-135M --local-dir DIR" in refusal.error.remedy
-    shutil.move(folder, tmp_path / "DIR")  # what the download leaves
-    assert resolve("DIR").kind == "folder"
-
-
 @follows("models/source.py:_not_found", "no such file or folder")
 def test_misspelled(refusal: Told, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refusal:
