@@ -7,9 +7,9 @@ import onnx_ir as ir
 from spq_graph.documents.plan import Plan
 from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.editor import Editor, drop_unused
-from spq_graph.passes.base.marks import ADDED, is_fp8_matmul
+from spq_graph.passes.base.marks import ADDED, OLDEST_IR, is_ours
 from spq_graph.passes.base.operand import operand_of
-from spq_graph.passes.forms.fp8_function import add_function
+from spq_graph.passes.forms.functions import own_functions
 from spq_graph.passes.forms.lookup import LOOKUPS, tied_to
 from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Place, Wanted
@@ -56,8 +56,7 @@ class InsertPrecisions(NamedPass):
             if old is not None:
                 replaced.append(old)
         drop_unused(model, replaced)
-        if any(map(is_fp8_matmul, model.graph.all_nodes())):  # of the source, which the library runs without it
-            add_function(model)
+        _complete(model, opset)
         return ir.passes.PassResult(model, modified=bool(self.plan.sites))
 
     def ensures(self, model: ir.Model) -> None:
@@ -65,6 +64,14 @@ class InsertPrecisions(NamedPass):
         sites = {site.node for site in self.plan.sites}
         lost = [n.name for n in model.graph if n.metadata_props.get(ADDED, next(iter(sites), "")) not in sites]
         promise(f"{lost[0]} was inserted for no site of the plan" if lost and sites else None)
+
+
+def _complete(model: ir.Model, opset: int) -> None:
+    """Give calls of our operators that the source has their functions: it may have none, and run with the library."""
+    if called := {node.op_type for node in model.graph.all_nodes() if is_ours(node)}:
+        model.ir_version = max(model.ir_version, OLDEST_IR)
+    for function in (own_functions(opset)[name] for name in sorted(called)):
+        model.functions.setdefault(function.identifier(), function)
 
 
 def require_opset(model: ir.Model, plan: Plan) -> None:
