@@ -63,8 +63,12 @@ def _counted(bench: Workbench, recipe: Recipe) -> list[Site]:
 
 
 def expect(bench: Workbench, given: Given, order: Order) -> None:
-    """Tell what a run that is about to begin takes, where somebody listens."""
-    if bench.steps.ahead is None:
+    """Tell what a run that is about to begin takes, where somebody listens.
+
+    Nothing is tried of weights in half precision, which are widened for it: what that leaves behind would add to the
+    memory of the run.
+    """
+    if bench.steps.ahead is None or any(stored is not Precision.FP32 for stored in bench.stored.values()):
         return
     with bench.steps.step("estimate", TIMING):
         to_come = _seconds(bench, given, order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.runtime.generation.sample import BATCH
 from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.sessions.cache import Decoding
+from spq_graph.runtime.sessions.segmented import give_back_memory
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
@@ -93,7 +95,9 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
     """
     with _quiet(bench):
         some, rate = _some(bench, sequences)
+        _let_go()
         ranges, calibrated = timed(lambda: bench.calibrate(some))
+        _let_go()
         token = min(rate.token * 1.2, calibrated / some.tokens)
         plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
         keys = [s.key for s in plan.counted if (s.evidence.ratio or 0.0) > recipe.candidate_ratio]
@@ -153,6 +157,13 @@ def _quiet(bench: Workbench) -> Iterator[None]:
         yield
     finally:
         bench.steps = told
+        _let_go()
+
+
+def _let_go() -> None:
+    """Give back what was taken: sessions are held by what refers to itself, and free memory by the C library."""
+    gc.collect()
+    give_back_memory()
 
 
 def _some(bench: Workbench, sequences: Sequences) -> tuple[Sequences, Rate]:
