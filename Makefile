@@ -36,6 +36,7 @@ docs: venv
 
 bench: venv
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/quantize_time.py
 	$(BIN)/python benchmarks/fp8_matmul.py
 	$(BIN)/python benchmarks/formats.py
 	$(BIN)/python benchmarks/end_to_end.py

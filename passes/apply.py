@@ -20,7 +20,9 @@ from spq_graph.passes.forms.insert import InsertPrecisions
 from spq_graph.terms.targets import Profile
 
 
-def apply_plan(source: Path | Prepared, plan: Plan, profile: Profile | None = None) -> ir.Model:
+def apply_plan(
+    source: Path | Prepared, plan: Plan, profile: Profile | None = None, *, measured: bool = False
+) -> ir.Model:
     """The model in `source` with every site of the plan in its precision.
 
     Args:
@@ -28,6 +30,7 @@ def apply_plan(source: Path | Prepared, plan: Plan, profile: Profile | None = No
         plan: what was decided.
         profile: what runs it; by default the plan's target. Given the target's emulation, the result is for measuring
             only, and not held against the target's rules.
+        measured: for measuring only, whatever runs it: nothing of the result is held against the plan again.
 
     Raises:
         UsageError: the plan asks for what its target cannot run.
@@ -38,7 +41,7 @@ def apply_plan(source: Path | Prepared, plan: Plan, profile: Profile | None = No
     profile = profile or plan.recipe.profile
     delivered = profile == plan.recipe.profile
     model = _adapted(source, plan, delivered)
-    run(model, applying(plan, profile, outline(model) if delivered else None))
+    run(model, applying(plan, profile, outline(model) if delivered and not measured else None))
     strip_exporter_noise(model)
     return model
 

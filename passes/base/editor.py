@@ -79,7 +79,8 @@ class Editor:
         **attributes: Any,
     ) -> ir.Value:
         """Insert a node with one output in front of another."""
-        node = ir.node(op_type, inputs, attributes, domain=domain, name=self.fresh(name))
+        told = {key: _attribute(key, value) for key, value in attributes.items()}
+        node = ir.node(op_type, inputs, told, domain=domain, name=self.fresh(name))
         node.metadata_props[ADDED] = before.name or ""
         node.outputs[0].name = self.fresh(f"{name}.out")
         node.outputs[0].dtype = dtype
@@ -247,3 +248,12 @@ def drop_unused(model: ir.Model, candidates: Sequence[ir.Value]) -> None:
             graph.remove(node, safe=True)
         elif value.name is not None and value.name in graph.initializers:
             graph.initializers.pop(value.name)
+
+
+def _attribute(name: str, value: Any) -> Any:
+    """A number or a word as the attribute that `ir.node` would make of it, which it asks a dozen protocols for."""
+    if isinstance(value, int):
+        return ir.AttrInt64(name, value)
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, value)
+    return ir.AttrString(name, value) if isinstance(value, str) else value

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -77,7 +78,20 @@ def segment_of(model: ir.Model, cutter: Cutter, piece: Piece, where: Path) -> Se
         size=piece.bytes,
         proto=partial(_serialized, model, graph, piece, inputs, initializers, frozenset(lazy)),
         weights={name: partial(_weight, tensor) for name, tensor in lazy.items() if tensor is not None},
+        own=sum(widened(v.const_value) for v in initializers if v.const_value is not None and not _is_mapped(v, where)),
+        codes=any(v.const_value.dtype.itemsize <= 1 for v in initializers if _is_weight(v.const_value)),
     )
+
+
+def _is_weight(tensor: ir.TensorProtocol | None) -> TypeGuard[ir.TensorProtocol]:
+    return tensor is not None and tensor.nbytes > _EMBEDDED and tensor.dtype is not ir.DataType.STRING
+
+
+def _is_mapped(value: ir.Value, where: Path) -> bool:
+    """Whether a session reads a weight from its file as it is: nothing is computed from it once and kept."""
+    tensor, as_is = value.const_value, {"MatMul", "Gemm", "Gather"}
+    kept = isinstance(tensor, ir.ExternalTensor) and tensor.dtype is ir.DataType.FLOAT and not _is_held(value, where)
+    return kept and all(use.node.op_type in as_is for use in value.uses())
 
 
 def _is_held(value: ir.Value, where: Path) -> bool:

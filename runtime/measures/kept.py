@@ -75,6 +75,7 @@ class Kept:
         self._parts: list[npt.NDArray[Any]] = []
         self._shapes: list[tuple[int, ...]] = []
         self._own: list[Float64] = []
+        self._totals: list[Float64] = []
 
     def add(self, logits: Float32) -> None:
         """Keep the log-probabilities of these logits, [tokens, vocabulary], which are overwritten.
@@ -84,7 +85,8 @@ class Kept:
         """
         scratch = _to_log_probabilities(logits)
         kept = logits.astype(self._type)
-        self._own.append(_kl(kept, logits, scratch))
+        self._totals.append(np.exp(kept.astype(np.float32), out=scratch).sum(axis=-1, dtype=np.float64))
+        self._own.append(_kl(kept, logits, scratch, self._totals[-1]))
         if self._file is None:
             self._parts.append(kept)
         else:
@@ -110,7 +112,7 @@ class Kept:
     def kl(self, part: int, logits: Float32) -> Float64:
         """KL(reference || model) by token of a part, nats, from the model's logits there, which are overwritten."""
         scratch = _to_log_probabilities(logits)
-        return _kl(self._parts[part], logits, scratch) - self._own[part]
+        return _kl(self._parts[part], logits, scratch, self._totals[part]) - self._own[part]
 
 
 def _to_log_probabilities(logits: Float32) -> Float32:
@@ -122,14 +124,13 @@ def _to_log_probabilities(logits: Float32) -> Float32:
     return exponentials
 
 
-def _kl(kept: npt.NDArray[Any], model: Float32, scratch: Float32) -> Float64:
+def _kl(kept: npt.NDArray[Any], model: Float32, scratch: Float32, total: Float64) -> Float64:
     """KL(p' || q) by token from their logarithms, of which the second is overwritten, and scratch of its size.
 
     The difference of the logarithms is taken first, so that nothing cancels where the two are close. p' need not add up
-    to 1: it is taken as what it is divided by its sum.
+    to 1: it is taken as what it is divided by its sum, the total.
     """
     reference = kept.astype(np.float32, copy=False)
     np.subtract(reference, model, out=model)
     np.exp(reference, out=scratch)
-    total = scratch.sum(axis=-1, dtype=np.float64)
     return np.asarray(np.einsum("tv,tv->t", scratch, model) / total - np.log(total), dtype=np.float64)

@@ -33,6 +33,7 @@ _T = TypeVar("_T")
 # the next is opened; what is handed over is kept for all of them, and should take no more than so many bytes.
 ROUND_TOKENS = 4096  # that pass in any case
 HANDED_BYTES = 256 << 20
+PACKING_KEY = "session.disable_prepacking"
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 
@@ -205,10 +206,14 @@ class SegmentedRunner(Decoder):
         # Those of the runtime's own pool help whoever asks: with the callers there is one thread for each core.
         threads = max(1, cores() + 1 - self._side_by_side) if self._side_by_side > 1 else 0
         if len(self._model.segments) > 1:
-            return open_segment(segment, values, self._model.where, threads=threads)
+            return open_segment(segment, values, self._model.where, threads=threads, packed=self._packs(segment))
         if self._open is None:
-            self._open = open_segment(segment, values, self._model.where, threads=threads)
+            self._open = open_segment(segment, values, self._model.where, threads=threads, packed=self._packs(segment))
         return self._open
+
+    def _packs(self, segment: Segment) -> bool:
+        """Whether a session copies weights into the order in which products read them, once, when it is opened."""
+        return True
 
     def execute_once(self, ids: Ids) -> Executed:
         """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
@@ -230,7 +235,13 @@ def cores() -> int:
 
 
 def open_segment(
-    segment: Segment, values: dict[str, Array], where: Path, profile: Path | None = None, threads: int = 0
+    segment: Segment,
+    values: dict[str, Array],
+    where: Path,
+    profile: Path | None = None,
+    threads: int = 0,
+    *,
+    packed: bool = True,
 ) -> Any:
     """A session over a segment.
 
@@ -240,6 +251,8 @@ def open_segment(
         where: the model's file.
         profile: where to write a profile of the kernels; None for no profile.
         threads: of the runtime's own; 0 takes all cores.
+        packed: whether weights are copied into the order in which products read them; otherwise floating-point ones
+            stay mapped from their files, and products of many rows take no longer.
 
     Raises:
         SourceError: ONNX Runtime cannot load it.
@@ -249,6 +262,8 @@ def open_segment(
     }
     options = session_options(threads, profile)
     options.add_session_config_entry(FOLDER_KEY, str(where.resolve().parent))
+    if not packed:
+        options.add_session_config_entry(PACKING_KEY, "1")
     weights = {name: _value_of(make()) for name, make in segment.weights.items()}
     options.add_external_initializers(list(weights), list(weights.values()))
     return open_session(segment.proto(handed), options, where)

@@ -23,7 +23,7 @@ from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Segment, Staged
 
-# Sessions that stay open, in bytes of their weights; and values between stages, in memory and in a file.
+# Sessions that stay open, in bytes that they hold for themselves; and values between stages, in memory and in a file.
 OPEN_BYTES = 128 << 20
 HELD_BYTES = 256 << 20
 FILE_BYTES = 4 << 30
@@ -80,8 +80,8 @@ class Origin:
         staged: the graph.
         logits: which output holds them.
         folder: where values may be kept in a file; None for nowhere.
-        open_bytes: what the weights of sessions that stay open may take; None for a default. Those at the end stay
-            first, since every candidate runs them.
+        open_bytes: what sessions that stay open may hold for themselves of their weights; None for a default. Those at
+            the end stay first, since every candidate runs them.
     """
 
     def __init__(self, staged: Staged, logits: Logits, folder: Path | None, open_bytes: int | None = None) -> None:
@@ -90,7 +90,7 @@ class Origin:
         self.stay: set[int] = set()
         room = OPEN_BYTES if open_bytes is None else open_bytes
         for stage in reversed(staged.stages):
-            room -= stage.segment.size
+            room -= stage.segment.own
             if room < 0:
                 break
             self.stay.add(id(stage.segment))
@@ -170,6 +170,10 @@ class StagedRunner(SegmentedRunner):
         if id(segment) in self._origin.stay:
             known[id(segment)] = session
         return session
+
+    def _packs(self, segment: Segment) -> bool:
+        # The same for a stage wherever it is run: packed products add up in another order.
+        return segment.codes
 
     def _leave(self, segment: Segment) -> None:
         if id(segment) not in self._origin.stay and segment.size > HELD_BYTES // 4:

@@ -176,7 +176,10 @@ def unused(where: str, **given: object) -> None:
     """
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, False, [])]
     if names:
-        errors.print(f"{', '.join(names)}: not used {where}", markup=False, highlight=False, soft_wrap=True)
+        said = f"{', '.join(names)}: not used {where}"
+        errors.print(said, markup=False, highlight=False, soft_wrap=True)
+        if (log := telling.get().log) is not None:
+            log.write(said)
 
 
 def write_text(text: str) -> None:

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from spq_graph.decisions.by_kl import FEWEST_MEASURED
 from spq_graph.decisions.kept_formats import candidates
-from spq_graph.decisions.variants import rows_of, variants
+from spq_graph.decisions.variants import rows_of
 from spq_graph.documents.findings import Forecast
 from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.jobs.order import Order
@@ -92,17 +93,17 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     rows = 0
     for bits in order.widths:
         # Each bit less is twice the step, and four times its square.
-        lossy = pilot.kl * 4.0 ** (recipe.bits - bits) > recipe.kl_aim
+        more = 4.0 ** (recipe.bits - bits)
+        lossy, use = pilot.kl * more > recipe.kl_aim, recipe.remedies.peel.use
+        peels = use == "always" or (use == "auto" and lossy and pilot.kl_kept * more > recipe.kl_budget)
         if tokens and recipe.spike_ratio is None and measured:
             found[f"decide at {bits} bits"] = _deciding(
-                recipe, pilot, min(tokens, recipe.sensitivity_tokens), cap, lossy=lossy
+                recipe, pilot, min(tokens, recipe.sensitivity_tokens), cap, lossy=lossy, peels=peels
             )
         kept = lossy or recipe.spike_ratio is not None
-        rows += len(
-            variants(pilot.plan, bench.stored, extent)
-            if kept
-            else rows_of(recipe, formats=False, controls=False, extent=extent)
-        )
+        remedies = tuple(type(recipe.remedies).model_fields) if peels else ()
+        every = rows_of(recipe, formats=kept, controls=kept, remedies=remedies, extent=extent)
+        rows += len(every)
     found["apply"] = pilot.build
     text = given.text if measured else None
     # The source as well: once, and beside it the rows, and weights alone.
@@ -121,21 +122,25 @@ def _stand_in(bench: Workbench, length: int) -> Sequences:
     return Sequences(ids, np.ones_like(ids), 1)
 
 
-def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, cap: int, *, lossy: bool) -> float:
-    """Seconds of evaluations.
-
-    Everything in integers; and where that is not good enough, each candidate alone, a bisection over how many are kept,
-    and what kept sites may become.
-    """
-    together = 1
-    alone = pilot.candidates if lossy else 0
+def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, cap: int, *, lossy: bool, peels: bool) -> float:
+    """Seconds of the evaluations that `ByKl` asks for: of the whole graph, and of candidates alone."""
+    settings, activations = recipe.remedies.peel, len({site.input for site in pilot.plan.counted})
+    together, alone = 1, 0
+    tried = pilot.candidates
+    if lossy and settings.use == "auto":
+        together += 1  # with every candidate kept
+    if peels:
+        # As many channels as will do; and of activations with more than the fewest, which of them need these.
+        together += len(settings.channels) + math.ceil(math.log2(1 + activations))
+        tried = min(max(FEWEST_MEASURED, 2 * cap), len(pilot.plan.counted))
     if lossy:
-        together += 1 + math.ceil(math.log2(1 + min(cap, alone)))
+        alone += tried
+        together += 1 + math.ceil(math.log2(1 + min(cap, tried))) + (2 if peels else 0)
         stored = frozenset(site.precision for site in pilot.plan.kept)
         if recipe.high_precision == "auto":
             together += len(candidates(recipe, stored)) + 1
         elif recipe.high_precision == "fp8":
-            alone += len(ROUNDED) * min(cap, alone)
+            alone += len(ROUNDED) * min(cap, tried)
     # A candidate alone is only put in order, on a share of the tokens.
     share = -(-tokens // SHARE_ALONE)
     return pilot.reference.of(tokens) + alone * pilot.alone.of(share) + together * pilot.everywhere.of(tokens)

@@ -45,6 +45,9 @@ class Segment:
         size: bytes that its weights take in a session on the CPU, where half precision is widened.
         proto: serializes it, given element type (as "tensor(float)") and number of axes of what it reads.
         weights: makes the weights that are not in a file, by name.
+        own: bytes of `size` that a session holds for itself even where it packs nothing beforehand: what it cannot map
+            from a file as it is.
+        codes: whether some weights are numbers of 8 bits or fewer, which products want packed beforehand.
     """
 
     reads: tuple[str, ...]
@@ -52,6 +55,8 @@ class Segment:
     size: int
     proto: Callable[[Mapping[str, Handed]], bytes]
     weights: Mapping[str, Callable[[], Weight]]
+    own: int = 0
+    codes: bool = True
 
 
 @dataclass(frozen=True, slots=True)

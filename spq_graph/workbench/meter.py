@@ -93,7 +93,7 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
         plan = plan.with_treatments(tried([s.site for s in plan.sites], peels))
-        return apply_plan(bench.prepared, plan, recipe.profile.emulation)
+        return apply_plan(bench.prepared, plan, recipe.profile.emulation, measured=True)
 
     beside = Beside(bench, graph({}), few)
 

@@ -63,7 +63,7 @@ class Pilot:
         build: building and proving the artifact.
         plan: by ratio, from the ranges of the small part.
         candidates: sites whose ratio there makes them candidates.
-        kl: with all sites in integers; 0 without logits.
+        kl: with all sites in integers; kl_kept: with all but the candidates; 0 without logits.
     """
 
     reference: Rate
@@ -75,6 +75,7 @@ class Pilot:
     plan: Plan
     candidates: int
     kl: float
+    kl_kept: float
 
 
 def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
@@ -96,9 +97,9 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         token = min(rate.token * 1.2, calibrated / some.tokens)
         plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
         keys = [s.key for s in plan.counted if (s.evidence.ratio or 0.0) > recipe.candidate_ratio]
-        everywhere, alone, kl = Rate(0.0, 0.0), Rate(0.0, 0.0), 0.0
+        everywhere, alone, kl, kl_kept = Rate(0.0, 0.0), Rate(0.0, 0.0), 0.0, 0.0
         if bench.logits.output is not None:
-            everywhere, alone, kl = _evaluations(bench, recipe, ranges, keys, some, rate)
+            everywhere, alone, kl, kl_kept = _evaluations(bench, recipe, ranges, keys, some, rate)
     opening = max(everywhere.fixed, rate.fixed)
     return Pilot(
         reference=rate,
@@ -110,6 +111,7 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         plan=plan,
         candidates=len(keys),
         kl=kl,
+        kl_kept=kl_kept,
     )
 
 
@@ -179,8 +181,8 @@ def _pass(stream: Stream, sequences: Sequences) -> None:
 
 def _evaluations(
     bench: Workbench, recipe: Recipe, ranges: Ranges, candidates: Sequence[str], some: Sequences, rate: Rate
-) -> tuple[Rate, Rate, float]:
-    """An evaluation with all sites in integers and one with a single one, and the KL of the former.
+) -> tuple[Rate, Rate, float, float]:
+    """An evaluation with all sites in integers and one with a single one; the KL of the former, and without candidates.
 
     A candidate in the middle of all stands for each: it is run from where the graph first differs, so that on average
     half of it is not.
@@ -202,4 +204,6 @@ def _evaluations(
         return kl, Rate(max(0.0, seconds - token * on.tokens), token)
 
     kl, everywhere = taken(all_of_them, INTEGER * rate.token)
-    return everywhere, taken(single, rate.token / 2)[1], kl
+    beside = {key: precision for key, precision in all_of_them.items() if key not in candidates}
+    kl_kept = measure.kl(beside) if candidates and kl > recipe.kl_aim else kl
+    return everywhere, taken(single, rate.token / 2)[1], kl, kl_kept

@@ -134,3 +134,14 @@ def test_what_several_threads_keep_in_one_file_does_not_mix(tmp_path: Path) -> N
         kept = list(threads.map(held.keep, arrays))
     for array, back in zip(arrays, kept, strict=True):
         np.testing.assert_array_equal(back, array)
+
+
+def test_what_is_mapped_from_a_file_stays_open_whatever_its_size(path: Path) -> None:
+    """A session over floating-point weights in a file holds nothing for itself, but what it computes of them once."""
+    case = Case(path)
+    stages_of = case.origin.staged.stages
+    assert not any(stage.segment.codes for stage in stages_of)
+    own, size = (sum(getattr(stage.segment, name) for stage in stages_of) for name in ("own", "size"))
+    assert own < size / 2  # a tied head is transposed once, and kept
+    small = Origin(case.origin.staged, case.logits, None, own)
+    assert small.stay == {id(stage.segment) for stage in stages_of}
