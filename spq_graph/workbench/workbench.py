@@ -290,13 +290,10 @@ class Workbench:
         Raises:
             DataError: they were measured on another model, or say nothing of a site of this one.
         """
-        if ranges.model_digest != self.digest:
-            raise DataError(
-                "these ranges were measured on another model",
-                where=self.source.origin if isinstance(given, Ranges) else str(given),
-                remedy="run `spq-graph calibrate` on this one",
-            )
         where = self.source.origin if isinstance(given, Ranges) else str(given)
+        if ranges.model_digest != self.digest:
+            what = "these ranges were measured on another model"
+            raise DataError(what, where=where, remedy="run `spq-graph calibrate` on this one")
         ranges.refuse_lacking(self.found.sites, where)
         if not ranges.sealed:
             self.steps.remark(f"{where}: {UNSEALED}")
