@@ -7,6 +7,7 @@ import onnx_ir as ir
 from spq_graph.passes.base.marks import DOMAIN
 from spq_graph.passes.forms.functions import own_functions
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.kernels import OPERATORS
 
 
 def refuse_other_functions(model: ir.Model, where: str) -> None:
@@ -26,9 +27,9 @@ def refuse_other_functions(model: ir.Model, where: str) -> None:
     opset = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 1))
     own = own_functions(opset)
     for domain, name, overload in model.functions:
-        if domain != DOMAIN or name not in called or name not in own:
+        if domain != DOMAIN or name not in called or name not in OPERATORS:
             continue
-        if ir.to_proto(model.functions[domain, name, overload]) != ir.to_proto(own[name]):
+        if name not in own or ir.to_proto(model.functions[domain, name, overload]) != ir.to_proto(own[name]):
             raise GraphError(
                 f"function {domain}::{name} is not the one that stands for the operator of that name",
                 where=where,
