@@ -22,6 +22,7 @@ from spq_graph.runtime.measures import timing
 from spq_graph.runtime.proof.health import processor
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
 from spq_graph.workbench.environment import environment
 from spq_graph.workbench.opening import Opening
@@ -88,7 +89,7 @@ def built(model: Path, work: Path, steps: Steps) -> dict[str, Path]:
 
 def check(ops: dict[str, int], plan: Plan) -> None:
     """That the sites in FP8 run in the operator library; integer ones were proved already."""
-    if plan.fp8_sites and ops.get("Fp8MatMul") != len(plan.fp8_sites):
+    if (fp8 := plan.in_form(Form.OPERATOR)) and ops.get("Fp8MatMul") != len(fp8):
         raise SystemExit("the operator library did not run the FP8 sites; `spq-graph doctor` says why")
 
 

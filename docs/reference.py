@@ -18,8 +18,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from spq_graph.documents.changes import Peel
-from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, SitePlan
-from spq_graph.documents.recipe import OneOf, Override, Recipe
+from spq_graph.documents.json_text import json_text
+from spq_graph.documents.model_ref import ModelRef
+from spq_graph.documents.plan import CalibrationRef, Evidence, Plan, Reason, SitePlan
+from spq_graph.documents.preset import presets
+from spq_graph.documents.recipe import OneOf, Override, Recipe, json_schema
 from spq_graph.documents.remedies import PeelSettings, Remedies
 from spq_graph.documents.search import Search
 from spq_graph.documents.treatment import Cause, Treatment
@@ -106,7 +109,9 @@ def recipe() -> str:
         "",
         NOTE,
         "A TOML file for `--recipe`. Options of the command line are laid over it; unknown keys",
-        "are refused. Every plan holds the recipe that it was made from.",
+        "are refused. Every plan holds the recipe that it was made from. [JSON Schema](recipe.schema.json), which",
+        "`spq-graph presets --schema` prints as well; editors that know TOML take it from a first line",
+        "`#:schema ./recipe.schema.json`.",
         "",
         *fields_of(Recipe, defaults=True),
         "",
@@ -129,8 +134,28 @@ def recipe() -> str:
         "kl_budget = 0.01",
         'overrides = [{pattern = "*.0.mlp.*", precision = "high"}]',
         "```",
+        "",
+        "## Presets",
+        "",
+        "Recipes by name: `--preset NAME`, of `quantize` and `plan`. A file for `--recipe` is laid over it, and",
+        "options over both. What a format is called on the target is settled by that; where the target has none that",
+        "comes near, it is refused. `spq-graph presets NAME` prints one as a file.",
+        "",
+        "| preset | sets | |",
+        "|---|---|---|",
+        *(f"| `{one.name}` | `{_one_line(one.text)}` | {one.about} |" for one in presets().values()),
     ]
     return "\n".join(text) + "\n"
+
+
+def _one_line(text: str) -> str:
+    """What a TOML file sets, without its comments."""
+    return "; ".join(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def schema() -> str:
+    """What a recipe may hold, as JSON Schema."""
+    return json_text(json_schema(), "recipe.schema.json") + "\n"
 
 
 def plan() -> str:
@@ -178,7 +203,7 @@ def refusals() -> str:
     return "\n".join(text) + "\n"
 
 
-PAGES = {"recipe.md": recipe, "plan.md": plan, "refusals.md": refusals}
+PAGES = {"recipe.md": recipe, "recipe.schema.json": schema, "plan.md": plan, "refusals.md": refusals}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from spq_graph.documents.parsed import parse_json
 from spq_graph.models.chatter import clipped, said
+from spq_graph.models.hub import HubId
 from spq_graph.terms.errors import SourceError
 
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -44,7 +45,7 @@ def base_of(folder: Path) -> Path:
         with suppress(OSError):  # longer than a name may be
             if (place / "config.json").is_file():
                 return place
-    if (cached := _in_hub_cache(name)) is not None:
+    if _HUB_ID.fullmatch(name) and (cached := HubId(name).snapshot) is not None:
         return cached
     shown = clipped(name, 150)
     fetch = f"hf download {shown} --local-dir DIR, then write DIR" if _HUB_ID.fullmatch(name) else "Write its folder"
@@ -125,17 +126,6 @@ def _without(folder: Path, first: str) -> str:
     alone = (folder / "config.json").is_file()
     rest = f"take {ADAPTER_CONFIG} out of the folder" if alone else "pass the folder of the base model"
     return f"{first}; or, for the model without the adapter, {rest}."
-
-
-def _in_hub_cache(name: str) -> Path | None:
-    """The snapshot of a Hub id, where one was downloaded before."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # no id
-        return None
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -59,15 +59,16 @@ def check_config(config: dict[str, Any], folder: Path) -> None:
     _check_not_quantized(config, where)
 
 
-def check_held(config: dict[str, Any], folder: Path) -> None:
+def check_held(config: dict[str, Any], folder: Path, tensors: int | None = None) -> None:
     """Refuse sizes that would make a model many times as large as its weights: it is told before it is allocated.
 
     Args:
         config: as read from config.json, and checked.
         folder: where that and the weights lie.
+        tensors: how many the weights are; None where their files do not say so at their beginning.
 
     Raises:
-        SourceError: the product of sizes that is too large, and what the weights take.
+        SourceError: the product of sizes that is too large, and what the weights take; or more layers than tensors.
     """
     files = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin")]
     most = _PER_BYTE * sum(file.stat().st_size for file in files)
@@ -79,6 +80,13 @@ def check_held(config: dict[str, Any], folder: Path) -> None:
                 where=str(folder / "config.json"),
                 remedy="Take config.json and the weights from the same place.",
             )
+    layers = config.get("num_hidden_layers")
+    if tensors is not None and isinstance(layers, int) and layers > tensors:
+        raise SourceError(
+            f"num_hidden_layers is {layers:,}, and the weights are {tensors:,} tensors, of which every layer has some",
+            where=str(folder / "config.json"),
+            remedy="Take config.json and the weights from the same place.",
+        )
 
 
 def check_limits(config: dict[str, Any], file: Path) -> None:

@@ -6,9 +6,7 @@ of after a minute inside a loader. Nothing in this module needs torch.
 
 from __future__ import annotations
 
-import re
-import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,14 +15,15 @@ from spq_graph.documents.parsed import parse_json
 from spq_graph.models import gguf
 from spq_graph.models.adapter import base_of, check_adapter
 from spq_graph.models.config import check_config, check_held, check_limits
-from spq_graph.models.leftover import refuse_quantized_names
+from spq_graph.models.headers import check_safetensors
+from spq_graph.models.hub import HubId, fetched, place_of
 from spq_graph.models.onnx_folder import onnx_below, onnx_in
+from spq_graph.models.provenance import Provenance, provenance
 from spq_graph.terms.errors import SourceError
 
 REFERENCE: Final = Path(__file__).resolve().parent / "reference"
 """Folder of the embedded reference model."""
 
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _LFS_POINTER = b"version https://git-lfs"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -42,6 +41,7 @@ class Source:
         eos_token_id: what a sequence ends with; the first one where there are several.
         max_length: longest sequence that the positions cover.
         vocab_size: number of token ids.
+        came: whose model it is, as far as its files tell.
         base: of a folder that holds an adapter alone the folder of its base model, which has the configuration.
     """
 
@@ -53,6 +53,7 @@ class Source:
     eos_token_id: int | None = None
     max_length: int | None = None
     vocab_size: int | None = None
+    came: Provenance = field(default_factory=Provenance)
     base: Path | None = None
 
 
@@ -70,9 +71,9 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
     """Finds out what `source` is and checks that it can be read.
 
     Args:
-        source: the word `reference`, a folder with config.json and weights, an adapter's folder, a GGUF or ONNX file,
-            or a folder that holds one.
-        tokenizer: a folder with tokenizer.json, where the source holds none or another one is wanted.
+        source: the word `reference`, a folder with config.json and weights, an adapter's folder, a GGUF or ONNX file, a
+            folder that holds one, or an id on the Hub, which is downloaded where it begins with hf://.
+        tokenizer: a folder with tokenizer.json, where none lies beside the source or another one is wanted.
 
     Returns:
         The source, checked as far as that is possible without loading it.
@@ -81,10 +82,12 @@ def resolve(source: str, tokenizer: Path | None = None) -> Source:
         SourceError: nothing is there; the configuration, the weights or the tokenizer are missing or broken; or the
             model is not a causal language model.
     """
-    path = REFERENCE if source == "reference" else Path(source).expanduser()
+    path = REFERENCE if source == "reference" else place_of(source)
     _check_text(path)
     if not path.exists():
-        raise _not_found(source)
+        if (named := HubId.of(source)) is None:
+            raise _not_found(source)
+        path = fetched(named, source)
     refuse_special(path)
     if path.is_dir():
         return _folder(path, tokenizer)
@@ -115,12 +118,6 @@ def _not_found(source: str) -> SourceError:
         return SourceError(
             "the embedded reference model is missing", where=source, remedy="Reinstall spq-graph, or pass a model."
         )
-    if _HUB_ID.fullmatch(source) and not source.endswith(".onnx"):
-        return SourceError(
-            "no such folder, and spq-graph downloads nothing: a local folder is needed",
-            where=source,
-            remedy=f"If this is a Hugging Face id: hf download {source} --local-dir DIR, then pass DIR.",
-        )
     return SourceError("no such file or folder", where=source, remedy="Check the spelling and the working directory.")
 
 
@@ -133,17 +130,21 @@ def _folder(path: Path, tokenizer: Path | None) -> Source:
         return _onnx_file(file, tokenizer or own, beside=base)
     config = _config(base)
     check_config(config, base)
-    for file in (*_check_weights(base), *check_adapter(path)):
+    weights = _check_weights(base)
+    counts: dict[Path, int] = {}
+    for file in (*weights, *check_adapter(path)):
         _check_not_empty(file)
         if file.suffix == ".safetensors":
-            _check_safetensors(file)
-    check_held(config, base)
+            counts[file] = check_safetensors(file)
+    check_held(config, base, sum(map(counts.__getitem__, weights)) if counts.keys() >= set(weights) else None)
     return _source("folder", path, _tokenizer(tokenizer or own), config, base)
 
 
 def _onnx_file(path: Path, tokenizer: Path | None, beside: Path | None = None) -> Source:
     _check_not_empty(path)
-    home = _tokenizer(tokenizer)
+    # On the Hub graphs lie in a folder `onnx` below it.
+    near = (path.parent, path.parent.parent) if path.parent.name == "onnx" else (path.parent,)
+    home = _tokenizer(tokenizer or next((place for place in near if (place / "tokenizer.json").is_file()), None))
     # A bare ONNX file says nothing of special tokens; the tokenizer's folder often lies beside a config that does.
     places = [place for place in (home, beside) if place is not None and (place / "config.json").is_file()]
     config = _read_object(places[0] / "config.json") if places else {}
@@ -166,15 +167,18 @@ def _source(
     config: dict[str, Any],
     base: Path | None = None,
 ) -> Source:
+    came = provenance(path)
+    named = "reference" if path == REFERENCE else came.hub if kind == "folder" else None
     return Source(
         kind=kind,
         path=path,
-        origin="reference" if path == REFERENCE else _name_of(path),
+        origin=named or _name_of(path),
         tokenizer=tokenizer,
         bos_token_id=_first_int(config.get("bos_token_id")),
         eos_token_id=_first_int(config.get("eos_token_id")),
         max_length=_first_int(config.get("max_position_embeddings")),
         vocab_size=_first_int(config.get("vocab_size")),
+        came=came,
         base=base if base != path else None,
     )
 
@@ -232,30 +236,6 @@ def _check_not_empty(file: Path) -> None:
     with file.open("rb") as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise SourceError("a Git LFS pointer, not the file itself", where=str(file), remedy="Run git lfs pull.")
-
-
-def _check_safetensors(file: Path) -> None:
-    """Raises unless header and size agree, which is what an interrupted download or a full disk breaks."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        try:
-            header = parse_json(stream.read(min(length, size, 100_000_000)))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
-            raise SourceError(
-                "truncated or not a safetensors file: its header cannot be read",
-                where=str(file),
-                remedy="Download or write the file again.",
-            ) from error
-    refuse_quantized_names(header, str(file))
-    if 8 + length + end > size:
-        raise SourceError(
-            f"truncated: its header promises {8 + length + end} bytes, the file has {size}",
-            where=str(file),
-            remedy="Download or write the file again.",
-        )
 
 
 def _tokenizer(folder: Path | None) -> Path | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spq_graph.jobs.apply import apply
     from spq_graph.jobs.bench import bench
     from spq_graph.jobs.calibrate import calibrate, merge
+    from spq_graph.jobs.chat import chat
     from spq_graph.jobs.compare import compare
     from spq_graph.jobs.doctor import doctor
     from spq_graph.jobs.evaluate import evaluate
@@ -51,6 +52,7 @@ __all__ = [
     "apply",
     "bench",
     "calibrate",
+    "chat",
     "compare",
     "doctor",
     "evaluate",
@@ -82,6 +84,7 @@ _HOMES = {
     "apply": "spq_graph.jobs.apply",
     "bench": "spq_graph.jobs.bench",
     "calibrate": "spq_graph.jobs.calibrate",
+    "chat": "spq_graph.jobs.chat",
     "compare": "spq_graph.jobs.compare",
     "doctor": "spq_graph.jobs.doctor",
     "evaluate": "spq_graph.jobs.evaluate",

@@ -55,7 +55,7 @@ class LiftOpset(CanonicalPass):
             return ir.passes.PassResult(model, modified=False)
         obstacle = obstacle_to(model, self._to)
         if obstacle is not None:
-            remedy = f"export the model again with opset {self._to} or later, or use a precision other than FP8"
+            remedy = f"export the model again with opset {self._to} or later, or use another precision"
             raise GraphError(obstacle.what, where=obstacle.where, remedy=remedy)
         editor = Editor(model)
         for node in model.graph.all_nodes():

@@ -18,9 +18,9 @@ from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
 from spq_graph.passes.adapt.disown import Disown
 from spq_graph.passes.adapt.lift import LiftOpset
 from spq_graph.passes.adapt.norms import DivideNorms
-from spq_graph.passes.base.fp8_calls import refuse_wrong_calls
+from spq_graph.passes.base.own_calls import refuse_wrong_calls
 from spq_graph.passes.base.run import Pass, run
-from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.canon.canonicalize import Canonicalize, is_anothers, listed_names
 from spq_graph.passes.canon.lift_old import opset_of
 from spq_graph.passes.files.read import load_graph
 from spq_graph.terms.targets import Profile
@@ -30,15 +30,16 @@ from spq_graph.terms.targets import Profile
 PREPARE: tuple[type[Pass], ...] = (Canonicalize, Disown, WidenBfloat16)
 
 
-def adapting(profile: Profile, *, fp8: bool = False) -> Sequence[Pass]:
+def adapting(profile: Profile, opset: int = 0) -> Sequence[Pass]:
     """What a target's runtime asks of a graph, with the same numbers but for the order of sums.
 
     Args:
         profile: of the target.
-        fp8: whether FP8 is to be written, whose types are of a newer opset.
+        opset: that what is to be written needs, where that is newer than others.
     """
-    chosen = ((fp8, LiftOpset), (profile.divided_norms, DivideNorms), (profile.fused_attention, FuseAttention))
-    return tuple(step() for wanted, step in chosen if wanted)
+    chosen = ((profile.divided_norms, DivideNorms), (profile.fused_attention, FuseAttention))
+    lift = (LiftOpset(opset),) if opset else ()
+    return (*lift, *(step() for wanted, step in chosen if wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ class Prepared:
     Attributes:
         path: the file.
         graph: not to be edited. Weights stay in the file, mapped.
-        runs: whether ONNX Runtime's CPU provider runs the file as it is: it holds no bfloat16, and no two nodes have
-            one name.
+        runs: whether ONNX Runtime's CPU provider runs the file as it is: it holds no bfloat16, and every node has a
+            name that nothing else has.
         lifted_from: its opset, where that was too old for what is inserted and the graph was lifted; None otherwise.
     """
 
@@ -101,8 +102,10 @@ def prepare(path: Path, model: ir.Model) -> Prepared:
     """
     refuse_wrong_calls(model, str(path))
     names = [node.name for node in model.graph if node.name]
-    repeated = len(set(names)) < len(names)
+    listed = listed_names(model.graph)
+    repeated = len(set(names)) < len(names) or any(is_anothers(n, listed) for n in model.graph)
     opset = opset_of(model)
     changed = [step for step in PREPARE if run(model, [step()])]
+    refuse_wrong_calls(model, str(path))  # some may have stood in a function
     lifted_from = opset if opset_of(model) > opset else None
     return Prepared(path, model, not (WidenBfloat16 in changed or repeated), lifted_from)

@@ -14,7 +14,7 @@ class CanonicalPass(ir.passes.InPlacePass):
     """A pass on a graph that has been through `Canonicalize`."""
 
     def requires(self, model: ir.Model) -> None:
-        """Constants are initializers, which nobody can override, and nothing but our operator is a function."""
+        """Constants are initializers, which nobody can override, and nothing but our operators is a function."""
         if (text := not_canonical(model)) is not None:
             raise ir.passes.PreconditionError(f"the graph is not canonical: {text}")
 

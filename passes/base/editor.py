@@ -220,11 +220,11 @@ class Editor:
 
 def _only_reader(value: ir.Value) -> str | None:
     """The operator that alone reads a value, seen through those that the runtime drops; None where there are more."""
-    readers = [use.node for use in value.uses()]
-    if len(readers) != 1:
-        return None
-    passes_on = readers[0].op_type in ("Identity", "Dropout")
-    return _only_reader(readers[0].outputs[0]) if passes_on else readers[0].op_type
+    while len(readers := [use.node for use in value.uses()]) == 1:
+        if readers[0].op_type not in ("Identity", "Dropout"):
+            return readers[0].op_type
+        value = readers[0].outputs[0]
+    return None
 
 
 def describe_like(value: ir.Value, other: ir.Value) -> None:

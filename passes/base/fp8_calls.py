@@ -14,32 +14,13 @@ import onnx_ir as ir
 from spq_graph.passes.base.marks import is_fp8_matmul
 from spq_graph.passes.base.values import Weight, weight_of
 from spq_graph.passes.numbers.fp8 import E4M3, E5M2, Fp8Format, panel_shape
-from spq_graph.terms.errors import GraphError
 
 _FORMS = {form.element_type: form for form in (E4M3, E5M2)}
 _AS_THEY_ARE = int(ir.DataType.FLOAT)
 _MOST = 1 << 31  # rows or columns
 
 
-def refuse_wrong_calls(model: ir.Model, where: str) -> None:
-    """Refuse a model with a call that the operator's library would refuse, or that means nothing.
-
-    Args:
-        model: the graph.
-        where: what it is called.
-
-    Raises:
-        GraphError: naming the node and what is wrong.
-    """
-    for text in wrong_calls(model):
-        raise GraphError(
-            f"spq::Fp8MatMul: {text}",
-            where=where,
-            remedy="make the file again with `spq-graph apply` from the model and its plan",
-        )
-
-
-def wrong_calls(model: ir.Model) -> Iterator[str]:
+def wrong_fp8_calls(model: ir.Model) -> Iterator[str]:
     """What is wrong with calls of the operator, node by node, in words; one thing of each node.
 
     What only a run can tell, as the value of a scale that is computed, is left to the library.

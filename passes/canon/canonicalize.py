@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -13,8 +13,7 @@ from onnx_ir.passes.common import (
 )
 
 from spq_graph.passes.base.conditions import not_canonical, not_inlined, not_lifted, not_named, promise
-from spq_graph.passes.base.fp8_calls import refuse_wrong_calls
-from spq_graph.passes.base.marks import DOMAIN, OP
+from spq_graph.passes.base.marks import DOMAIN
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.base.wellformed import check_nodes
 from spq_graph.passes.canon.einsum import EinsumAsMatMul
@@ -22,20 +21,21 @@ from spq_graph.passes.canon.fold import FoldWeights
 from spq_graph.passes.canon.lift_old import LiftOld
 from spq_graph.passes.canon.unfuse import Unfuse
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.kernels import OPERATORS
 
 FIRST_IR_WITH_FREE_INITIALIZERS = 4
 
 
 class InlineFunctions(ir.passes.InPlacePass):
-    """Write the bodies of model-local functions in the place of their calls, but for our operator's; drop the uncalled.
+    """Write the bodies of model-local functions in the place of their calls, but for our operators'; drop the uncalled.
 
-    Its body would hide the weight, and tell nobody that it is FP8.
+    Their bodies would hide the weight, and tell nobody what it is.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if not model.functions:
             return ir.passes.PassResult(model, modified=False)
-        inline = InlinePass(criteria=lambda function: (function.domain, function.name) != (DOMAIN, OP))
+        inline = InlinePass(criteria=lambda function: function.domain != DOMAIN or function.name not in OPERATORS)
         try:
             modified = inline(model).modified
         except (ir.passes.InvariantError, ValueError, KeyError, RuntimeError, TypeError) as cause:
@@ -53,7 +53,6 @@ class InlineFunctions(ir.passes.InPlacePass):
             del model.functions[known]
         # Who calls a function may leave out inputs that its body reads.
         check_nodes(model, model.graph.name or "")
-        refuse_wrong_calls(model, model.graph.name or "")  # which may have stood in a function
         return ir.passes.PassResult(model, modified or bool(uncalled))
 
     def ensures(self, model: ir.Model) -> None:
@@ -76,7 +75,7 @@ class NameNodes(ir.passes.InPlacePass):
     """Give every node a name of its own: plans refer to nodes by name."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        return ir.passes.PassResult(model, name_nodes(model.graph))
+        return ir.passes.PassResult(model, name_nodes(model.graph, listed_names(model.graph)))
 
     def ensures(self, model: ir.Model) -> None:
         """Plans can refer to every node."""
@@ -119,7 +118,7 @@ CANON: tuple[type[Pass], ...] = (
 class Canonicalize(ir.passes.InPlacePass):
     """Bring a graph into the form that the other passes expect: all of `CANON`, which keep its numbers.
 
-    Model-local functions are inlined but for our own operator's, graphs older than opset 13 lifted to it, Constant
+    Model-local functions are inlined but for our own operators', graphs older than opset 13 lifted to it, Constant
     nodes lifted to initializers, initializers no longer listed as inputs (which would let a caller override them),
     nodes sorted, a linear layer left as Einsum is a MatMul, weights that nodes make of others are initializers of
     their own, what ONNX Runtime fused around weights is written out, every node gets a unique name, and ONNX's own
@@ -134,16 +133,33 @@ class Canonicalize(ir.passes.InPlacePass):
         promise(not_canonical(model) or not_named(model))
 
 
-def name_nodes(nodes: Iterable[ir.Node]) -> bool:
-    """Give every node a name of its own; the first to have a name keeps it. Returns whether any was changed."""
+def listed_names(graph: ir.Graph) -> frozenset[str]:
+    """Names of inputs, constants and results: runtimes list them beside the nodes, and each name once."""
+    values = (*graph.inputs, *graph.initializers.values(), *graph.outputs)
+    return frozenset(value.name for value in values if value.name)
+
+
+def is_anothers(node: ir.Node, listed: Collection[str]) -> bool:
+    """Whether a node's name is one of these, and not that of what it gives itself."""
+    return node.name in listed and all(value.name != node.name for value in node.outputs)
+
+
+def name_nodes(nodes: Iterable[ir.Node], listed: Collection[str] = ()) -> bool:
+    """Give every node a name of its own; the first to have a name keeps it. Returns whether any was changed.
+
+    Args:
+        nodes: the nodes.
+        listed: names of other things, which a node may have only where it gives that thing.
+    """
     nodes = list(nodes)
-    given = {node.name for node in nodes if node.name}
-    taken: set[str] = set()
+    given = {node.name for node in nodes if node.name and not is_anothers(node, listed)}
+    reserved, taken = {*given, *listed}, set[str]()
     copies: dict[str, int] = {}  # by name, the last number that was given out: many nodes may share one name
     modified = False
     for index, node in enumerate(nodes):
         base = name = node.name or f"{node.op_type}_{index}"
-        while name in taken or (name in given and name != node.name):
+        keeps = not is_anothers(node, listed)
+        while name in taken or (name in reserved and not (keeps and name == node.name)):
             copies[base] = copies.get(base, 0) + 1
             name = f"{base}_{copies[base]}"
         taken.add(name)

@@ -33,11 +33,13 @@ class Recipe:
     index: int = 0
     sources: tuple[tuple[str, Recipe], ...] = ()
 
-    def steps(self) -> list[Recipe]:
-        """Every constant that it is made of, each once and behind its sources; itself last."""
+    def steps(self, most: int | None = None) -> list[Recipe]:
+        """Every constant that it is made of, each once and behind its sources; nothing where they are more."""
         order: dict[Recipe, None] = {}
         todo = [self]
         while todo:
+            if len(order) == most:
+                return []
             waiting = [source for _, source in todo[-1].sources if source not in order]
             todo.extend(reversed(waiting))  # in their order: what a sum begins with, before what is added to it
             if not waiting:

@@ -74,7 +74,8 @@ _KEEP_AXES = {
         1,
     ),
 }
-_MOST_STEPS = 1 << 14  # that a constant comes about in: a quarter of a second, whenever it is read
+_FEW_STEPS = 64  # that any constant may come about in
+_MOST_STEPS = 1 << 14  # of all that come about in more, so that time is linear: a quarter of a second for each reading
 _LONGEST_CHAIN = 64  # of activations, so that no recursion is too deep
 
 
@@ -92,13 +93,17 @@ class FoldWeights(CanonicalPass):
         axes: dict[ir.Value, int] = {}
         matrices: dict[ir.Value, _Matrix | None] = {}
         recipes: dict[ir.Value, Recipe] = {}
+        left = _MOST_STEPS
         modified = False
         for node in list(graph):
             operand = node.inputs[1] if node.op_type in _PRODUCTS and len(node.inputs) > 1 else None
             if operand is None or not _is_to_fold(operand, known):
                 continue
             if operand not in matrices:
-                matrices[operand] = _matrix_of(graph, operand, recipes)
+                recipe = recipe_of(operand, graph.opset_imports.get("", 1), recipes)
+                steps = len(recipe.steps(max(left, _FEW_STEPS)))
+                left -= steps if steps > _FEW_STEPS else 0
+                matrices[operand] = _matrix_of(operand, recipe) if steps else None
             matrix = matrices[operand]
             if matrix is not None and (matrix.axes == 2 or _axes_of(node.inputs[0], axes) >= matrix.axes):
                 node.replace_input_with(1, matrix.initializer(graph))
@@ -222,11 +227,8 @@ def _computed(name: str, recipe: Recipe, dtype: ir.DataType, shape: tuple[int, i
         ) from error
 
 
-def _matrix_of(graph: ir.Graph, value: ir.Value, known: dict[ir.Value, Recipe]) -> _Matrix | None:
+def _matrix_of(value: ir.Value, recipe: Recipe) -> _Matrix | None:
     """The matrix that a constant operand is, alone or in a stack of one; None where it is none."""
-    recipe = recipe_of(value, graph.opset_imports.get("", 1), known)
-    if len(recipe.steps()) > _MOST_STEPS:
-        return None
     try:
         with np.errstate(all="ignore"):
             stand_in = recipe.numbers(real=False)

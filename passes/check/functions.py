@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import DOMAIN, OP
-from spq_graph.passes.forms.fp8_function import fp8_matmul_function
-from spq_graph.passes.forms.int8_function import Int8Kind, int8_matmul_function
+from spq_graph.passes.base.marks import DOMAIN
+from spq_graph.passes.forms.functions import own_functions
 from spq_graph.terms.errors import GraphError
-
-_KINDS = {kind.op_type: kind for kind in (Int8Kind(t, b) for t in (False, True) for b in (False, True))}
 
 
 def refuse_other_functions(model: ir.Model, where: str) -> None:
@@ -27,12 +24,11 @@ def refuse_other_functions(model: ir.Model, where: str) -> None:
     holders: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     called = {node.op_type for holder in holders for node in holder.all_nodes() if node.domain == DOMAIN}
     opset = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 1))
+    own = own_functions(opset)
     for domain, name, overload in model.functions:
-        if domain != DOMAIN or name not in called or name not in (OP, *_KINDS):
+        if domain != DOMAIN or name not in called or name not in own:
             continue
-        found = model.functions[domain, name, overload]
-        wanted = fp8_matmul_function(opset) if name == OP else int8_matmul_function(_KINDS[name], opset)
-        if ir.to_proto(found) != ir.to_proto(wanted):
+        if ir.to_proto(model.functions[domain, name, overload]) != ir.to_proto(own[name]):
             raise GraphError(
                 f"function {domain}::{name} is not the one that stands for the operator of that name",
                 where=where,

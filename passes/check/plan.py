@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from spq_graph.documents.plan import Plan, SitePlan
-from spq_graph.passes.base.marks import ADDED, DOMAIN, OP, VERSION, is_fp8_matmul
+from spq_graph.passes.base.marks import ADDED, DOMAIN, OLDEST_IR, VERSION, is_ours
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import weight_of
 from spq_graph.passes.check.lookups import differing_lookup
@@ -15,7 +15,7 @@ from spq_graph.passes.check.outline import Line, Outline, changed, line_of
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
 from spq_graph.passes.forms.branch import branch_nodes, differing_branch
 from spq_graph.passes.forms.differs import differing_weight, differs
-from spq_graph.passes.forms.fp8_function import OLDEST_IR, fp8_matmul_function
+from spq_graph.passes.forms.functions import own_functions
 from spq_graph.passes.forms.lookup import tied_to
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
@@ -55,7 +55,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         wrong += changed(self.before, model, names, belonging.constants)
         wrong += _differing_imports(self.before, model)
         wrong += _strangers(model.graph, names, belonging.nodes)
-        wrong += _differing_functions(model, self.before, any(map(is_fp8_matmul, model.graph.all_nodes())))
+        wrong += _differing_functions(model, self.before)
         if wrong:
             more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
             raise CheckError(
@@ -117,16 +117,18 @@ class VerifyPlan(ir.passes.InPlacePass):
         )
 
 
-def _differing_functions(model: ir.Model, before: Outline, calls: bool) -> Iterator[str]:
-    """Whether the operator's function is there, and as we write it, exactly where something calls it; others stay."""
-    wanted = fp8_matmul_function(model.graph.opset_imports.get("", 1))
-    found = model.functions.get(wanted.identifier())
-    if (found is not None) is not calls:
-        yield f"function {DOMAIN}::{OP} is {'missing' if calls else 'there, but nothing calls it'}"
-    elif found is not None and ir.to_proto(found) != ir.to_proto(wanted):
-        yield f"function {DOMAIN}::{OP} is not ours"
+def _differing_functions(model: ir.Model, before: Outline) -> Iterator[str]:
+    """Whether our operators' functions are there, and as we write them, exactly where something calls them."""
+    called = {node.op_type for node in model.graph.all_nodes() if is_ours(node)}
+    own = {f.identifier(): f for f in own_functions(model.graph.opset_imports.get("", 1)).values()}
+    for name, wanted in own.items():
+        found = model.functions.get(name)
+        if (found is not None) is not (wanted.name in called):
+            yield f"function {name[0]}::{name[1]} is {'missing' if found is None else 'there, but nothing calls it'}"
+        elif found is not None and ir.to_proto(found) != ir.to_proto(wanted):
+            yield f"function {name[0]}::{name[1]} is not ours"
     for name in {**before.functions, **model.functions}:
-        if name != wanted.identifier() and not _same_function(before.functions.get(name), model.functions.get(name)):
+        if name not in own and not _same_function(before.functions.get(name), model.functions.get(name)):
             yield f"function {name[0]}::{name[1]} is not the source's"
 
 

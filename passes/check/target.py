@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.documents.plan import Plan
-from spq_graph.passes.base.fp8_calls import wrong_calls
 from spq_graph.passes.base.marks import DOMAIN
+from spq_graph.passes.base.own_calls import wrong_calls
 from spq_graph.passes.base.values import is_standard, weight_of
 from spq_graph.passes.forms.weight import BLOCKED_OPSET
 from spq_graph.passes.numbers.fp8 import OLDEST_OPSET
@@ -149,7 +149,7 @@ def integers_have_one_form(model: ir.Model, profile: Profile) -> Iterator[str]:
 
 
 def calls_are_legal(model: ir.Model, _profile: Profile) -> Iterator[str]:
-    """Calls of the operator are such as its library takes: the function that stands in for it takes others too."""
+    """Calls of our operators are such as their library takes: functions that stand in for them take others too."""
     yield from wrong_calls(model)
 
 

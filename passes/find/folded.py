@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from spq_graph.passes.base.marks import is_int8_matmul, is_ours
 from spq_graph.passes.base.values import is_product, is_standard, same_tensor
 
 Array = npt.NDArray[np.generic]
@@ -105,7 +106,7 @@ def twins_of(model: ir.Model, names: Collection[str]) -> dict[str, list[str]]:
 
 
 def _multiplies(node: ir.Node) -> bool:
-    return is_product(node) or node.op_type in _PRODUCTS
+    return is_product(node) or node.op_type in _PRODUCTS or is_ours(node)
 
 
 def _results(node: ir.Node, known: dict[ir.Value, Array | None]) -> tuple[Array | None] | None:
@@ -167,7 +168,7 @@ def _by_zero(node: ir.Node, known: dict[ir.Value, Array | None]) -> tuple[Array 
         multiplies, added = operands, None
     elif _multiplies(node):
         multiplies = operands[:1] if node.op_type == "MatMulNBits" else operands[:2]
-        added = {"Gemm": 2, "MatMulNBits": 5}.get(node.op_type)
+        added = 3 if is_int8_matmul(node) else {"Gemm": 2, "MatMulNBits": 5}.get(node.op_type)
     elif node.op_type == "Attention" and is_standard(node) and not any(operands[4:6]):
         multiplies, added = operands[2:3], None
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import ADDED, OP, PREFIX
+from spq_graph.passes.base.marks import ADDED, PREFIX
 from spq_graph.passes.base.operand import operand_of
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import FLOATS, is_product, weight_of
@@ -16,12 +16,13 @@ from spq_graph.passes.find.collect import QUANTIZED_LINEAR
 from spq_graph.passes.find.identify import Identified, identify
 from spq_graph.passes.find.unquantize import LookThroughQuantization
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.kernels import OPERATORS
 from spq_graph.terms.site import Unmatched
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _NO_PRODUCTS = _QUANTIZERS | {"GatherBlockQuantized", "ConvInteger", "QLinearConv", "QMoE"}
 # What only shows in a graph that somebody has quantized already.
-QUANTIZED_OPS = QUANTIZED_LINEAR | _NO_PRODUCTS | {OP}
+QUANTIZED_OPS = QUANTIZED_LINEAR | _NO_PRODUCTS | OPERATORS
 
 
 def refuse_quantized(model: ir.Model, path: Path) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import DOMAIN, OP, VERSION
+from spq_graph.passes.base.marks import DOMAIN, OLDEST_IR, OP, VERSION
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.passes.numbers.fp8 import ACTIVATIONS, PAIR, activation_scale
 from spq_graph.terms.precision import Precision
 
-OLDEST_IR = 9
 _AS_THEY_ARE = int(ir.DataType.FLOAT)  # `a_type` where activations are not rounded
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import DOMAIN, VERSION
+from spq_graph.passes.base.marks import DOMAIN, OLDEST_IR, VERSION
 from spq_graph.passes.forms.rules import QUANTIZE
 from spq_graph.passes.numbers.int8 import COLUMNS, DEPTH, FOUR
 from spq_graph.passes.numbers.scales import SMALLEST
 
+OLDEST_OPSET = 15  # that has CastLike
 _AXES_ARE_INPUTS = 18  # of ReduceMax and ReduceMin, from this opset on
 _FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
 
@@ -50,6 +51,7 @@ def add_int8_function(model: ir.Model, kind: Int8Kind) -> None:
     function = int8_matmul_function(kind, model.graph.opset_imports[""])
     model.functions.setdefault(function.identifier(), function)
     model.graph.opset_imports.setdefault(DOMAIN, VERSION)
+    model.ir_version = max(model.ir_version, OLDEST_IR)
 
 
 def int8_call(kind: Int8Kind, inputs: Sequence[ir.Value], shape: tuple[int, int], name: str) -> ir.Node:
@@ -64,7 +66,7 @@ def int8_call(kind: Int8Kind, inputs: Sequence[ir.Value], shape: tuple[int, int]
 
 
 def int8_matmul_function(kind: Int8Kind, opset: int) -> ir.Function:
-    """A kind of the operator in terms of ONNX's own, for a model of this opset, 15 or later: CastLike is as old."""
+    """A kind of the operator in terms of ONNX's own, for a model of this opset, 15 or later."""
     body = _Body(kind, opset)
     result = body.result()
     graph = ir.Graph(
@@ -112,9 +114,16 @@ class _Body:
         return self.op("W", "Slice", padded, self.integers("B_starts", 0, 0), ends)
 
     def _reduced(self, output: str, op_type: str, value: ir.Value) -> ir.Value:
-        if self.opset >= _AXES_ARE_INPUTS:
-            return self.op(output, op_type, value, self.integers(f"{output}_axes", -1), keepdims=1)
-        return self.op(output, op_type, value, axes=[-1], keepdims=1)
+        name, by_row = f"{output}_all", self.opset >= _AXES_ARE_INPUTS
+        axes = [self.integers(f"{output}_axes", -1)] if by_row else []
+        found = self.op(name, op_type, value, *axes, keepdims=1, **({} if by_row else {"axes": [-1]}))
+        # Of an expert without tokens ONNX Runtime 1.31 leaves the rows as long as they were.
+        return self.op(output, "Reshape", found, self._by_row(), allowzero=1)
+
+    def _by_row(self) -> ir.Value:
+        """Shape of what holds one number for each row of A."""
+        known = next((n.outputs[0] for n in self.nodes if n.name == "row_ends"), None)
+        return known or self.op("row_ends", "Concat", self.op("A_rows", "Shape", self.x, end=-1), self.one, axis=0)
 
     def result(self) -> ir.Value:
         op, inputs = self.op, self.inputs

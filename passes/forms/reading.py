@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import FP8, is_fp8_matmul
+from spq_graph.passes.base.marks import FP8, is_fp8_matmul, is_int8_matmul
 from spq_graph.passes.base.values import attribute_of, codes_looked_up, weight_of
 from spq_graph.passes.forms.fp8_function import precision_of_call
 from spq_graph.passes.forms.nbits import ACCURACY_LEVELS
 from spq_graph.passes.forms.rules import HALF_PRECISIONS, producer_of
 from spq_graph.terms.form import Form
+from spq_graph.terms.kernels import TOKEN_KERNEL
 from spq_graph.terms.precision import Precision
 
 
@@ -37,6 +38,8 @@ def _said_by_operator(node: ir.Node) -> Precision | None:
     """The precision that a node states by what it is, whatever it reads."""
     if is_fp8_matmul(node):
         return precision_of_call(node)
+    if is_int8_matmul(node):
+        return Precision.W8A8_TOKEN if node.op_type.startswith(TOKEN_KERNEL) else Precision.INT8
     if codes_looked_up(node):
         return Precision.W8A16
     if node.op_type == "MatMulNBits":

@@ -15,6 +15,8 @@ from spq_graph.runtime.sessions.executed import CONSTANT, Executed, not_as_plann
 from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import CheckError, UsageError
+from spq_graph.terms.form import Form
+from spq_graph.terms.kernels import TOKEN_KERNEL
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CPU_PROVIDER, Profile
 
@@ -144,6 +146,23 @@ def account(executed: Executed, constant: Collection[str], twins: Mapping[str, S
             executed.placed[node] = executed.placed.get(ran, "")
 
 
+def account_functions(executed: Executed, plan: Plan, twins: Mapping[str, Sequence[str]]) -> None:
+    """Say of sites by token that ran as the function in the file as which kernel its products did.
+
+    A runtime that writes a function out gives its nodes names that do not tell of which call they are, but as many
+    integer products as there are distinct calls can be no others.
+
+    Args:
+        executed: what ran, which is added to.
+        plan: what was decided.
+        twins: by node, others that compute the very same, of which a runtime runs one.
+    """
+    calls = [site.node for site in plan.in_form(Form.BY_TOKEN) if site.node not in executed.kernels]
+    distinct = [node for place, node in enumerate(calls) if not {*calls[:place]}.intersection(twins.get(node, ()))]
+    if calls and executed.in_function(TOKEN_KERNEL, "MatMulInteger") >= len(distinct):
+        executed.kernels.update(dict.fromkeys(calls, "MatMulInteger"))
+
+
 def check_executed(executed: Executed, plan: Plan, where: str) -> None:
     """Check that every site ran as its plan and its target say; nothing to check where the target is absent.
 
@@ -159,7 +178,7 @@ def check_executed(executed: Executed, plan: Plan, where: str) -> None:
     if wrong := not_as_planned(executed, plan.integer_sites):
         ran, remedy = [_ran(site, executed) for site in wrong], f"the runtime did not fuse them; {_REMEDY}"
         _refuse(ran, "planned as integers did not run as integer kernels", where, remedy)
-    if wrong := not_as_planned(executed, [s for s in plan.sites if s.precision.row.by_block]):
+    if wrong := not_as_planned(executed, [s for s in plan.sites if s.precision.bits is None]):
         _refuse(_with_places(wrong, executed), "planned with integer weights did not run so", where)
     if profile.provider != CPU_PROVIDER and profile.provider is not None:
         _check_placed(executed, plan, where)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 
-from spq_graph.documents.plan import SitePlan
+from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.documents.report import OperatorRun
 from spq_graph.runtime.sessions.library import library_info
-from spq_graph.terms.kernels import FP8_KERNEL, LOOKUP_KERNELS
+from spq_graph.terms.form import OWN, Form
+from spq_graph.terms.kernels import LOOKUP_KERNELS
 from spq_graph.terms.site import Role
 
 CONSTANT = "constant"
+_INLINED = re.compile(r"_inlfunc_([A-Za-z0-9]+)_")
 
 
 @dataclass(slots=True)
@@ -41,14 +45,18 @@ class Executed:
     by_provider: dict[str, dict[str, int]] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
 
-    def fp8_run(self, nodes: Iterable[str]) -> OperatorRun | None:
-        """How the FP8 sites with these node names ran; None where there are none."""
-        ran = [self.kernels.get(node) == FP8_KERNEL for node in nodes]
-        if not ran:
+    def operator_run(self, form: Form, plan: Plan) -> OperatorRun | None:
+        """How a plan's sites in the form of one of our operators ran; None without any, and where nothing was run."""
+        ran = [self.kernels.get(site.node) == OWN[form] for site in plan.in_form(form)]
+        if not ran or self.absent is not None:
             return None
         info = library_info()
         library = f"{info['version']}, {info['isa']}" if info is not None else None
         return OperatorRun(sites=len(ran), kernels=sum(ran), library=library)
+
+    def in_function(self, operator: str, kernel: str) -> int:
+        """How many of a kernel ran in functions that stand for an operator of ours."""
+        return sum(ran == kernel and operator in _function_of(node) for node, ran in self.kernels.items())
 
 
 def executed_by(session: ort.InferenceSession) -> Executed:
@@ -60,11 +68,13 @@ def executed_in(profiles: Iterable[Path]) -> Executed:
     """The kernels that profiles of one model's sessions tell of; each node once, however often it ran."""
     found = Executed()
     by_provider: dict[str, Counter[str]] = {}
-    for event in (event for path in profiles for event in json.loads(path.read_text(encoding="utf-8"))):
+    for number, event in _events(profiles):
         arguments = event.get("args", {})
         if event.get("cat") != "Node" or "op_name" not in arguments:
             continue
         name = event["name"].removesuffix("_kernel_time")
+        if _function_of(name):  # which begins to count anew in every session
+            name = f"{name} of {number}"
         if name not in found.kernels:
             found.kernels[name] = arguments["op_name"]
             found.placed[name] = arguments.get("provider", "")
@@ -73,6 +83,17 @@ def executed_in(profiles: Iterable[Path]) -> Executed:
     found.by_provider = {provider: dict(sorted(ops.items())) for provider, ops in sorted(by_provider.items())}
     found.providers = {provider: sum(ops.values()) for provider, ops in found.by_provider.items()}
     return found
+
+
+def _events(profiles: Iterable[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, path in enumerate(profiles):
+        for event in json.loads(path.read_text(encoding="utf-8")):
+            yield number, event
+
+
+def _function_of(name: str) -> tuple[str, ...]:
+    """The functions that a node was written out of, outermost first: ONNX Runtime begins the node's name with them."""
+    return tuple(_INLINED.findall(name))
 
 
 def not_as_planned(executed: Executed, sites: Iterable[SitePlan]) -> list[SitePlan]:

@@ -1,13 +1,16 @@
-"""Messages as the text that a model was trained on: the chat template of its tokenizer."""
+"""Messages as the text that a model was trained on: the chat template of its tokenizer, as transformers applies it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -19,10 +22,17 @@ _DAY = date(2025, 1, 1)
 _MOST = 1_000_000  # steps of loops, and characters of a product
 
 
-def render(messages: list[Any], folder: Path | None) -> str:
-    """Messages in the words of a tokenizer's chat template, without a BOS in front, which the tokenizer adds itself.
+def has_template(folder: Path | None) -> bool:
+    """Whether a tokenizer's folder says how a conversation is written.
 
-    As transformers renders it (`apply_chat_template`): in a sandbox, with blocks trimmed.
+    Raises:
+        DataError, SourceError: a file that may say so cannot be read.
+    """
+    return folder is not None and _template(folder, read_json(folder / "tokenizer_config.json")) is not None
+
+
+def render(messages: list[Any], folder: Path | None) -> str:
+    """Messages as data to calibrate or judge on: without a BOS in front, which the tokenizer adds itself.
 
     Args:
         messages: each with `role` and `content`.
@@ -31,6 +41,27 @@ def render(messages: list[Any], folder: Path | None) -> str:
     Raises:
         DataError: the folder has no template, or it does not take these messages.
     """
+    text, bos = _rendered(messages, folder, answer=False, day=_DAY)
+    return text.removeprefix(bos)
+
+
+def to_answer(messages: list[Any], folder: Path | None) -> str:
+    """Messages as a model is asked to answer them today: up to where its turn begins, BOS included where it has one.
+
+    Its ids are those of the text alone: what a tokenizer prepends to a text is the template's to say.
+
+    Args:
+        messages: as of `render`, the last one of a user.
+        folder: as of `render`.
+
+    Raises:
+        DataError: as `render`.
+    """
+    return _rendered(messages, folder, answer=True, day=date.today())[0]
+
+
+def _rendered(messages: list[Any], folder: Path | None, *, answer: bool, day: date) -> tuple[str, str]:
+    """Text, and the BOS that it may begin with: as `apply_chat_template` makes it, in a sandbox, blocks trimmed."""
     config = read_json(folder / "tokenizer_config.json") if folder is not None else {}
     template = _template(folder, config) if folder is not None else None
     if template is None:
@@ -40,17 +71,20 @@ def render(messages: list[Any], folder: Path | None) -> str:
             remedy="Pass --tokenizer DIR with the one of a chat model, or write the texts under `text`.",
         )
     special = {f"{name}_token": _text_of(config.get(f"{name}_token")) for name in ("bos", "eos", "pad", "unk")}
-    environment = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals |= {"range": _ranges(), "raise_exception": _refuse, "strftime_now": _DAY.strftime}
+    environment = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    environment.globals |= {"range": _ranges(), "raise_exception": _refuse, "strftime_now": day.strftime}
+    environment.filters["tojson"] = _to_json
+    # None, as transformers gives them: a template may ask whether they are, and not whether they are there.
+    given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": answer}
     try:
-        text = environment.from_string(template).render(messages=messages, add_generation_prompt=False, **special)
+        text = environment.from_string(template).render(**given, **special)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
         raise DataError(
             f"the chat template does not take these messages: {error}",
             where=str(folder),
             remedy="Write the messages as the template wants them, or the texts under `text`.",
         ) from error
-    return text.removeprefix(special["bos_token"])
+    return text, special["bos_token"]
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -72,6 +106,24 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
 def _text_of(token: object) -> str:
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
+
+
+class _Generation(Extension):
+    """The block that says which words are the model's own, which trainers ask for: here it is what stands in it."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Without the escapes for HTML that jinja's own has, and with what transformers lets a template say."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 class _Bounded(ImmutableSandboxedEnvironment):

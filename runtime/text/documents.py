@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spq_graph.documents.content import content_of
+from spq_graph.runtime.text.parquet import is_parquet, rows_of
 from spq_graph.terms.errors import DataError
 
 _JSON = (".json", ".jsonl", ".ndjson")
@@ -27,7 +28,6 @@ _MARKS = (
 )
 # What begins so holds text in a form that no decoding brings out, or none at all.
 _FORMS = (
-    (b"PAR1", "a Parquet file"),
     (b"PK\x03\x04", "a zip archive"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
     (b"BZh91AY&SY", "compressed with bzip2"),
@@ -37,30 +37,37 @@ _FORMS = (
     (b"%PDF-", "a PDF"),
     (b"SQLite format 3\x00", "a database"),
 )
-_WANTED = "A list of strings, or lines of objects with `text`, with `prompt` (and `completion`), or with `messages`."
+_WANTED = (
+    "A list of strings, or lines of objects with `text`, with `prompt` (and `completion` or `response`), or with "
+    "`messages`."
+)
 Chat = Callable[[list[Any]], str]
 
 
-def read_documents(path: Path, chat: Chat) -> str | list[str]:
+def read_documents(path: Path, chat: Chat, *, templated: bool = False) -> str | list[str]:
     """One text, or documents that have nothing to do with each other.
 
-    JSON is a list, or lines, of strings or of objects: `text`, else `prompt` with what `completion` adds to it, else
-    `messages`. A file that is not called JSON and does not hold such is plain text, whatever it begins with.
+    JSON is a list, or lines, of strings or of objects: `text`, else `prompt` with what `completion` or `response` adds,
+    else `messages`; rows of Parquet are such objects. A file that is not called JSON and does not hold such is plain
+    text, whatever it begins with.
 
     Args:
         path: the file.
         chat: renders messages, each with `role` and `content`.
+        templated: whether a prompt and what answers it are messages as well: the model talks by a template.
 
     Raises:
         DataError: it cannot be read, is in no Unicode encoding, or is called JSON and holds something else.
     """
+    if is_parquet(path):
+        return [_document(item, number, path, chat, templated) for number, item in enumerate(rows_of(path))]
     text = read_text(path)
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     called_json = bool(suffixes) and suffixes[-1] in _JSON
     if not called_json and not text.lstrip().startswith(("[", "{")):
         return text
     try:
-        return [_document(item, number, path, chat) for number, item in enumerate(_items(text, path))]
+        return [_document(item, number, path, chat, templated) for number, item in enumerate(_items(text, path))]
     except DataError:
         if called_json or text.lstrip().startswith("{"):
             raise
@@ -148,9 +155,15 @@ def _items(text: str, path: Path) -> list[Any]:
     return content if isinstance(content, list) else [content]
 
 
-def _document(item: Any, number: int, path: Path, chat: Chat) -> str:
+def _document(item: Any, number: int, path: Path, chat: Chat, templated: bool) -> str:
     """The text in one item of a file."""
-    text = item if isinstance(item, str) else _text_in(item, chat) if isinstance(item, Mapping) else None
+    if isinstance(item, Mapping) and _has_no_user(item):
+        raise DataError(
+            f"the conversation of document {number} has no turn of a user",
+            where=str(path),
+            remedy="Write what was asked as a message whose `role` is user, or the texts under `text`.",
+        )
+    text = item if isinstance(item, str) else _text_in(item, chat, templated) if isinstance(item, Mapping) else None
     if text is None:
         what = f"an object with {', '.join(sorted(map(str, item)))}" if isinstance(item, Mapping) else repr(item)[:40]
         raise DataError(f"document {number} is {what}: no text", where=str(path), remedy=_WANTED)
@@ -165,12 +178,22 @@ def _document(item: Any, number: int, path: Path, chat: Chat) -> str:
     return text
 
 
-def _text_in(item: Mapping[str, Any], chat: Chat) -> str | None:
+def _has_no_user(item: Mapping[str, Any]) -> bool:
+    messages = item.get("messages")
+    if isinstance(item.get("text"), str) or isinstance(item.get("prompt"), str) or not isinstance(messages, list):
+        return False
+    turns = [one for one in messages if isinstance(one, Mapping)]
+    return bool(turns) and all(one.get("role") != "user" for one in turns)
+
+
+def _text_in(item: Mapping[str, Any], chat: Chat, templated: bool) -> str | None:
     if isinstance(text := item.get("text"), str):
         return text
     if isinstance(prompt := item.get("prompt"), str):
-        added = item.get("completion")
-        return prompt + added if isinstance(added, str) else prompt
+        added = next((item[name] for name in ("completion", "response") if isinstance(item.get(name), str)), None)
+        if added is not None and templated:
+            return chat([{"role": "user", "content": prompt}, {"role": "assistant", "content": added}])
+        return prompt + (added or "")
     messages = item.get("messages")
     if isinstance(messages, list) and messages and all(isinstance(one, Mapping) for one in messages):
         return chat(messages)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spq_graph.documents.content import refuse_special
-from spq_graph.runtime.text.chat import render
+from spq_graph.runtime.text.chat import has_template, render
 from spq_graph.runtime.text.documents import read_documents
 from spq_graph.runtime.text.sequences import Ids, Sequences, cut, padded_behind
 from spq_graph.runtime.text.tokenizer import TextTokenizer
@@ -101,7 +101,8 @@ def load_sequences(
         return sequences if max_tokens is None else sequences.take(max_tokens)
     if tokenizer is None:
         raise UsageError("text needs a tokenizer", where=str(path), remedy="Pass --tokenizer DIR, or ids as .npz.")
-    text = read_documents(path, partial(render, folder=tokenizer.folder))
+    folder = tokenizer.folder
+    text = read_documents(path, partial(render, folder=folder), templated=has_template(folder))
     sequences = windows(
         tokenizer, text, window=window, bos=bos, origin=str(path), min_windows=min_windows, max_tokens=max_tokens
     )

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from spq_graph import __version__
-from spq_graph.cli import looking, making, running
+from spq_graph.cli import chatting, looking, making, running
 from spq_graph.cli import options as o
 from spq_graph.cli.terminal import Log, Quiet, Verbose, begin, errors, log_error, print_json, with_telling
 
@@ -69,8 +69,9 @@ def doctor(as_json: o.Json = False) -> None:
 
 app.command("eval")(with_telling(running.evaluate))
 app.command()(with_telling(running.generate))
+app.command()(with_telling(chatting.chat))
 app.command()(with_telling(running.bench))
-for _verb in (looking.inspect, looking.verify, looking.diff, looking.view):
+for _verb in (looking.inspect, looking.verify, looking.diff, looking.view, looking.presets):
     app.command()(with_telling(_verb))
 
 

@@ -28,8 +28,8 @@ class LogFile:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         try:
-            new = not path.exists() or not path.stat().st_size
-            if not new and not _is_ours(path):
+            new = not path.exists() or (path.is_file() and not path.stat().st_size)
+            if not new and not (path.is_file() and _is_ours(path)):  # opening a pipe would wait for a reader
                 raise OutputError("this is not a log of spq-graph", where=str(path), remedy="name another --log-file")
             self._file = path.open("ab")
         except OSError as cause:

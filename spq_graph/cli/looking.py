@@ -9,18 +9,22 @@ import typer
 from rich.console import Console
 
 from spq_graph.cli import options as o
-from spq_graph.cli.terminal import answer, print_json, steps, unused
+from spq_graph.cli.terminal import answer, errors, print_json, steps, unused
 
 _Inspected = Annotated[Path, typer.Argument(help="an .onnx file or an OUT folder", metavar="PATH")]
 _Exportable = Annotated[
-    Path, typer.Argument(help="an .onnx file, an OUT folder, or a Hugging Face folder, exported aside", metavar="PATH")
+    str,
+    typer.Argument(
+        help="an .onnx file, an OUT folder, or what is exported aside: a Hugging Face folder, a GGUF, a Hub id",
+        metavar="PATH",
+    ),
 ]
 
 
 def inspect(
     path: _Exportable,
     chosen: Annotated[str | None, typer.Argument(help="as --site", metavar="SITE", show_default=False)] = None,
-    site: Annotated[str | None, typer.Option(help="one site, by key or glob", metavar="KEY")] = None,
+    site: Annotated[str | None, typer.Option(help="one site, by key, its end, or glob", metavar="KEY")] = None,
     why: Annotated[bool, typer.Option("--why", help="reason and evidence in full, of one SITE or of all")] = False,
     unmatched: Annotated[bool, typer.Option("--unmatched", help="products that are no sites, and why")] = False,
     calibration: Annotated[
@@ -96,3 +100,25 @@ def view(
     address = run(path, port=port, browse=not no_browser)
     typer.echo(f"{address}  (Ctrl+C ends it)")
     wait()
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="one of them, as a file for --recipe", metavar="NAME")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="what a recipe may hold, as JSON Schema")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """The recipes that come with the package, by name; each is a file that `--recipe` takes, too."""
+    from spq_graph.jobs.presets import presets as run
+    from spq_graph.jobs.presets import schema_of_recipes
+    from spq_graph.views.results import presets_in_words
+
+    if schema:
+        if name is not None:
+            errors.print(f"{name}: not used where the schema is printed", markup=False, highlight=False)
+        print_json(schema_of_recipes())
+        return
+    found = run(name)
+    if name is not None and not as_json:
+        typer.echo(found[0].text, nl=False)
+    else:
+        answer({"presets": [one.to_dict() for one in found]}, presets_in_words(found), as_json=as_json)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def quantize(
     source: o.Source = "reference",
     out: o.Out = Path("spq-out"),
-    bits: o.LadderBits = None,
+    preset: o.PresetName = None,
     recipe: o.RecipeFile = None,
+    bits: o.LadderBits = None,
     calibration: o.Calibration = None,
     calibration_tokens: o.CalibrationTokens = None,
     text: o.Text = None,
@@ -56,9 +57,11 @@ def quantize(
     from spq_graph.workbench.opening import Opening
 
     # The embedded model shows what few bits cost, where nothing else was asked for.
-    shown = bits or ([8, 6] if source == "reference" and recipe is None else [])
+    plain = source == "reference" and recipe is None and preset is None
+    shown = bits or ([8, 6] if plain else [])
     given = load_recipe(
         recipe,
+        named=preset,
         bits=shown[0] if shown else None,
         high_precision=high_precision,
         spike_ratio=spike_ratio,
@@ -98,11 +101,18 @@ def _fulfil(order: Order, *, as_json: bool) -> None:
     from spq_graph.jobs.quantize import fulfil
     from spq_graph.views.results import show_outcome
 
-    made = fulfil(order, command=shlex.join(["spq-graph", *sys.argv[1:]]), steps=steps())
+    made = fulfil(order, command=shlex.join(["spq-graph", *map(_shareable, sys.argv[1:])]), steps=steps())
     if as_json:
         print_json(made.to_dict())
     else:
         show_outcome(made, Console())
+
+
+def _shareable(argument: str) -> str:
+    """An argument as it may be shown to others: of a path from elsewhere than below the working directory its name."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    elsewhere = value.startswith(("/", "~", "../")) or Path(value).is_absolute()
+    return f"{option}{equals}{Path(value).name or '.'}" if elsewhere else argument
 
 
 def export(
@@ -167,8 +177,9 @@ def plan(
     model: o.Source,
     ranges: Annotated[Path, typer.Argument(help="what `calibrate` wrote", metavar="RANGES")],
     out: Annotated[Path, typer.Option("--out", "-o", help="plan to write", metavar="FILE")],
-    bits: o.Bits = None,
+    preset: o.PresetName = None,
     recipe: o.RecipeFile = None,
+    bits: o.Bits = None,
     calibration: o.Calibration = None,
     tokenizer: o.Tokenizer = None,
     high_precision: o.HighPrecision = None,
@@ -199,6 +210,7 @@ def plan(
         unused("without --calibration FILE", bos=bos)
     given = load_recipe(
         recipe,
+        named=preset,
         bits=bits,
         high_precision=high_precision,
         spike_ratio=spike_ratio,

@@ -88,35 +88,44 @@ def bench(
 
 def generate(
     path: o.AnyModel,
-    prompt: Annotated[list[str], typer.Option(help="text to continue; repeatable: several run as one batch")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="most tokens to add to each")] = 64,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 is greedy, the default; 1 if only --top-k or --top-p is given")
+    prompt: Annotated[
+        list[str], typer.Option(help="text to continue or to answer; repeatable: several run as one batch")
+    ],
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="answer by the model's chat template, or continue the text as it is",
+            show_default="--chat where the model has a template",
+        ),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="sample from so many of the likeliest tokens")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="sample from the likeliest tokens that reach this probability")
-    ] = None,
-    seed: o.Seed = None,
+    system: o.System = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="most tokens to add to each", metavar="N")] = 64,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    seed: o.DrawSeed = None,
     stop: Annotated[list[str] | None, typer.Option(help="text to end at, not shown (repeatable)")] = None,
     tokenizer: o.Tokenizer = None,
     bos: o.Bos = False,
     as_json: o.Json = False,
 ) -> None:
-    """Continue text, shown as it arrives: over the KV cache where the graph has one."""
+    """Continue or answer text, shown as it arrives: over the KV cache where the graph has one."""
     from spq_graph.jobs.generate import generate as run
-    from spq_graph.runtime.generation.sampling import Sampling
     from spq_graph.views.results import generation_in_words
     from spq_graph.workbench.opening import Opening
 
-    if temperature is None:
-        temperature = 0.0 if top_k is None and top_p is None else 1.0
-    if temperature == 0.0:
-        unused("where the likeliest token is taken (--temperature 0)", top_k=top_k, top_p=top_p, seed=seed)
+    sampling = o.sampling_of(temperature, top_k, top_p, seed)
+    if not sampling.temperature:
+        unused(o.GREEDY, top_k=top_k, top_p=top_p, seed=seed)
+    if chat is False:
+        unused("with --no-chat", system=system)
     found = run(
         Opening(path, tokenizer, bos),
         prompt,
-        sampling=Sampling(temperature, top_k, top_p, seed or 0),
+        chat=chat,
+        system=system if chat is not False else None,
+        sampling=sampling,
         max_new_tokens=max_new_tokens,
         stops=stop or (),
         write=None if as_json else write_text,

@@ -69,8 +69,9 @@ class ByKl:
             elif needed and not order:
                 order, kept, met = self._keep(found)
         names = [c.site.key for c in order[:kept]]
+        if not (oracle.branches and order):
+            self._settle_formats(names, everywhere)
         self._thin(names)
-        _settle_formats(self.choices, names, recipe, oracle, everywhere, self.search)
         self._note(order, kept, met)
         ends = Measured(
             plan=lambda: _error(oracle, self._assigned(names)),
@@ -102,6 +103,10 @@ class ByKl:
             choice.kl, choice.kl_stderr = told(alone[choice.site.key]), self.single.stderr(single)
         order = sorted(found, key=lambda c: (-alone[c.site.key], c.site.key))
         keys = [c.site.key for c in order]
+        if self.oracle.branches:
+            # More sites in a small and fast format are better than fewer in one that is neither: here a format comes
+            # first, and as many sites as it leaves room for.
+            self._settle_formats(keys[: self.cap], self._keeping([]), whole=True)
         kept, met = self._prefix(keys)
         if not met:  # what is left to try is part of the result
             self.search.kl_at_cap = told(self._keeping(keys[: self.cap]))
@@ -204,6 +209,37 @@ class ByKl:
                     "keeping it as well is not needed" if enough else f"the cap of {self.cap} sites is reached"
                 )
 
+    def _settle_formats(self, names: Sequence[str], everywhere: float, *, whole: bool = False) -> None:
+        """Measure what kept sites may become, where the recipe leaves that open, and give it to them.
+
+        Args:
+            names: what is kept.
+            everywhere: KL with none kept.
+            whole: whether that may take all of the budget.
+        """
+        recipe, oracle, choices = self.recipe, self.oracle, self.choices
+        kept = [c for key, c in choices.items() if key in names or c.wants_high]
+        if not kept or recipe.high_precision not in ("auto", "fp8"):
+            return
+        if recipe.high_precision == "fp8":
+            for choice in kept:
+                errors = {p: six(_error(oracle, {choice.site.key: p})) for p in ROUNDED if recipe.allows(p)}
+                choice.set_high(min(errors, key=lambda p: errors[p]), recipe)
+                choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
+        else:
+            stored = frozenset(c.stored for c in kept)
+            errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
+            as_is = self._keeping(names)
+            best = pick(errors, as_is, everywhere, recipe, whole=whole)
+            errors_told = {**{p.value: e for p, e in errors.items()}, "as_is": six(as_is)}
+            self.search.formats = {name: e for name, e in errors_told.items() if math.isfinite(e)}
+            if best is not None:
+                for choice in kept:
+                    choice.set_high(best, recipe)
+        for choice in kept:
+            if choice.wants_high:
+                choice.precision = choice.high
+
     def _treatments(self, use: str) -> list[Treatment]:
         cause = Cause.OVERRIDE if use == "always" else Cause.BUDGET
         said = "by hand: remedies.peel" if use == "always" else "keeping sites alone does not meet the KL budget"
@@ -213,33 +249,6 @@ class ByKl:
 def _noise(choices: Mapping[str, Choice], value: str, branches: Branches) -> float:
     """What rounding an activation costs, up to a factor that all have: the square of its reach."""
     return next(reach(c, branches) ** 2 for c in choices.values() if c.site.input == value)
-
-
-def _settle_formats(
-    choices: dict[str, Choice], names: Sequence[str], recipe: Recipe, oracle: Oracle, everywhere: float, search: Search
-) -> None:
-    """Measure what kept sites may become, where the recipe leaves that open, and give it to them."""
-    kept = [c for key, c in choices.items() if key in names or c.wants_high]
-    if not kept or recipe.high_precision not in ("auto", "fp8"):
-        return
-    if recipe.high_precision == "fp8":
-        for choice in kept:
-            errors = {p: six(_error(oracle, {choice.site.key: p})) for p in ROUNDED if recipe.allows(p)}
-            choice.set_high(min(errors, key=lambda p: errors[p]), recipe)
-            choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
-    else:
-        stored = frozenset(c.stored for c in kept)
-        errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
-        as_is = oracle(assigned(choices, names, recipe))
-        best = pick(errors, as_is, everywhere, recipe)
-        errors_told = {**{p.value: e for p, e in errors.items()}, "as_is": six(as_is)}
-        search.formats = {name: e for name, e in errors_told.items() if math.isfinite(e)}
-        if best is not None:
-            for choice in kept:
-                choice.set_high(best, recipe)
-    for choice in kept:
-        if choice.wants_high:
-            choice.precision = choice.high
 
 
 def told(kl: float) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from spq_graph.decisions.kept_formats import by_rule
 from spq_graph.documents.plan import Evidence, Reason, SitePlan
-from spq_graph.documents.recipe import Recipe, matches
+from spq_graph.documents.recipe import Recipe, matches, nearest
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
@@ -111,9 +111,10 @@ def refuse_unfit_patterns(sites: Iterable[Site], recipe: Recipe) -> None:
     sites = list(sites)
     for pattern, _, where in _rules(recipe):
         if not any(matches(pattern, site.key, site.node) for site in sites):
-            raise UsageError(
-                f"'{pattern}' fits no site", where=where, remedy="`spq-graph inspect MODEL` lists the keys of all sites"
-            )
+            near = nearest(pattern, (site.key for site in sites))
+            listed = "`spq-graph inspect MODEL` lists the keys of all sites"
+            remedy = f"did you mean '{near}'? {listed}" if near is not None else listed
+            raise UsageError(f"'{pattern}' fits no site", where=where, remedy=remedy)
 
 
 def apply_overrides(choices: dict[str, Choice], recipe: Recipe) -> None:

@@ -36,7 +36,9 @@ def candidates(recipe: Recipe, stored: frozenset[Precision]) -> tuple[Precision,
     return tuple(p for tier in tiers for p in tier if p is not Precision.FP16 or Precision.FP32 in stored)
 
 
-def pick(measured: Mapping[Precision, float], as_is: float, everywhere: float, recipe: Recipe) -> Precision | None:
+def pick(
+    measured: Mapping[Precision, float], as_is: float, everywhere: float, recipe: Recipe, *, whole: bool = False
+) -> Precision | None:
     """The cheapest format whose error the numbers allow, the most exact of those that cost the same.
 
     A format may cost what the budget leaves, or as much of what keeping wins back as the recipe's `recovery` gives
@@ -47,6 +49,8 @@ def pick(measured: Mapping[Precision, float], as_is: float, everywhere: float, r
         as_is: KL with them as the graph has them.
         everywhere: KL with none kept.
         recipe: budget, margin and recovery.
+        whole: whether a format may take all of the budget: where it is measured before sites are chosen, with as many
+            kept as may be.
 
     Returns:
         None for the formats that the graph has.
@@ -55,9 +59,10 @@ def pick(measured: Mapping[Precision, float], as_is: float, everywhere: float, r
     allowed = as_is + (1.0 - recipe.recovery) * max(0.0, won)
     if as_is <= recipe.kl_budget:
         allowed = min(allowed, recipe.kl_budget)
+    limit = recipe.kl_budget if whole else max(recipe.kl_aim, allowed)
     for tier in recipe.profile.tiers_for(recipe.use):
         there = [p for p in tier if p in measured]
         there = [p for p in there if math.isfinite(measured[p])]
-        if there and measured[best := min(there, key=lambda p: measured[p])] <= max(recipe.kl_aim, allowed):
+        if there and measured[best := min(there, key=lambda p: measured[p])] <= limit:
             return best
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import geometric_mean
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.documents.verdict import Recommended
+from spq_graph.terms.kernels import OPERATORS
 from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId, RowKind
 from spq_graph.terms.targets import Use
 
@@ -25,6 +27,8 @@ def recommend(plan: Plan, report: Report) -> Recommended | None:
     """Of the rows that lose no more than the limit, the fastest for the use where speed was measured, or the smallest.
 
     Rows that cannot be delivered stay out: controls, and weights alone where the plan's target has no form for them.
+    The plan's own goes first of those that cost the same, but where all sites in another format are surely closer to
+    FP32.
     Speed is that of `bench`; where some rows were timed, those that were not stay out.
 
     Returns:
@@ -44,6 +48,10 @@ def recommend(plan: Plan, report: Report) -> Recommended | None:
     if not best:
         return None
     chosen = min(best, key=lambda rung: (not _is_own(rung, plan), within[id(rung)]))
+    if _is_own(chosen, plan):  # it gives way to one in another format that is surely more exact, and runs as a kernel
+        exact = [rung for rung in best if rung.id.format is not None and surely_closer(rung, chosen)]
+        exact = [rung for rung in exact if by == "speed" or OPERATORS.intersection(rung.executed)]
+        chosen = min(exact, key=lambda rung: within[id(rung)], default=chosen)
     own = _is_own(chosen, plan)
     return Recommended(
         id=chosen.id,
@@ -56,13 +64,20 @@ def recommend(plan: Plan, report: Report) -> Recommended | None:
     )
 
 
+def surely_closer(one: Rung, other: Rung) -> bool:
+    """Whether one row is closer to FP32 than another by more than the standard errors of both."""
+    if one.kl_stderr is None or other.kl_stderr is None:
+        return False
+    return one.kl + math.hypot(one.kl_stderr, other.kl_stderr) < other.kl
+
+
 def changes_for(row: RowId, bits: int | None, plan: Plan) -> dict[str, Any]:
     """The fields of a plan's recipe with which `quantize` makes another row of its ladder."""
     recipe = plan.recipe
-    if row.kind is RowKind.WEIGHT_ONLY:
-        by_block = recipe.profile.weight_only[1].value
+    if row.all_in_one:
+        precision = (row.format or recipe.profile.weight_only[1]).value
         left = [{"pattern": s.key, "precision": s.precision.value} for s in plan.sites if s.untouched]
-        return {"overrides": [{"pattern": "*", "precision": by_block}, *left], **_unset(recipe, "keep", "ignore")}
+        return {"overrides": [{"pattern": "*", "precision": precision}, *left], **_unset(recipe, "keep", "ignore")}
     changes: dict[str, Any] = {} if bits in (None, recipe.bits) else {"bits": bits}
     if row.kind is RowKind.EVERYWHERE:
         by_hand = _unset(recipe, "keep", "ignore", "overrides", "spike_ratio")
@@ -88,7 +103,9 @@ def _delivers(row: RowId, plan: Plan) -> bool:
         return False
     if row.kind is RowKind.WEIGHT_ONLY:
         return plan.recipe.profile.weight_only[0] == plan.recipe.target
-    return row.kind in (RowKind.EVERYWHERE, RowKind.SPIKE_AWARE)
+    named = (row.format, row.kept_in)
+    fits = all(precision is None or plan.recipe.allows(precision) for precision in named)
+    return fits and row.kind in (RowKind.EVERYWHERE, RowKind.SPIKE_AWARE)
 
 
 def _is_own(rung: Rung, plan: Plan) -> bool:
@@ -97,7 +114,7 @@ def _is_own(rung: Rung, plan: Plan) -> bool:
 
 def _seconds(rung: Rung, plan: Plan, report: Report) -> float | None:
     """How long the use takes with a row beside the first one that was timed; None where it was not."""
-    if report.speed is None or rung.bits not in (plan.recipe.bits, 8 if rung.id.kind is RowKind.WEIGHT_ONLY else None):
+    if report.speed is None or rung.bits not in (plan.recipe.bits, 8 if rung.id.all_in_one else None):
         return None
     row = next((r for r in report.speed.rows if r.id == rung.id and r.target == plan.recipe.target), None)
     times = _times(row, plan.recipe.use) if row is not None else []

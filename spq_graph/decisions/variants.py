@@ -133,10 +133,20 @@ def decisions_of(plan: Plan) -> object:
 
 def weight_only(plan: Plan) -> Variant:
     """The honest rival: every weight in 8 bits by block, and no scale of activations that was settled beforehand."""
-    counted = {s.key for s in plan.counted}
     target, by_block = plan.recipe.profile.weight_only
-    rival = plan.with_precisions(lambda s: by_block if s.key in counted else s.precision, target=target)
-    return Variant(WEIGHT_ONLY, 8, rival.with_treatments(()))
+    return Variant(WEIGHT_ONLY, 8, _all_in(plan, by_block, target=target))
+
+
+def in_other_formats(plan: Plan, extent: Extent = Extent.FULL) -> list[Variant]:
+    """Every site that counts in one format, of those that the target tries beside integers by a range."""
+    formats = plan.recipe.profile.everywhere if extent is Extent.FULL else ()
+    return [Variant(RowId(RowKind.EVERYWHERE, format=one), 8, _all_in(plan, one)) for one in formats]
+
+
+def _all_in(plan: Plan, precision: Precision, **recipe: object) -> Plan:
+    counted = {s.key for s in plan.counted}
+    made = plan.with_precisions(lambda s: precision if s.key in counted else s.precision, **recipe)
+    return made.with_treatments(())
 
 
 def _quantized_but(

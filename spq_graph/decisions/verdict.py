@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spq_graph.decisions.advice import advise, why_not_met
-from spq_graph.decisions.recommend import READY_WITHIN, recommend
+from spq_graph.decisions.recommend import READY_WITHIN, recommend, surely_closer
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.report import Report
 from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.terms.logits import Given
-from spq_graph.terms.rows import FP32, SPIKE_AWARE
+from spq_graph.terms.rows import BY_TOKEN, FP32, SPIKE_AWARE
 
 
 def judge(plan: Plan, report: Report) -> Verdict:
@@ -32,6 +32,7 @@ def judge(plan: Plan, report: Report) -> Verdict:
         warnings.append(why_not_met(plan))
     if plan.search.fewer is not None:
         warnings.append(decided_on_fewer(plan, plan.search.fewer))
+    warnings += _of_tokens(plan, report)
     warnings += _of_running(report)
     unknown = [s for s in plan.sites if s.reason is Reason.TOO_FEW_TOKENS]
     if unknown:
@@ -74,6 +75,17 @@ def _of_logits(report: Report, status: Standing) -> Iterator[str]:
         yield "accuracy was not measured on a text: pass --text FILE, without --no-eval"
 
 
+def _of_tokens(plan: Plan, report: Report) -> Iterator[str]:
+    """What ranges that are settled beforehand cost, where the target can work them out token by token."""
+    by_token = report.rung(BY_TOKEN, 8)
+    aware = report.rung(SPIKE_AWARE, plan.recipe.bits)
+    if by_token is not None and aware is not None and surely_closer(by_token, aware):
+        yield (
+            f"ranges worked out by token come closer to FP32 with nothing kept: {BY_TOKEN.name} has KL "
+            f"{by_token.kl:.2g} at 8 bits, and this plan {aware.kl:.2g}"
+        )
+
+
 def _of_running(report: Report) -> Iterator[str]:
     """What did not run as planned, or not here."""
     if report.target is not None and not report.target.executed_here:
@@ -88,4 +100,11 @@ def _of_running(report: Report) -> Iterator[str]:
         yield (
             f"{missing} FP8 sites ran as functions of standard operators, in float32 with four times the memory: the "
             f"operator library {reason}; `spq-graph doctor` says more"
+        )
+    if report.by_token is not None and report.by_token.kernels < report.by_token.sites:
+        missing = report.by_token.sites - report.by_token.kernels
+        reason = "is not here" if report.by_token.library is None else "did not take them"
+        yield (
+            f"{missing} sites by token ran as functions of standard operators, in ONNX Runtime's integer kernels and "
+            f"slower for what stands around them: the operator library {reason}; `spq-graph doctor` says more"
         )

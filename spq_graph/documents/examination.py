@@ -82,7 +82,7 @@ class ProbeStatus(StrEnum):
     """How far a small product came."""
 
     RAN = "ran"  # as a kernel of the target's runtime, or of the operator library
-    FUNCTION = "function"  # as the standard operators that a file carries for its FP8 sites
+    FUNCTION = "function"  # as the standard operators that a file carries for operators of ours
     NOT_HERE = "not executed here"  # it was written, and the target's runtime is not here
     UNSUPPORTED = "unsupported"  # the target cannot run it in this precision
     ERROR = "error"  # it ought to have run
@@ -94,7 +94,8 @@ class Probed:
 
     Attributes:
         status: how far it came.
-        kernel: of what ran, its operator type; None where the runtime does not tell.
+        kernel: of what ran, its operator type, and of a function that of its product where that is in integers; None
+            where the runtime does not tell.
         form: of what is not executed here, what it was written as.
         why: of what is unsupported or an error, the reason.
     """

@@ -25,6 +25,7 @@ from pydantic_core import CoreSchema
 from spq_graph.documents.changes import Peel
 from spq_graph.documents.content import content_of
 from spq_graph.documents.json_text import json_text
+from spq_graph.documents.model_ref import ModelRef
 from spq_graph.documents.plan_file import refuse_senseless
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
@@ -140,13 +141,6 @@ class SitePlan(OfSite, Strict):
         return max(abs(edge) for edge in self.range) if self.range is not None else None
 
 
-class ModelRef(Strict):
-    """The model that the plan is for."""
-
-    digest: str = Field(description="sha256 of the ONNX file and its external data")
-    origin: str = Field(description="name of the folder or file, never its place")
-
-
 class CalibrationRef(Strict):
     """The data that the ranges come from."""
 
@@ -194,11 +188,9 @@ class Plan(Strict):
         """Sites that are to run as integer kernels."""
         return [s for s in self.sites if s.precision.bits is not None]
 
-    @property
-    def fp8_sites(self) -> list[SitePlan]:
-        """Sites that are to run through the operator of our own."""
-        forms = self.recipe.profile.forms
-        return [s for s in self.sites if forms.get(s.precision) is Form.OPERATOR]
+    def in_form(self, form: Form) -> list[SitePlan]:
+        """Sites whose product becomes this on the plan's target."""
+        return [s for s in self.sites if self.recipe.profile.forms.get(s.precision) is form]
 
     @property
     def kept(self) -> list[SitePlan]:

@@ -27,7 +27,7 @@ from spq_graph.documents.staging import written
 from spq_graph.documents.tables import html_table, to_frame
 from spq_graph.documents.token_profile import IntArray, Peak, TokenProfile
 from spq_graph.documents.value_range import ValueRange
-from spq_graph.terms.errors import DataError
+from spq_graph.terms.errors import DataError, SourceError
 from spq_graph.terms.site import Site
 
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ class Ranges:
 
         Raises:
             DataError: the file is missing, broken, of another schema, or says what cannot be.
+            SourceError: its arrays are a pipe or a device.
         """
         path = json_file(path)
         try:
@@ -221,6 +222,8 @@ class Ranges:
                     _profile(arrays, name),
                 )
                 refuse_senseless(name, seen, loaded.sequences)
+        except SourceError:
+            raise
         except Exception as cause:
             what = str(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
             raise DataError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic_core import core_schema
 
 from spq_graph.documents.content import content_of
+from spq_graph.documents.preset import preset
 from spq_graph.documents.remedies import Remedies
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
@@ -37,6 +39,7 @@ def _today(value: Any) -> Any:
 
 
 CALIBRATION_TOKENS = 65_536
+SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 MOST = 2**53  # of what is counted and seeded with: JSON holds no larger number that every reader takes for the same
 
 # What becomes of the weights at either end of a model.
@@ -101,9 +104,11 @@ class Recipe(BaseModel):
     embedding: Ends = Field(
         "auto", description="the table that tokens are looked up in, alike; one with lm_head where the two are tied"
     )
-    keep: tuple[str, ...] = Field((), description="globs of sites to keep in high precision by hand")
-    ignore: tuple[str, ...] = Field((), description="globs of sites to leave untouched")
-    overrides: tuple[Override, ...] = Field((), description="precision by glob; the last match wins")
+    keep: tuple[str, ...] = Field(
+        (), description="sites to keep in high precision by hand: keys, ends of keys (down_proj), or globs"
+    )
+    ignore: tuple[str, ...] = Field((), description="sites to leave untouched, named likewise")
+    overrides: tuple[Override, ...] = Field((), description="precision of sites named likewise; the last match wins")
     remedies: Remedies = Field(Remedies(), description="what is done about spikes besides keeping sites, by remedy")
     min_expert_tokens: int = Field(
         64, ge=0, le=MOST, description="calibration tokens that an expert must have seen for its range to be trusted"
@@ -183,31 +188,29 @@ def _asked(name: str) -> tuple[Precision, ...]:
 
 
 def matches(pattern: str, *names: str) -> bool:
-    """Whether a glob, or the plain name, fits one of the names."""
-    return any(pattern == name or fnmatchcase(name, pattern) for name in names)
+    """Whether a glob, the plain name, or the end of one from a dot on, fits one of the names."""
+    return any(pattern == name or name.endswith(f".{pattern}") or fnmatchcase(name, pattern) for name in names)
 
 
-def load_recipe(path: Path | None, **given: Any) -> Recipe:
+def nearest(pattern: str, names: Iterable[str]) -> str | None:
+    """The name, or the end of one, that somebody may have meant by what fits none; None where none is like it."""
+    known = list(dict.fromkeys(end for name in names for end in (name, name.rpartition(".")[2])))
+    return next(iter(get_close_matches(pattern, known, n=1, cutoff=0.75)), None)
+
+
+def load_recipe(path: Path | None, *, named: str | None = None, **given: Any) -> Recipe:
     """Read a recipe file and lay the options that were given over it.
 
     Args:
         path: a TOML file, or None.
+        named: the preset that it is laid over, or None. What its formats are on a target is settled by that.
         given: fields from the command line; those that are None are not given.
 
     Raises:
-        UsageError: the file cannot be read, or a key or value is not valid.
+        UsageError: there is no such preset, the file cannot be read, or a key or value is not valid.
     """
-    fields: dict[str, Any] = {}
-    if path is not None:
-        try:
-            fields = tomllib.loads(content_of(path).decode())
-        except (OSError, ValueError, RecursionError) as cause:  # a number of too many digits is a ValueError, too
-            reason = "it is nested too deep" if isinstance(cause, RecursionError) else cause
-            raise UsageError(
-                f"the recipe cannot be read: {reason}",
-                where=str(path),
-                remedy="name a TOML file in UTF-8, such as one with the single line: bits = 6",
-            ) from cause
+    base = preset(named).fields if named is not None else {}
+    fields = _fields_in(path) if path is not None else {}
     given = {name: value for name, value in given.items() if value is not None}
     if isinstance(tables := fields.get("remedies"), dict) and "remedies" in given:  # the rest of a table stays
         given["remedies"] = tables | {
@@ -215,14 +218,47 @@ def load_recipe(path: Path | None, **given: Any) -> Recipe:
             for name, wanted in given["remedies"].items()
         }
     fields |= given
+    profile = PROFILES.get(str(fields.get("target", base.get("target", "cpu"))))
+    fields = (_settled(base, profile) if profile is not None else base) | fields
     try:
         return Recipe.model_validate(fields)
     except ValidationError as cause:
         raise UsageError(
             _explain(cause),
-            where=str(path) if path else "options",
+            where=str(path) if path else f"--preset {named}" if named else "options",
             remedy="docs/recipe.md has every key with the values that it takes",
         ) from cause
+
+
+def json_schema() -> dict[str, Any]:
+    """What a recipe may hold, as JSON Schema, which editors hold TOML files against as well."""
+    return {"$schema": SCHEMA, **Recipe.model_json_schema()}
+
+
+def _fields_in(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content_of(path).decode())
+    except (OSError, ValueError, RecursionError) as cause:  # a number of too many digits is a ValueError, too
+        reason = "it is nested too deep" if isinstance(cause, RecursionError) else cause
+        raise UsageError(
+            f"the recipe cannot be read: {reason}",
+            where=str(path),
+            remedy="name a TOML file in UTF-8, such as one with the single line: bits = 6",
+        ) from cause
+
+
+def _settled(base: dict[str, Any], profile: Profile) -> dict[str, Any]:
+    """A preset for a target: its formats, or those that come nearest to them there."""
+    high = base.get("high_precision", "auto")
+    overrides = [
+        one | {"precision": legal_name(one["precision"], profile) or one["precision"]}
+        for one in base.get("overrides", ())
+    ]
+    return (
+        base
+        | ({"high_precision": legal_name(high, profile) or high} if "high_precision" in base else {})
+        | ({"overrides": overrides} if overrides else {})
+    )
 
 
 def _explain(cause: ValidationError) -> str:

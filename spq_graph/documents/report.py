@@ -78,7 +78,7 @@ class TextRef(Strict):
 
 
 class OperatorRun(Strict):
-    """How the sites in FP8 ran.
+    """How the sites of one of our operators ran.
 
     Attributes:
         sites: how many there are.
@@ -140,6 +140,7 @@ class Report(Strict):
         kernels: what each site of the plan ran as, by key.
         folded: sites that a runtime need not run, by key, and why: "constant", or the node that gives the same.
         fp8: how the sites in FP8 ran; None without any.
+        by_token: how those in `w8a8_token` ran; None without any. As the function in the file they are MatMulInteger.
         layer: one decoder layer before and after, drawn from the files.
         speed: what `bench --report` measured of the artifact; None before that.
         tokens: texts of the tokens that lead the profiles in the ranges, by id.
@@ -148,7 +149,7 @@ class Report(Strict):
         peak_rss_bytes: largest memory of the process.
         bytes, source_bytes: size of the artifact and of the source, in bytes.
         environment: versions and machine.
-        command: as it was given.
+        command: as it was given, with the names of files elsewhere instead of their places.
         logits: for which tokens the source gives logits; None where an older version wrote the report.
     """
 
@@ -163,6 +164,7 @@ class Report(Strict):
     kernels: dict[str, str] = Field({})
     folded: dict[str, str] = Field({})
     fp8: OperatorRun | None = None
+    by_token: OperatorRun | None = None
     layer: LayerDrawing | None = None
     speed: Speed | None = None
     tokens: dict[int, str] = Field({})

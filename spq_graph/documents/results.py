@@ -53,6 +53,7 @@ class Applied:
         providers: how many nodes ran on each provider.
         fp8: how the sites in FP8 ran; None without any, and where nothing was executed.
         folded: sites that a runtime need not run, by key, and why, as in report.json.
+        by_token: how the sites in `w8a8_token` ran, likewise.
     """
 
     out: Path
@@ -62,6 +63,7 @@ class Applied:
     providers: Mapping[str, int]
     fp8: OperatorRun | None
     folded: Mapping[str, str] = field(default_factory=dict)
+    by_token: OperatorRun | None = None
 
     @property
     def integer_kernels(self) -> int:
@@ -77,6 +79,7 @@ class Applied:
             "executed": dict(self.executed),
             "providers": dict(self.providers),
             "fp8": self.fp8.model_dump(mode="json") if self.fp8 is not None else None,
+            "by_token": self.by_token.model_dump(mode="json") if self.by_token is not None else None,
             "folded": dict(self.folded),
         }
 
@@ -174,6 +177,7 @@ class Generation:
         tokens: its ids.
         finish: why it ended: stop, length, or model_length, where the model takes no more.
         cache: whether the graph's cache was used.
+        chat: whether prompts were put into the words of the model's chat template.
         sampling: how tokens were chosen: `temperature`, `top_k`, `top_p` and `seed`.
         prefill_seconds: until the first token of each was known.
         decode_seconds: from there to the end.
@@ -188,6 +192,7 @@ class Generation:
     tokens: list[list[int]]
     finish: list[str]
     cache: bool
+    chat: bool
     sampling: dict[str, float | int | None]
     prefill_seconds: float
     decode_seconds: float
@@ -201,6 +206,27 @@ class Generation:
 
     def to_dict(self) -> dict[str, Any]:
         """What `generate --json` prints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What was said in a chat.
+
+    Attributes:
+        model: as it was named.
+        messages: each with `role` (system, user or assistant) and `content`.
+        finish: why each answer ended: stop, length, model_length, or interrupted.
+        tokens: how many each answer has.
+    """
+
+    model: str
+    messages: list[dict[str, str]]
+    finish: list[str]
+    tokens: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `chat --json` prints."""
         return asdict(self)
 
 

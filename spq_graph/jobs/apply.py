@@ -11,7 +11,9 @@ from spq_graph.documents.plan import Plan
 from spq_graph.documents.plan_file import refuse_misfit
 from spq_graph.documents.results import Applied
 from spq_graph.documents.staging import staged
+from spq_graph.terms.form import Form
 from spq_graph.terms.targets import target_named
+from spq_graph.workbench.carded import write_card
 from spq_graph.workbench.companions import add_companions, check_companions
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
@@ -54,7 +56,8 @@ def apply(
             built = bench.build(plan, staging / artifact.MODEL)
             executed = bench.prove(built, plan)
         plan.save(staging / artifact.PLAN)
+        write_card(staging, plan)
         add_companions(bench.source, staging)
-    fp8 = executed.fp8_run(site.node for site in plan.fp8_sites) if executed.absent is None else None
+    fp8, by_token = (executed.operator_run(form, plan) for form in (Form.OPERATOR, Form.BY_TOKEN))
     folded = {s.key: executed.folded[s.node] for s in plan.sites if s.node in executed.folded}
-    return Applied(out, plan, executed.absent, executed.ops, executed.providers, fp8, folded)
+    return Applied(out, plan, executed.absent, executed.ops, executed.providers, fp8, folded, by_token)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spq_graph.decisions.retarget import retarget
-from spq_graph.decisions.variants import variants, weight_only
+from spq_graph.decisions.variants import in_other_formats, variants, weight_only
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.speed import Decode, Prefill, Speed, SpeedRow
@@ -74,7 +74,7 @@ def bench(
     """
     opening, steps = Opening.of(model), steps or Steps()
     if report:
-        check_report(Path(opening.source))
+        check_report(opening.place)
     _check(opening, against, targets, steps)
     with opening.open(steps, find_sites=False) as found, ExitStack() as beside:
         plan = _plan_beside(opening.name)
@@ -95,7 +95,7 @@ def bench(
             ]
         speed = _timed(entries, steps, rounds, threads, fitting)
     if report:
-        add_to_report(Path(opening.source), speed)
+        add_to_report(opening.place, speed)
     return speed
 
 
@@ -145,9 +145,10 @@ def _others(
         steps.remark("only the two models are timed: the plan is not one of the floating-point model given")
         return
     stored = dict.fromkeys((site.key for site in plan.sites), Precision.FP32)
-    rows = {row.id: row.plan for row in (*variants(plan, stored), weight_only(plan))}
+    formats = in_other_formats(plan)
+    rows = {row.id: row.plan for row in (*variants(plan, stored), *formats, weight_only(plan))}
     with steps.step("build", "Building what it is compared with"):
-        for row in (EVERYWHERE, WEIGHT_ONLY):
+        for row in (EVERYWHERE, *(one.id for one in formats), WEIGHT_ONLY):
             yield Entry(row, reference.build(rows[row]).path, rows[row].recipe.target, reference.logits)
         for target in targets or PROFILES:
             profile = PROFILES[target]

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from spq_graph.documents.examination import Examination, Probed, ProbeStatus
 from spq_graph.documents.leftovers import temporary_folder
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, SitePlan
+from spq_graph.documents.model_ref import ModelRef
+from spq_graph.documents.plan import CalibrationRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
 from spq_graph.passes.apply import apply_plan
@@ -19,8 +20,8 @@ from spq_graph.runtime.proof.held import why_absent
 from spq_graph.runtime.proof.holds import holds
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.terms.errors import SpqError
-from spq_graph.terms.form import Form
-from spq_graph.terms.kernels import FP8_KERNEL
+from spq_graph.terms.form import OWN
+from spq_graph.terms.kernels import INTEGER_KERNELS
 from spq_graph.terms.precision import SMALLEST_FIRST, Precision
 from spq_graph.terms.site import Role, Site
 from spq_graph.terms.targets import PROFILES, Profile
@@ -65,9 +66,12 @@ def _probed(precision: Precision, profile: Profile, absent: str | None) -> Probe
         ran, _ = _run(precision, profile)
     except SpqError as cause:
         return Probed(ProbeStatus.ERROR, why=cause.what)
-    if form is not Form.OPERATOR:
+    kernel = OWN.get(form)
+    if kernel is None:
         return Probed(ProbeStatus.RAN, ran.kernels.get("product"))
-    return Probed(ProbeStatus.RAN, FP8_KERNEL) if FP8_KERNEL in ran.ops else Probed(ProbeStatus.FUNCTION)
+    if kernel in ran.ops:
+        return Probed(ProbeStatus.RAN, kernel)
+    return Probed(ProbeStatus.FUNCTION, next((op for op in ran.ops if op in INTEGER_KERNELS), None))
 
 
 def _run(

@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 
-from spq_graph.decisions.by_kl import FEWEST_MEASURED
-from spq_graph.decisions.kept_formats import candidates
-from spq_graph.decisions.variants import rows_of
+from spq_graph.decisions.effort import effort
+from spq_graph.decisions.variants import in_other_formats, rows_of
 from spq_graph.documents.findings import Forecast
-from spq_graph.documents.recipe import ROUNDED, Recipe
+from spq_graph.documents.recipe import Recipe
 from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.text.sequences import Sequences
@@ -36,7 +35,8 @@ def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
     """
     recipe = order.recipe
     with order.begun(steps or Steps()) as (bench, given):
-        counted, cap = _counted(bench, recipe), _cap(bench, recipe)
+        counted = _counted(bench, recipe)
+        cap = math.floor(recipe.max_kept * len(counted))
         weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
         size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in counted) else 2
         source = size_of(bench.model)
@@ -62,11 +62,6 @@ def _counted(bench: Workbench, recipe: Recipe) -> list[Site]:
     return [s for s in bench.found.sites if not s.left_alone(recipe.quantize_lm_head)]
 
 
-def _cap(bench: Workbench, recipe: Recipe) -> int:
-    """How many sites may be kept."""
-    return math.floor(recipe.max_kept * len(_counted(bench, recipe)))
-
-
 def expect(bench: Workbench, given: Given, order: Order) -> None:
     """Tell what a run that is about to begin takes, where somebody listens."""
     if bench.steps.ahead is None:
@@ -79,7 +74,6 @@ def expect(bench: Workbench, given: Given, order: Order) -> None:
 def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     """Of every step that is still to come, by its name."""
     recipe, calibration, extent = order.recipe, given.calibration, order.extent or Extent.FULL
-    cap = _cap(bench, recipe)
     found: dict[str, float] = {}
     samples = calibration is None and given.ranges is None
     count, length = sampled_shape(bench, recipe.tokens_asked) if samples else (0, 0)
@@ -98,12 +92,13 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
         peels = use == "always" or (use == "auto" and lossy and pilot.kl_kept * more > recipe.kl_budget)
         if tokens and recipe.spike_ratio is None and measured:
             found[f"decide at {bits} bits"] = _deciding(
-                recipe, pilot, min(tokens, recipe.sensitivity_tokens), cap, lossy=lossy, peels=peels
+                recipe, pilot, min(tokens, recipe.sensitivity_tokens), lossy=lossy, peels=peels
             )
         kept = lossy or recipe.spike_ratio is not None
         remedies = tuple(type(recipe.remedies).model_fields) if peels else ()
         every = rows_of(recipe, formats=kept, controls=kept, remedies=remedies, extent=extent)
         rows += len(every)
+    rows += len(in_other_formats(pilot.plan, extent))
     found["apply"] = pilot.build
     text = given.text if measured else None
     # The source as well: once, and beside it the rows, and weights alone.
@@ -122,25 +117,18 @@ def _stand_in(bench: Workbench, length: int) -> Sequences:
     return Sequences(ids, np.ones_like(ids), 1)
 
 
-def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, cap: int, *, lossy: bool, peels: bool) -> float:
-    """Seconds of the evaluations that `ByKl` asks for: of the whole graph, and of candidates alone."""
-    settings, activations = recipe.remedies.peel, len({site.input for site in pilot.plan.counted})
-    together, alone = 1, 0
-    tried = pilot.candidates
-    if lossy and settings.use == "auto":
-        together += 1  # with every candidate kept
-    if peels:
-        # As many channels as will do; and of activations with more than the fewest, which of them need these.
-        together += len(settings.channels) + math.ceil(math.log2(1 + activations))
-        tried = min(max(FEWEST_MEASURED, 2 * cap), len(pilot.plan.counted))
-    if lossy:
-        alone += tried
-        together += 1 + math.ceil(math.log2(1 + min(cap, tried))) + (2 if peels else 0)
-        stored = frozenset(site.precision for site in pilot.plan.kept)
-        if recipe.high_precision == "auto":
-            together += len(candidates(recipe, stored)) + 1
-        elif recipe.high_precision == "fp8":
-            alone += len(ROUNDED) * min(cap, tried)
+def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, peels: bool) -> float:
+    """Seconds of the evaluations that a decision asks for."""
+    counted = pilot.plan.counted
+    asked = effort(
+        recipe,
+        frozenset(site.precision for site in pilot.plan.kept),
+        sites=len(counted),
+        activations=len({site.input for site in counted}),
+        candidates=pilot.candidates,
+        lossy=lossy,
+        peels=peels,
+    )
     # A candidate alone is only put in order, on a share of the tokens.
-    share = -(-tokens // SHARE_ALONE)
-    return pilot.reference.of(tokens) + alone * pilot.alone.of(share) + together * pilot.everywhere.of(tokens)
+    alone, together = pilot.alone.of(-(-tokens // SHARE_ALONE)), pilot.everywhere.of(tokens)
+    return pilot.reference.of(tokens) + asked.alone * alone + asked.together * together

@@ -24,12 +24,12 @@ from spq_graph.documents.findings import (
 )
 from spq_graph.documents.plan import CalibrationRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.recipe import matches
+from spq_graph.documents.recipe import matches, nearest
 from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.models.onnx_folder import needs_export, onnx_of
 from spq_graph.passes.adapt.prepared import prepare
-from spq_graph.passes.base.fp8_calls import refuse_wrong_calls
 from spq_graph.passes.base.marks import PREFIX
+from spq_graph.passes.base.own_calls import refuse_wrong_calls
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import attribute_of
 from spq_graph.passes.canon.canonicalize import Canonicalize
@@ -45,9 +45,10 @@ from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.precision import Precision, today
 from spq_graph.workbench.data import calibration_data, check_measured
+from spq_graph.workbench.looked import Looked
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Looked, Workbench
+from spq_graph.workbench.workbench import Workbench
 
 
 def inspect(
@@ -77,12 +78,13 @@ def inspect(
     opening = Opening.of(model)
     if calibration is not None:
         check_measured(opening.resolve(find_sites=False), calibration)
-    path = Path(opening.source)
+    path = opening.place
     if path.exists() and not needs_export(path):
         opened = partial(opening.open, steps, find_sites=False)
         return _inspect(path, onnx_of(path), lambda found: opened(looked=found), only, calibration, tokens)
     with opening.open(steps, find_sites=False) as bench:
         at_hand = partial(replace, bench)
+        path = path if path.exists() else opening.place  # it was downloaded
         return _inspect(path, bench.model, lambda found: nullcontext(at_hand(looked=found)), only, calibration, tokens)
 
 
@@ -100,7 +102,7 @@ def _inspect(
     refuse_other_functions(graph, str(file))
     facts = _facts(graph)
     whole = prepare(file, graph.clone()) if calibration is not None else None
-    found, in_graph = _look(graph)
+    found, in_graph = _look(graph, str(file))
     told = find_logits(graph)
     facts = replace(facts, logits=told.output, no_logits=told.words)
     recorded = Plan.load(path / artifact.PLAN) if (path / artifact.PLAN).is_file() else None
@@ -125,9 +127,10 @@ def _inspect(
     )
 
 
-def _look(graph: ir.Model) -> tuple[Identified, list[InspectedSite]]:
+def _look(graph: ir.Model, where: str) -> tuple[Identified, list[InspectedSite]]:
     """What is found in a graph as it was read, which is edited for it, and its sites as the file has them."""
     run(graph, [Canonicalize()])
+    refuse_wrong_calls(graph, where)  # some may have stood in a function
     precisions = {node.name: _precision(node) for node in graph.graph}
     if any(node.op_type in QUANTIZED_OPS for node in graph.graph):
         run(graph, (LookThroughQuantization(),))
@@ -150,7 +153,9 @@ def _chosen(sites: list[InspectedSite], only: str | None, path: Path) -> list[In
         return sites
     chosen = [site for site in sites if matches(only, site.key, site.node)]
     if not chosen:
-        raise UsageError(f"'{only}' fits no site", where=str(path), remedy="leave out --site to list all of them")
+        near, listed = nearest(only, (site.site.key for site in sites)), "leave out --site to list all of them"
+        remedy = f"did you mean '{near}'? Or {listed}" if near is not None else listed
+        raise UsageError(f"'{only}' fits no site", where=str(path), remedy=remedy)
     return chosen
 
 

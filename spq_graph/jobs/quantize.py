@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from spq_graph.decisions.variants import decisions_of, variants, weight_only
+from spq_graph.decisions.variants import decisions_of, in_other_formats, variants, weight_only
 from spq_graph.decisions.verdict import judge
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
@@ -24,11 +24,13 @@ from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.form import Form
 from spq_graph.terms.rows import SPIKE_AWARE, Extent
 from spq_graph.views.page import render, shown_profiles
 from spq_graph.views.words import headline
 from spq_graph.workbench.answers import logits_ref
 from spq_graph.workbench.built import Built
+from spq_graph.workbench.carded import write_card
 from spq_graph.workbench.companions import add_companions
 from spq_graph.workbench.data import Data, measured
 from spq_graph.workbench.environment import environment
@@ -125,6 +127,7 @@ def _write(
         ranges.save(staging / artifact.RANGES)
         report.save(staging / artifact.REPORT)
         (staging / artifact.PAGE).write_text(render(plan, report, profiles.result()), encoding="utf-8")
+        write_card(staging, plan, report)
     add_companions(bench.source, staging)
     return report
 
@@ -134,9 +137,9 @@ def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, texts: _Texts
     if texts.ladder is None or texts.extent is None:
         return []
     rows = [row for plan in plans for row in variants(plan, bench.stored, texts.extent)]
-    rival = weight_only(plans[0])
-    if decisions_of(rival.plan) not in {decisions_of(row.plan) for row in rows}:
-        rows.append(rival)
+    known = {decisions_of(row.plan) for row in rows}
+    rivals = (*in_other_formats(plans[0], texts.extent), weight_only(plans[0]))
+    rows += [rival for rival in rivals if decisions_of(rival.plan) not in known]
     ready = {} if bench.emulates(plans[0]) else {(SPIKE_AWARE, plans[0].recipe.bits): built}
     return measure_ladder(bench, rows, texts.ladder, ready)
 
@@ -167,7 +170,8 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], texts: _Texts
         providers=executed.providers,
         target=_target_run(bench, proved),
         folded={s.key: executed.folded[s.node] for s in plan.sites if s.node in executed.folded},
-        fp8=executed.fp8_run(s.node for s in plan.fp8_sites) if executed.absent is None else None,
+        fp8=executed.operator_run(Form.OPERATOR, plan),
+        by_token=executed.operator_run(Form.BY_TOKEN, plan),
         placed=executed.by_provider,
         kernels={s.key: executed.kernels[s.node] for s in plan.sites if s.node in executed.kernels},
         seconds=bench.steps.seconds,

@@ -13,6 +13,7 @@ from spq_graph.documents.report import Report
 from spq_graph.documents.speed import Speed
 from spq_graph.documents.staging import written
 from spq_graph.terms.errors import UsageError
+from spq_graph.views.card import render_card
 from spq_graph.views.page import render, shown_profiles
 from spq_graph.views.words import headline
 
@@ -47,5 +48,11 @@ def add_to_report(out: Path, speed: Speed) -> None:
     profiles = shown_profiles(plan, Ranges.load(out / artifact.RANGES), report.tokens)
     page = render(plan, report, profiles)
     with held():
-        written({out / artifact.REPORT: report.to_json().encode(), out / artifact.PAGE: page.encode()})
+        written(
+            {
+                out / artifact.REPORT: report.to_json().encode(),
+                out / artifact.PAGE: page.encode(),
+                out / artifact.CARD: render_card(plan, report).encode(),
+            }
+        )
         completed(f"the report of {out} is complete")

@@ -8,6 +8,7 @@ from pathlib import Path
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.plan_file import refuse_misfit
+from spq_graph.documents.recipe import load_recipe
 from spq_graph.documents.results import Verified
 from spq_graph.passes.apply import check_applied
 from spq_graph.passes.base.marks import PREFIX
@@ -34,7 +35,7 @@ def verify(out: str | Path, model: Openable, *, steps: Steps | None = None) -> V
     Raises:
         UsageError: the folder is no artifact, or its plan is of another model.
         SourceError, GraphError: one of the two models cannot be read.
-        CheckError: naming what differs.
+        CheckError: naming what differs, be it the recipe beside the plan.
     """
     out, opening = Path(out), replace(Opening.of(model), allow_no_glu=True)
     for name in (artifact.PLAN, artifact.MODEL):
@@ -49,6 +50,12 @@ def verify(out: str | Path, model: Openable, *, steps: Steps | None = None) -> V
             f"the graph was made with another plan than the one beside it ({noted or 'it names none'})",
             where=str(out),
             remedy=_REMEDY,
+        )
+    if (out / artifact.RECIPE).is_file() and load_recipe(out / artifact.RECIPE) != plan.recipe:
+        raise CheckError(
+            f"{artifact.RECIPE} is not the recipe of the plan beside it",
+            where=str(out),
+            remedy=f"remove it, or write the plan's again: `spq-graph apply` with {artifact.PLAN} does",
         )
     with opening.open(steps) as bench:
         plan.refuse_other(bench.digest, opening.name)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-# What ONNX Runtime fuses Q/DQ around a product into, and what multiplies in integers without it.
-INTEGER_KERNELS = frozenset(
+# Operators of our own: under these names where their kernels ran, and otherwise as the operators of their functions.
+FP8_KERNEL, TOKEN_KERNEL = "Fp8MatMul", "Int8MatMulByToken"
+_INT8 = frozenset({TOKEN_KERNEL, f"{TOKEN_KERNEL}Branch", "Int8MatMul", "Int8MatMulBranch"})
+OPERATORS = _INT8 | {FP8_KERNEL}
+
+# What ONNX Runtime fuses Q/DQ around a product into, what multiplies in integers without it, and our own.
+INTEGER_KERNELS = _INT8 | frozenset(
     {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16"}
     | {"FullyConnected_int8", "MatMul_int8"}  # as OpenVINO calls its products, with the type that they multiply in
 )
@@ -13,6 +18,3 @@ WEIGHT_KERNELS = frozenset({"MatMulNBits", "FullyConnected_float_weights_int8", 
 
 # What looks tokens up in a table of codes: in one operator, or as the first of several.
 LOOKUP_KERNELS = frozenset({"GatherBlockQuantized", "Gather"})
-
-# The operator of our own: under this name where its kernel ran, and otherwise as the operators of its function.
-FP8_KERNEL = "Fp8MatMul"

@@ -21,6 +21,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    W8A8_TOKEN = "w8a8_token"
     W8A8_BLOCK = "w8a8_block"
     W8A8_BLOCK32 = "w8a8_block32"
     W8A16 = "w8a16"
@@ -46,7 +47,7 @@ class Precision(StrEnum):
     @property
     def needs_range(self) -> bool:
         """Whether activations are quantized with a static scale, which takes a calibrated range."""
-        return self.row.activations is not None and not self.row.by_block
+        return self.row.activations is not None and not (self.row.by_block or self.row.by_token)
 
     @classmethod
     def integer(cls, bits: int) -> Precision:
@@ -83,6 +84,7 @@ class Row:
         weights: what they are held in.
         activations: what they are rounded to; None where they stay as they are, or the target decides.
         by_block: whether a scale serves a block of K: of weights, and of each token's activations as the product goes.
+        by_token: whether each token's activations have a scale and a zero point of their own, as the product goes.
         block: how much of K; None for the largest of 128, 64 and 32 that divides it.
         grid: bits of the integers that weights and activations are rounded to; None for the other precisions.
         kernels: a product ran as planned if it ran as one of these; empty where names of kernels do not tell.
@@ -95,6 +97,7 @@ class Row:
     weights: Format
     activations: Format | None = None
     by_block: bool = False
+    by_token: bool = False
     block: int | None = None
     grid: int | None = None
     kernels: frozenset[str] = frozenset()
@@ -126,6 +129,15 @@ TABLE: Mapping[Precision, Row] = MappingProxyType(
         Precision.FP32: Row(words="32-bit floating point", weights=Format.FP32),
         Precision.FP16: Row(words="16-bit floating point", weights=Format.FP16),
         Precision.BF16: Row(words="16-bit bfloat", weights=Format.BF16),
+        Precision.W8A8_TOKEN: Row(
+            words="8-bit integer weights by output channel, activations rounded to 8-bit integers by token as the "
+            "product goes",
+            weights=Format.INT8,
+            activations=Format.INT8,
+            by_token=True,
+            kernels=INTEGER_KERNELS,
+            nearest=(Precision.W8A8_BLOCK, Precision.W8A16),
+        ),
         Precision.W8A8_BLOCK: Row(
             words="8-bit integer weights in blocks, activations rounded to 8-bit integers by block as the product goes",
             weights=Format.INT8,

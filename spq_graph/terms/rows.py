@@ -63,6 +63,7 @@ class RowId:
     Attributes:
         kind: what was measured.
         scheme: of `everywhere`: how, where not as the recipe has it.
+        format: of `everywhere`: in what, where not in integers by a range.
         kept_in: of `spike_aware`: the format of its kept sites, where not the plan's own.
         target: of `spike_aware`: what the plan was compiled for, where not for its own target.
         with_remedy: of `fp32` and `everywhere`: the remedy that was applied.
@@ -73,6 +74,7 @@ class RowId:
 
     kind: RowKind
     scheme: Scheme | None = None
+    format: Precision | None = None
     kept_in: Precision | None = None
     target: Target | None = None
     with_remedy: str | None = None
@@ -87,7 +89,12 @@ class RowId:
             return self.unread
         remedy = f"with_{self.with_remedy}" if self.with_remedy else ""
         missing = f"without_{self.without_remedy}" if self.without_remedy else ""
-        return "_".join(filter(None, (self.kind, self.scheme, self.kept_in, self.target, remedy, missing)))
+        return "_".join(filter(None, (self.kind, self.scheme, self.format, self.kept_in, self.target, remedy, missing)))
+
+    @property
+    def all_in_one(self) -> bool:
+        """Whether all sites are in one format that is not integers by a range, so that none is kept in another."""
+        return self.kind is RowKind.WEIGHT_ONLY or self.format is not None
 
     @classmethod
     def read(cls, name: str, seed: int | None = None) -> RowId:
@@ -106,6 +113,7 @@ class RowId:
 
 FP32 = RowId(RowKind.FP32)
 EVERYWHERE = RowId(RowKind.EVERYWHERE)
+BY_TOKEN = RowId(RowKind.EVERYWHERE, format=Precision.W8A8_TOKEN)
 SPIKE_AWARE = RowId(RowKind.SPIKE_AWARE)
 WEIGHT_ONLY = RowId(RowKind.WEIGHT_ONLY)
 MODEL = RowId(RowKind.MODEL)
@@ -116,6 +124,7 @@ _BY_NAME = {
     for row in (
         *(RowId(kind) for kind in RowKind if kind is not RowKind.OTHER),
         *(RowId(RowKind.EVERYWHERE, scheme=scheme) for scheme in Scheme),
+        *(RowId(RowKind.EVERYWHERE, format=one) for profile in PROFILES.values() for one in profile.everywhere),
         *(RowId(RowKind.SPIKE_AWARE, kept_in=precision) for precision in Precision),
         *(RowId(RowKind.SPIKE_AWARE, target=profile.name) for profile in PROFILES.values()),
     )

@@ -13,6 +13,7 @@ from typing import Literal
 
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.form import STAND_INS, Form
+from spq_graph.terms.missing import MISSING
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
 
@@ -42,6 +43,7 @@ class Profile:
         tiers: what kept sites may become by measured error: the first tier where one is good enough, and of a tier
             the most exact. One row for each use.
         compared: what the ladder tries kept sites in beside each other, in the order of its rows.
+        everywhere: what it quantizes all sites in beside static integers.
         oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
         divided_norms: whether norms are written as the quotient that the runtime fuses.
         fused_attention: whether attention written out becomes one operator of opset 23.
@@ -60,6 +62,7 @@ class Profile:
     fp8_per_channel: bool = True
     tiers: Mapping[Use, tuple[tuple[Precision, ...], ...]] = field(default_factory=dict)
     compared: tuple[Precision, ...] = ()
+    everywhere: tuple[Precision, ...] = ()
     oldest_opset: int = 13
     divided_norms: bool = False
     fused_attention: bool = False
@@ -161,7 +164,6 @@ _FLOATING = frozenset({Precision.FP32, Precision.FP16, Precision.BF16})
 _INTEGERS = tuple(p for p in Precision if p.bits is not None)
 _FP8 = tuple(p for p in Precision if p.is_fp8)
 _BY_BLOCK = tuple(p for p in Precision if p.row.by_block)
-_W8A8 = (Precision.W8A8_BLOCK, Precision.W8A8_BLOCK32)
 _HALF = (Precision.FP16,)
 
 
@@ -170,7 +172,6 @@ def _forms(integer: Form, others: Mapping[Precision, Form]) -> Mapping[Precision
 
 
 _OPERATOR = dict.fromkeys(_FP8, Form.OPERATOR)
-_NO_BF16 = "ONNX Runtime's CPU provider has no product in bfloat16"
 _ALL = frozenset({ONNX, CONTRIB, OURS})
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
@@ -184,13 +185,14 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 Form.QDQ,
                 {
                     **_OPERATOR,
+                    Precision.W8A8_TOKEN: Form.BY_TOKEN,
                     Precision.W8A8_BLOCK: Form.NBITS,
                     Precision.W8A8_BLOCK32: Form.NBITS,
                     Precision.W8A16: Form.NBITS_FLOAT,
                     Precision.FP16: Form.STORED,
                 },
             ),
-            missing={Precision.BF16: _NO_BF16},
+            missing=MISSING["cpu"],
             domains=_ALL,
             functions=True,
             divided_norms=True,
@@ -198,12 +200,14 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             lookup=Form.LOOKUP,
             # w8a16 is up to 35 times as slow as float32: only who asks for it gets it.
             tiers={
-                "balanced": ((*_FP8, Precision.W8A8_BLOCK), _HALF),
+                "balanced": ((*_FP8, Precision.W8A8_TOKEN, Precision.W8A8_BLOCK), _HALF),
                 # At length 128 and float32 = 1, on an Intel Xeon with AMX: the FP8 operator 0.23 to 0.30, MatMulNBits
-                # 0.59 to 0.67. At length 1 all of them wait for memory (0.26 to 0.33): no order of its own.
-                "prefill": (_FP8, (Precision.W8A8_BLOCK,), _HALF),
+                # 0.59 to 0.67; the operator by token, on an AMD EPYC with VNNI, 0.25 to 0.31. At length 1 all of them
+                # wait for memory (0.26 to 0.33): no order of its own.
+                "prefill": ((Precision.W8A8_TOKEN,), _FP8, (Precision.W8A8_BLOCK,), _HALF),
             },
-            compared=(*_FP8, Precision.W8A8_BLOCK, Precision.FP16),
+            compared=(*_FP8, Precision.W8A8_TOKEN, Precision.W8A8_BLOCK, Precision.FP16),
+            everywhere=(Precision.W8A8_TOKEN,),
         ),
         "cuda": Profile(
             name="cuda",
@@ -220,7 +224,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     Precision.BF16: Form.COMPUTED,
                 },
             ),
-            missing=dict.fromkeys(_W8A8, "ONNX Runtime's CUDA kernel of MatMulNBits takes activations as they are"),
+            missing=MISSING["cuda"],
             signed=True,
             domains=_ALL,
             functions=True,
@@ -237,13 +241,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 Form.QDQ,
                 {Precision.FP8_E4M3: Form.FP8_QDQ, Precision.FP16: Form.COMPUTED, Precision.BF16: Form.COMPUTED},
             ),
-            missing={
-                Precision.FP8_E5M2: "TensorRT has FP8 in E4M3 only",
-                Precision.W8FP8A16: "TensorRT has no product of FP8 weights alone",
-                **dict.fromkeys(
-                    _BY_BLOCK, "TensorRT has 8-bit integers on both sides of a product only, and no MatMulNBits"
-                ),
-            },
+            missing=MISSING["tensorrt"],
             signed=True,
             fp8_per_channel=False,
             lookup=None,
@@ -259,18 +257,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 Form.QDQ,
                 {Precision.W8A16: Form.WEIGHT, Precision.W8FP8A16: Form.FP8_WEIGHT, Precision.FP16: Form.STORED},
             ),
-            missing={
-                **dict.fromkeys(
-                    (Precision.FP8_E4M3, Precision.FP8_E5M2),
-                    "OpenVINO's CPU plugin has no product in FP8: w8fp8a16 keeps FP8 weights, which it widens at load",
-                ),
-                Precision.BF16: "OpenVINO takes bfloat16 as a setting of the whole model, not of a site",
-                **dict.fromkeys(
-                    _W8A8,
-                    "a file tells OpenVINO of 8-bit weights alone, and a setting of the whole model how activations "
-                    "are taken",
-                ),
-            },
+            missing=MISSING["openvino"],
             # Operators of com.microsoft may come with the source, as far as OpenVINO reads them; none is inserted.
             domains=frozenset({ONNX, CONTRIB}),
             # FP8 weights run at the speed and in the memory of float32 there; the kernel decompresses integer ones.
@@ -283,12 +270,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             runtime="onnxruntime",
             provider=CPU_PROVIDER,
             forms=_forms(Form.QDQ, {**_OPERATOR, Precision.FP16: Form.STORED}),
-            missing={
-                **dict.fromkeys(
-                    _BY_BLOCK, "it needs com.microsoft.MatMulNBits, and the file may hold standard operators only"
-                ),
-                Precision.BF16: _NO_BF16,
-            },
+            missing=MISSING["portable"],
             domains=frozenset({ONNX, OURS}),
             functions=True,
             tiers={"balanced": (_FP8, _HALF)},

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spq_graph.documents.examination import Examination, Holds, Probed, ProbeStatus
-from spq_graph.terms.kernels import FP8_KERNEL
+from spq_graph.terms.kernels import OPERATORS
 from spq_graph.terms.targets import PROFILES
 
 
@@ -54,5 +54,6 @@ def _held(holds: Holds) -> str:
 
 def _in_words(probed: Probed) -> str:
     if probed.status is ProbeStatus.FUNCTION:
-        return "the function in the file: right, in float32 speed and memory"
-    return "spq::Fp8MatMul, the operator library" if probed.kernel == FP8_KERNEL else probed.name
+        speed = "float32 speed and memory" if probed.kernel is None else f"{probed.kernel}, and slower"
+        return f"the function in the file: right, in {speed}"
+    return f"spq::{probed.kernel}, the operator library" if probed.kernel in OPERATORS else probed.name

@@ -74,8 +74,8 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     facts.add_row("kernels", words.kernels(plan, report))
     for line in words.folded(report.folded):
         facts.add_row("", Text(line))
-    if report.fp8 is not None:
-        facts.add_row("", Text(words.fp8_sites(report.fp8)))
+    for line in words.operator_sites(report):
+        facts.add_row("", Text(line))
     if report.seconds:
         facts.add_row("time", words.duration(sum(report.seconds.values())))
     if out is not None:

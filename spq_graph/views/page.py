@@ -25,6 +25,7 @@ from spq_graph.documents.report import Report, Rung
 from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE
 from spq_graph.views import words
+from spq_graph.views.card import recipe_file
 from spq_graph.views.charts.ladder import ladder_changes, ladder_figure
 from spq_graph.views.charts.layer import layer_figure
 from spq_graph.views.charts.speed import speed_figure
@@ -178,7 +179,7 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     share = report.bytes / report.source_bytes if report.source_bytes else 1.0
     size = f"{100 * share:.0f} % of {words.megabytes(report.source_bytes)} MB"
     tiles.append(("size", f"{words.megabytes(report.bytes)} MB", size))
-    planned = f"{len(plan.integer_sites)} planned"
+    planned = f"{words.integers_planned(plan)} planned"
     if report.target is not None and not report.target.executed_here:
         tiles.append(("integer kernels", "–", f"not executed here; {planned}"))
     else:
@@ -239,9 +240,3 @@ def _recipe(recipe: Recipe) -> Iterable[tuple[str, str, bool]]:
         value = getattr(recipe, name)
         shown = recipe.model_dump(mode="json")[name]
         yield name, words.NOTHING if shown in (None, []) else str(shown), value != field.default
-
-
-def recipe_file(recipe: Recipe) -> str:
-    """What of a recipe is not the default, as the TOML that `--recipe` takes."""
-    given = recipe.model_dump(mode="json", exclude_defaults=True)
-    return words.recipe_lines(given)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
 from spq_graph.documents.findings import Forecast
 from spq_graph.documents.plan import Reason
+from spq_graph.documents.preset import Preset
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome, Verified
 from spq_graph.views import words
@@ -52,8 +53,8 @@ def applied_in_words(found: Applied) -> list[str]:
     if found.absent is not None:
         lines = [f"not executed here: {found.absent}", f"the graph follows the rules of {profile.device}"]
     else:
-        beside = f", {words.fp8_sites(found.fp8)}" if found.fp8 is not None else ""
-        lines = [f"{found.integer_kernels} sites run as integer kernels on {profile.ran_on}{beside}"]
+        ran = f"{found.integer_kernels} sites run as integer kernels on {profile.ran_on}"
+        lines = [", ".join([ran, *words.operator_sites(found)])]
     lines += words.folded(found.folded)
     replaced = [s for s in found.plan.sites if s.reason is Reason.UNSUPPORTED and s.evidence.note]
     lines += [f"{words.printable(s.key)} is {s.precision}: {words.why(s)}" for s in replaced]
@@ -89,3 +90,10 @@ def generation_in_words(found: Generation) -> str:
     if found.reached_model_length:
         parts.append("the model's length is reached")
     return "; ".join(parts)
+
+
+def presets_in_words(found: Sequence[Preset]) -> Iterator[str]:
+    """A line for each: its name, and what it is for."""
+    width = max(len(one.name) for one in found)
+    yield from (f"{one.name:<{width}}  {one.about}" for one in found)
+    yield "use one: spq-graph quantize MODEL --preset NAME; change one: spq-graph presets NAME > recipe.toml"

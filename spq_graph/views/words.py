@@ -13,11 +13,14 @@ from spq_graph.documents.findings import ComparedRung
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.documents.report import OperatorRun, Report, Rung
+from spq_graph.documents.results import Applied
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.documents.treatment import Cause
 from spq_graph.documents.verdict import Advice, Recommended, Standing
+from spq_graph.terms.form import Form
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.terms.logits import Given
+from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme
 
 NOTHING = "–"
@@ -35,7 +38,8 @@ _KINDS = {
     RowKind.WEIGHT_ONLY: "weight-only",
     RowKind.MODEL: "this model",
 }
-_SCHEMES = {Scheme.SYMMETRIC: "symmetric", Scheme.PER_TENSOR_WEIGHTS: "per-tensor weights"}
+_SCHEMES: Mapping[Scheme | None, str] = {Scheme.SYMMETRIC: "symmetric", Scheme.PER_TENSOR_WEIGHTS: "per-tensor weights"}
+_FORMATS: Mapping[Precision | None, str] = {Precision.W8A8_TOKEN: "per token"}
 # Where speed is told, of which all rows are at 8 bits.
 _TIMED = _KINDS | {RowKind.EVERYWHERE: "INT8 everywhere", RowKind.WEIGHT_ONLY: "MatMulNBits, 8 bits"}
 
@@ -67,7 +71,7 @@ def rung_name(rung: Rung | ComparedRung) -> str:
 def row_name(row: RowId, beside: str = "") -> str:
     """A row's name for people, with what stands beside its kind."""
     name = f"{_KINDS[row.kind]}{beside}" if row.kind in _KINDS else _plain_name(row)
-    other = _SCHEMES[row.scheme] if row.scheme is not None else row.kept_in or row.target
+    other = _SCHEMES.get(row.scheme) or _FORMATS.get(row.format, row.format) or row.kept_in or row.target
     name = f"{name} ({other})" if other is not None else name
     name = f"{name} with {printable(row.with_remedy)}" if row.with_remedy else name
     name = f"{name} without {printable(row.without_remedy)}" if row.without_remedy else name
@@ -77,7 +81,8 @@ def row_name(row: RowId, beside: str = "") -> str:
 def timed_name(timed: SpeedRow) -> str:
     """The name of a row of `bench` for people: its target is said where that is not the CPU."""
     row = replace(timed.id, target=None) if timed.id.target == timed.target else timed.id
-    name = _TIMED[row.kind] if row == RowId(row.kind) else _plain_name(row)
+    named = row_name(row) if row.format is not None else _plain_name(row)
+    name = _TIMED[row.kind] if row == RowId(row.kind) else named
     return name if timed.target == "cpu" else f"{name} ({printable(timed.target)})"
 
 
@@ -173,18 +178,28 @@ def integer_kernels(executed: Mapping[str, int]) -> int:
 
 def kernels(plan: Plan, report: Report) -> str:
     """How many of the planned integer sites ran as such, and on which target where it is not the CPU."""
-    planned = len(plan.integer_sites)
+    planned = integers_planned(plan)
     if report.target is not None and not report.target.executed_here:
         return f"not executed here; {planned} integer sites planned for {report.target.name}"
     beside = f", on {plan.recipe.profile.ran_on}" if plan.recipe.target != "cpu" else ""
     return f"{integer_kernels(report.executed)} integer, of {planned} planned{beside}"
 
 
-def fp8_sites(fp8: OperatorRun) -> str:
-    """How the sites in FP8 ran, in words."""
-    if fp8.library is None:
-        return f"{fp8.sites} FP8, as the function in the file: no operator library here"
-    return f"{fp8.kernels} FP8 in the operator library ({fp8.library}), of {fp8.sites} planned"
+def integers_planned(plan: Plan) -> int:
+    """How many sites are to multiply in integers, by a range or by token."""
+    return len(plan.integer_sites) + len(plan.in_form(Form.BY_TOKEN))
+
+
+def operator_sites(found: Report | Applied) -> list[str]:
+    """How the sites in our operators ran, a line for each operator that has some."""
+    runs = (("FP8", found.fp8), ("by token", found.by_token))
+    return [_operator_run(what, run) for what, run in runs if run is not None]
+
+
+def _operator_run(what: str, run: OperatorRun) -> str:
+    if run.library is None:
+        return f"{run.sites} {what}, as the function in the file: no operator library here"
+    return f"{run.kernels} {what} in the operator library ({run.library}), of {run.sites} planned"
 
 
 def folded(why: Mapping[str, str]) -> list[str]:
@@ -213,7 +228,7 @@ def branches(plan: Plan) -> str | None:
 
 def kept_share(plan: Plan, rung: Rung) -> str:
     """Kept sites of all that count, such as "2/56"; nothing where no site is quantized as planned."""
-    if rung.id.kind in (RowKind.FP32, RowKind.WEIGHT_ONLY):
+    if rung.id == FP32 or rung.id.all_in_one:
         return NOTHING
     return f"{len(rung.kept)}/{len(plan.counted)}"
 

@@ -17,7 +17,7 @@ from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
-from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId, RowKind
+from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId
 from spq_graph.workbench.built import Built
 from spq_graph.workbench.naming import in_source, once_quantized, refuse_too_large_on
 from spq_graph.workbench.streams import execute
@@ -150,15 +150,15 @@ def _built(bench: Workbench, row: Variant) -> Built | None:
     try:
         return bench.build(row.plan, profile=bench.measured_as(row.plan))
     except GraphError as cause:
-        if row.id.kept_in is None:
+        if row.id.kept_in is None and row.id.format is None:
             raise
         bench.steps.remark(f"no row {row.id.name}: {cause.what}")
         return None
 
 
 def _kept(row: Variant) -> list[str]:
-    # Of weight-only nothing is kept: it is another way to quantize everything.
-    return [] if row.id.kind is RowKind.WEIGHT_ONLY else [s.key for s in row.plan.counted if s.precision.bits is None]
+    # Of weight-only and the like nothing is kept: it is another way to quantize everything.
+    return [] if row.id.all_in_one else [s.key for s in row.plan.counted if s.precision.bits is None]
 
 
 def _rung(row: RowId, bits: int | None, score: Score, size: int, executed: dict[str, int]) -> Rung:

@@ -11,9 +11,8 @@ from typing import TypeAlias
 
 from spq_graph.documents import artifact
 from spq_graph.documents.leftovers import temporary_folder
+from spq_graph.models.hub import place_of
 from spq_graph.models.source import Source, resolve
-from spq_graph.passes.adapt.prepared import prepared
-from spq_graph.passes.check.functions import refuse_other_functions
 from spq_graph.passes.find.identify import require_glu
 from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
@@ -24,8 +23,9 @@ from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.workbench.holding import refuse_unheld
 from spq_graph.workbench.lifted import refuse_changed
+from spq_graph.workbench.looked import Looked, read_graph
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Looked, Workbench
+from spq_graph.workbench.workbench import Workbench
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Opening:
     """What is needed to open a model.
 
     Attributes:
-        source: a Hugging Face folder, an .onnx file, or the word "reference", the embedded model; where no sites are
-            sought, an OUT folder as well.
+        source: a Hugging Face folder, an .onnx file, a Hub id, or the word "reference", the embedded model; where no
+            sites are sought, an OUT folder as well.
         tokenizer: folder with tokenizer.json; None for the source's own.
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence; None for the model's length, at most 2048.
@@ -60,9 +60,14 @@ class Opening:
         return str(self.source)
 
     @property
+    def place(self) -> Path:
+        """The folder or file that is meant; of a Hub id that in the cache, where there is one."""
+        return place_of(self.name)
+
+    @property
     def inputs(self) -> tuple[Path, ...]:
         """The files and folders that are read, as far as they exist."""
-        given = (self.tokenizer, self.source)
+        given = (self.tokenizer, self.place)
         return tuple(path for place in given if place is not None and (path := Path(place)).exists())
 
     def resolve(self, *, find_sites: bool = True) -> Source:
@@ -123,8 +128,7 @@ class Opening:
     def _look(self, source: Source, model: Path, steps: Steps, targets: Sequence[str]) -> Looked:
         """Read the graph of what is to be quantized, and find its sites."""
         with steps.step("identify", "Finding GLU blocks and projections"):
-            whole = prepared(model)
-            refuse_other_functions(whole.graph, str(source.path))
+            whole = read_graph(model)
             refuse_quantized(whole.graph, source.path)
             found = identify_floating(whole.graph)
             if not (self.allow_no_glu and found.sites):
@@ -145,7 +149,7 @@ class Opening:
 
     def _in_out(self) -> Opening:
         """Of an OUT folder its model, and the tokenizer beside that where no other is named."""
-        folder = Path(self.source)
+        folder = self.place
         if not (folder / artifact.MODEL).is_file():
             return self
         beside = folder if (folder / "tokenizer.json").is_file() else None
@@ -166,7 +170,7 @@ def at_hand(source: Source, work: Path, steps: Steps) -> Source:
     folder.mkdir()
     with steps.step("unpack", f"Unpacking {source.origin}"):
         unpack(source.path, folder, tokenizer=source.tokenizer is None, heard=steps.heard)
-    return replace(resolve(str(folder), source.tokenizer), origin=source.origin)
+    return replace(resolve(str(folder), source.tokenizer), origin=source.origin, came=source.came)
 
 
 def _as_onnx(source: Source, work: Path, steps: Steps) -> Path:

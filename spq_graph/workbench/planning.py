@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 
 from spq_graph.decisions.decide import decide
+from spq_graph.decisions.effort import effort
 from spq_graph.decisions.enough import too_few
 from spq_graph.decisions.verdict import decided_on_fewer
 from spq_graph.documents.plan import Plan
@@ -16,6 +19,7 @@ from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
 from spq_graph.workbench.meter import meter
 from spq_graph.workbench.not_finite import sized
+from spq_graph.workbench.steps import Tick
 from spq_graph.workbench.workbench import Workbench
 
 
@@ -43,14 +47,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
     with bench.steps.step(f"decide at {bits} bits", f"Deciding at {bits} bits") as tick:
         found = None
         if sequences is not None and recipe.spike_ratio is None and bench.logits.output is not None:
-            counter = iter(range(1, 1_000_000))
-            candidates = sum(
-                v.ratio > recipe.candidate_ratio for s in bench.found.sites if (v := ranges.values.get(s.input))
-            )
-            expected = candidates + 6
-            found = meter(
-                bench, sequences, recipe, ranges, lambda: tick(min(n := next(counter), expected), max(n, expected))
-            )
+            found = meter(bench, sequences, recipe, ranges, _counted(bench, recipe, ranges, tick))
         made = decide(
             bench.found.every,
             ranges,
@@ -75,6 +72,27 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
         bench.steps.remark(decided_on_fewer(made, found.fewer))
     remark = too_few(ranges.tokens, bench.known_length)
     return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})
+
+
+def _counted(bench: Workbench, recipe: Recipe, ranges: Ranges, tick: Tick) -> Callable[[], None]:
+    """What to call after every evaluation: a search goes on from what meets the budget at once to what does not."""
+    sites = [s for s in bench.found.sites if s.input in ranges.values and not s.left_alone(recipe.quantize_lm_head)]
+    asks = partial(
+        effort,
+        recipe,
+        frozenset(bench.stored.values()),
+        sites=len(sites),
+        activations=len({site.input for site in sites}),
+        candidates=sum(ranges.values[site.input].ratio > recipe.candidate_ratio for site in sites),
+    )
+    efforts = (asks(lossy=lossy, peels=peels) for lossy, peels in ((False, False), (True, False), (True, True)))
+    totals, counter = [one.together + one.alone for one in efforts], count(1)
+
+    def after() -> None:
+        done = next(counter)
+        tick(done, next((total for total in totals if total > done), done + 1))
+
+    return after
 
 
 def _refuse_too_large(bench: Workbench, ranges: Ranges) -> None:

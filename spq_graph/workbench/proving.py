@@ -9,7 +9,7 @@ import onnx_ir as ir
 from spq_graph.documents.plan import Plan
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.folded import constant_products, twins_of
-from spq_graph.runtime.proof.held import account, check_executed, execute_on, unaccounted
+from spq_graph.runtime.proof.held import account, account_functions, check_executed, execute_on, unaccounted
 from spq_graph.runtime.sessions.executed import CONSTANT, Executed
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Ids
@@ -46,5 +46,7 @@ def check_ran(executed: Executed, plan: Plan, source: ir.Model, file: Path) -> N
     if missing := unaccounted(executed, plan):
         graph = load_graph(file)
         constant = constant_products(graph).intersection(missing)
-        account(executed, constant, twins_of(graph, [node for node in missing if node not in constant]))
+        twins = twins_of(graph, [node for node in missing if node not in constant])
+        account(executed, constant, twins)
+        account_functions(executed, plan, twins)
     check_executed(executed, plan, plan.model.origin)

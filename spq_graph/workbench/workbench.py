@@ -12,13 +12,13 @@ import onnx_ir as ir
 
 from spq_graph.decisions.enough import too_few
 from spq_graph.documents.checkpoint import Checkpoint
-from spq_graph.documents.plan import ModelRef, Plan
+from spq_graph.documents.model_ref import ModelRef
+from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import UNSEALED, Ranges
 from spq_graph.models.source import Source
-from spq_graph.passes.adapt.prepared import Prepared, prepared
+from spq_graph.passes.adapt.prepared import Prepared
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.base.run import run
-from spq_graph.passes.check.functions import refuse_other_functions
 from spq_graph.passes.files.read import digest_of
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.identify import Identified
@@ -40,6 +40,7 @@ from spq_graph.terms.segment import Segmented
 from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
 from spq_graph.workbench.built import Built
 from spq_graph.workbench.faults import first_fault
+from spq_graph.workbench.looked import Looked, read_graph
 from spq_graph.workbench.not_finite import not_finite, sized, too_large
 from spq_graph.workbench.proving import check_ran, run_on
 from spq_graph.workbench.steps import Steps
@@ -47,14 +48,6 @@ from spq_graph.workbench.streams import execute, execute_file, open_stream, open
 
 LONGEST_WINDOW = 2048
 MANY_UNKNOWN = 0.1  # share of a text's tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """A model's graph, read once, and what was found in it."""
-
-    prepared: Prepared
-    found: Identified
 
 
 @dataclass(slots=True)
@@ -150,8 +143,7 @@ class Workbench:
     def prepared(self) -> Prepared:
         """The source graph, read once; who edits it takes a copy."""
         if self._prepared is None:
-            self._prepared = prepared(self.model)
-            refuse_other_functions(self._prepared.graph, str(self.model))
+            self._prepared = read_graph(self.model)
         return self._prepared
 
     @property
@@ -162,7 +154,7 @@ class Workbench:
     @property
     def ref(self) -> ModelRef:
         """How plans refer to this model."""
-        return ModelRef(digest=self.digest, origin=self.source.origin)
+        return self.source.came.ref(self.digest, self.source.origin)
 
     @property
     def sequence_length(self) -> int:
@@ -290,13 +282,10 @@ class Workbench:
         Raises:
             DataError: they were measured on another model, or say nothing of a site of this one.
         """
-        if ranges.model_digest != self.digest:
-            raise DataError(
-                "these ranges were measured on another model",
-                where=self.source.origin if isinstance(given, Ranges) else str(given),
-                remedy="run `spq-graph calibrate` on this one",
-            )
         where = self.source.origin if isinstance(given, Ranges) else str(given)
+        if ranges.model_digest != self.digest:
+            remedy = "run `spq-graph calibrate` on this one"
+            raise DataError("these ranges were measured on another model", where=where, remedy=remedy)
         ranges.refuse_lacking(self.found.sites, where)
         if not ranges.sealed:
             self.steps.remark(f"{where}: {UNSEALED}")

@@ -27,6 +27,8 @@ FILES = {
     "ranges.safetensors",
     "report.json",
     "report.html",
+    "README.md",
+    "recipe.toml",
 }
 
 
@@ -54,7 +56,8 @@ def test_the_ladder(case: Case) -> None:
     rows = {(r["name"], r["bits"], r["seed"]): r for r in report["ladder"]}
     names = ["everywhere", "everywhere_symmetric", "everywhere_per_tensor_weights", "spike_aware", "control_lowest"]
     names.append("spike_aware_without_head_8bit")
-    names += [f"spike_aware_{high}" for high in ("fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a8_block", "fp16")]
+    formats = ("fp8_e4m3", "fp8_e5m2", "w8fp8a16", "w8a8_token", "w8a8_block", "fp16")
+    names += [f"spike_aware_{high}" for high in formats]
     expected = {(name, bits, None) for name in names for bits in (8, 6)}
     chosen = next(s.precision for s in Plan.load(case.out / "plan.json").sites if s.key == SPIKED)
     missing = expected - set(rows)  # the format that is the plan's own, which is the row `spike_aware`
@@ -62,7 +65,7 @@ def test_the_ladder(case: Case) -> None:
     assert sorted(bits for _, bits, _ in missing) in ([6, 8], [8])
     expected -= missing
     expected |= {("control_random", bits, seed) for bits in (8, 6) for seed in (0, 1, 2)}
-    assert set(rows) == expected | {("fp32", None, None), ("weight_only", 8, None)}
+    assert set(rows) == expected | {("fp32", None, None), ("weight_only", 8, None), ("everywhere_w8a8_token", 8, None)}
     for row in rows.values():
         assert set(row) >= {"name", "bits", "perplexity", "nll", "kl", "top1", "bytes", "kept", "executed"}
     for bits in (8, 6):

@@ -74,7 +74,7 @@ def test_ranges_of_an_earlier_version_are_taken_and_said_to_be(place: Path, tmp_
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda d: d["sites"].pop(), "the plan has no entry for lm_head"),
+        (lambda d: d["sites"].pop(-2), "the plan has no entry for lm_head"),
         (lambda d: d["sites"].append(d["sites"][0]), "has an entry already, sites.0"),
         (lambda d: d["sites"][0].update(range=[3.0, -3.0]), "the minimum 3 is above the maximum -3"),
         (lambda d: d["sites"][0].update(node="nowhere"), "'nowhere' as node"),

@@ -42,7 +42,7 @@ def test_the_spike_is_natural_and_on_bos(made: dict[str, Any]) -> None:
     evidence = max((s["evidence"] for s in sites.values() if s["role"] == "glu_down"), key=lambda e: e["ratio"])
     assert evidence["ratio"] > 50
     assert (evidence["position"], evidence["token_text"]) == (0, "<s>")
-    assert len(sites) == 57  # 7 in each of 8 layers, and lm_head
+    assert len(sites) == 58  # 7 in each of 8 layers, lm_head and the embedding
 
 
 @pytest.mark.parametrize("bits", [8, 6])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +46,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         (folder / name / "config.json").write_text(json.dumps({"bos_token_id": ids[0], "eos_token_id": ids[1]}))
     bare = json.loads((w.without / "tokenizer.json").read_text()) | {"post_processor": None}
     (w.without / "tokenizer.json").write_text(json.dumps(bare))
+    shutil.copytree(w.tokenizer, w.chatty)
+    (w.chatty / "chat_template.jinja").write_text("{% for m in messages %}w1 {{ m.content }} w2 {% endfor %}w3")
     w.task__jsonl.write_text('{"context": "w3 w4", "continuation": "w5"}\n{"context": "w5", "continuation": "w6"}\n')
     w.recipe__toml.write_text("bits = 5\n")
     w.peeled__toml.write_text('[remedies.peel]\nuse = "always"\n')
@@ -92,6 +96,7 @@ def told(verb: str, added: Given, w: World, seen: list[object]) -> object:
         path.unlink(missing_ok=True)
     shutil.copytree(w.out, w.there)
     seen.clear()
+    sys.stdin = io.StringIO("w3 w4\nw5\n")  # which the fixture puts back
     arguments = base(verb, w)
     places = [place for place in added if isinstance(place, Path) and place.suffix == ".onnx" and place in added[:1]]
     arguments = [arguments[0], *added, *arguments[2:]] if places else [*arguments, *added]
@@ -127,6 +132,7 @@ def _report(out: Path) -> Any:
 def seen(monkeypatch: pytest.MonkeyPatch, world: World) -> list[object]:
     """What verbs call whose times, windows or exports are not to be waited for, and how many pieces models run in."""
     calls: list[object] = []
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
 
     def export(source: Path, model: Path, **keywords: object) -> None:
         calls.append(keywords)
@@ -179,14 +185,17 @@ def test_an_option_changes_what_is_said_or_done(verb: str, name: str, world: Wor
     assert usual != other, f"{verb} {' '.join(map(str, beside))} says the same as without"
 
 
-@pytest.mark.parametrize("verb", ["quantize", "export", "calibrate", "plan", "apply", "doctor", "eval", "generate"])
+@pytest.mark.parametrize(
+    "verb", ["quantize", "export", "calibrate", "plan", "apply", "doctor", "eval", "generate", "chat"]
+)
 def test_json_is_one_object(verb: str, world: World, seen: list[object]) -> None:
     told(verb, (), world, seen)
     shutil.rmtree(world.made, ignore_errors=True)
+    sys.stdin = io.StringIO("w3 w4\n")
     assert isinstance(done(*base(verb, world), "--json").json, dict)
 
 
-@pytest.mark.parametrize("verb", ["bench", "inspect", "verify", "diff"])
+@pytest.mark.parametrize("verb", ["bench", "inspect", "verify", "diff", "presets"])
 def test_json_is_one_object_of_what_is_looked_at(verb: str, world: World, seen: list[object]) -> None:
     assert isinstance(done(*base(verb, world), "--json").json, dict)
 

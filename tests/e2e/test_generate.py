@@ -28,6 +28,7 @@ FACTS = {
     "tokens",
     "finish",
     "cache",
+    "chat",
     "sampling",
     "prefill_seconds",
     "decode_seconds",

@@ -58,7 +58,7 @@ _OPTIONS = {
             "--window",
             "--memory-limit",
         ),
-        "words": ("--high-precision", "--keep", "--target"),
+        "words": ("--high-precision", "--keep", "--target", "--preset"),
         "files": ("--recipe", "--calibration", "--text", "--tokenizer", "--ranges", "-o"),
     },
     "calibrate": {
@@ -68,7 +68,7 @@ _OPTIONS = {
     },
     "plan": {
         "numbers": ("--bits", "--spike-ratio", "--window", "--memory-limit"),
-        "words": ("--high-precision", "--keep", "--target"),
+        "words": ("--high-precision", "--keep", "--target", "--preset"),
         "files": ("--recipe", "--calibration", "--tokenizer", "-o"),
     },
     "apply": {"words": ("--target",), "files": ("-o",)},
@@ -160,7 +160,8 @@ def _odd_place(rng: Rng, out: Path) -> str:
         ("a-folder", lambda path: (path / "of-somebody").mkdir(parents=True)),
     )
     name, make = rng.choice(entries)
-    make(out / name)
+    if not os.path.lexists(out / name):  # two options may be given the same
+        make(out / name)
     there = (str(out / name), str(out / name / "below"), f"{out}/{name}/")
     names = (
         "",

@@ -8,9 +8,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from spq_graph.passes.forms.int8_function import Int8Kind, int8_matmul_function
 from spq_graph.passes.numbers.fp8 import E4M3
+from spq_graph.passes.numbers.int8 import pack_int8_panels
 from tests.support.decoder_graphs import Decoder, decoder
 from tests.support.decoders import VOCABULARY, write_decoder
 from tests.support.graphs import CONTRIB, Glu
@@ -136,6 +139,29 @@ def _ours() -> onnx.ModelProto:
     return model
 
 
+def _by_token() -> onnx.ModelProto:
+    """The same of the INT8 operator, with a range by token and an outlier branch."""
+    model, kind = _plain(), Int8Kind(by_token=True, branch=True)
+    node = next(n for n in model.graph.node if n.name == "layers.0.mlp.down_proj")
+    weight = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == node.input[1]))
+    rows, columns = weight.shape
+    codes = np.clip(np.rint(weight / 0.01), -127, 127).astype(np.int8)
+    held = {
+        "B": pack_int8_panels(codes),
+        "b_scale": np.full(columns, 0.01, np.float32),
+        "bias": np.zeros(1, np.float32),
+        "channels": np.array([1, 5], np.int64),
+        "rows": weight[[1, 5]].astype(np.float16),
+    }
+    node.op_type, node.domain, node.input[1:] = kind.op_type, "spq", list(held)
+    node.attribute.extend(helper.make_attribute(name, size) for name, size in (("K", rows), ("N", columns)))
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in held.items())
+    model.functions.append(ir.to_proto(int8_matmul_function(kind, model.opset_import[0].version)))
+    model.opset_import.append(helper.make_opsetid("spq", 1))
+    model.ir_version = max(model.ir_version, 9)
+    return model
+
+
 SEEDS: dict[str, Seed] = {
     "plain": _plain,
     "external": _plain,
@@ -145,6 +171,7 @@ SEEDS: dict[str, Seed] = {
     "functions": _functions,
     "branches": _branches,
     "ours": _ours,
+    "by_token": _by_token,
     "merged": lambda: merged(_plain()),
     "loop": lambda: in_loop(_plain()),
     "scan": lambda: in_scan(_plain()),

@@ -71,6 +71,11 @@ def fp8(site: Site) -> Precision:
     return chosen.get(site.role, choose(site))
 
 
+def by_token(site: Site) -> Precision:
+    chosen = {Role.GLU_DOWN: Precision.W8A8_TOKEN, Role.ATTN_O: Precision.W8A8_TOKEN}
+    return chosen.get(site.role, choose(site))
+
+
 def typical(target: str) -> Callable[[Site], Precision]:
     """One site in every precision that the target has a form of its own for."""
     profile = PROFILES[target]
@@ -95,6 +100,7 @@ CASES = {
     "int8_keeping_down": (Decoder(layers=1, rope=False), choose),
     "int6_everywhere": (Decoder(layers=1, rope=False), Precision.INT6_IN_8),
     "fp8_beside_int8": (Decoder(layers=1, rope=False), fp8),
+    "by_token_beside_int8": (Decoder(layers=1, rope=False), by_token),
     "packed_with_bias": (
         Decoder(layers=1, rope=False, attention="packed", glu=Glu(packing="split", bias=True, form="transpose")),
         Precision.INT8,

@@ -22,8 +22,9 @@ from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import ActivationError
+from spq_graph.workbench.looked import Looked
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Looked, Workbench
+from spq_graph.workbench.workbench import Workbench
 from tests.support.decoders import BOS, random_ids, write_decoder
 
 SPIKE = 700.0

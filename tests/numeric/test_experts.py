@@ -18,10 +18,12 @@ from spq_graph.decisions.verdict import judge
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.ranges import Ranges, merge_all
 from spq_graph.documents.recipe import Override, Recipe
+from spq_graph.runtime.sessions.library import OVERRIDE
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
+from spq_graph.terms.targets import PROFILES
 from spq_graph.workbench.opening import Opening
 from spq_graph.workbench.planning import make_plan
 from spq_graph.workbench.workbench import Workbench
@@ -128,11 +130,14 @@ def test_shards_merge_to_the_bytes_of_one_run(bench: Workbench, tmp_path: Path, 
     assert saved(merge_all(shards), "merged") == saved(merge_all(shards[::-1]), "reversed") == saved(whole, "whole")
 
 
-@pytest.mark.parametrize(
-    "precision", ["int8", "int4_in_8", "w8a8_block", "w8a16", "fp8_e4m3", "fp8_e5m2", "w8fp8a16", "fp16"]
-)
-def test_an_expert_without_a_token(bench: Workbench, ids: Sequences, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("precision", ["int8", "int4_in_8", *(p.value for p in PROFILES["cpu"].high if p != "fp32")])
+def test_an_expert_without_a_token(
+    bench: Workbench, ids: Sequences, tmp_path: Path, precision: str, library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One token goes to two experts: the others multiply no rows, in every arithmetic."""
+    if not library:
+        monkeypatch.setenv(OVERRIDE, "")
     recipe = Recipe(max_kept=0.0, overrides=(Override(pattern="*.experts.[012].*", precision=precision),))
     plan = make_plan(bench, recipe, 8, bench.calibrate(ids), None)
     assert {site.precision for site in plan.sites if site.expert in range(EXPERTS - 1)} == {Precision(precision)}

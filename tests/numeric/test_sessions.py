@@ -19,9 +19,10 @@ from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.quantized import identify_floating
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.precision import Precision
+from spq_graph.workbench.looked import Looked
 from spq_graph.workbench.planning import make_plan
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Looked, Workbench
+from spq_graph.workbench.workbench import Workbench
 from tests.support.decoders import random_ids, write_decoder
 
 

@@ -90,7 +90,9 @@ def test_wheel_holds_the_linked_folders(wheel_names: list[str], folder: str) -> 
     assert f"spq_graph/{folder}/__init__.py" in wheel_names
 
 
-@pytest.mark.parametrize("pattern", ["spq_graph/views/templates/*", "models/reference/*"])
+@pytest.mark.parametrize(
+    "pattern", ["spq_graph/views/templates/*", "spq_graph/documents/presets/*", "models/reference/*"]
+)
 def test_wheel_holds_data_files(wheel_names: list[str], pattern: str) -> None:
     present = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()]
     if not present:
@@ -111,7 +113,7 @@ def test_metadata(archives: tuple[Path, Path]) -> None:
         scripts = wheel.read(f"{DIST_INFO}/entry_points.txt").decode()
     assert metadata["Version"] == spq_graph.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = "cpu gpu openvino export gguf eval notebook docs test"
+    extras = "cpu gpu openvino export gguf hub data eval notebook docs test"
     assert set(metadata.get_all("Provides-Extra", [])) == set(extras.split())
     base = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert not [line for line in base if line.startswith(("torch", "transformers", "onnxruntime"))]

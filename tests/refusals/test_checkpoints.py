@@ -92,6 +92,15 @@ def test_sizes_that_the_weights_cannot_have(
     assert resolve(str(folder)).kind == "folder"
 
 
+@follows("models/config.py:check_held", "of which every layer has some")
+def test_more_layers_than_tensors(refusal: Told, folder: Path, tiny_llama: Path) -> None:
+    configured(folder, num_hidden_layers=300)
+    with refusal:
+        resolve(str(folder))
+    shutil.copy(tiny_llama / "config.json", folder)
+    assert resolve(str(folder)).kind == "folder"
+
+
 def weights(folder: Path, **changes: np.ndarray | None) -> None:
     arrays = load_file(folder / WEIGHTS)
     for end, array in changes.items():

@@ -145,7 +145,7 @@ def test_nothing_to_merge(refusal: Told, made: Made) -> None:
 # ------------------------------------------------------------------------------------------------- recipes and reports
 
 
-@follows("spq_graph/documents/recipe.py:load_recipe", "the recipe cannot be read")
+@follows("spq_graph/documents/recipe.py:_fields_in", "the recipe cannot be read")
 def test_recipe_that_is_none(refusal: Told, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("bits 6", encoding="utf-8")

@@ -100,20 +100,11 @@ def test_export_of_onnx(
     done("export", tiny_llama, "-o", tmp_path / "out")
 
 
-@follows("spq_graph/jobs/generate.py:_require_tokenizer", "DIR, the folder with tokenizer.json")
+@follows("spq_graph/workbench/speaking.py:require_tokenizer")
 def test_generate_without_a_tokenizer(refusal: Told, made: Made) -> None:
     arguments = ["generate", made.model, "--prompt", "w1 w2", "--max-new-tokens", 2]
     refusal.command(*arguments)
     done(*arguments, "--tokenizer", made.words)
-
-
-@follows("spq_graph/jobs/generate.py:_require_tokenizer", "--tokenizer FOLDER")
-def test_generate_from_the_file_of_an_out(refusal: Told, made: Made, tmp_path: Path) -> None:
-    shutil.copy(made.model, tmp_path / "model.onnx")
-    write_tokenizer(tmp_path)
-    arguments = ["generate", tmp_path / "model.onnx", "--prompt", "w1 w2", "--max-new-tokens", 2]
-    refusal.command(*arguments)
-    done(*arguments, *refusal.error.remedy.removeprefix("pass ").split())
 
 
 def tokenizer_with(folder: Path, **model: object) -> Path:
@@ -128,7 +119,7 @@ def tokenizer_with(folder: Path, **model: object) -> Path:
     return folder
 
 
-@follows("spq_graph/jobs/generate.py:_encode")
+@follows("spq_graph/workbench/speaking.py:Speaker.prompt")
 def test_a_prompt_of_no_tokens(refusal: Told, made: Made, tmp_path: Path) -> None:
     words = tokenizer_with(tmp_path / "words")
     arguments = ["generate", made.model, "--tokenizer", words, "--max-new-tokens", 2, "--prompt"]
@@ -136,7 +127,7 @@ def test_a_prompt_of_no_tokens(refusal: Told, made: Made, tmp_path: Path) -> Non
     done(*arguments, "w1 w2")
 
 
-@follows("spq_graph/jobs/generate.py:_check_vocabulary")
+@follows("spq_graph/workbench/speaking.py:_check_vocabulary")
 def test_generate_with_another_tokenizer(refusal: Told, made: Made, tmp_path: Path) -> None:
     other = tokenizer_with(tmp_path / "other", vocab={"<unk>": 0, "w1": 90})
     arguments = ["generate", made.model, "--prompt", "w1", "--max-new-tokens", 2, "--tokenizer"]
@@ -144,7 +135,15 @@ def test_generate_with_another_tokenizer(refusal: Told, made: Made, tmp_path: Pa
     done(*arguments, made.words)
 
 
-@follows("spq_graph/jobs/inspect.py:_chosen")
+@follows("spq_graph/jobs/inspect.py:_chosen", "did you mean")
+def test_inspect_a_site_misspelled(refusal: Told, made: Made) -> None:
+    refusal.command("inspect", made.model, "layers.1.mlp.downproj")
+    near = refusal.error.remedy.split("'")[1]
+    assert [site["key"] for site in done("inspect", made.model, near, "--json").json["sites"]] == [near]
+    assert len(done("inspect", made.model, "--json").json["sites"]) > 10
+
+
+@follows("spq_graph/jobs/inspect.py:_chosen", "-> leave out --site")
 def test_inspect_no_site(refusal: Told, made: Made) -> None:
     refusal.command("inspect", made.model, "--site", "nowhere")
     assert len(done("inspect", made.model, "--json").json["sites"]) > 10
@@ -192,6 +191,16 @@ def test_verify_with_another_plan(refusal: Told, made: Made, out: Path, tmp_path
     (out / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     refusal.command("verify", out, made.model)
     made_again(made, tmp_path / "again")
+
+
+@follows("spq_graph/jobs/verify.py:verify", "is not the recipe of the plan")
+def test_verify_another_recipe(refusal: Told, made: Made, out: Path, tmp_path: Path) -> None:
+    (out / "recipe.toml").write_text("bits = 5\n", encoding="utf-8")
+    refusal.command("verify", out, made.model)
+    done("apply", made.model, out / "plan.json", "-o", tmp_path / "applied")
+    done("verify", tmp_path / "applied", made.model)
+    (out / "recipe.toml").unlink()
+    done("verify", out, made.model)
 
 
 @follows("spq_graph/jobs/verify.py:verify", ": REASON ->")

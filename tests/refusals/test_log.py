@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def test_what_is_no_log(refusal: Told, made: Made, tmp_path: Path) -> None:
     assert contents(made.model) == before
     for _ in range(2):  # what is a log of ours is added to
         done("inspect", made.model, "--log-file", tmp_path / "another.log")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+@follows("spq_graph/cli/log_file.py:LogFile.__init__", "this is not a log")
+def test_a_pipe_is_no_log(refusal: Told, made: Made, tmp_path: Path) -> None:
+    """Opening it would wait for somebody who reads."""
+    os.mkfifo(tmp_path / "pipe")
+    refusal.command("inspect", made.model, "--log-file", tmp_path / "pipe")
+    done("inspect", made.model, "--log-file", tmp_path / "another.log")
 
 
 @follows("spq_graph/cli/log_file.py:LogFile.__init__", "the log cannot be written")

@@ -55,16 +55,6 @@ def test_reference_missing(refusal: Told, folder: Path, tmp_path: Path, monkeypa
     assert resolve("reference").origin == "reference"  # as an installation has it
 
 
-@follows("models/source.py:_not_found", "downloads nothing")
-def test_hub_id(refusal: Told, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with refusal:
-        resolve("HuggingFaceTB/SmolLM2-135M")
-    assert "hf download HuggingFaceTB/SmolLM2-135M --local-dir DIR" in refusal.error.remedy
-    shutil.move(folder, tmp_path / "DIR")  # what the download leaves
-    assert resolve("DIR").kind == "folder"
-
-
 @follows("models/source.py:_not_found", "no such file or folder")
 def test_misspelled(refusal: Told, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refusal:
@@ -205,12 +195,12 @@ def test_lfs_pointer(refusal: Told, folder: Path) -> None:
     damaged(refusal, folder, WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
 
 
-@follows("models/source.py:_check_safetensors", "its header cannot be read")
+@follows("models/headers.py:check_safetensors", "its header cannot be read")
 def test_no_header(refusal: Told, folder: Path) -> None:
     damaged(refusal, folder, WEIGHTS, struct.pack("<Q", 40) + b"no JSON")
 
 
-@follows("models/source.py:_check_safetensors", "truncated: its header promises")
+@follows("models/headers.py:check_safetensors", "truncated: its header promises")
 def test_cut_weights(refusal: Told, folder: Path) -> None:
     damaged(refusal, folder, WEIGHTS, (folder / WEIGHTS).read_bytes()[:-4])
     assert load_file(folder / WEIGHTS)["weight"].shape == (4,)

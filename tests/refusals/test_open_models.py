@@ -114,7 +114,19 @@ def test_a_model_beyond_memory(refusal: Told, made: Made, tmp_path: Path, monkey
 # ------------------------------------------------------------------------------------------------- decisions
 
 
-@follows("spq_graph/decisions/choices.py:refuse_unfit_patterns")
+@follows("spq_graph/decisions/choices.py:refuse_unfit_patterns", "did you mean")
+def test_keep_misspelled(refusal: Told, made: Made, tmp_path: Path) -> None:
+    """What is meant is the end of several keys."""
+    arguments = ["plan", made.model, made.ranges, "-o", tmp_path / "plan.json", "--spike-ratio", 50, "--keep"]
+    refusal.command(*arguments, "down_prj")
+    near = refusal.error.remedy.split("'")[1]
+    assert near == "down_proj"
+    kept = [site["key"] for site in done(*arguments, near, "--json").json["sites"] if site["reason"] == "override"]
+    assert kept == ["layers.0.mlp.down_proj", "layers.1.mlp.down_proj"]
+    assert f".{near}" in done("inspect", made.model).out
+
+
+@follows("spq_graph/decisions/choices.py:refuse_unfit_patterns", "-> `spq-graph inspect")
 def test_keep_nothing(refusal: Told, made: Made, tmp_path: Path) -> None:
     arguments = ["plan", made.model, made.ranges, "-o", tmp_path / "plan.json", "--spike-ratio", 50, "--keep"]
     refusal.command(*arguments, "nowhere")

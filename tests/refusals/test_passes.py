@@ -215,7 +215,7 @@ def test_operators_of_no_runtime(refusal: Told) -> None:
     refuse_foreign(ending_in("Gelu", ""), PROFILES["cpu"])
 
 
-@follows("passes/base/fp8_calls.py:refuse_wrong_calls")
+@follows("passes/base/own_calls.py:refuse_wrong_calls")
 def test_a_call_of_the_operator_that_means_nothing(refusal: Told, made: Made, tmp_path: Path) -> None:
     out, data = tmp_path / "out", ["--calibration", made.data, "--spike-ratio", 50, "--no-eval"]
     done("quantize", made.model, "-o", out, *data, "--high-precision", "fp8_e4m3")

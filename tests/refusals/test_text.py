@@ -78,7 +78,7 @@ def test_a_gzip_of_a_gigabyte(refusal: Told, tmp_path: Path, monkeypatch: pytest
 @follows("runtime/text/documents.py:read_text")
 def test_what_is_no_text(refusal: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "text.parquet"
-    path.write_bytes(b"PAR1" + bytes(range(256)) + b"PAR1")
+    path.write_bytes(b"ARROW1" + bytes(range(256)) + b"ARROW1")
     with refusal:
         text_in(path)
     assert text_in(written(tmp_path / "text.txt", "w0 w1")) == "w0 w1"
@@ -144,7 +144,7 @@ def sequences(path: Path, tokenizer: TextTokenizer | None, **more: object) -> Se
     return load_sequences(path, tokenizer, **given)  # type: ignore[arg-type]
 
 
-@follows("runtime/text/chat.py:render", "messages need a chat template")
+@follows("runtime/text/chat.py:_rendered", "messages need a chat template")
 def test_messages_without_a_template(refusal: Told, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     path = written(tmp_path / "chat.jsonl", MESSAGES)
     with refusal:
@@ -166,15 +166,28 @@ def test_a_template_that_is_no_text(refusal: Told, tokenizer: TextTokenizer, tmp
     assert len(sequences(path, TextTokenizer.load(tmp_path / "tokenizer")))
 
 
-@follows("runtime/text/chat.py:render", "does not take these messages")
+@follows("runtime/text/chat.py:_rendered", "does not take these messages")
 def test_messages_that_the_template_refuses(refusal: Told, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     written(tmp_path / "tokenizer" / "chat_template.jinja", ALTERNATE)
-    wrong = [{"messages": [{"role": "system", "content": text_of(20)}]}]
+    wrong = [{"messages": [{"role": "system", "content": "w1"}, *MESSAGES[0]["messages"]]}]
     path = written(tmp_path / "chat.jsonl", wrong)
     with refusal:
         sequences(path, tokenizer)
     assert len(sequences(written(path, MESSAGES), tokenizer))
     assert len(sequences(written(path, [{"text": text_of(20)}]), tokenizer))
+
+
+@follows("runtime/text/documents.py:_document", "no turn of a user")
+def test_a_conversation_that_nobody_began(refusal: Told, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    written(tmp_path / "tokenizer" / "chat_template.jinja", ALTERNATE)
+    wrong = {"messages": [{"role": "assistant", "content": text_of(20)}]}
+    path = written(tmp_path / "chat.jsonl", [*MESSAGES, wrong])
+    with refusal:
+        sequences(path, tokenizer)
+    assert "document 1" in refusal.error.what
+    asked = {"messages": [{"role": "user", "content": "w1"}, *wrong["messages"]]}
+    assert len(sequences(written(path, [*MESSAGES, asked]), tokenizer))
+    assert len(sequences(written(path, [*MESSAGES, {"text": text_of(20)}]), tokenizer))
 
 
 # ------------------------------------------------------------------------------------------------- rows of text

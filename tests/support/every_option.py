@@ -31,11 +31,13 @@ def base(verb: str, w: World) -> list[object]:
         "doctor": ["doctor"],
         "eval": ["eval", w.model__onnx, "--text", w.text__npz, "--window", 32],
         "generate": ["generate", w.model__onnx, "--prompt", "w3 w4", "--tokenizer", w.tokenizer, "--max-new-tokens", 8],
+        "chat": ["chat", w.model__onnx, "--tokenizer", w.chatty, "--max-new-tokens", 8],
         "bench": ["bench", w.out],
         "inspect": ["inspect", w.model__onnx],
         "verify": ["verify", w.out, w.model__onnx],
         "diff": ["diff", w.out, w.out6],
         "view": ["view", w.model__onnx],
+        "presets": ["presets"],
     }[verb]
 
 
@@ -43,11 +45,12 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
     """What is added to a verb, without the option and with it; arguments are exchanged as a whole."""
     text, tokenizer = ("--calibration", w.words__txt, "--tokenizer", w.tokenizer), ("--tokenizer", w.without)
     bare = ("--calibration", w.words__txt, *tokenizer)
-    sampling = ("--temperature", 1.0)
+    sampling, chatty = ("--temperature", 1.0), ("--tokenizer", w.chatty)
     measured = ("--calibration", w.ids__npz)
     tasks = ("--tasks", w.task__jsonl, "--tokenizer", w.tokenizer)
     return {
         ("quantize", "bits"): ((), ("--bits", 6)),
+        ("quantize", "preset"): ((), ("--preset", "weight-only-8")),
         ("quantize", "recipe"): ((), ("--recipe", w.recipe__toml)),
         ("quantize", "calibration"): ((), ("--calibration", w.text__npz)),
         ("quantize", "calibration_tokens"): ((), ("--calibration-tokens", 128)),
@@ -87,6 +90,7 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("calibrate", "memory_limit"): ((w.large__onnx,), (w.large__onnx, "--memory-limit", 1)),
         ("calibrate", "allow_no_glu"): ((w.plain__onnx,), (w.plain__onnx, "--allow-no-glu")),
         ("plan", "bits"): ((), ("--bits", 6)),
+        ("plan", "preset"): ((), ("--preset", "fp8")),
         ("plan", "recipe"): ((), ("--recipe", w.recipe__toml)),
         ("plan", "calibration"): ((), measured),
         ("plan", "tokenizer"): ((), ("--tokenizer", w.tokenizer)),
@@ -118,6 +122,8 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("eval", "window"): ((), ("--window", 16)),
         ("eval", "target"): ((), ("--target", "openvino")),
         ("generate", "prompt"): ((), ("--prompt", "w9")),
+        ("generate", "chat"): (chatty, (*chatty, "--no-chat")),
+        ("generate", "system"): (chatty, (*chatty, "--system", "w7 w8 w9")),
         ("generate", "max_new_tokens"): ((), ("--max-new-tokens", 3)),
         ("generate", "temperature"): ((), ("--temperature", 5)),
         ("generate", "top_k"): (sampling, (*sampling, "--top-k", 1)),
@@ -126,6 +132,13 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("generate", "stop"): ((), ("--stop", "w")),
         ("generate", "tokenizer"): ((), ("--tokenizer", w.without)),
         ("generate", "bos"): (tokenizer, (*tokenizer, "--bos")),
+        ("chat", "system"): ((), ("--system", "w7 w8 w9")),
+        ("chat", "max_new_tokens"): ((), ("--max-new-tokens", 3)),
+        ("chat", "temperature"): ((), ("--temperature", 5)),
+        ("chat", "top_k"): (sampling, (*sampling, "--top-k", 1)),
+        ("chat", "top_p"): (sampling, (*sampling, "--top-p", 0.01)),
+        ("chat", "seed"): (sampling, (*sampling, "--seed", 4)),
+        ("chat", "tokenizer"): ((), tokenizer),
         ("bench", "against"): ((), ("--against", w.model__onnx)),
         ("bench", "target"): (("--against", w.model__onnx), ("--against", w.model__onnx, "--target", "cpu")),
         ("bench", "rounds"): ((), ("--rounds", 2)),
@@ -141,6 +154,8 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("inspect", "tokenizer"): (bare, text),
         ("inspect", "bos"): (bare, (*bare, "--bos")),
         ("inspect", "window"): (text, (*text, "--window", 16)),
+        ("presets", "name"): ((), ("fp8",)),
+        ("presets", "schema"): ((), ("--schema",)),
         ("view", "port"): ((), ("--port", 8081)),
         ("view", "no_browser"): ((), ("--no-browser",)),
     }

@@ -141,3 +141,24 @@ def test_branches_that_win_nothing_are_not_taken() -> None:
     plan, _ = made(values, COSTS)
     assert plan.treatments == []
     assert plan.search.kl_peeled is None
+
+
+class Formats(Rounding):
+    """The same; in FP8 a kept site costs something as well, and in other formats nothing."""
+
+    def __call__(self, precisions: Mapping[str, Precision], peels: Mapping[str, Peel] | None = None) -> float:
+        return super().__call__(precisions, peels) + 0.002 * sum(p.is_fp8 for p in precisions.values())
+
+
+def test_beside_branches_the_format_comes_before_the_number_of_sites() -> None:
+    """Keeping two sites in a small format meets the budget but not the aim, keeping them as they are both."""
+    values = everywhere_an_outlier(3) | {key: seen({}, usual=40.0) for key in ("s7", "s8")}
+    sites = [Site(key=k, node=k, role=site(k).role, layer=0, shape=(CHANNELS, 4), input=f"in_{k}") for k in values]
+    ranges = Ranges("sha256:0", {f"in_{key}": value for key, value in values.items()}, tokens=100, sequences=1)
+    recipe = Recipe(kl_budget=0.0085, max_kept=0.2)
+    plan = decide(sites, ranges, recipe, MODEL, measure=Formats(ranges, COSTS))
+    assert kept(plan) == {"s7", "s8"}
+    assert {s.precision.is_fp8 for s in plan.kept} == {False}  # w8a8_block costs nothing here, and is as fast
+    assert plan.search.formats is not None
+    assert plan.search.formats["fp8_e4m3"] == pytest.approx(plan.search.formats["as_is"] + 0.004, rel=1e-3)
+    assert plan.budget_met

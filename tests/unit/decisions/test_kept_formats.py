@@ -15,10 +15,11 @@ from spq_graph.terms.errors import GraphError
 from spq_graph.terms.precision import Precision
 from tests.support.deciding import MODEL, make, run
 
-E4M3, E5M2, W8FP8, BLOCK, FP16 = (
+E4M3, E5M2, W8FP8, TOKEN, BLOCK, FP16 = (
     Precision.FP8_E4M3,
     Precision.FP8_E5M2,
     Precision.W8FP8A16,
+    Precision.W8A8_TOKEN,
     Precision.W8A8_BLOCK,
     Precision.FP16,
 )
@@ -44,9 +45,9 @@ def test_a_named_format_is_what_it_says() -> None:
 
 
 def test_portable_does_not_try_what_it_cannot_run() -> None:
-    assert not {BLOCK, Precision.W8A16} & set(candidates(Recipe(target="portable"), frozenset({Precision.FP32})))
+    assert not {TOKEN, BLOCK, Precision.W8A16} & set(candidates(Recipe(target="portable"), frozenset({Precision.FP32})))
     assert Precision.W8A16 in candidates(Recipe(target="cuda"), frozenset({Precision.FP32}))
-    assert set(candidates(Recipe(), frozenset({Precision.FP32}))) == {E4M3, E5M2, W8FP8, BLOCK, FP16}
+    assert set(candidates(Recipe(), frozenset({Precision.FP32}))) == {E4M3, E5M2, W8FP8, TOKEN, BLOCK, FP16}
     assert FP16 not in candidates(Recipe(), frozenset({FP16}))  # that is what the graph has
 
 
@@ -79,12 +80,14 @@ def test_infinite_error_is_never_picked() -> None:
 
 def test_auto_measures_all_formats_and_says_so() -> None:
     costs = {"a": 0.9, "b": 0.4, "c": 0.0001}
-    plan, _ = run(costs, Recipe(max_kept=0.7), formats={E4M3: 0.0004, E5M2: 0.0009, W8FP8: 0.0003, BLOCK: 0.0002})
+    formats = {E4M3: 0.0004, E5M2: 0.0009, W8FP8: 0.0003, TOKEN: 0.0006, BLOCK: 0.0002}
+    plan, _ = run(costs, Recipe(max_kept=0.7), formats=formats)
     assert precisions(plan) == {"a": BLOCK, "b": BLOCK, "c": Precision.INT8}
     assert plan.search.formats == {
         "fp8_e4m3": 0.0009,
         "fp8_e5m2": 0.0019,
         "w8fp8a16": 0.0007,
+        "w8a8_token": 0.0013,
         "w8a8_block": 0.0005,
         "fp16": 0.0001,
         "as_is": 0.0001,
@@ -116,13 +119,13 @@ def test_fp8_is_settled_site_by_site() -> None:
 def test_what_is_kept_by_hand_gets_the_measured_format_too() -> None:
     costs = {"a": 0.9, "b": 0.0001, "c": 0.0001}
     recipe = Recipe(keep=("b",), max_kept=0.7)
-    plan, _ = run(costs, recipe, formats={E4M3: 0.01, E5M2: 0.01, W8FP8: 0.01, BLOCK: 0.0002})
+    plan, _ = run(costs, recipe, formats={E4M3: 0.01, E5M2: 0.01, W8FP8: 0.01, TOKEN: 0.01, BLOCK: 0.0002})
     assert precisions(plan) == {"a": BLOCK, "b": BLOCK, "c": Precision.INT8}
 
 
 def test_a_format_that_the_graph_cannot_have_is_passed_over() -> None:
     def measure(precisions: Mapping[str, Precision]) -> float:
-        if set(precisions.values()) & {E4M3, E5M2, W8FP8, FP16}:
+        if set(precisions.values()) & {E4M3, E5M2, W8FP8, TOKEN, FP16}:
             raise GraphError("opset 11")
         return math.fsum(0.5 if p.bits else 0.0001 for p in precisions.values())
 
@@ -130,6 +133,19 @@ def test_a_format_that_the_graph_cannot_have_is_passed_over() -> None:
     plan = decide(sites, ranges, Recipe(max_kept=0.5, kl_budget=0.6), MODEL, measure=measure, tokens=64)
     assert precisions(plan)["a"] is BLOCK
     assert set(plan.search.formats or {}) == {"w8a8_block", "as_is"}
+
+
+def test_by_token_is_the_first_choice_for_long_prompts() -> None:
+    formats = {E4M3: 0.0004, E5M2: 0.0009, W8FP8: 0.0003, TOKEN: 0.0006, BLOCK: 0.0002}
+    plan, _ = run({"a": 0.9, "b": 0.0001}, Recipe(max_kept=0.5, use="prefill"), formats=formats)
+    assert precisions(plan) == {"a": TOKEN, "b": Precision.INT8}
+
+
+def test_scales_by_token_need_no_range() -> None:
+    sites, ranges = make({"a": 40.0})
+    del ranges.values["in_a"]
+    plan = decide(sites, ranges, Recipe(overrides=(Override(pattern="a", precision="w8a8_token"),)), MODEL)
+    assert precisions(plan) == {"a": TOKEN}
 
 
 def test_activations_in_fp8_by_hand_need_a_range() -> None:

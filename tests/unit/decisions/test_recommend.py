@@ -8,14 +8,14 @@ import pytest
 
 from spq_graph.decisions.decide import decide
 from spq_graph.decisions.recommend import changes_for, recommend
-from spq_graph.decisions.variants import decisions_of, variants, weight_only
+from spq_graph.decisions.variants import decisions_of, in_other_formats, variants, weight_only
 from spq_graph.decisions.verdict import judge
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung
 from spq_graph.documents.speed import Decode, Prefill, Speed, SpeedRow
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
+from spq_graph.terms.rows import BY_TOKEN, EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.terms.site import Role
 from spq_graph.views.words import headline
 from tests.support.deciding import MODEL, TEN, Additive, make, site
@@ -129,6 +129,48 @@ def test_a_target_without_weights_alone_is_not_told_of_them() -> None:
     assert recommend(plan, report_of(rung(SPIKE_AWARE, 0.05, 222), rung(WEIGHT_ONLY, 0.001, 226))) is None
 
 
+def by_token(loss: float, megabytes: float, kernel: str = "Int8MatMulByToken") -> Rung:
+    return rung(BY_TOKEN, loss, megabytes).model_copy(update={"executed": {kernel: 56}})
+
+
+def test_scales_by_token_where_they_are_surely_closer_and_cost_the_same() -> None:
+    plan = sample_plan()
+    report = report_of(rung(SPIKE_AWARE, 0.004, 222), by_token(0.001, 224))
+    report.verdict = judge(plan, report)
+    found = report.verdict.recommended
+    assert found is not None
+    assert (found.id, found.in_out) == (BY_TOKEN, False)
+    assert found.recipe["overrides"][0] == {"pattern": "*", "precision": "w8a8_token"}
+    assert "Recommended instead: quantized everywhere (per token), +0.10 % at 224 MB" in headline(plan, report)
+    said = [warning for warning in report.verdict.warnings if "by token" in warning]
+    [line] = said
+    assert line.endswith("everywhere_w8a8_token has KL 0.0008 at 8 bits, and this plan 0.0032")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        by_token(0.0039, 222),  # not surely closer
+        by_token(0.001, 240),  # larger
+        by_token(0.001, 222, "MatMulInteger"),  # as functions, whose speed nobody measured
+        by_token(0.001, 222).model_copy(update={"kl_stderr": None}),
+    ],
+)
+def test_otherwise_the_plans_own_row_stays(row: Rung) -> None:
+    found = recommend(sample_plan(), report_of(rung(SPIKE_AWARE, 0.004, 222), row))
+    assert found is not None
+    assert found.id == SPIKE_AWARE
+
+
+@pytest.mark.parametrize(("speed", "best"), [(2.99, BY_TOKEN), (2.5, SPIKE_AWARE)])
+def test_measured_speed_says_whether_they_cost_the_same(speed: float, best: RowId) -> None:
+    rows = (rung(SPIKE_AWARE, 0.004, 222), by_token(0.001, 222, "MatMulInteger"))
+    times = speed_of(timed(SPIKE_AWARE, 3.0, None), timed(BY_TOKEN, speed, None))
+    found = recommend(sample_plan(), report_of(*rows, speed=times))
+    assert found is not None
+    assert (found.id, found.by) == (best, "speed")
+
+
 def decided(recipe: Recipe) -> Plan:
     sites, ranges = make(dict.fromkeys(TEN, 40.0), site("lm_head", Role.LM_HEAD), site("router", Role.ROUTER))
     return decide(sites, ranges, recipe, MODEL, measure=Additive(TEN | {"s0": 0.5, "s3": 0.2}))
@@ -146,7 +188,8 @@ def decided(recipe: Recipe) -> Plan:
 def test_the_recipe_of_a_row_makes_it(by_hand: dict[str, Any]) -> None:
     plan = decided(Recipe.model_validate({"max_kept": 0.3, **by_hand}))
     stored = dict.fromkeys((s.key for s in plan.sites), Precision.FP32)
-    rows = [row for row in (*variants(plan, stored), weight_only(plan)) if row.id.kind is not RowKind.CONTROL_LOWEST]
+    rows = [*variants(plan, stored), *in_other_formats(plan), weight_only(plan)]
+    rows = [row for row in rows if row.id.kind is not RowKind.CONTROL_LOWEST]
     tried = 0
     for row in rows:
         if row.id.kind is RowKind.CONTROL_RANDOM or row.id == SPIKE_AWARE:

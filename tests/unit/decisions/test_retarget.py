@@ -103,9 +103,10 @@ def test_decoding_keeps_what_the_budget_asks_for() -> None:
     assert Recipe(use="decode").max_kept == 1.0
     assert Recipe(use="decode", max_kept=0.2).max_kept == 0.2
     assert Recipe(use="prefill").max_kept == Recipe().max_kept
-    first = Recipe(use="prefill").profile.tiers_for("prefill")[0]
-    assert not {Precision.W8A16, Precision.W8A8_BLOCK} & set(first)
-    assert Precision.W8FP8A16 in first
+    first, second, *_ = Recipe(use="prefill").profile.tiers_for("prefill")
+    assert first == (Precision.W8A8_TOKEN,)
+    assert not {Precision.W8A16, Precision.W8A8_BLOCK} & set(second)
+    assert Precision.W8FP8A16 in second
 
 
 def test_an_unknown_target_is_named() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from spq_graph.decisions.variants import decisions_of, rows_of, variants, weight_only
+from spq_graph.decisions.variants import decisions_of, in_other_formats, rows_of, variants, weight_only
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.recipe import Recipe
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.rows import EVERYWHERE, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
+from spq_graph.terms.rows import BY_TOKEN, EVERYWHERE, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.terms.targets import Target
 from tests.support.samples import sample_plan
 
@@ -20,6 +20,7 @@ NAMES = [
     "spike_aware_fp8_e4m3",
     "spike_aware_fp8_e5m2",
     "spike_aware_w8fp8a16",
+    "spike_aware_w8a8_token",
     "spike_aware_w8a8_block",
     "spike_aware_fp16",
     "control_lowest",
@@ -118,3 +119,15 @@ def test_the_rival_has_every_weight_in_blocks() -> None:
     rival = weight_only(sample_plan())
     assert (rival.id, rival.bits) == (WEIGHT_ONLY, 8)
     assert {s.precision for s in rival.plan.counted} == {Precision.W8A8_BLOCK}
+
+
+def test_every_site_by_token_is_a_row_where_the_target_has_that() -> None:
+    plan = sample_plan()
+    [row] = in_other_formats(plan)
+    assert (row.id, row.bits, row.id.name) == (BY_TOKEN, 8, "everywhere_w8a8_token")
+    assert {s.precision for s in row.plan.counted} == {Precision.W8A8_TOKEN}
+    assert [s.precision for s in row.plan.sites if s not in row.plan.counted] == [
+        s.precision for s in plan.sites if s not in plan.counted
+    ]
+    elsewhere = plan.model_copy(update={"recipe": Recipe(target="portable")})
+    assert in_other_formats(elsewhere) == []

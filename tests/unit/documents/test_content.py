@@ -28,6 +28,8 @@ from spq_graph.runtime.text.documents import read_documents
 from spq_graph.runtime.text.reading import load_sequences
 from spq_graph.terms.errors import SpqError
 from spq_graph.workbench.data import check_measured
+from tests.support.samples import sample_plan
+from tests.support.samples_ranges import sample_ranges
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pipes and devices as Linux has them")
 READERS: list[Callable[[Path], object]] = [
@@ -99,6 +101,15 @@ def test_a_device_is_no_file() -> None:
     for read in SPECIAL[:3]:
         with pytest.raises(SpqError, match="this is a device, not a file"):
             read(Path("/dev/zero"))
+
+
+def test_arrays_of_ranges_in_a_pipe(tmp_path: Path) -> None:
+    sample_ranges(sample_plan()).save(tmp_path / "ranges.json")
+    (tmp_path / "ranges.safetensors").unlink()
+    os.mkfifo(tmp_path / "ranges.safetensors")
+    with pytest.raises(SpqError, match="this is a pipe, not a file") as caught:
+        Ranges.load(tmp_path / "ranges.json")
+    assert caught.value.where == str(tmp_path / "ranges.safetensors")
 
 
 def test_what_is_written_replaces_no_pipe(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from spq_graph.models.adapter import check_adapter
 from spq_graph.models.loading import load_causal_lm
 from spq_graph.models.source import resolve
 from spq_graph.terms.errors import SourceError
+from tests.support.hub import cached, of_folder
 
 RANK, ALPHA = 4, 8
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
@@ -130,13 +131,10 @@ def test_a_base_that_is_not_there(name: str | None, what: str, remedy: str, tmp_
 
 
 def test_a_base_in_the_hub_cache(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    monkeypatch.setattr(
-        huggingface_hub, "try_to_load_from_cache", lambda name, file: str(base / file) if name == "me/base" else None
-    )
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    snapshot = cached(tmp_path / "cache", "me/base", of_folder(base))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert resolve(str(adapt(tmp_path / "adapter", base="me/base"))).base == base
+    assert resolve(str(adapt(tmp_path / "adapter", base="me/base"))).base == snapshot
 
 
 def test_one_that_changes_no_weight(base: Path) -> None:

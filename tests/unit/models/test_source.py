@@ -97,7 +97,7 @@ sys.exit(bool({"torch", "transformers"} & set(sys.modules)))
     [
         ("nowhere/at/all", "no such file or folder", "spelling"),
         ("missing.onnx", "no such file or folder", "spelling"),
-        ("meta-llama/Llama-2-7b-hf", "a local folder is needed", "hf download meta-llama/Llama-2-7b-hf"),
+        ("meta-llama/Llama-2-7b-hf", "no whole model of this id", "hf://meta-llama/Llama-2-7b-hf"),
     ],
 )
 def test_nothing_there(source: str, what: str, remedy: str) -> None:

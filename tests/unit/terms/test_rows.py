@@ -14,7 +14,7 @@ from spq_graph.documents.report import Report, Rung
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.rows import EVERYWHERE, FP32, MODEL, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
+from spq_graph.terms.rows import BY_TOKEN, EVERYWHERE, FP32, MODEL, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind, Scheme
 from spq_graph.views import words
 from tests.support.samples import sample_report
 
@@ -24,6 +24,7 @@ NAMES = {
     "everywhere": EVERYWHERE,
     "everywhere_symmetric": RowId(RowKind.EVERYWHERE, scheme=Scheme.SYMMETRIC),
     "everywhere_per_tensor_weights": RowId(RowKind.EVERYWHERE, scheme=Scheme.PER_TENSOR_WEIGHTS),
+    "everywhere_w8a8_token": BY_TOKEN,
     "everywhere_with_smooth": RowId(RowKind.EVERYWHERE, with_remedy="smooth"),
     "spike_aware": SPIKE_AWARE,
     "spike_aware_fp8_e4m3": RowId(RowKind.SPIKE_AWARE, kept_in=Precision.FP8_E4M3),

@@ -9,8 +9,10 @@
 namespace spq::cpu::int8 {
 namespace {
 
-void widen(const uint16_t* half, float* x) {
-  for (int64_t i = 0; i < kColumns; i += 8) {
+constexpr int kTileRows = 2;  // of the branch: 8 of 16 registers
+
+void widen(const uint16_t* half, int64_t count, float* x) {
+  for (int64_t i = 0; i < count; i += 8) {
     _mm256_storeu_ps(x + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i))));
   }
 }
@@ -63,7 +65,7 @@ struct Rows {
 }  // namespace
 
 const Kernels& avx2() {
-  static const Kernels kernels{"avx2", 4, block<Rows, 4>, quantize, range, finish, branch};
+  static const Kernels kernels{"avx2", 4, block<Rows, 4>, quantize, range, finish, widen, branch};
   return kernels;
 }
 

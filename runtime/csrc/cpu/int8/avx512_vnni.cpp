@@ -9,8 +9,10 @@
 namespace spq::cpu::int8 {
 namespace {
 
-void widen(const uint16_t* half, float* x) {
-  for (int64_t i = 0; i < kColumns; i += 16) {
+constexpr int kTileRows = 12;  // of the branch: 24 of 32 registers
+
+void widen(const uint16_t* half, int64_t count, float* x) {
+  for (int64_t i = 0; i < count; i += 16) {
     _mm512_storeu_ps(x + i, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half + i))));
   }
 }
@@ -77,7 +79,7 @@ struct Rows {
 }  // namespace
 
 const Kernels& avx512_vnni() {
-  static const Kernels kernels{"avx512_vnni", 12, block<Rows, 12>, quantize, range, finish, branch};
+  static const Kernels kernels{"avx512_vnni", 12, block<Rows, 12>, quantize, range, finish, widen, branch};
   return kernels;
 }
 

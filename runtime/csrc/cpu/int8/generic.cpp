@@ -7,8 +7,10 @@
 namespace spq::cpu::int8 {
 namespace {
 
-void widen(const uint16_t* half, float* x) {
-  for (int64_t i = 0; i < kColumns; ++i) x[i] = float_from_half(half[i]);
+constexpr int kTileRows = 1;  // of the branch
+
+void widen(const uint16_t* half, int64_t count, float* x) {
+  for (int64_t i = 0; i < count; ++i) x[i] = float_from_half(half[i]);
 }
 
 }  // namespace
@@ -31,7 +33,7 @@ void products(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows
 }  // namespace
 
 const Kernels& generic() {
-  static const Kernels kernels{"generic", 4, products, quantize, range, finish, branch};
+  static const Kernels kernels{"generic", 4, products, quantize, range, finish, widen, branch};
   return kernels;
 }
 

@@ -22,13 +22,17 @@ struct Kernels {
   void (*block)(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc);
   // Codes of one row in groups of 64, `stride` bytes apart; the last group is filled up with zeros.
   void (*quantize)(const float* x, int64_t count, float scale, int32_t zero, uint8_t* codes, int64_t stride);
-  // Smallest and largest of x and zero.
-  void (*range)(const float* x, int64_t count, float* low, float* high);
+  // Smallest and largest of x and zero. Where limits are given they are infinite, or zero where a number does not count.
+  void (*range)(const float* x, const float* limit, int64_t count, float* low, float* high);
   // y [32] = (acc - zero * sums) * scale * b_scale + bias
   void (*finish)(const int32_t* acc, int32_t zero, float scale, const int32_t* sums, const float* b_scale,
                  const float* bias, float* y);
-  // y [rows][32] += over [rows] . w [32], w in float16; rows whose number is zero are left alone.
-  void (*branch)(const float* over, const uint16_t* w, int64_t rows, float* y);
+  // Numbers in float16 as float32, a multiple of 32 of them.
+  void (*widen)(const uint16_t* half, int64_t count, float* x);
+  // Row rows[i] of y [][32] += over [channel][i] . w [channel][32], for `channels` of them, of which `stride` numbers of
+  // over are apart; at most block_rows rows.
+  void (*branch)(const float* over, int64_t stride, const float* w, int64_t channels, const uint8_t* rows,
+                 int64_t count, float* y);
 };
 
 const Kernels& generic();

@@ -17,7 +17,9 @@ constexpr int64_t kMaxBytes = int64_t{1} << 19;  // of their codes: half of a us
 constexpr int64_t kFewRows = 4 * kMostRows;
 
 thread_local Scratch codes_scratch;  // of the calling thread: A
+thread_local Scratch limit_scratch;  // of the calling thread: which channels are in the range of a token
 thread_local Scratch row_scratch;    // of every thread: a row of A in float32
+thread_local Scratch rows_scratch;   // of every thread: rows of the weight in float32, for one panel
 
 struct Job {
   const Problem& problem;
@@ -26,78 +28,85 @@ struct Job {
   uint8_t* codes;    // [block][step][row][64]
   float* scale;      // of rows
   int32_t* zero;
-  float* overflow;   // [block][channel][row]
-  uint8_t* exceeds;  // [block][channel]
-  std::atomic<bool> failed{false};
+  float* overflow;   // [block][channel][place]: of rows that have some, in places without gaps
+  int32_t* exceeding;  // [block]: how many rows have some
+  uint8_t* rows_of;    // [block][place]: which rows
+  const float* limit;  // by token with a branch: zero at its channels, infinite elsewhere
+  std::atomic<bool> exceeds{false}, failed{false};
 };
 
-float value_at(const Problem& p, int64_t row, int64_t column) {
-  const int64_t place = row * p.depth + column;
-  return p.half ? float_from_half(static_cast<const uint16_t*>(p.a)[place]) : static_cast<const float*>(p.a)[place];
+// The limits of a problem, [K]; nullptr where there is no memory for them.
+const float* limit_of(const Problem& p) {
+  float* limit = static_cast<float*>(limit_scratch.reserve(p.depth * 4));
+  if (limit == nullptr) return nullptr;
+  std::fill_n(limit, p.depth, std::numeric_limits<float>::infinity());
+  for (int64_t c = 0; c < p.channels; ++c) limit[p.channel[c]] = 0.0f;
+  return limit;
 }
 
-// A row in float32; by token, its channels are left out of the range and so stand as zero.
-const float* row_of(const Problem& p, int64_t row) {
-  const bool without = p.a_scale == nullptr && p.channels > 0;
-  if (!p.half && !without) return static_cast<const float*>(p.a) + row * p.depth;
+// A row in float32; nullptr where there is no memory for a copy of one in float16.
+const float* row_of(const Job& job, int64_t row) {
+  const Problem& p = job.problem;
+  if (!p.half) return static_cast<const float*>(p.a) + row * p.depth;
   float* x = static_cast<float*>(row_scratch.reserve(p.depth * 4));
   if (x == nullptr) return nullptr;
-  if (p.half) {
-    const uint16_t* half = static_cast<const uint16_t*>(p.a) + row * p.depth;
-    for (int64_t k = 0; k < p.depth; ++k) x[k] = float_from_half(half[k]);
-  } else {
-    std::memcpy(x, static_cast<const float*>(p.a) + row * p.depth, static_cast<size_t>(p.depth) * 4);
-  }
-  for (int64_t c = 0; without && c < p.channels; ++c) x[p.channel[c]] = 0.0f;
+  const uint16_t* half = static_cast<const uint16_t*>(p.a) + row * p.depth;
+  const int64_t whole = p.depth / kColumns * kColumns;
+  job.kernels.widen(half, whole, x);
+  for (int64_t k = whole; k < p.depth; ++k) x[k] = float_from_half(half[k]);
   return x;
+}
+
+// What of a row's channels exceeds the range, beside that of other rows of the block.
+void add_overflow(Job& job, const float* x, int64_t block, int64_t r, float least, float most) {
+  const Problem& p = job.problem;
+  const int64_t place = job.exceeding[block];
+  float* over = job.overflow + block * p.channels * job.block + place;
+  bool any = false;
+  for (int64_t c = 0; c < p.channels; ++c) {
+    const float value = x[p.channel[c]];
+    const float more = value - std::min(std::max(value, least), most);
+    over[c * job.block] = more;
+    any |= more != 0.0f;
+  }
+  if (!any) return;
+  job.rows_of[block * job.block + place] = static_cast<uint8_t>(r);
+  ++job.exceeding[block];
+  job.exceeds = true;
 }
 
 void quantize_row(Job& job, int64_t block, int64_t r) {
   const Problem& p = job.problem;
   const int64_t local = block * job.block + r, row = job.first + local, stride = job.block * kDepth;
-  const float* x = row_of(p, row);
+  const bool by_token = p.a_scale == nullptr;
+  const float* x = row_of(job, row);
   if (x == nullptr) {
     job.failed = true;
     return;
   }
-  float scale = p.a_scale != nullptr ? *p.a_scale : 0.0f;
+  float scale = by_token ? 0.0f : *p.a_scale;
   int32_t zero = p.a_zero;
-  if (p.a_scale == nullptr) {
+  if (by_token) {
     float low, high;
-    job.kernels.range(x, p.depth, &low, &high);
+    job.kernels.range(x, job.limit, p.depth, &low, &high);
     scale = std::max(high / 255.0f - low / 255.0f, FLT_MIN);
     zero = static_cast<int32_t>(std::nearbyint(std::min(std::max(-low / scale, 0.0f), 255.0f)));
   }
   job.scale[local] = scale;
   job.zero[local] = zero;
-  uint8_t* codes = job.codes + block * job.steps * stride + r * kDepth;
-  job.kernels.quantize(x, p.depth, scale, zero, codes, stride);
-  const float least = static_cast<float>(-zero) * scale, most = static_cast<float>(255 - zero) * scale;
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const float value = value_at(p, row, p.channel[c]);
-    if (p.a_scale == nullptr) {
-      uint8_t one[kDepth];
-      job.kernels.quantize(&value, 1, scale, zero, one, kDepth);
-      codes[p.channel[c] / kDepth * stride + p.channel[c] % kDepth] = one[0];
-    }
-    const float over = value - std::min(std::max(value, least), most);
-    job.overflow[(block * p.channels + c) * job.block + r] = over;
-    if (over != 0.0f) job.exceeds[block * p.channels + c] = 1;
-  }
+  job.kernels.quantize(x, p.depth, scale, zero, job.codes + block * job.steps * stride + r * kDepth, stride);
+  add_overflow(job, x, block, r, static_cast<float>(-zero) * scale, static_cast<float>(255 - zero) * scale);
 }
 
 void quantize_task(void* user, size_t index) {
   Job& job = *static_cast<Job*>(user);
   const int64_t block = static_cast<int64_t>(index);
-  std::fill_n(job.exceeds + block * job.problem.channels, job.problem.channels, uint8_t{0});
+  job.exceeding[block] = 0;
   const int64_t rows = std::min(job.block, job.rows - block * job.block);
   for (int64_t r = 0; r < rows; ++r) quantize_row(job, block, r);
   for (int64_t r = rows; r < job.block; ++r) {  // beyond the last row: multiplied, and not written
     for (int64_t s = 0; s < job.steps; ++s) {
       std::memset(job.codes + ((block * job.steps + s) * job.block + r) * kDepth, 0, kDepth);
-    }
-    for (int64_t c = 0; c < job.problem.channels; ++c) {
-      job.overflow[(block * job.problem.channels + c) * job.block + r] = 0.0f;
     }
   }
 }
@@ -115,18 +124,20 @@ struct Columns {
   }
 };
 
-void add_branch(const Job& job, const Columns& columns, int64_t block, int64_t rows, float* y) {
+// The branch's rows of the weight in float32, [channels][32] of a panel; nullptr where there is no memory for them.
+const float* weights_of(const Job& job, const Columns& columns) {
   const Problem& p = job.problem;
-  for (int64_t c = 0; c < p.channels; ++c) {
-    if (job.exceeds[block * p.channels + c] == 0) continue;
-    const uint16_t* w = p.branch + c * p.columns + columns.start;
+  float* w = static_cast<float*>(rows_scratch.reserve(p.channels * kColumns * 4));
+  for (int64_t c = 0; w != nullptr && c < p.channels; ++c) {
+    const uint16_t* half = p.branch + c * p.columns + columns.start;
     uint16_t padded[kColumns] = {};
     if (columns.count < kColumns) {
-      std::copy(w, w + columns.count, padded);
-      w = padded;
+      std::copy(half, half + columns.count, padded);
+      half = padded;
     }
-    job.kernels.branch(job.overflow + (block * p.channels + c) * job.block, w, rows, y);
+    job.kernels.widen(half, kColumns, w + c * kColumns);
   }
+  return w;
 }
 
 void write(const Problem& p, const Columns& columns, int64_t row, const float* y) {
@@ -140,13 +151,17 @@ void write(const Problem& p, const Columns& columns, int64_t row, const float* y
 }
 
 void panel_task(void* user, size_t index) {
-  const Job& job = *static_cast<Job*>(user);
+  Job& job = *static_cast<Job*>(user);
   const Problem& p = job.problem;
   const int64_t panel = static_cast<int64_t>(index);
   const Columns columns(p, panel);
   const int8_t* b = p.b + panel * job.steps * kStepBytes;
   alignas(64) int32_t acc[kMostRows * kColumns];
   alignas(64) float y[kMostRows * kColumns];
+  if (job.exceeds) {  // its rows lie far apart, and come while the integers are multiplied
+    for (int64_t c = 0; c < p.channels; ++c) __builtin_prefetch(p.branch + c * p.columns + columns.start);
+  }
+  const float* w = nullptr;
   for (int64_t block = 0; block < job.blocks; ++block) {
     const int64_t start = block * job.block, rows = std::min(job.block, job.rows - start);
     job.kernels.block(job.codes + start * job.steps * kDepth, b, job.steps, job.block, acc);
@@ -154,7 +169,15 @@ void panel_task(void* user, size_t index) {
       job.kernels.finish(acc + r * kColumns, job.zero[start + r], job.scale[start + r], p.sums + columns.start,
                          columns.b_scale, columns.bias, y + r * kColumns);
     }
-    add_branch(job, columns, block, rows, y);
+    if (job.exceeding[block] > 0) {
+      if (w == nullptr) w = weights_of(job, columns);
+      if (w == nullptr) {
+        job.failed = true;
+        return;
+      }
+      job.kernels.branch(job.overflow + start * p.channels, job.block, w, p.channels, job.rows_of + start,
+                         job.exceeding[block], y);
+    }
     for (int64_t r = 0; r < rows; ++r) write(p, columns, job.first + start + r, y + r * kColumns);
   }
 }
@@ -170,7 +193,12 @@ void sum_panel(const int8_t* panel, int64_t steps, int32_t* sums) {
 
 bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) noexcept {
   if (p.rows == 0 || p.columns == 0) return true;
-  Job job{p, kernels, steps_of(p.depth), 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Job job{p, kernels, steps_of(p.depth), 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+          nullptr};
+  if (p.a_scale == nullptr && p.channels > 0) {
+    job.limit = limit_of(p);
+    if (job.limit == nullptr) return false;
+  }
   const int64_t row_bytes = job.steps * kDepth;
   const int64_t pass = std::min({p.rows, kMaxRows, std::max(kMaxBytes / row_bytes, kFewRows)});
   for (; job.first < p.rows; job.first += job.rows) {
@@ -179,16 +207,19 @@ bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) 
     job.blocks = ceil_div(job.rows, kernels.block_rows);
     job.block = ceil_div(job.rows, job.blocks);
     const int64_t padded = job.block * job.blocks;
-    const int64_t bytes = padded * (row_bytes + 8 + 4 * p.channels) + job.blocks * p.channels;
+    const int64_t bytes = padded * (row_bytes + 9 + 4 * p.channels) + job.blocks * 4;
     job.codes = static_cast<uint8_t*>(codes_scratch.reserve(bytes));
     if (job.codes == nullptr) return false;
     job.scale = reinterpret_cast<float*>(job.codes + padded * row_bytes);
     job.zero = reinterpret_cast<int32_t*>(job.scale + padded);
     job.overflow = reinterpret_cast<float*>(job.zero + padded);
-    job.exceeds = reinterpret_cast<uint8_t*>(job.overflow + padded * p.channels);
+    job.exceeding = reinterpret_cast<int32_t*>(job.overflow + padded * p.channels);
+    job.rows_of = reinterpret_cast<uint8_t*>(job.exceeding + job.blocks);
+    job.exceeds = false;
     parallel.run(parallel.self, static_cast<size_t>(job.blocks), quantize_task, &job);
     if (job.failed) return false;
     parallel.run(parallel.self, static_cast<size_t>(ceil_div(p.columns, kColumns)), panel_task, &job);
+    if (job.failed) return false;
   }
   return true;
 }

@@ -17,29 +17,65 @@ void quantize(const float* x, int64_t count, float scale, int32_t zero, uint8_t*
   }
 }
 
-void range(const float* x, int64_t count, float* low, float* high) {
-  using Vector = float __attribute__((vector_size(64)));
-  constexpr int64_t kWidth = 16;
-  Vector lows[2] = {}, highs[2] = {};  // an instruction waits for the one before it
+using Vector = float __attribute__((vector_size(64)));
+constexpr int64_t kWidth = 16;
+
+Vector load(const float* x) {
+  Vector value;
+  std::memcpy(&value, x, sizeof value);
+  return value;
+}
+
+void store(Vector value, float* x) { std::memcpy(x, &value, sizeof value); }
+
+Vector smaller(Vector one, Vector other) { return one < other ? one : other; }
+Vector larger(Vector one, Vector other) { return one > other ? one : other; }
+
+template <bool kLimited>
+void range_within(const float* x, const float* limit, int64_t count, float* low, float* high) {
+  constexpr int kChains = 4;  // an instruction waits for the one before it
+  Vector lows[kChains] = {}, highs[kChains] = {};
   int64_t i = 0;
-  for (; i + 2 * kWidth <= count; i += 2 * kWidth) {
-    for (int v = 0; v < 2; ++v) {
-      Vector value;
-      std::memcpy(&value, x + i + v * kWidth, sizeof value);
-      lows[v] = value < lows[v] ? value : lows[v];
-      highs[v] = value > highs[v] ? value : highs[v];
+  for (; i + kChains * kWidth <= count; i += kChains * kWidth) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kChains; ++v) {
+      const Vector value = load(x + i + v * kWidth);
+      if constexpr (kLimited) {
+        const Vector most = load(limit + i + v * kWidth);
+        lows[v] = smaller(larger(value, -most), lows[v]);
+        highs[v] = larger(smaller(value, most), highs[v]);
+      } else {
+        lows[v] = smaller(value, lows[v]);
+        highs[v] = larger(value, highs[v]);
+      }
     }
   }
   for (; i < count; ++i) {
-    lows[0][0] = x[i] < lows[0][0] ? x[i] : lows[0][0];
-    highs[0][0] = x[i] > highs[0][0] ? x[i] : highs[0][0];
+    const float value = kLimited && limit[i] == 0.0f ? 0.0f : x[i];
+    lows[0][0] = value < lows[0][0] ? value : lows[0][0];
+    highs[0][0] = value > highs[0][0] ? value : highs[0][0];
   }
-  *low = *high = 0.0f;
-  for (int j = 0; j < 2 * kWidth; ++j) {
-    const float least = lows[j / kWidth][j % kWidth], most = highs[j / kWidth][j % kWidth];
-    *low = least < *low ? least : *low;
-    *high = most > *high ? most : *high;
+#pragma GCC unroll 4
+  for (int v = 1; v < kChains; ++v) {
+    lows[0] = smaller(lows[v], lows[0]);
+    highs[0] = larger(highs[v], highs[0]);
   }
+  float least[kWidth], most[kWidth];
+  std::memcpy(least, &lows[0], sizeof least);
+  std::memcpy(most, &highs[0], sizeof most);
+#pragma GCC unroll 4
+  for (int64_t half = kWidth / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) {
+      least[j] = least[j + half] < least[j] ? least[j + half] : least[j];
+      most[j] = most[j + half] > most[j] ? most[j + half] : most[j];
+    }
+  }
+  *low = least[0];
+  *high = most[0];
+}
+
+void range(const float* x, const float* limit, int64_t count, float* low, float* high) {
+  limit == nullptr ? range_within<false>(x, limit, count, low, high) : range_within<true>(x, limit, count, low, high);
 }
 
 void finish(const int32_t* acc, int32_t zero, float scale, const int32_t* sums, const float* b_scale,
@@ -49,12 +85,53 @@ void finish(const int32_t* acc, int32_t zero, float scale, const int32_t* sums, 
   }
 }
 
-void branch(const float* over, const uint16_t* w, int64_t rows, float* y) {
-  float wide[kColumns];
-  widen(w, wide);
-  for (int64_t r = 0; r < rows; ++r, y += kColumns) {
-    if (over[r] == 0.0f) continue;
-    for (int64_t i = 0; i < kColumns; ++i) y[i] += over[r] * wide[i];
+// A tile of the branch, which stays in registers.
+template <int kRows>
+struct Tile {
+  static void run(const float* over, int64_t stride, const float* w, int64_t channels, const uint8_t* rows, float* y) {
+    constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // an instruction waits for the one before it
+    Vector sums[kChains][kRows][2] = {};
+    int64_t c = 0;
+    for (; c + kChains <= channels; c += kChains) {
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain, over += stride, w += kColumns) add(sums[chain], over, w);
+    }
+    for (; c < channels; ++c, over += stride, w += kColumns) add(sums[0], over, w);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      float* out = y + rows[r] * kColumns;
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+#pragma GCC unroll 4
+        for (int chain = 1; chain < kChains; ++chain) sums[0][r][v] += sums[chain][r][v];
+        store(load(out + v * kWidth) + sums[0][r][v], out + v * kWidth);
+      }
+    }
+  }
+  static void add(Vector (&sums)[kRows][2], const float* over, const float* w) {
+    const Vector left = load(w), right = load(w + kWidth);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      sums[r][0] += over[r] * left;
+      sums[r][1] += over[r] * right;
+    }
+  }
+};
+
+template <int kRows>
+void tile(const float* over, int64_t stride, const float* w, int64_t channels, const uint8_t* rows, int64_t count,
+          float* y) {
+  if constexpr (kRows > 0) {
+    count == kRows ? Tile<kRows>::run(over, stride, w, channels, rows, y)
+                   : tile<kRows - 1>(over, stride, w, channels, rows, count, y);
+  }
+}
+
+void branch(const float* over, int64_t stride, const float* w, int64_t channels, const uint8_t* rows, int64_t count,
+            float* y) {
+  for (int64_t r = 0; r < count; r += kTileRows) {
+    const int64_t some = count - r < kTileRows ? count - r : kTileRows;
+    tile<kTileRows>(over + r, stride, w, channels, rows + r, some, y);
   }
 }
 

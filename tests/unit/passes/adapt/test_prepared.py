@@ -94,7 +94,7 @@ def test_the_order_of_a_chain_is_a_value() -> None:
         "NameNodes",
         "Modernize",
     ]
-    names = [type(step).__name__ for step in adapting(PROFILES["cpu"], fp8=True)]
+    names = [type(step).__name__ for step in adapting(PROFILES["cpu"], 19)]
     assert names == ["LiftOpset", "DivideNorms", "FuseAttention"]
     assert not adapting(PROFILES["tensorrt"])
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from spq_graph.passes.adapt.prepared import prepared
-from spq_graph.passes.base.fp8_calls import wrong_calls
+from spq_graph.passes.base.fp8_calls import wrong_fp8_calls
 from spq_graph.passes.check.target import broken_rules
 from spq_graph.passes.numbers.fp8 import E4M3, E5M2
 from spq_graph.terms.errors import GraphError
@@ -31,7 +31,7 @@ def scale_of(shape: tuple[int, ...], *, name: str = "b_scale", value: float = 0.
 
 
 def told(product: Product) -> list[str]:
-    return list(wrong_calls(ir.from_proto(product.model())))
+    return list(wrong_fp8_calls(ir.from_proto(product.model())))
 
 
 @pytest.mark.parametrize("activations", [None, E4M3, E5M2])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 from onnx import helper, numpy_helper
 
 from spq_graph.passes.canon.canonicalize import name_nodes, strip_exporter_noise
 from spq_graph.passes.find.identify import identify
-from tests.support.graphs import Glu, glu_model, weights_of
+from tests.support.graphs import Builder, Glu, glu_model, weights_of
 from tests.support.written import canonical
 from tests.unit.passes.files.test_read import _value
 
@@ -30,6 +31,17 @@ class TestCanonicalize:
         assert name_nodes(nodes)
         assert [node.name for node in nodes] == ["MatMul_0_1", "a", "a_2", "MatMul_0", "Neg_4", "a_1"]
         assert not name_nodes(nodes)
+
+    @pytest.mark.parametrize("value", ["x", "y", "weight"])
+    def test_what_a_node_is_called_nothing_else_is(self, value: str) -> None:
+        """An input, a result of another, a constant: OpenVINO lists all of them by name, and calls one otherwise."""
+        b = Builder()
+        weight = helper.make_tensor("weight", 1, [4, 4], np.eye(4, dtype=np.float32).tobytes(), raw=True)
+        b.op("Neg", b.op("MatMul", "x", "weight", name=value), outputs=["y"], name="y")
+        model = b.model({"x": (1, [2, 4])}, {"y": (1, [2, 4])})
+        model.graph.initializer.append(weight)
+        nodes = list(canonical(model).graph)
+        assert [node.name for node in nodes] == [f"{value}_1", "y"]
 
     def test_duplicate_node_names(self) -> None:
         model = glu_model(Glu(), Glu())

@@ -123,7 +123,7 @@ def test_a_message_as_deep_as_no_parser_goes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_constant_that_would_be_enormous_is_not_computed(tmp_path: Path) -> None:
-    """A number expanded to terabytes, and one that is doubled in forty steps, each of which reads the last twice."""
+    """A number expanded to terabytes; one that is doubled forty times is no larger than it was."""
     model = SEEDS["computed"]()
     for tensor in model.graph.initializer:
         if tensor.name == "k_proj.more":
@@ -136,7 +136,9 @@ def test_a_constant_that_would_be_enormous_is_not_computed(tmp_path: Path) -> No
     query.input[1] = value
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     graph = canonical(tmp_path / "model.onnx").graph
-    assert {"k_proj.made", "twice.39"} <= {node.name for node in graph}
+    names = {node.name for node in graph}
+    assert "k_proj.made" in names
+    assert "twice.39" not in names
 
 
 def test_a_constant_that_cannot_be_computed_stays_as_it_is(tmp_path: Path) -> None:

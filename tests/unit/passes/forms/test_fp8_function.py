@@ -92,7 +92,7 @@ def test_defaults_of_the_attributes() -> None:
 class TestReading:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
-        model = call(17, {"K": 5, "N": 35}, np.float32(1.0))
+        model = call(17, {"K": 5, "N": 35, "a_type": 17}, np.float32(1.0))
         negate = helper.make_function(
             "local", "Negate", ["x"], ["y"], [helper.make_node("Neg", ["x"], ["y"])], [helper.make_opsetid("", 21)]
         )

@@ -83,7 +83,7 @@ class TestFiles:
             self.load(tmp_path / "a.jsonl", prepending)
 
     @pytest.mark.parametrize(
-        "begin", [b"PAR1", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh91AY&SY", b"\x93NUMPY", b"%PDF-"]
+        "begin", [b"ARROW1", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh91AY&SY", b"\x93NUMPY", b"%PDF-"]
     )
     def test_other_forms_are_told_by_their_content(
         self, tmp_path: Path, prepending: TextTokenizer, begin: bytes

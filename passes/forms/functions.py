@@ -1,0 +1,18 @@
+"""The functions that stand for our operators, by the operator's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from spq_graph.passes.forms.fp8_function import fp8_matmul_function
+from spq_graph.passes.forms.int8_function import OLDEST_OPSET, Int8Kind, int8_matmul_function
+from spq_graph.terms.kernels import FP8_KERNEL
+
+
+def own_functions(opset: int) -> Mapping[str, ir.Function]:
+    """Every function as we write it into a model of this opset; those that it can have."""
+    kinds = [Int8Kind(by_token, branch) for by_token in (False, True) for branch in (False, True)]
+    integer = {kind.op_type: int8_matmul_function(kind, opset) for kind in kinds} if opset >= OLDEST_OPSET else {}
+    return {FP8_KERNEL: fp8_matmul_function(opset), **integer}

@@ -1,0 +1,30 @@
+"""What a form refuses to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from spq_graph.passes.apply import apply_plan
+from spq_graph.terms.precision import Precision
+from tests.support.following import Told
+from tests.support.graphs import Builder
+from tests.support.inserting import activations, plan_for
+
+follows = pytest.mark.follows
+
+
+@follows("passes/forms/int8_operator.py:Int8ByToken.insert")
+def test_sums_that_32_bits_do_not_hold(refusal: Told, tmp_path: Path) -> None:
+    path, depth = tmp_path / "model.onnx", 65_600
+    builder = Builder()
+    builder.op("MatMul", "x", builder.const(builder.random(depth, 2)), outputs=["y"], name="product")
+    onnx.save(builder.model({"x": (1, ["n", depth])}, {"y": (1, ["n", 2])}), path)
+    feeds = {"x": activations(2, depth)}
+    with refusal:
+        apply_plan(path, plan_for(path, feeds, Precision.W8A8_TOKEN))
+    apply_plan(path, plan_for(path, feeds, Precision.W8A8_BLOCK))

@@ -1,0 +1,37 @@
+"""How much a search measures is known, about, before it begins."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from spq_graph.decisions.effort import Effort, effort
+from spq_graph.documents.recipe import Recipe
+from spq_graph.terms.precision import Precision
+
+STORED = frozenset({Precision.FP32})
+# As SmolLM2-135M has them.
+SMOL = partial(effort, stored=STORED, sites=210, activations=120, candidates=47)
+
+
+def test_what_meets_the_aim_at_once_is_measured_once() -> None:
+    assert SMOL(Recipe(), lossy=False, peels=False) == Effort(1, 0)
+
+
+def test_without_branches_candidates_are_measured_alone_and_prefixes_of_them_together() -> None:
+    recipe = Recipe.model_validate({"remedies": {"peel": {"use": "never"}}})
+    found = SMOL(recipe, lossy=True, peels=False)
+    assert found.alone == 47
+    # 60 were needed: everywhere, the cap, a bisection of 31, what lies beyond it, five formats and none.
+    assert 55 <= found.together + found.alone <= 65
+
+
+def test_branches_ask_for_more_of_the_whole_and_of_the_costliest_sites() -> None:
+    plain, branched = (SMOL(Recipe(), lossy=True, peels=peels) for peels in (False, True))
+    assert branched.together > plain.together + len(Recipe().remedies.peel.channels)
+    assert branched.alone == 62  # twice the cap
+
+
+def test_formats_by_site_are_measured_alone() -> None:
+    auto, fp8 = (SMOL(Recipe(high_precision=high), lossy=True, peels=False) for high in ("auto", "fp8"))
+    assert fp8.together < auto.together
+    assert fp8.alone == 47 + 2 * 31
