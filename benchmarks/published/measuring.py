@@ -95,22 +95,22 @@ def _run(command: list[str], place: Path) -> dict[str, float]:
 
 
 def measure(bench: Bench, name: str) -> dict[str, Any]:
-    """Loss against FP32 on the same tokens, all cores at work; and on one thread speed, load time and peak memory.
+    """On one thread loss against FP32 on the same tokens, speed, load time and peak memory.
 
     Raises:
         RuntimeError: it cannot be installed, or fails; why.
     """
     from spq_graph.runtime.measures.evaluate import score_text
 
-    method, path, cores = METHODS[name], bench.model(name), os.cpu_count() or 1
+    method, path = METHODS[name], bench.model(name)
     float_model, log = bench.work / "fp32" / "model.onnx", bench.work / "stderr.txt"
     command = (bench.python(method), method.engine, path)
     recorded = Recorded(
         bench.work / f"logits-{bench.text}.npy",
-        lambda: Served(Path(sys.executable), "onnx", float_model, "judge", cores, bench.work / "base.txt"),
+        lambda: Served(Path(sys.executable), "onnx", float_model, "judge", 1, bench.work / "base.txt"),
         list(bench.sequences.batches(1)),
     )
-    with Served(*command, "judge", cores, log) as other:
+    with Served(*command, "judge", 1, log) as other:
         before, (score,) = score_text(recorded, [other], bench.sequences)  # type: ignore[arg-type, list-item]
         vocabulary = len(other.logits([1])[0])
     with (
