@@ -40,7 +40,7 @@ def test_a_hugging_face_folder_is_inspected_as_its_export(tiny_llama: Path, expo
     assert found["path"] == str(tiny_llama)
     assert found["glu_blocks"] == known["glu_blocks"] == 2
     assert found["sites"] == known["sites"]
-    assert all(site["measured"]["max"] for site in found["sites"])
+    assert all(site["measured"]["max"] for site in found["sites"] if site["role"] != "embedding")
     assert contents(tiny_llama) == before
     assert {s["key"] for s in done("inspect", tiny_llama, "--json").json["sites"]} == {s["key"] for s in found["sites"]}
 

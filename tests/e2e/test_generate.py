@@ -119,7 +119,8 @@ def test_the_same_sites_are_found_and_decided_alike(outs: dict[str, Path]) -> No
         cached, plain = ([site[key] for site in plan["sites"]] for plan in plans)
         assert cached == plain, key
     for cached, plain in zip(*(plan["sites"] for plan in plans), strict=True):
-        assert cached["evidence"]["ratio"] == pytest.approx(plain["evidence"]["ratio"], rel=1e-4)
+        if cached["role"] != "embedding":  # its input is ids
+            assert cached["evidence"]["ratio"] == pytest.approx(plain["evidence"]["ratio"], rel=1e-4)
     shown = [done("inspect", outs[name], "--json").json for name in ("cached", "plain")]
     assert shown[0]["glu_blocks"] == shown[1]["glu_blocks"] == 3
     assert shown[0]["unmatched"] == shown[1]["unmatched"] == []
