@@ -21,6 +21,9 @@ class LookThroughQuantization(CanonicalPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         for node in list(graph):
+            if _adds_a_branch(node):
+                _without_branch(graph, node)
+        for node in list(graph):
             if node.op_type == "DequantizeLinear":
                 _look_through_dequantize(graph, node)
             elif _is_product_of_codes(node):
@@ -36,6 +39,26 @@ class LookThroughQuantization(CanonicalPass):
         """Every product that reads codes itself has become a MatMul."""
         left = (node.name for node in model.graph if _is_product_of_codes(node))
         promise(next((f"{name} reads codes still" for name in left), None))
+
+
+def _adds_a_branch(node: ir.Node) -> bool:
+    """Whether a node is the sum of an integer product and its outlier branch."""
+    branch = made_by(node.inputs[1], "MatMul") if node.op_type == "Add" and ADDED in node.metadata_props else None
+    return branch is not None and ADDED in branch.metadata_props
+
+
+def _without_branch(graph: ir.Graph, total: ir.Node) -> None:
+    """Take an outlier branch away, as far as no other product reads of it."""
+    left = [total.inputs[1]]
+    _bypass(graph, total, total.inputs[0])
+    while left:
+        value = left.pop()
+        node = value.producer() if value is not None else None
+        if value is None or node is None or node.graph is None or value.uses():
+            continue
+        if ADDED in node.metadata_props:
+            left += node.inputs
+            graph.remove(node, safe=True)
 
 
 def _is_product_of_codes(node: ir.Node) -> bool:

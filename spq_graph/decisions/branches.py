@@ -17,6 +17,8 @@ Branches = Mapping[str, Peeled]
 NONE: Branches = MappingProxyType({})
 # Below this a branch would win less than a third of the rounding's power, and cost the same as one that wins it all.
 WORTH = 1.25
+# Of so many channels a branch has at most one: rows in float32 are then no more than half of the weight in INT8.
+LEAST_SHARE = 8
 
 
 def everywhere(choices: Iterable[Choice], recipe: Recipe, count: int) -> Branches:
@@ -25,11 +27,12 @@ def everywhere(choices: Iterable[Choice], recipe: Recipe, count: int) -> Branche
     Args:
         choices: every site.
         recipe: says whether ranges are symmetric.
-        count: how many channels.
+        count: how many channels; where that is more than an eighth of all, an eighth.
     """
     seen = {c.site.input: c.seen for c in choices if c.precision.bits is not None and c.seen is not None}
     symmetric = recipe.activations == "symmetric"
-    found = {value: peeled(value, r, count, symmetric=symmetric) for value, r in seen.items()}
+    counts = {value: min(count, r.channel_high.size // LEAST_SHARE) for value, r in seen.items()}
+    found = {value: peeled(value, r, counts[value], symmetric=symmetric) for value, r in seen.items() if counts[value]}
     return {value: branch for value, branch in found.items() if branch is not None and branch.narrower >= WORTH}
 
 

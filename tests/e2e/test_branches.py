@@ -64,8 +64,10 @@ def test_the_plan_says_what_was_applied(world: Path) -> None:
 
 
 def test_out_has_the_sites_of_the_source_and_is_verified(world: Path) -> None:
-    keys = [s["key"] for s in done("inspect", world / "model.onnx", "--json").json["sites"]]
-    assert [s["key"] for s in done("inspect", world / "with", "--json").json["sites"]] == keys
+    source, out = (done("inspect", world / name, "--json").json for name in ("model.onnx", "with"))
+    for told in ("key", "role", "layer", "shape"):
+        assert [s[told] for s in out["sites"]] == [s[told] for s in source["sites"]], told
+    assert out["glu_blocks"] == source["glu_blocks"] == 3
     done("verify", world / "with", world / "model.onnx")
     graph = onnx.load(world / "with" / "model.onnx", load_external_data=False).graph
     noted = [p.value for node in graph.node for p in node.metadata_props if p.key == "spq_graph.peeled"]
