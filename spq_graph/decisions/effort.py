@@ -45,12 +45,15 @@ def effort(
     if lossy and settings.use == "auto":
         together += 1  # with every candidate kept
     if peels:
-        # As many channels as will do; and of activations with more than the fewest, which of them need these.
-        together += len(settings.channels) + math.ceil(math.log2(1 + activations))
+        # As many channels as will do; and of activations with more than the fewest, which of them need these: that is
+        # looked for on a share of the tokens, and what was found is held against all.
+        together += len(settings.channels) + 1
+        alone += math.ceil(math.log2(1 + activations))
         tried = min(max(FEWEST_MEASURED, 2 * cap), sites)
     if lossy:
         alone += tried
-        together += 1 + math.ceil(math.log2(1 + min(cap, tried))) + (2 if peels else 0)
+        halvings = math.ceil(math.log2(1 + min(cap, tried)))
+        together, alone = (together + 3, alone + halvings) if peels else (together + 1 + halvings, alone)
         if recipe.high_precision == "auto":
             together += len(formats(recipe, stored)) + 1
         elif recipe.high_precision == "fp8":
