@@ -189,7 +189,7 @@ def test_the_runtime_tells_no_name_as_it_is(tmp_path: Path, capfd: pytest.Captur
     def edit(model: onnx.ModelProto) -> None:
         _, query = named(model, QUERY)
         query.name = "\x1b[31mred\x07"
-        model.graph.initializer.append(numpy_helper.from_array(np.array([3, 5, 7]), "odd"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([3, 5, 32]), "odd"))
         index, head = named(model, HEAD)
         made = helper.make_node("Reshape", [head.input[0], "odd"], ["turned"], name="\x1b[31modd")
         model.graph.node.insert(index, made)

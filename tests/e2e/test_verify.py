@@ -50,8 +50,8 @@ def rewritten(tensor: onnx.TensorProto, change: Callable[[np.ndarray], np.ndarra
 
 
 def scaled_weight(model: onnx.ModelProto) -> str:
-    rewritten(constant(model, "embed_tokens.weight"), lambda array: array * 7)
-    return "constant embed_tokens.weight"
+    rewritten(constant(model, "layers.1.self_attn.scale"), lambda array: array * 7)
+    return "constant layers.1.self_attn.scale"
 
 
 def zero_codes(model: onnx.ModelProto) -> str:
