@@ -18,8 +18,8 @@ from tests.sources.matrix import cell, recorded
 
 pytestmark = pytest.mark.families
 Examined = Callable[[str, str], Examination]
-# What is no linear layer, and said to be none: the angles of rotary embedding are a product with a constant. And a table
-# of positions that ids reach through a reshape of a shape unknown before it runs, as optimum writes it.
+# What is no linear layer, and said to be none: the angles of rotary embedding are a product with a constant. And a
+# table of positions that ids reach through a reshape whose shape only a run knows, as optimum writes it.
 EXPECTED = (
     "the constant is the first operand: not a linear layer",
     "it is not known how many axes its ids have; it stays as it is",
