@@ -175,7 +175,9 @@ class ByKl:
             return
         read = integer_readers(self.choices, self._assigned(names))
         fewer = {v: b for v, b in everywhere(self.choices.values(), recipe, smaller).items() if v in whole}
-        loss = {v: _noise(self.choices, v, fewer) - _noise(self.choices, v, whole) for v in whole}
+        reader = {c.site.input: c for c in self.choices.values()}
+        # What rounding costs goes with the square of the reach, up to a factor that all have.
+        loss = {v: reach(reader[v], fewer) ** 2 - reach(reader[v], whole) ** 2 for v in whole}
         order = sorted((v for v in whole if v in read), key=lambda v: (loss[v], v))
 
         def thinned(number: int) -> Branches:
@@ -244,11 +246,6 @@ class ByKl:
         cause = Cause.OVERRIDE if use == "always" else Cause.BUDGET
         said = "by hand: remedies.peel" if use == "always" else "keeping sites alone does not meet the KL budget"
         return treatments(self.choices.values(), self.oracle.branches, cause, said)
-
-
-def _noise(choices: Mapping[str, Choice], value: str, branches: Branches) -> float:
-    """What rounding an activation costs, up to a factor that all have: the square of its reach."""
-    return next(reach(c, branches) ** 2 for c in choices.values() if c.site.input == value)
 
 
 def told(kl: float) -> float | None:

@@ -35,9 +35,11 @@ class Treatment(Strict):
 
 def tried(sites: Collection[Site], peels: Mapping[str, Peel]) -> list[Treatment]:
     """Outlier branches that are only to be measured, by activation value, at these sites."""
-    readers = {value: tuple(s.key for s in sites if s.input == value) for value in peels}
+    readers: dict[str, list[str]] = {}
+    for site in sites:
+        readers.setdefault(site.input, []).append(site.key)
     return [
-        Treatment(remedy=peel.kind, sites=readers[value], applied=True, reason=Cause.TRIED, changes=(peel,))
+        Treatment(remedy=peel.kind, sites=tuple(readers[value]), applied=True, reason=Cause.TRIED, changes=(peel,))
         for value, peel in peels.items()
-        if readers[value]
+        if value in readers
     ]

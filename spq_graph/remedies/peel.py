@@ -42,7 +42,9 @@ def peeled(value: str, seen: ValueRange, count: int, *, symmetric: bool = False)
     count = min(count, high.size - 1)
     if count < 1:
         return None
-    best = min((_outermost(low, high, count, above) for above in range(count + 1)), key=lambda c: _width(low, high, c))
+    # Sorted once: as many again of the smallest minima stand in for those that are among the largest maxima.
+    top, bottom = np.argsort(-high, kind="stable")[:count], np.argsort(low, kind="stable")[: 2 * count]
+    best = min((_outermost(top, bottom, above) for above in range(count + 1)), key=lambda c: _width(low, high, c))
     whole, left = float(high.max()) - float(low.min()), _width(low, high, best)
     if not left < whole:
         return None
@@ -52,11 +54,16 @@ def peeled(value: str, seen: ValueRange, count: int, *, symmetric: bool = False)
     return Peeled(change, whole / left if left > 0 else float(np.finfo(np.float32).max))
 
 
-def _outermost(low: np.ndarray, high: np.ndarray, count: int, above: int) -> np.ndarray:
-    """`above` channels of the largest maxima, and of the others those of the smallest minima, int64 [count]."""
-    top = np.argsort(-high, kind="stable")[:above]
-    rest = np.argsort(low, kind="stable")
-    return np.concatenate([top, rest[~np.isin(rest, top)][: count - above]])
+def _outermost(top: np.ndarray, bottom: np.ndarray, above: int) -> np.ndarray:
+    """`above` channels of the largest maxima, and of the others those of the smallest minima, int64 [count].
+
+    Args:
+        top: channels by their maxima, the largest first, [count].
+        bottom: channels by their minima, the smallest first, [2 count], or all.
+        above: how many of the former.
+    """
+    first = top[:above]
+    return np.concatenate([first, bottom[~np.isin(bottom, first)][: top.size - above]])
 
 
 def _width(low: np.ndarray, high: np.ndarray, left_out: np.ndarray) -> float:
