@@ -45,7 +45,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         super().__init__()
         self.plan = plan
         self.before = before
-        self.tied = tied_to(plan, before.weights)
+        self.tied, self.peels = tied_to(plan, before.weights), plan.peels
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         belonging = Belonging()
@@ -66,7 +66,7 @@ class VerifyPlan(ir.passes.InPlacePass):
     def _wanted(self, site: SitePlan) -> Wanted:
         recipe = self.plan.recipe
         tied = self.tied.get(site.key)
-        return Wanted(site, recipe, recipe.profile, self.before.opset, self.plan.peels, tied)
+        return Wanted(site, recipe, recipe.profile, self.before.opset, self.peels, tied)
 
     @property
     def _written(self) -> list[SitePlan]:

@@ -94,17 +94,13 @@ def _of_running(report: Report) -> Iterator[str]:
             f"not executed here: {where.absent}. The graph follows the rules of target {where.name} ({where.device}); "
             f"its figures come from the same quantizers on {where.measured_on}"
         )
-    if report.fp8 is not None and report.fp8.kernels < report.fp8.sites:
-        missing = report.fp8.sites - report.fp8.kernels
-        reason = "is not here" if report.fp8.library is None else "did not take them"
-        yield (
-            f"{missing} FP8 sites ran as functions of standard operators, in float32 with four times the memory: the "
-            f"operator library {reason}; `spq-graph doctor` says more"
-        )
-    if report.by_token is not None and report.by_token.kernels < report.by_token.sites:
-        missing = report.by_token.sites - report.by_token.kernels
-        reason = "is not here" if report.by_token.library is None else "did not take them"
-        yield (
-            f"{missing} sites by token ran as functions of standard operators, in ONNX Runtime's integer kernels and "
-            f"slower for what stands around them: the operator library {reason}; `spq-graph doctor` says more"
-        )
+    for ran, sites, how in (
+        (report.fp8, "FP8 sites", "in float32 with four times the memory"),
+        (report.by_token, "sites by token", "in ONNX Runtime's integer kernels and slower for what stands around them"),
+    ):
+        if ran is not None and ran.kernels < ran.sites:
+            reason = "is not here" if ran.library is None else "did not take them"
+            yield (
+                f"{ran.sites - ran.kernels} {sites} ran as functions of standard operators, {how}: the operator "
+                f"library {reason}; `spq-graph doctor` says more"
+            )
