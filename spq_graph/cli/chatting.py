@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spq_graph.cli import options as o
-from spq_graph.cli.terminal import errors, print_json, steps, unused, write_text
+from spq_graph.cli.terminal import errors, print_json, steps, write_text
 
 if TYPE_CHECKING:
     from spq_graph.jobs.chat import Chat
@@ -45,8 +45,6 @@ def chat(
     from spq_graph.workbench.opening import Opening
 
     sampling = o.sampling_of(temperature, top_k, top_p, seed)
-    if not sampling.temperature:
-        unused(o.GREEDY, top_k=top_k, top_p=top_p, seed=seed)
     opening = Opening(path, tokenizer)
     with run(opening, system=system, sampling=sampling, max_new_tokens=max_new_tokens, steps=steps()) as talk:
         _converse(talk, shown=not as_json)

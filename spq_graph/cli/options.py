@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spq_graph.cli.terminal import unused
 from spq_graph.terms.precision import SMALLEST_FIRST
 from spq_graph.terms.targets import PROFILES
 
@@ -253,12 +254,15 @@ DrawSeed = Annotated[
 
 
 def sampling_of(temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None) -> Sampling:
-    """How tokens are chosen, as the options say."""
+    """How tokens are chosen, as the options say; it is told which of them do nothing."""
     from spq_graph.runtime.generation.sampling import Sampling
 
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
-    return Sampling(temperature, top_k, top_p, seed or 0)
+    sampling = Sampling(temperature, top_k, top_p, seed or 0)
+    if not sampling.temperature:
+        unused(GREEDY, top_k=top_k, top_p=top_p, seed=seed)
+    return sampling
 
 
 def to_bytes(mebibytes: int | None) -> int | None:

@@ -116,8 +116,6 @@ def generate(
     from spq_graph.workbench.opening import Opening
 
     sampling = o.sampling_of(temperature, top_k, top_p, seed)
-    if not sampling.temperature:
-        unused(o.GREEDY, top_k=top_k, top_p=top_p, seed=seed)
     if chat is False:
         unused("with --no-chat", system=system)
     found = run(
