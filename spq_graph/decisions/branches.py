@@ -19,6 +19,11 @@ NONE: Branches = MappingProxyType({})
 WORTH = 1.25
 # Of so many channels a branch has at most one: rows in float32 are then no more than half of the weight in INT8.
 LEAST_SHARE = 8
+_WHY = {
+    Cause.BUDGET: "keeping sites alone does not meet the KL budget",
+    Cause.OVERRIDE: "by hand: remedies.peel",
+    Cause.NOT_NEEDED: "every site that reads it is kept",
+}
 
 
 def everywhere(choices: Iterable[Choice], recipe: Recipe, count: int) -> Branches:
@@ -51,29 +56,28 @@ def reach(choice: Choice, branches: Branches) -> float:
     return (max(high, 0.0) - min(low, 0.0)) / seen.median
 
 
-def treatments(choices: Iterable[Choice], branches: Branches, cause: Cause, note: str) -> list[Treatment]:
+def treatments(choices: Iterable[Choice], branches: Branches, cause: Cause) -> list[Treatment]:
     """What the plan says of its branches, in the order of their sites; those that no integer site reads are refused."""
     readers: dict[str, list[Choice]] = {}
     for choice in choices:
         readers.setdefault(choice.site.input, []).append(choice)
     return [
-        _treatment(branches[value], [c.site.key for c in reading if c.precision.bits is not None], reading, cause, note)
+        _treatment(branches[value], [c.site.key for c in reading if c.precision.bits is not None], reading, cause)
         for value, reading in readers.items()
         if value in branches
     ]
 
 
-def _treatment(
-    branch: Peeled, integer: Collection[str], reading: Collection[Choice], cause: Cause, note: str
-) -> Treatment:
+def _treatment(branch: Peeled, integer: Collection[str], reading: Collection[Choice], cause: Cause) -> Treatment:
+    cause = cause if integer else Cause.NOT_NEEDED
     return Treatment(
         remedy="peel",
         sites=tuple(integer or (c.site.key for c in reading)),
         applied=bool(integer),
-        reason=cause if integer else Cause.NOT_NEEDED,
+        reason=cause,
         changes=(branch.change,),
         narrower=six(branch.narrower),
-        note=note if integer else "every site that reads it is kept",
+        note=_WHY[cause],
     )
 
 

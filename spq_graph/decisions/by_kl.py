@@ -82,7 +82,7 @@ class ByKl:
         self.search.candidates = len(found)
         self.search.kl, self.search.kl_stderr = six(final), oracle.stderr(self._assigned(names))
         self.search.evaluations = len(oracle.known) + (len(self.single.known) if self.single is not oracle else 0)
-        return self.search, final <= recipe.kl_budget, self._treatments(use)
+        return self.search, final <= recipe.kl_budget, self._treatments()
 
     def _assigned(self, names: Collection[str]) -> dict[str, Precision]:
         return assigned(self.choices, names, self.recipe)
@@ -242,10 +242,9 @@ class ByKl:
             if choice.wants_high:
                 choice.precision = choice.high
 
-    def _treatments(self, use: str) -> list[Treatment]:
-        cause = Cause.OVERRIDE if use == "always" else Cause.BUDGET
-        said = "by hand: remedies.peel" if use == "always" else "keeping sites alone does not meet the KL budget"
-        return treatments(self.choices.values(), self.oracle.branches, cause, said)
+    def _treatments(self) -> list[Treatment]:
+        cause = Cause.OVERRIDE if self.recipe.remedies.peel.use == "always" else Cause.BUDGET
+        return treatments(self.choices.values(), self.oracle.branches, cause)
 
 
 def told(kl: float) -> float | None:

@@ -121,4 +121,4 @@ def _unmeasured(choices: dict[str, Choice], recipe: Recipe) -> list[Treatment]:
     if settings.use != "always":
         return []
     branches = everywhere(choices.values(), recipe, settings.channels[-1])
-    return treatments(choices.values(), branches, Cause.OVERRIDE, "by hand: remedies.peel")
+    return treatments(choices.values(), branches, Cause.OVERRIDE)
