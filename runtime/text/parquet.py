@@ -16,10 +16,12 @@ _MOST = 1 << 28  # bytes of these columns, unpacked
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file begins as one does."""
+    """Whether a file begins as one does; what is no file is not opened, for opening a pipe waits for who writes."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as stream:
-            return path.is_file() and stream.read(len(_MAGIC)) == _MAGIC
+            return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False  # which is said where it is read
 
