@@ -28,7 +28,7 @@ class Annotate(NamedPass):
             node = nodes.get(site.node)
             if node is not None:
                 notes = _notes(site)
-                if site.precision.bits is not None and (peel := peels.get(site.input)) is not None:
+                if site.precision.takes_branch and (peel := peels.get(site.input)) is not None:
                     notes["peeled"] = " ".join(map(str, peel.channels))
                 node.metadata_props.update({f"{PREFIX}{name}": text for name, text in notes.items()})
         model.metadata_props.update({f"{PREFIX}version": __version__, f"{PREFIX}plan": self.plan.digest})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +23,20 @@ class Operand:
 
     Equal to another that sees the same numbers in the same shape: the table of an embedding is what a head reads that
     is tied to it.
+
+    Attributes:
+        weight: the initializer behind it.
+        flipped: whether the product reads it transposed.
+        without: rows of K that count as zeros, in ascending order.
     """
 
     weight: Weight
     flipped: bool
+    without: tuple[int, ...] = ()
 
     @property
-    def _what(self) -> tuple[object, bool]:
-        return self.weight.numbers, self.weight.transposed is not self.flipped
+    def _what(self) -> tuple[object, bool, tuple[int, ...]]:
+        return self.weight.numbers, self.weight.transposed is not self.flipped, self.without
 
     def __eq__(self, other: object) -> bool:
         return self._what == other._what if isinstance(other, Operand) else NotImplemented
@@ -47,18 +54,37 @@ class Operand:
         """K and N."""
         return self.weight.shape[::-1] if self.flipped else self.weight.shape
 
+    def leaving_out(self, rows: Sequence[int]) -> Operand:
+        """The same with zeros in these rows of K, in ascending order."""
+        return replace(self, without=tuple(rows))
+
+    def rows(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These rows of K as they are, float32 [rows, N]."""
+        return self.weight.cast(self._stored()[list(rows)])
+
     def blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """The weight as the product sees it, [K, N], by some rows at a time as float32: memory never holds it all.
 
         Blocks start at multiples of 128 rows.
         """
-        stored = self.weight.stored()
-        if self.flipped:
-            stored = stored.T
+        stored = self._stored()
         rows, columns = stored.shape
         step = max(1, BLOCK_BYTES // (4 * columns * BLOCK_ROWS)) * BLOCK_ROWS
         for start in range(0, rows, step):
-            yield slice(start, min(start + step, rows)), self.weight.cast(stored[start : start + step])
+            found = slice(start, min(start + step, rows))
+            yield found, self._zeroed(self.weight.cast(stored[found]), found)
+
+    def _stored(self) -> npt.NDArray[Any]:
+        stored = self.weight.stored()
+        return stored.T if self.flipped else stored
+
+    def _zeroed(self, block: npt.NDArray[np.float32], rows: slice) -> npt.NDArray[np.float32]:
+        zeros = [row - rows.start for row in self.without if rows.start <= row < rows.stop]
+        if not zeros:
+            return block
+        block = np.array(block)  # it may be a view of the file
+        block[zeros] = 0.0
+        return block
 
     def absmax(self) -> npt.NDArray[np.float32]:
         """Largest absolute value by column, float32 [N]."""

@@ -12,7 +12,8 @@ from spq_graph.passes.check.outline import Line, line_of
 from spq_graph.passes.check.surroundings import Belonging, behind
 from spq_graph.passes.forms.differs import unlike_stored
 from spq_graph.passes.forms.lookup import LOOKUPS, Behind, by_row, fused_step
-from spq_graph.passes.forms.rules import Step, Wanted
+from spq_graph.passes.forms.rules import Wanted
+from spq_graph.passes.forms.steps import Step
 from spq_graph.passes.forms.storages import Blocks
 
 _BY_ROW, _ROWS = Step("Reshape", 2), Step("Gather", 2, {"axis": 0})

@@ -13,10 +13,11 @@ from spq_graph.passes.base.values import weight_of
 from spq_graph.passes.check.lookups import differing_lookup
 from spq_graph.passes.check.outline import Line, Outline, changed, line_of
 from spq_graph.passes.check.surroundings import Belonging, misplaced, surroundings
-from spq_graph.passes.forms.branch import branch_nodes, differing_branch
+from spq_graph.passes.forms.branch import branch_nodes
 from spq_graph.passes.forms.differs import differing_weight, differs
 from spq_graph.passes.forms.functions import own_functions
 from spq_graph.passes.forms.lookup import tied_to
+from spq_graph.passes.forms.registry import FORM_RULES
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.form import Form
@@ -113,7 +114,7 @@ class VerifyPlan(ir.passes.InPlacePass):
             differs(node, wanted)
             or misplaced(node, around, wanted, operand, line)
             or differing_weight(node, wanted, operand)
-            or differing_branch(around.activation, around.result, wanted, operand)
+            or FORM_RULES[wanted.form].differing_branch(node, around.activation, around.result, wanted, operand)
         )
 
 

@@ -16,7 +16,8 @@ from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds, is_standard
 from spq_graph.passes.check.outline import Line
 from spq_graph.passes.forms.registry import FORM_RULES
-from spq_graph.passes.forms.rules import Step, Wanted
+from spq_graph.passes.forms.rules import Wanted
+from spq_graph.passes.forms.steps import Step
 from spq_graph.terms.form import Form
 
 _LONGEST = 8  # nodes between a product and what it reads or gives, of which no form inserts as many

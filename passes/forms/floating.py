@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.forms.rules import HALF_PRECISIONS, Around, FormRules, Place, Wanted, cast_to
+from spq_graph.passes.forms.rules import HALF_PRECISIONS, Around, FormRules, Place, Wanted
+from spq_graph.passes.forms.steps import cast_to
 from spq_graph.passes.forms.storages import Halves, half_weight
 from spq_graph.terms.precision import Precision
 

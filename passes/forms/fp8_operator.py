@@ -9,7 +9,8 @@ from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.fp8_function import Fp8Call, add_function
-from spq_graph.passes.forms.rules import FormRules, Place, Step, Wanted, attributes_of
+from spq_graph.passes.forms.rules import FormRules, Place, Wanted
+from spq_graph.passes.forms.steps import Step, attributes_of
 from spq_graph.passes.forms.storages import Fp8Panels
 from spq_graph.passes.numbers.fp8 import WEIGHTS
 

@@ -13,17 +13,8 @@ from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.integer import NEVER_QUANTIZED, dequantized
-from spq_graph.passes.forms.rules import (
-    QUANTIZE,
-    Around,
-    FormRules,
-    Place,
-    Step,
-    Wanted,
-    cast_to,
-    dequantize,
-    producer_of,
-)
+from spq_graph.passes.forms.rules import Around, FormRules, Place, Wanted, producer_of
+from spq_graph.passes.forms.steps import QUANTIZE, Step, cast_to, dequantize
 from spq_graph.passes.forms.storages import Fp8Codes
 from spq_graph.passes.numbers.fp8 import E4M3, activation_scale
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import DOMAIN, OLDEST_IR, VERSION
-from spq_graph.passes.forms.rules import QUANTIZE
+from spq_graph.passes.forms.steps import QUANTIZE
 from spq_graph.passes.numbers.int8 import COLUMNS, DEPTH, FOUR
 from spq_graph.passes.numbers.scales import SMALLEST
 
@@ -28,7 +28,8 @@ class Int8Kind:
 
     Attributes:
         by_token: a scale and a zero point for every row, from its smallest and largest number; else given ones.
-        branch: what of some channels exceeds the range goes through their rows of the weight in floating point.
+        branch: some channels do not count for the range, and go through their rows of the weight in floating point;
+            B has zeros in those rows.
     """
 
     by_token: bool = False
@@ -127,21 +128,21 @@ class _Body:
 
     def result(self) -> ir.Value:
         op, inputs = self.op, self.inputs
-        sums, scale, zero = self._by_token() if self.kind.by_token else self._static()
+        sums, scale = self._by_token() if self.kind.by_token else self._static()
         scales = op("scales", "Mul", scale, inputs["b_scale"])
         units = op("Y_units", "Mul", op("Y_sums", "Cast", sums, to=_FLOAT), scales)
         total = op("Y_biased", "Add", units, inputs["bias"])
         if self.kind.branch:
-            total = op("Y_whole", "Add", total, self._branch(scale, zero))
+            total = op("Y_whole", "Add", total, self._branch())
         return op("Y", "CastLike", total, inputs["A"])
 
-    def _static(self) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _static(self) -> tuple[ir.Value, ir.Value]:
         scale, zero = self.inputs["a_scale"], self.inputs["a_zero_point"]
         codes = self.op("codes", QUANTIZE.op_type, self.x, scale, zero)
         sums = self.op("sums", "MatMulInteger", codes, self.weight, zero)
-        return sums, scale, self.op("zero", "Cast", zero, to=_FLOAT)
+        return sums, scale
 
-    def _by_token(self) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _by_token(self) -> tuple[ir.Value, ir.Value]:
         op, none, top = self.op, self.number("none", 0.0), self.number("top", 255.0)
         kept = op("A_kept", "Where", self._kept(), self.x, none) if self.kind.branch else self.x
         high = op("high", "Max", self._reduced("A_max", "ReduceMax", kept), none)
@@ -155,7 +156,7 @@ class _Body:
         products = op("products", "MatMulInteger", codes, self.weight)
         columns = op("W_sums", "ReduceSum", op("W32", "Cast", self.weight, to=_INT32), self.integers("rows_axis", 0))
         offset = op("offset", "Mul", op("zero32", "Cast", zero, to=_INT32), columns)
-        return op("sums", "Sub", products, offset), scale, zero
+        return op("sums", "Sub", products, offset), scale
 
     def _kept(self) -> ir.Value:
         """Which channels are in the range, bool [K]."""
@@ -167,11 +168,7 @@ class _Body:
         marks = self.op("marks", "ScatterElements", ones, self.inputs["channels"], out, axis=0)
         return self.op("kept", "Cast", marks, to=int(ir.DataType.BOOL))
 
-    def _branch(self, scale: ir.Value, zero: ir.Value) -> ir.Value:
-        op = self.op
-        outliers = op("outliers", "Gather", self.x, self.inputs["channels"], axis=-1)
-        least = op("least", "Mul", op("zero_turned", "Neg", zero), scale)
-        most = op("most", "Mul", op("above", "Sub", self.number("last", 255.0), zero), scale)
-        inside = op("inside", "Min", op("raised", "Max", outliers, least), most)
-        rows = op("rows32", "Cast", self.inputs["rows"], to=_FLOAT)
-        return op("branch", "MatMul", op("overflow", "Sub", outliers, inside), rows)
+    def _branch(self) -> ir.Value:
+        outliers = self.op("outliers", "Gather", self.x, self.inputs["channels"], axis=-1)
+        rows = self.op("rows32", "Cast", self.inputs["rows"], to=_FLOAT)
+        return self.op("branch", "MatMul", outliers, rows)

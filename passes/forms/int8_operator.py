@@ -1,6 +1,11 @@
-"""The operator of our own, spq::Int8MatMulByToken: integer weights, activations quantized row by row as it goes."""
+"""The operator of our own, spq::Int8MatMulByToken: integer weights, activations quantized row by row as it goes.
+
+With an outlier branch it is spq::Int8MatMulByTokenBranch, which reads the channels and their rows of the weight beside.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -8,25 +13,28 @@ import onnx_ir as ir
 from spq_graph.passes.base.marks import DOMAIN
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds
+from spq_graph.passes.forms.branch import OTHER_CHANNELS, OTHER_ROWS, BranchRows, channels_of, channels_tensor
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.int8_function import Int8Kind, add_int8_function
-from spq_graph.passes.forms.rules import FormRules, Place, Step, Wanted
+from spq_graph.passes.forms.rules import FormRules, Place, Wanted
+from spq_graph.passes.forms.steps import Step
 from spq_graph.passes.forms.storages import Int8Panels
 from spq_graph.passes.numbers.int8 import MOST_DEPTH
 from spq_graph.terms.errors import GraphError
 
-BY_TOKEN = Int8Kind(by_token=True)
+BY_TOKEN, WITH_BRANCH = Int8Kind(by_token=True), Int8Kind(by_token=True, branch=True)
 _NO_BIAS = np.zeros(1, np.float32)
 
 
 class Int8ByToken(FormRules):
-    """spq::Int8MatMulByToken, and in the file the function that it stands for."""
+    """The operator, and in the file the function that it stands for."""
 
     def insert(self, at: Place) -> None:
         """Write it.
 
         Raises:
-            GraphError: sums over so many rows do not fit 32 bits.
+            GraphError: sums over so many rows do not fit 32 bits, a row of the branch does not fit float16, or the plan
+                names channels that the activation does not have.
         """
         rows, _ = at.site.shape
         if rows > MOST_DEPTH:
@@ -45,22 +53,54 @@ class Int8ByToken(FormRules):
         name = "spq_graph.no_bias"
         if name not in editor.shared:
             editor.shared[name] = editor.constant(name, ir.tensor(_NO_BIAS))
-        inputs = [at.node.inputs[0], panels, scale, editor.shared[name]]
-        editor.substitute(at.node, BY_TOKEN.op_type, inputs, DOMAIN, self._attributes(at.wanted))
-        add_int8_function(editor.model, BY_TOKEN)
+        inputs = [at.node.inputs[0], panels, scale, editor.shared[name], *self._branch(at)]
+        kind = _kind(at.wanted)
+        editor.substitute(at.node, kind.op_type, inputs, DOMAIN, self._attributes(at.wanted))
+        add_int8_function(editor.model, kind)
+
+    def _branch(self, at: Place) -> list[ir.Value]:
+        """Channels and rows, where the plan has a branch there."""
+        peel = at.wanted.peel
+        if peel is None:
+            return []
+        channels, rows = channels_of(at, peel), BranchRows(at.operand, peel.channels)
+        key = (rows, "halves")
+        if key not in at.editor.stored:
+            if (tensor := rows.halves()) is None:
+                raise GraphError(
+                    "the rows of its outlier branch hold a weight that does not fit float16",
+                    where=at.site.key,
+                    remedy=f'in the recipe: overrides = [{{pattern = "{at.site.key}", precision = "int8"}}]',
+                )
+            at.editor.stored[key] = at.editor.constant(f"{at.weight}.branch.rows", tensor)
+        return [channels, at.editor.stored[key]]
 
     def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Symmetric codes in panels."""
-        return Int8Panels(operand, 7 if wanted.recipe.reduce_range else 8, wanted.recipe.weights)
+        return Int8Panels(wanted.in_integers(operand), 7 if wanted.recipe.reduce_range else 8, wanted.recipe.weights)
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
         """Whether it adds nothing of its own."""
         bias = node.inputs[3] if len(node.inputs) > 3 else None
         return None if holds(bias, ir.tensor(_NO_BIAS)) else "its node adds a bias, where the plan asks for none"
 
+    def differing_branch(
+        self, node: ir.Node, activation: Sequence[ir.Node], result: Sequence[ir.Node], wanted: Wanted, operand: Operand
+    ) -> str | None:
+        """Whether its channels are the plan's, and their rows the source's."""
+        peel = wanted.peel
+        if peel is None:
+            return None
+        channels, rows = node.inputs[-2:]
+        if not holds(channels, channels_tensor(peel)):
+            return OTHER_CHANNELS
+        tensor = BranchRows(operand, peel.channels).halves()
+        return None if tensor is not None and holds(rows, tensor) else OTHER_ROWS
+
     def product(self, wanted: Wanted) -> Step:
-        """The operator, with panels, their scales and no bias."""
-        return Step(BY_TOKEN.op_type, len(BY_TOKEN.inputs), self._attributes(wanted), DOMAIN)
+        """The operator, with panels, their scales and no bias, and channels and rows of a branch."""
+        kind = _kind(wanted)
+        return Step(kind.op_type, len(kind.inputs), self._attributes(wanted), DOMAIN)
 
     def computes_in(self, dtype: ir.DataType) -> bool:
         """It reads and writes float16 itself."""
@@ -69,3 +109,7 @@ class Int8ByToken(FormRules):
     def _attributes(self, wanted: Wanted) -> dict[str, int]:
         rows, columns = wanted.site.shape
         return {"K": rows, "N": columns}
+
+
+def _kind(wanted: Wanted) -> Int8Kind:
+    return BY_TOKEN if wanted.peel is None else WITH_BRANCH

@@ -6,6 +6,7 @@ weights are signed and symmetric, and all products that read one value share one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,10 @@ from spq_graph.passes.base.editor import Editor, describe_like
 from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.base.values import holds
-from spq_graph.passes.forms.branch import add_branch, branch_steps
+from spq_graph.passes.forms.branch import add_branch, branch_steps, differing_branch
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.forms.rules import (
-    QUANTIZE,
-    Around,
-    FormRules,
-    Place,
-    Step,
-    Wanted,
-    cast_to,
-    dequantize,
-    producer_of,
-)
+from spq_graph.passes.forms.rules import Around, FormRules, Place, Wanted, producer_of
+from spq_graph.passes.forms.steps import QUANTIZE, Step, cast_to, dequantize
 from spq_graph.passes.forms.storages import Integers
 from spq_graph.passes.numbers.scales import ActivationQuantizer
 
@@ -92,7 +84,17 @@ def _reads(node: ir.Node, *expected: np.generic) -> bool:
     )
 
 
-class IntegerQdq(FormRules):
+class _WithBranch(FormRules):
+    """What integer products have in common: an outlier branch in plain nodes joins behind them."""
+
+    def differing_branch(
+        self, node: ir.Node, activation: Sequence[ir.Node], result: Sequence[ir.Node], wanted: Wanted, operand: Operand
+    ) -> str | None:
+        """By its nodes."""
+        return differing_branch(activation, result, wanted, operand)
+
+
+class IntegerQdq(_WithBranch):
     """QuantizeLinear and DequantizeLinear in front of the activation, DequantizeLinear in front of the weight."""
 
     def insert(self, at: Place) -> None:
@@ -117,7 +119,7 @@ class IntegerQdq(FormRules):
 
     def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Symmetric codes."""
-        return Integers(operand, weight_bits(wanted), wanted.recipe.weights)
+        return Integers(wanted.in_integers(operand), weight_bits(wanted), wanted.recipe.weights)
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
         """Whether the quantizer of its activation is the one that range and bits ask for."""
@@ -140,7 +142,7 @@ class IntegerQdq(FormRules):
         return self.widened(Around(pair, [dequantize(**axis)], branch_steps(wanted)), operand)
 
 
-class MatMulInteger(FormRules):
+class MatMulInteger(_WithBranch):
     """MatMulInteger on int8 codes, and Cast and Mul that give its sums their scale."""
 
     def insert(self, at: Place) -> None:
@@ -170,7 +172,7 @@ class MatMulInteger(FormRules):
 
     def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Symmetric codes."""
-        return Integers(operand, weight_bits(wanted), wanted.recipe.weights)
+        return Integers(wanted.in_integers(operand), weight_bits(wanted), wanted.recipe.weights)
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
         """Whether the quantizer of its activation is the one that range and bits ask for."""

@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from spq_graph.documents.plan import Plan
 from spq_graph.passes.base.operand import Operand
-from spq_graph.passes.forms.rules import Place, Step, cast_to
+from spq_graph.passes.forms.rules import Place
+from spq_graph.passes.forms.steps import Step, cast_to
 from spq_graph.passes.forms.storages import Blocks
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision

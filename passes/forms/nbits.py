@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
-from spq_graph.passes.forms.rules import FormRules, Place, Step, Wanted
+from spq_graph.passes.forms.rules import FormRules, Place, Wanted
+from spq_graph.passes.forms.steps import Step
 from spq_graph.passes.forms.storages import Blocks
 from spq_graph.passes.numbers.scales import block_size_for
 from spq_graph.terms.form import Form

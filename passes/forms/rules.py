@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -17,6 +17,7 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.base.editor import Editor
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
+from spq_graph.passes.forms.steps import MATMUL, Step, cast_to
 from spq_graph.passes.numbers.scales import ActivationQuantizer, block_size_for
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.form import Form
@@ -89,8 +90,12 @@ class Wanted:
 
     @property
     def peel(self) -> Peel | None:
-        """Its outlier branch; None where it has none: only integers saturate."""
-        return self.peels.get(self.site.input) if self.site.precision.bits is not None else None
+        """Its outlier branch; None where it has none."""
+        return self.peels.get(self.site.input) if self.site.precision.takes_branch else None
+
+    def in_integers(self, operand: Operand) -> Operand:
+        """What of a weight is multiplied in integers: all but the rows of outlier channels, which are zeros there."""
+        return operand if self.peel is None else operand.leaving_out(self.peel.channels)
 
     def is_as_it_was(self, operand: Operand) -> bool:
         """Whether the graph computes in its precision already: then nothing is written."""
@@ -169,39 +174,6 @@ class Place:
         return self.editor.stored[key]
 
 
-class Step(NamedTuple):
-    """A node of a form: its operator, how many values it reads, its attributes, and its domain."""
-
-    op_type: str
-    reads: int
-    attributes: Mapping[str, Any] = {}
-    domain: str = ""
-
-    def differs(self, node: ir.Node) -> str | None:
-        """How a node differs from this, in words; None where it does not."""
-        if (node.domain, node.op_type, node.overload) != (self.domain, self.op_type, ""):
-            return f"{node.name}, a {node.op_type}, where its form has a {self.op_type}"
-        if stated(node) != stated(ir.node(self.op_type, [], self.attributes)):
-            return f"{node.name} with other attributes than its form has: {attributes_of(node)}"
-        if len(node.inputs) != self.reads or None in node.inputs:
-            return f"{node.name} with {len(node.inputs)} inputs, where its form has {self.reads}"
-        return None
-
-
-MATMUL = Step("MatMul", 2)
-QUANTIZE = Step("QuantizeLinear", 3)
-
-
-def dequantize(reads: int = 3, **attributes: int) -> Step:
-    """A DequantizeLinear, with a zero point where it reads three values."""
-    return Step("DequantizeLinear", reads, attributes)
-
-
-def cast_to(dtype: ir.DataType) -> Step:
-    """A Cast."""
-    return Step("Cast", 1, {"to": int(dtype)})
-
-
 class Around(NamedTuple):
     """The nodes that a form inserts around a product, each list from the product outwards.
 
@@ -262,6 +234,20 @@ class FormRules(ABC):
         """What that constant holds; None in forms without scales."""
         return storage.scales
 
+    def differing_branch(
+        self, node: ir.Node, activation: Sequence[ir.Node], result: Sequence[ir.Node], wanted: Wanted, operand: Operand
+    ) -> str | None:
+        """How the outlier branch of a product in a file differs from the plan's, in words; None where it does not.
+
+        Args:
+            node: the product.
+            activation: what was inserted between the product and what the site reads, from the product on.
+            result: what was inserted between the product and what the site gives.
+            wanted: what its plan asks for.
+            operand: the source's weight.
+        """
+        return None
+
     def computes_in(self, dtype: ir.DataType) -> bool:
         """Whether the product takes activations of this type without being widened."""
         return dtype is ir.DataType.FLOAT
@@ -279,13 +265,3 @@ def producer_of(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """What makes a value, where it is this operator."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type else None
-
-
-def attributes_of(node: ir.Node) -> dict[str, Any]:
-    """What a node's attributes hold."""
-    return {name: attribute.value for name, attribute in node.attributes.items()}
-
-
-def stated(node: ir.Node) -> dict[str, tuple[ir.AttributeType, Any]]:
-    """The same with their types: a 1 is not a 1.0."""
-    return {name: (attribute.type, attribute.value) for name, attribute in node.attributes.items()}

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from spq_graph.passes.base.operand import Operand
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.fp8_pair import around_weight, codes_of, insert_weight
-from spq_graph.passes.forms.rules import Around, FormRules, Place, Wanted, dequantize
+from spq_graph.passes.forms.rules import Around, FormRules, Place, Wanted
+from spq_graph.passes.forms.steps import dequantize
 from spq_graph.passes.forms.storages import Integers, SignedBlocks
 from spq_graph.passes.numbers.scales import block_size_for
 

@@ -65,7 +65,8 @@ def int8_matmul_reference(
         b_scale: float32 [N], [1] or [].
         bias: float32 [N], [1] or [].
         quantizer: scale and zero point of the activations; None fits them to every row.
-        branch: channels [C] whose overflow goes through rows of the weight [C, N].
+        branch: channels [C], which do not count for a row's range, and rows of the weight [C, N] that they go through;
+            `codes` has zeros in those rows.
 
     Returns:
         [..., N] in the type of `a`.
@@ -80,9 +81,7 @@ def int8_matmul_reference(
         units = np.rint(x / scale)
     quantized = np.clip(units, -zero, 255 - zero).astype(np.int64)
     total = (quantized @ codes.astype(np.int64)) * scale.astype(np.float64) * b_scale + bias
-    outliers = x[:, channels]
-    over = outliers - np.clip(outliers, -zero * scale, (255 - zero) * scale)
-    total += over.astype(np.float64) @ rows.astype(np.float64)
+    total += x[:, channels].astype(np.float64) @ rows.astype(np.float64)
     with np.errstate(over="ignore"):
         result: npt.NDArray[Any] = total.astype(np.float32).astype(a.dtype).reshape(*a.shape[:-1], -1)
     return result

@@ -4,7 +4,8 @@
 //   Int8MatMul          A, B, b_scale, bias, a_scale, a_zero_point
 //   Int8MatMulByToken   A, B, b_scale, bias                         a scale and a zero point for every row
 //   ...Branch           and channels [C], rows [C, N] behind them
-// What of the channels exceeds the range is multiplied by their rows of the weight, in float32, and added.
+// The channels do not count for the range; they are multiplied by their rows of the weight in float32, and added. B has
+// zeros in those rows.
 #pragma once
 
 #include <vector>

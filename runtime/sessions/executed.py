@@ -47,7 +47,7 @@ class Executed:
 
     def operator_run(self, form: Form, plan: Plan) -> OperatorRun | None:
         """How a plan's sites in the form of one of our operators ran; None without any, and where nothing was run."""
-        ran = [self.kernels.get(site.node) == OWN[form] for site in plan.in_form(form)]
+        ran = [self.kernels.get(site.node, "").startswith(OWN[form]) for site in plan.in_form(form)]
         if not ran or self.absent is not None:
             return None
         info = library_info()

@@ -19,10 +19,10 @@ NONE: Branches = MappingProxyType({})
 WORTH = 1.25
 # Of so many channels a branch has at most one: rows in float32 are then no more than half of the weight in INT8.
 LEAST_SHARE = 8
-_WHY = {
+WHY = {
     Cause.BUDGET: "keeping sites alone does not meet the KL budget",
     Cause.OVERRIDE: "by hand: remedies.peel",
-    Cause.NOT_NEEDED: "every site that reads it is kept",
+    Cause.NOT_NEEDED: "no site that reads it has one scale for all channels",
 }
 
 
@@ -34,7 +34,7 @@ def everywhere(choices: Iterable[Choice], recipe: Recipe, count: int) -> Branche
         recipe: says whether ranges are symmetric.
         count: how many channels; where that is more than an eighth of all, an eighth.
     """
-    seen = {c.site.input: c.seen for c in choices if c.precision.bits is not None and c.seen is not None}
+    seen = {c.site.input: c.seen for c in choices if c.precision.takes_branch and c.seen is not None}
     symmetric = recipe.activations == "symmetric"
     counts = {value: min(count, r.channel_high.size // LEAST_SHARE) for value, r in seen.items()}
     found = {value: peeled(value, r, counts[value], symmetric=symmetric) for value, r in seen.items() if counts[value]}
@@ -62,7 +62,7 @@ def treatments(choices: Iterable[Choice], branches: Branches, cause: Cause) -> l
     for choice in choices:
         readers.setdefault(choice.site.input, []).append(choice)
     return [
-        _treatment(branches[value], [c.site.key for c in reading if c.precision.bits is not None], reading, cause)
+        _treatment(branches[value], [c.site.key for c in reading if c.precision.takes_branch], reading, cause)
         for value, reading in readers.items()
         if value in branches
     ]
@@ -77,10 +77,10 @@ def _treatment(branch: Peeled, integer: Collection[str], reading: Collection[Cho
         reason=cause,
         changes=(branch.change,),
         narrower=six(branch.narrower),
-        note=_WHY[cause],
+        note=WHY[cause],
     )
 
 
 def integer_readers(choices: Mapping[str, Choice], precisions: Mapping[str, Precision]) -> set[str]:
     """Activations that a site in integers reads."""
-    return {choices[key].site.input for key, precision in precisions.items() if precision.bits is not None}
+    return {choices[key].site.input for key, precision in precisions.items() if precision.takes_branch}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from spq_graph.decisions.branches import WHY
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe, legal_name
+from spq_graph.documents.treatment import Cause, Treatment
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
@@ -20,7 +24,9 @@ def retarget(plan: Plan, target: Target) -> Plan:
         return plan
     recipe = _recipe_for(plan.recipe, target)
     sites = [_settled(site, recipe) for site in plan.sites]
-    return plan.model_copy(update={"recipe": recipe, "sites": sites})
+    taking = {site.key for site in sites if site.precision.takes_branch}
+    treatments = [_treated(treatment, taking) for treatment in plan.treatments]
+    return plan.model_copy(update={"recipe": recipe, "sites": sites, "treatments": treatments})
 
 
 def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
@@ -37,6 +43,17 @@ def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
     named = [(o.pattern, legal_name(o.precision, profile)) for o in recipe.overrides]
     changed["overrides"] = [{"pattern": pattern, "precision": name} for pattern, name in named if name is not None]
     return Recipe.model_validate(recipe.model_dump() | changed)
+
+
+def _treated(treatment: Treatment, taking: Collection[str]) -> Treatment:
+    """A branch at those of its sites that still take one; refused where none does."""
+    if not treatment.applied:
+        return treatment
+    sites = tuple(key for key in treatment.sites if key in taking)
+    if sites:
+        return treatment.model_copy(update={"sites": sites})
+    cause = Cause.NOT_NEEDED
+    return treatment.model_copy(update={"applied": False, "reason": cause, "note": WHY[cause]})
 
 
 def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:

@@ -16,15 +16,15 @@ def _ascending(channels: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Peel(Strict):
-    """Outlier channels of an activation: the INT8 range covers the others, and what exceeds it is added in float32.
+    """Outlier channels of an activation: they leave the integer product, whose range covers the others.
 
-    With Q the quantizer of [low, high], which saturates, and c the channels:
-    Y = Q(x) W_int8 + (x_c - clip(x_c, low, high)) W[c, :]. A static relative of the decomposition in LLM.int8()
-    (arXiv 2208.07339, section 3.2), in which the channels are found at run time and leave the integer product.
+    With c the channels, Q the quantizer of the others' range, and W_int8 the codes of the weight with zeros in the rows
+    c: Y = Q(x) W_int8 + x_c W[c, :]. The decomposition of LLM.int8() (arXiv 2208.07339, equation 8) with static
+    channels. Neither the activations nor the weights of these channels are rounded to integers.
     """
 
     kind: Literal["peel"] = Field("peel", description="what kind of change it is")
-    value: str = Field(description="the activation value; all integer sites that read it are changed")
+    value: str = Field(description="the activation value; all sites change that read it in integers by one scale")
     channels: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_ascending)] = Field(
         min_length=1, description="which channels have the branch, along the last axis"
     )

@@ -45,6 +45,11 @@ class Precision(StrEnum):
         return self.row.weights is Format.FP8_E4M3
 
     @property
+    def takes_branch(self) -> bool:
+        """Whether one scale serves all channels of an activation, so that it helps to take outlier channels out."""
+        return self.row.grid is not None or self.row.by_token
+
+    @property
     def needs_range(self) -> bool:
         """Whether activations are quantized with a static scale, which takes a calibrated range."""
         return self.row.activations is not None and not (self.row.by_block or self.row.by_token)

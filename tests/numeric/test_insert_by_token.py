@@ -120,12 +120,13 @@ SHAPES = {
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_decoders(tmp_path: Path, shape: Decoder, dtype: Any) -> None:
+@pytest.mark.parametrize("peeled", [0, 3])
+def test_decoders(tmp_path: Path, shape: Decoder, dtype: Any, peeled: int) -> None:
     """All but heads and routers by token: read back as that, proved, and as close to the source with and without."""
     path, feeds = tmp_path / "model.onnx", token_feeds()
     onnx.save(decoder(shape, dtype=dtype), path)
     floating = Precision.FP32 if dtype is np.float32 else Precision.FP16
-    plan = plan_for(path, feeds, lambda s: floating if s.role.left_alone else BY_TOKEN)
+    plan = plan_for(path, feeds, lambda s: floating if s.role.left_alone else BY_TOKEN, peeled=peeled)
     made = applied(path, plan)
     graph = load_graph(made)
     found = {node.name: precision_of(node) for node in graph.graph}

@@ -103,6 +103,8 @@ def test_logits(model: Path, target: Target, down: Precision, execute: Callable[
     [
         ("cpu", Precision.INT8, on_onnxruntime),
         ("cpu", Precision.INT6_IN_8, on_onnxruntime),
+        ("cpu", Precision.W8A8_TOKEN, on_onnxruntime),
+        ("cpu", Precision.W8A8_TOKEN, on_reference),
         ("cuda", Precision.INT8, on_onnxruntime),
         ("tensorrt", Precision.INT8, on_onnxruntime),
         ("tensorrt", Precision.INT6_IN_8, on_reference),

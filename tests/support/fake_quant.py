@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from spq_graph.documents.changes import Peel
 from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
@@ -48,16 +49,31 @@ def _integers(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
     assert bits is not None
     assert site.range is not None
     symmetric = plan.recipe.activations == "symmetric"
-    held = fake_quantized_weight(weight, 7 if plan.recipe.reduce_range and bits == 8 else bits)
+    bits_of_weight = 7 if plan.recipe.reduce_range and bits == 8 else bits
     peel = plan.peels.get(site.input)
     if peel is None:
-        return np.asarray(fake_quantized(x, *site.range, bits, symmetric=symmetric) @ held)
-    ends = (peel.low, peel.high, bits)
-    outer, rows = x[..., list(peel.channels)], weight[list(peel.channels)].astype(np.float64)
-    # The ends of what has a code: what infinity is rounded to.
-    top, bottom = (fake_quantized(np.float32(side), *ends, symmetric=symmetric) for side in (np.inf, -np.inf))
-    over = outer.astype(np.float64) - np.clip(outer.astype(np.float64), bottom, top)
-    return np.asarray(fake_quantized(x, *ends, symmetric=symmetric) @ held + over @ rows)
+        return np.asarray(
+            fake_quantized(x, *site.range, bits, symmetric=symmetric) @ fake_quantized_weight(weight, bits_of_weight)
+        )
+    x_inner, w_inner, outer = _parted(x, weight, peel)
+    quantized = fake_quantized(x_inner, peel.low, peel.high, bits, symmetric=symmetric)
+    return np.asarray(quantized @ fake_quantized_weight(w_inner, bits_of_weight) + outer)
+
+
+def _parted(x: Array, weight: Array, peel: Peel) -> tuple[Array, Array, Array]:
+    """Activation and weight without the outlier channels, and what these make of their rows in float16."""
+    channels = list(peel.channels)
+    outer = x[..., channels].astype(np.float64) @ weight[channels].astype(np.float16).astype(np.float64)
+    return np.delete(x, channels, axis=-1), np.delete(weight, channels, axis=0), outer
+
+
+def _by_token(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
+    outer = np.zeros(1)
+    if (peel := plan.peels.get(site.input)) is not None:
+        x, weight, outer = _parted(x, weight, peel)
+    rows = x.astype(np.float32).reshape(-1, x.shape[-1])
+    quantized = np.stack([fake_quantized(row, row.min(initial=0), row.max(initial=0), 8) for row in rows])
+    return np.asarray(quantized.reshape(x.shape) @ fake_quantized_weight(weight, 8) + outer)
 
 
 def product(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
@@ -79,8 +95,8 @@ def product(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
         # To int8 in blocks of each token.
         rounded_x = _in_blocks(x.reshape(-1, rows).T, of_tokens).T.reshape(x.shape)
         return np.asarray(rounded_x @ _in_blocks(weight, block))
-    if precision.bits is not None:
-        return _integers(x, weight, site, plan)
+    if precision.takes_branch:
+        return (_by_token if precision is Precision.W8A8_TOKEN else _integers)(x, weight, site, plan)
     if precision.is_fp8:
         largest = np.abs(weight).max(axis=None if recipe.target == "tensorrt" else 0)
         held = _eight_bits(weight, largest, ml_dtypes.float8_e4m3fn)

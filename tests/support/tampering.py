@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +38,12 @@ WANTED = {
 }
 
 
-def made_for(target: Target, folder: Path, peeled: int = 0) -> Made:
+def made_for(target: Target, folder: Path, peeled: int = 0, wanted: Mapping[Role, Precision] = WANTED) -> Made:
     """A layer with every precision that a target has a form of its own for, after inserting and before the check."""
     profile = PROFILES[target]
 
     def choose(site: Site) -> Precision:
-        return profile.settle(WANTED.get(site.role, Precision.INT8))[0]
+        return profile.settle(wanted.get(site.role, Precision.INT8))[0]
 
     path = folder / "model.onnx"
     shape = Decoder(layers=1, rope=False, glu=Glu(width=32, inner=32, bias=True))

@@ -29,10 +29,9 @@ struct Kernels {
                  const float* bias, float* y);
   // Numbers in float16 as float32, a multiple of 32 of them.
   void (*widen)(const uint16_t* half, int64_t count, float* x);
-  // Row rows[i] of y [][32] += over [channel][i] . w [channel][32], for `channels` of them, of which `stride` numbers of
-  // over are apart; at most block_rows rows.
-  void (*branch)(const float* over, int64_t stride, const float* w, int64_t channels, const uint8_t* rows,
-                 int64_t count, float* y);
+  // y [rows][32] += x [channel][row] . w [channel][32], for `channels` of them, which lie `stride` numbers of x apart; at
+  // most block_rows rows.
+  void (*branch)(const float* x, int64_t stride, const float* w, int64_t channels, int64_t rows, float* y);
 };
 
 const Kernels& generic();

@@ -28,11 +28,9 @@ struct Job {
   uint8_t* codes;    // [block][step][row][64]
   float* scale;      // of rows
   int32_t* zero;
-  float* overflow;   // [block][channel][place]: of rows that have some, in places without gaps
-  int32_t* exceeding;  // [block]: how many rows have some
-  uint8_t* rows_of;    // [block][place]: which rows
+  float* outliers;     // [block][channel][row]
   const float* limit;  // by token with a branch: zero at its channels, infinite elsewhere
-  std::atomic<bool> exceeds{false}, failed{false};
+  std::atomic<bool> failed{false};
 };
 
 // The limits of a problem, [K]; nullptr where there is no memory for them.
@@ -57,24 +55,6 @@ const float* row_of(const Job& job, int64_t row) {
   return x;
 }
 
-// What of a row's channels exceeds the range, beside that of other rows of the block.
-void add_overflow(Job& job, const float* x, int64_t block, int64_t r, float least, float most) {
-  const Problem& p = job.problem;
-  const int64_t place = job.exceeding[block];
-  float* over = job.overflow + block * p.channels * job.block + place;
-  bool any = false;
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const float value = x[p.channel[c]];
-    const float more = value - std::min(std::max(value, least), most);
-    over[c * job.block] = more;
-    any |= more != 0.0f;
-  }
-  if (!any) return;
-  job.rows_of[block * job.block + place] = static_cast<uint8_t>(r);
-  ++job.exceeding[block];
-  job.exceeds = true;
-}
-
 void quantize_row(Job& job, int64_t block, int64_t r) {
   const Problem& p = job.problem;
   const int64_t local = block * job.block + r, row = job.first + local, stride = job.block * kDepth;
@@ -95,13 +75,13 @@ void quantize_row(Job& job, int64_t block, int64_t r) {
   job.scale[local] = scale;
   job.zero[local] = zero;
   job.kernels.quantize(x, p.depth, scale, zero, job.codes + block * job.steps * stride + r * kDepth, stride);
-  add_overflow(job, x, block, r, static_cast<float>(-zero) * scale, static_cast<float>(255 - zero) * scale);
+  float* outliers = job.outliers + block * p.channels * job.block + r;
+  for (int64_t c = 0; c < p.channels; ++c) outliers[c * job.block] = x[p.channel[c]];
 }
 
 void quantize_task(void* user, size_t index) {
   Job& job = *static_cast<Job*>(user);
   const int64_t block = static_cast<int64_t>(index);
-  job.exceeding[block] = 0;
   const int64_t rows = std::min(job.block, job.rows - block * job.block);
   for (int64_t r = 0; r < rows; ++r) quantize_row(job, block, r);
   for (int64_t r = rows; r < job.block; ++r) {  // beyond the last row: multiplied, and not written
@@ -158,9 +138,8 @@ void panel_task(void* user, size_t index) {
   const int8_t* b = p.b + panel * job.steps * kStepBytes;
   alignas(64) int32_t acc[kMostRows * kColumns];
   alignas(64) float y[kMostRows * kColumns];
-  if (job.exceeds) {  // its rows lie far apart, and come while the integers are multiplied
-    for (int64_t c = 0; c < p.channels; ++c) __builtin_prefetch(p.branch + c * p.columns + columns.start);
-  }
+  // The branch's rows lie far apart, and come while the integers are multiplied.
+  for (int64_t c = 0; c < p.channels; ++c) __builtin_prefetch(p.branch + c * p.columns + columns.start);
   const float* w = nullptr;
   for (int64_t block = 0; block < job.blocks; ++block) {
     const int64_t start = block * job.block, rows = std::min(job.block, job.rows - start);
@@ -169,14 +148,13 @@ void panel_task(void* user, size_t index) {
       job.kernels.finish(acc + r * kColumns, job.zero[start + r], job.scale[start + r], p.sums + columns.start,
                          columns.b_scale, columns.bias, y + r * kColumns);
     }
-    if (job.exceeding[block] > 0) {
+    if (p.channels > 0) {
       if (w == nullptr) w = weights_of(job, columns);
       if (w == nullptr) {
         job.failed = true;
         return;
       }
-      job.kernels.branch(job.overflow + start * p.channels, job.block, w, p.channels, job.rows_of + start,
-                         job.exceeding[block], y);
+      job.kernels.branch(job.outliers + start * p.channels, job.block, w, p.channels, rows, y);
     }
     for (int64_t r = 0; r < rows; ++r) write(p, columns, job.first + start + r, y + r * kColumns);
   }
@@ -193,8 +171,7 @@ void sum_panel(const int8_t* panel, int64_t steps, int32_t* sums) {
 
 bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) noexcept {
   if (p.rows == 0 || p.columns == 0) return true;
-  Job job{p, kernels, steps_of(p.depth), 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
-          nullptr};
+  Job job{p, kernels, steps_of(p.depth), 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
   if (p.a_scale == nullptr && p.channels > 0) {
     job.limit = limit_of(p);
     if (job.limit == nullptr) return false;
@@ -207,15 +184,12 @@ bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) 
     job.blocks = ceil_div(job.rows, kernels.block_rows);
     job.block = ceil_div(job.rows, job.blocks);
     const int64_t padded = job.block * job.blocks;
-    const int64_t bytes = padded * (row_bytes + 9 + 4 * p.channels) + job.blocks * 4;
+    const int64_t bytes = padded * (row_bytes + 8 + 4 * p.channels);
     job.codes = static_cast<uint8_t*>(codes_scratch.reserve(bytes));
     if (job.codes == nullptr) return false;
     job.scale = reinterpret_cast<float*>(job.codes + padded * row_bytes);
     job.zero = reinterpret_cast<int32_t*>(job.scale + padded);
-    job.overflow = reinterpret_cast<float*>(job.zero + padded);
-    job.exceeding = reinterpret_cast<int32_t*>(job.overflow + padded * p.channels);
-    job.rows_of = reinterpret_cast<uint8_t*>(job.exceeding + job.blocks);
-    job.exceeds = false;
+    job.outliers = reinterpret_cast<float*>(job.zero + padded);
     parallel.run(parallel.self, static_cast<size_t>(job.blocks), quantize_task, &job);
     if (job.failed) return false;
     parallel.run(parallel.self, static_cast<size_t>(ceil_div(p.columns, kColumns)), panel_task, &job);

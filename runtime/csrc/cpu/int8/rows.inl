@@ -88,18 +88,18 @@ void finish(const int32_t* acc, int32_t zero, float scale, const int32_t* sums, 
 // A tile of the branch, which stays in registers.
 template <int kRows>
 struct Tile {
-  static void run(const float* over, int64_t stride, const float* w, int64_t channels, const uint8_t* rows, float* y) {
+  static void run(const float* x, int64_t stride, const float* w, int64_t channels, float* y) {
     constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // an instruction waits for the one before it
     Vector sums[kChains][kRows][2] = {};
     int64_t c = 0;
     for (; c + kChains <= channels; c += kChains) {
 #pragma GCC unroll 4
-      for (int chain = 0; chain < kChains; ++chain, over += stride, w += kColumns) add(sums[chain], over, w);
+      for (int chain = 0; chain < kChains; ++chain, x += stride, w += kColumns) add(sums[chain], x, w);
     }
-    for (; c < channels; ++c, over += stride, w += kColumns) add(sums[0], over, w);
+    for (; c < channels; ++c, x += stride, w += kColumns) add(sums[0], x, w);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      float* out = y + rows[r] * kColumns;
+      float* out = y + r * kColumns;
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
 #pragma GCC unroll 4
@@ -108,30 +108,26 @@ struct Tile {
       }
     }
   }
-  static void add(Vector (&sums)[kRows][2], const float* over, const float* w) {
+  static void add(Vector (&sums)[kRows][2], const float* x, const float* w) {
     const Vector left = load(w), right = load(w + kWidth);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      sums[r][0] += over[r] * left;
-      sums[r][1] += over[r] * right;
+      sums[r][0] += x[r] * left;
+      sums[r][1] += x[r] * right;
     }
   }
 };
 
 template <int kRows>
-void tile(const float* over, int64_t stride, const float* w, int64_t channels, const uint8_t* rows, int64_t count,
-          float* y) {
+void tile(const float* x, int64_t stride, const float* w, int64_t channels, int64_t rows, float* y) {
   if constexpr (kRows > 0) {
-    count == kRows ? Tile<kRows>::run(over, stride, w, channels, rows, y)
-                   : tile<kRows - 1>(over, stride, w, channels, rows, count, y);
+    rows == kRows ? Tile<kRows>::run(x, stride, w, channels, y) : tile<kRows - 1>(x, stride, w, channels, rows, y);
   }
 }
 
-void branch(const float* over, int64_t stride, const float* w, int64_t channels, const uint8_t* rows, int64_t count,
-            float* y) {
-  for (int64_t r = 0; r < count; r += kTileRows) {
-    const int64_t some = count - r < kTileRows ? count - r : kTileRows;
-    tile<kTileRows>(over + r, stride, w, channels, rows + r, some, y);
+void branch(const float* x, int64_t stride, const float* w, int64_t channels, int64_t rows, float* y) {
+  for (int64_t r = 0; r < rows; r += kTileRows) {
+    tile<kTileRows>(x + r, stride, w, channels, rows - r < kTileRows ? rows - r : kTileRows, y + r * kColumns);
   }
 }
 

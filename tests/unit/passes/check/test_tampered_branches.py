@@ -11,8 +11,11 @@ import pytest
 
 from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.check.plan import VerifyPlan
+from spq_graph.passes.forms.int8_operator import WITH_BRANCH
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import PROFILES
-from tests.support.tampering import Made, made_for, refused, replaced
+from tests.support.tampering import Made, codes, key_of, made_for, refused, replaced
 
 
 @pytest.fixture(params=PROFILES)
@@ -39,10 +42,8 @@ def test_every_branch_is_the_plans(branched: Made) -> None:
 @pytest.mark.parametrize(
     ("constant", "change", "said"),
     [
-        (".rows", lambda a: a * np.float32(2), "rows of its outlier branch are not those of the source's weight"),
-        (".channels", lambda a: a[::-1].copy(), "gathers other channels than the plan says"),
-        (".low", lambda a: a - np.float32(1), "other bounds than its quantizer"),
-        (".high", lambda a: a + np.float32(1), "other bounds than its quantizer"),
+        (".rows", lambda a: a * a.dtype.type(2), "rows of its outlier branch are not those of the source's weight"),
+        (".channels", lambda a: a[::-1].copy(), "has other channels than the plan says"),
     ],
 )
 def test_constants(branched: Made, constant: str, change: Callable[[np.ndarray], np.ndarray], said: str) -> None:
@@ -50,12 +51,31 @@ def test_constants(branched: Made, constant: str, change: Callable[[np.ndarray],
     assert said in refused(branched)
 
 
-def test_the_difference_the_other_way_round(branched: Made) -> None:
-    sub = _node(branched, "Sub")
-    one, other = sub.inputs
-    sub.replace_input_with(0, other)
-    sub.replace_input_with(1, one)
-    assert "no Gather, Clip and Sub stand in its outlier branch" in refused(branched)
+def test_rows_that_are_rounded_to_something_else(branched: Made) -> None:
+    _node(branched, "Cast").attributes["to"] = ir.AttrInt64("to", int(ir.DataType.DOUBLE))
+    assert "in its outlier branch stands" in refused(branched)
+
+
+def test_rows_without_their_cast(branched: Made) -> None:
+    cast = _node(branched, "Cast")
+    for use in list(cast.outputs[0].uses()):
+        use.node.replace_input_with(use.idx, cast.inputs[0])
+    assert "in its outlier branch stands no Cast of its rows" in refused(branched)
+
+
+def test_codes_in_the_rows_of_outlier_channels(branched: Made) -> None:
+    """They would count twice: in integers, and in the branch."""
+    model, plan, _ = branched
+    [first, *_] = [site for site in plan.sites if site.precision.bits is not None]
+    held = next(v for v in codes(model) if key_of(v) == first.key)
+    row = plan.peels[first.input].channels[0]
+
+    def count_again(array: np.ndarray) -> np.ndarray:
+        array[row] = 3
+        return array
+
+    replaced(held, count_again)
+    assert "of its weight are not the source's within half a step" in refused(branched)
 
 
 def test_another_axis(branched: Made) -> None:
@@ -72,8 +92,8 @@ def test_another_activation(branched: Made) -> None:
 
 def test_a_sum_without_its_branch(branched: Made) -> None:
     total = _node(branched, "Add")
-    total.replace_input_with(1, _node(branched, "Sub").outputs[0])
-    assert "no MatMul of an outlier branch is added to its product" in refused(branched)
+    total.replace_input_with(1, _node(branched, "Gather").outputs[0])
+    assert "no Gather and MatMul of an outlier branch are added to its product" in refused(branched)
 
 
 def test_a_branch_that_no_plan_has(branched: Made) -> None:
@@ -85,3 +105,32 @@ def test_a_plan_whose_branch_is_not_there(tmp_path: Path) -> None:
     model, _, before = made_for("cpu", tmp_path)
     plan = made_for("cpu", tmp_path, peeled=2)[1]
     refused((model, plan, before))
+
+
+class TestByToken:
+    @pytest.fixture
+    def made(self, tmp_path: Path) -> Made:
+        return made_for(
+            "cpu", tmp_path, peeled=2, wanted=dict.fromkeys((Role.GLU_DOWN, Role.ATTN_O), Precision.W8A8_TOKEN)
+        )
+
+    @staticmethod
+    def constant(made: Made, end: str) -> ir.Value:
+        node = next(n for n in made[0].graph if n.op_type == WITH_BRANCH.op_type)
+        return next(v for v in node.inputs if v is not None and (v.name or "").endswith(end))
+
+    def test_rows(self, made: Made) -> None:
+        replaced(self.constant(made, ".rows"), lambda a: a[::-1].copy())
+        assert "rows of its outlier branch are not those of the source's weight" in refused(made)
+
+    def test_channels(self, made: Made) -> None:
+        replaced(self.constant(made, ".channels"), lambda a: a + np.int64(1))
+        assert "has other channels than the plan says" in refused(made)
+
+    def test_codes_in_the_rows_of_outlier_channels(self, made: Made) -> None:
+        replaced(self.constant(made, ".panels"), lambda a: np.full_like(a, 3))
+        refused(made)
+
+    def test_without_its_branch(self, made: Made) -> None:
+        model, plan, before = made
+        assert "its product is" in refused((model, plan.with_treatments(()), before))
