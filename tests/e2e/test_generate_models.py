@@ -20,21 +20,14 @@ from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from tests.support.command import done
+from tests.support.serving import program
 
 pytestmark = pytest.mark.slow
-# What the other client does with a prompt, printed as token ids: those it was given, and all of them.
-CLIENT = """
-import json, sys
-import onnxruntime_genai as og
-model = og.Model(sys.argv[1])
-ids = [int(token) for token in og.Tokenizer(model).encode(sys.argv[2])]
-parameters = og.GeneratorParams(model)
-parameters.set_search_options(max_length=len(ids) + 48)
-generator = og.Generator(model, parameters)
-generator.append_tokens(ids)
-while not generator.is_done():
-    generator.generate_next_token()
-print(json.dumps([ids, [int(token) for token in generator.get_sequence(0)]]))
+# Behind the program of docs/serving.md: the token ids that it was given, and all of them.
+AND_IDS = """
+import json
+print()
+print(json.dumps([[int(token) for token in tokenizer.encode("<s>The river")], generator.get_sequence(0).tolist()]))
 """
 PROMPT = "The river"
 
@@ -100,11 +93,13 @@ def test_onnxruntime_genai_generates_the_same(out: Path, tmp_path: Path) -> None
     installed = subprocess.run(install, capture_output=True, text=True)
     if installed.returncode:
         pytest.skip(f"onnxruntime-genai cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
-    # Its own tokenizer prepends no BOS, but reads one that is written.
-    client = subprocess.run([python, "-c", CLIENT, out, f"<s>{PROMPT}"], capture_output=True, text=True)
+    command = [python, "-c", program("import onnxruntime_genai") + AND_IDS]
+    client = subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
     assert client.returncode == 0, client.stderr
-    given, everything = json.loads(client.stdout.splitlines()[-1])
+    *streamed, last = client.stdout.splitlines()
+    given, everything = json.loads(last)
     assert given == TextTokenizer.load(out).encode(PROMPT, special=True)
     ours = generated(out, "--prompt", PROMPT, "--max-new-tokens", 48)
     assert everything[len(given) :][: len(ours["tokens"][0])] == ours["tokens"][0]
     assert len(ours["tokens"][0]) == 48
+    assert "\n".join(streamed).startswith(ours["texts"][0])

@@ -1,4 +1,4 @@
-"""A Hugging Face folder all the way, and the README's own code on what comes of it."""
+"""A Hugging Face folder all the way, and what README promises."""
 
 from __future__ import annotations
 
@@ -51,19 +51,6 @@ def test_a_folder(quantized: tuple[Path, Result], tiny_llama: Path) -> None:
         assert str(tiny_llama).encode() not in content
 
 
-def test_the_python_code_runs(
-    quantized: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    monkeypatch.chdir(quantized[0].parent)
-    scope: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), scope)
-    ids = scope["ids"]
-    assert isinstance(ids, np.ndarray)
-    assert ids.dtype == np.int64
-    assert capsys.readouterr().out.count("w") >= 10  # every word of this tokenizer has one
-
-
 def commands() -> list[list[str]]:
     """Every spq-graph command of the README, without its comment."""
     lines = re.findall(r"^spq-graph .*$", README, flags=re.MULTILINE)
@@ -77,6 +64,18 @@ def test_the_commands_parse(arguments: list[str]) -> None:
     group = typer.main.get_command(app)
     verb = group.commands[arguments[0]]  # type: ignore[attr-defined]
     verb.make_context(arguments[0], list(arguments[1:]))
+
+
+def test_it_is_short_and_begins_with_a_command() -> None:
+    lines = README.splitlines()
+    assert len(lines) < 200
+    assert any(line.startswith("spq-graph quantize") for line in lines[:12])
+
+
+def test_what_it_links_to_is_there() -> None:
+    linked = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
+    assert len(linked) > 20
+    assert not [link for link in linked if not (ROOT / link).is_file()]
 
 
 def test_the_makefile_has_what_is_promised() -> None:

@@ -1,4 +1,4 @@
-"""The support matrix: `python -m tests.families.matrix` examines every family and writes matrix.json and the README."""
+"""The support matrix: `python -m tests.families.matrix` examines every family, and writes it here and to the docs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from tests.families.catalogue import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "supported.md"
 RECORD = Path(__file__).with_name("matrix.json")
 BEGIN, END = "<!-- families: written by python -m tests.families.matrix -->", "<!-- end of families -->"
 
@@ -36,7 +36,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def with_table(text: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The README with its matrix renewed."""
+    """The page with its matrix renewed."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{table(rows)}\n{END}{after}"
@@ -52,7 +52,7 @@ def main() -> None:
             rows[name] = examine(family, Path(work)).to_dict()
         print(name, rows[name], file=sys.stderr, flush=True)
     RECORD.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    README.write_text(with_table(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

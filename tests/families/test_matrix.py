@@ -1,14 +1,14 @@
-"""The README's support matrix says what was recorded; needs no export."""
+"""The matrix of docs/supported.md says what was recorded; needs no export."""
 
 from __future__ import annotations
 
 from tests.families.catalogue import FAMILIES
 from tests.families.family import LAYERS
-from tests.families.matrix import README, recorded, with_table
+from tests.families.matrix import PAGE, recorded, with_table
 
 
-def test_the_readme_says_what_is_recorded() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_page_says_what_is_recorded() -> None:
+    text = PAGE.read_text(encoding="utf-8")
     assert with_table(text, recorded()) == text
 
 

@@ -1,4 +1,4 @@
-"""Environments of their own for exporters whose pins clash with ours; they see what is installed here beneath."""
+"""Environments of their own for tools whose pins clash with ours; they see what is installed here beneath."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ REQUIREMENTS: dict[str, list[str]] = {
     "genai": ["onnxruntime-genai==0.18.0"],
     "olive": ["olive-ai==0.13.0", "requests"],
     "slim": ["onnxslim==0.1.98", "onnxsim==0.8.1"],
+    # It pins older versions of what lies beneath, which its protocol does without.
+    "triton": ["--no-deps", "tritonclient[grpc]==2.73.0", "grpcio==1.85.3", "python-rapidjson==1.25"],
 }
 
 

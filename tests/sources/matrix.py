@@ -1,4 +1,4 @@
-"""The matrix of sources and families: `python -m tests.sources.matrix` writes matrix.json and the README's table."""
+"""The matrix of sources and families: `python -m tests.sources.matrix` writes it here and to the docs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.families.catalogue import FAMILIES
 from tests.sources.catalogue import NAMES, SOURCES, Source
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "supported.md"
 RECORD = Path(__file__).with_name("matrix.json")
 BEGIN, END = "<!-- sources: written by python -m tests.sources.matrix -->", "<!-- end of sources -->"
 Record = Mapping[str, Mapping[str, str]]
@@ -54,7 +54,7 @@ def _names(source: Source, why: str) -> str:
 
 
 def with_table(text: str, cells: Record) -> str:
-    """The README with its matrix renewed."""
+    """The page with its matrix renewed."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{table(cells)}\n{END}{after}"
@@ -76,7 +76,7 @@ def main() -> None:
                 cells[source.name][family] = cell(source, family, found.kernels, found.counted)
                 print(source.name, family, cells[source.name][family], found.error, file=sys.stderr, flush=True)
     RECORD.write_text(json.dumps(cells, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    README.write_text(with_table(README.read_text(encoding="utf-8"), cells), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), cells), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The README's matrix of sources says what was recorded; makes no graph."""
+"""The matrix of sources in docs/supported.md says what was recorded; makes no graph."""
 
 from __future__ import annotations
 
 from tests.sources.catalogue import SOURCES
-from tests.sources.matrix import README, recorded, with_table
+from tests.sources.matrix import PAGE, recorded, with_table
 
 
-def test_the_readme_says_what_is_recorded() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_page_says_what_is_recorded() -> None:
+    text = PAGE.read_text(encoding="utf-8")
     assert with_table(text, recorded()) == text
 
 

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from spq_graph.cli.app import app
 from spq_graph.documents.preset import preset, presets
-from spq_graph.documents.recipe import Recipe, json_schema, load_recipe
+from spq_graph.documents.recipe import Recipe, json_schema, load_recipe, matches
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.targets import PROFILES
 
@@ -33,6 +33,15 @@ def test_no_two_are_the_same_and_the_first_choice_is_the_default() -> None:
     made = [load_recipe(None, named=name) for name in NAMES]
     assert all(made.count(one) == 1 for one in made)
     assert load_recipe(None, named="w8a8-spike") == Recipe()
+
+
+@pytest.mark.parametrize("key", ["model.layers.0.mlp.down_proj", "layers.0.mlp.up_proj", "/model/layers.1/attn/MatMul"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_overridden_is_every_layer_of_any_exporter_and_nothing_else(name: str, key: str) -> None:
+    for rule in preset(name).fields.get("overrides", ()):
+        assert matches(rule["pattern"], key)
+        assert not matches(rule["pattern"], "lm_head")
+        assert not matches(rule["pattern"], "model.embed_tokens")
 
 
 def test_options_lie_over_a_file_and_a_file_over_a_preset(tmp_path: Path) -> None:
