@@ -111,6 +111,11 @@ def test_the_pass_that_is_shown_does_what_it_says() -> None:
     assert not scope["DropIdentity"]()(model).modified
 
 
+def test_every_page_stands_in_the_navigation() -> None:
+    listed = re.findall(r"^  - .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(PAGES)
+
+
 def test_the_pages_build(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs mkdocs")
     from mkdocs.commands.build import build

@@ -200,3 +200,7 @@ class TestRows:
         page_file = (Path(__file__).parents[2] / "docs" / "published.md").read_text(encoding="utf-8")
         for model in MODELS:
             assert between(page_file, model, "new").count("new\n") == 1
+
+    def test_the_headline_has_its_place_in_readme(self) -> None:
+        readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+        assert between(readme, "published", page.headline(ROWS, LABELS)).count("| FP32") == readme.count("| FP32")
