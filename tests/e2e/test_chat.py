@@ -20,10 +20,7 @@ from spq_graph.workbench.opening import Opening
 from tests.conftest import write_tokenizer
 from tests.support.command import Result, done, spq
 from tests.support.decoders import write_decoder
-
-# Every turn between two words of its own, and a word where the model's begins.
-TEMPLATE = "{{ bos_token }}{% for m in messages %} {{ {'system': 'w50', 'user': 'w51', 'assistant': 'w52'}[m.role] }}"
-TEMPLATE += " {{ m.content }} w53{% endfor %}{% if add_generation_prompt %} w52{% endif %}"
+from tests.support.serving import TEMPLATE
 
 
 @pytest.fixture(scope="module")

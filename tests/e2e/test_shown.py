@@ -59,7 +59,7 @@ def place(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that the pages take for granted."""
     folder = tmp_path_factory.mktemp("shown")
     shutil.copytree(tiny_llama, folder / "my-llama")
-    (folder / "my-llama" / "chat_template.jinja").write_text(TEMPLATE.replace("{'user'", "{'system': 'w50', 'user'"))
+    (folder / "my-llama" / "chat_template.jinja").write_text(TEMPLATE)
     for name, count, seed in (("wiki.txt", 1500, 0), ("mine.txt", 1400, 1), ("heldout.txt", 400, 2)):
         (folder / name).write_text(words(count, seed))
     write_ids(folder / "ids.npz")

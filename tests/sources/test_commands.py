@@ -11,6 +11,7 @@ import pytest
 
 from spq_graph.models.loading import load_causal_lm
 from tests.families.family import VOCABULARY
+from tests.sources.clients import GENAI
 from tests.sources.environments import python_of
 from tests.sources.examine import Produced
 from tests.support.command import contents, done
@@ -59,20 +60,6 @@ def test_every_verb(source: str, family: str, produced: Produced, tmp_path: Path
     assert contents(model.parent, folder) == before
 
 
-CLIENT = """
-import json, sys
-import onnxruntime_genai as og
-model, ids = og.Model(sys.argv[1]), json.loads(sys.argv[2])
-parameters = og.GeneratorParams(model)
-parameters.set_search_options(max_length=len(ids) + 12, do_sample=False)
-generator = og.Generator(model, parameters)
-generator.append_tokens(ids)
-while not generator.is_done():
-    generator.generate_next_token()
-print(json.dumps([int(token) for token in generator.get_sequence(0)][len(ids):]))
-"""
-
-
 def test_the_builders_own_client_runs_what_was_made(produced: Produced, environments: Path, tmp_path: Path) -> None:
     """Its genai_config.json goes along, and the text is that of `generate`."""
     model, folder = produced.model("genai-fp32", "llama"), produced.origin("genai-fp32", "llama")
@@ -83,7 +70,7 @@ def test_the_builders_own_client_runs_what_was_made(produced: Produced, environm
         0
     ]
     prompt = json.dumps([1, *(int(word[1:]) + 3 for word in PROMPTS[0].split())])
-    command = [python_of("genai", environments), "-c", CLIENT, str(tmp_path / "out"), prompt]
+    command = [python_of("genai", environments), "-c", GENAI, str(tmp_path / "out"), prompt]
     client = subprocess.run(command, capture_output=True, text=True)
     assert client.returncode == 0, client.stderr
     assert json.loads(client.stdout.splitlines()[-1])[: len(ours)] == ours

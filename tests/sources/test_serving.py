@@ -1,8 +1,10 @@
-"""What docs/serving.md shows of Triton: the repository, and a client, in the environment of Triton's client."""
+"""What docs/serving.md shows of Triton and onnxruntime-genai, in the environments of their own clients."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from spq_graph import generate
+from spq_graph.runtime.sessions.library import library_path
+from tests.sources.clients import GENAI
 from tests.sources.environments import python_of
 from tests.support.serving import PAGE, program, write_out
 
@@ -19,6 +23,7 @@ pytestmark = pytest.mark.families
 
 STAND_IN = Path(__file__).with_name("triton_stand_in.py")
 PROMPT = "w1 w5 w9"
+LIBRARY = None if (path := library_path()) is None else Path(path)
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +34,21 @@ def python(environments: Path) -> Path:
 @pytest.fixture(scope="module")
 def out(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OUT, with the model repository beside it."""
-    folder = write_out(tmp_path_factory.mktemp("triton"))
+    folder = write_out(tmp_path_factory.mktemp("triton"), "--high-precision", "w8a8_token")
     subprocess.run([python, "-c", program("import shutil")], cwd=folder.parent, check=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def port(python: Path, out: Path) -> Iterator[str]:
-    """Where the model is served."""
-    command = [python, STAND_IN, out.parent / "models" / "my-llama"]
+    """Where the model is served, with the operator library where there is one."""
+    model = out.parent / "with-library" / "my-llama"
+    shutil.copytree(out.parent / "models" / "my-llama", model)
+    if LIBRARY is not None and LIBRARY.is_file():
+        (line,) = re.findall(r"`(model_operations .*)`", PAGE)
+        with (model / "config.pbtxt").open("a") as config:
+            config.write(line.replace("/path/libspq_graph_ops.so", LIBRARY.as_posix()))
+    command = [python, STAND_IN, model]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         assert server.stderr is not None
@@ -68,3 +79,26 @@ def test_the_client_says_what_generate_says(python: Path, out: Path, port: str) 
         assert said.returncode == 0, said.stderr
         expected = generate(out, prompt, chat=False, max_new_tokens=count).texts[0]
         assert said.stdout.split() == expected.split()
+
+
+def test_genai_takes_the_operator_library_that_lies_in_out(environments: Path, tmp_path: Path) -> None:
+    """That it is taken shows where it is not there; that its kernel computes the same, where it is."""
+    if LIBRARY is None or not LIBRARY.is_file():
+        pytest.skip("needs the operator library")
+    out = write_out(tmp_path, "--high-precision", "w8a8_token")
+    asked = generate(out, PROMPT, chat=False, max_new_tokens=12)
+    described = json.loads((out / "genai_config.json").read_text())
+    (named,) = re.findall(r'`"(custom_ops_library)": "([^"]+)"` beside\n *`"(provider_options)"` in `(\w+)`', PAGE)
+    settings = described["model"]["decoder"][named[3]]
+    assert named[2] in settings
+    settings[named[0]] = named[1]
+    (out / "genai_config.json").write_text(json.dumps(described))
+    ids = json.dumps([1, *(int(word[1:]) + 3 for word in PROMPT.split())])
+    command = [python_of("genai", environments), "-c", GENAI, out, ids]
+    without = subprocess.run(command, capture_output=True, text=True)
+    assert without.returncode != 0
+    assert named[1] in without.stderr
+    shutil.copy(LIBRARY, out / named[1])
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout.splitlines()[-1])[: len(asked.tokens[0])] == asked.tokens[0]

@@ -34,7 +34,11 @@ class Model(service_pb2_grpc.GRPCInferenceServiceServicer):
         assert self.config.backend == "onnxruntime"
         assert self.config.sequence_batching.oldest.max_candidate_sequences > 0
         self.states = self.config.sequence_batching.state
-        self.session = ort.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        for library in self.config.model_operations.op_library_filename:
+            options.register_custom_ops_library(library)
+        model = folder / "1" / "model.onnx"
+        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.sequences: dict[int, dict[str, Any]] = {}
         self.name = folder.name
         self.check()

@@ -13,10 +13,8 @@ from tests.support.decoders import VOCABULARY, write_decoder, write_ids
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 CONTEXT = 48
 # Every turn between two words of its own, and a word where the model's begins.
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %} {{ {'user': 'w51', 'assistant': 'w52'}[m.role] }} {{ m.content }} w53"
-    "{% endfor %}{% if add_generation_prompt %} w52{% endif %}"
-)
+TEMPLATE = "{{ bos_token }}{% for m in messages %} {{ {'system': 'w50', 'user': 'w51', 'assistant': 'w52'}[m.role] }}"
+TEMPLATE += " {{ m.content }} w53{% endfor %}{% if add_generation_prompt %} w52{% endif %}"
 
 
 def program(first: str) -> str:
@@ -25,7 +23,7 @@ def program(first: str) -> str:
     return str(found)
 
 
-def write_out(folder: Path) -> Path:
+def write_out(folder: Path, *options: object) -> Path:
     """Quantizes a decoder in a folder, sites kept by ratio; returns OUT."""
     source = folder / "source"
     source.mkdir()
@@ -36,5 +34,6 @@ def write_out(folder: Path) -> Path:
     more = {"max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": 2}
     (source / "config.json").write_text(json.dumps(config | more))
     calibration = write_ids(folder / "calibration.npz")
-    done("quantize", model, "-o", folder / "out", "--calibration", calibration, "--no-eval", "--spike-ratio", 30)
+    arguments = ["--calibration", calibration, "--no-eval", "--spike-ratio", 30, *options]
+    done("quantize", model, "-o", folder / "out", *arguments)
     return folder / "out"
