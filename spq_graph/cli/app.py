@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Spike-aware quantization of GLU language models (LLaMA and its kind) for ONNX Runtime.",
+    help="Spike-aware quantization of GLU language models in ONNX: static W8A8, mixed precision where outliers are.",
 )
 
 
