@@ -35,7 +35,7 @@ MAKES = {
     "exported": "export ./my-llama -o exported",
     "ranges.json": "calibrate exported/model.onnx -o ranges.json --calibration ids.npz",
     "plan.json": "plan exported/model.onnx ranges.json -o plan.json --calibration ids.npz",
-    "out": "apply exported/model.onnx plan.json -o out",
+    "out": "quantize exported/model.onnx -o out --calibration mine.txt --no-eval",
     "other": "apply exported/model.onnx plan.json -o other --target portable",
     "tighter": "apply exported/model.onnx plan.json -o tighter",
     "part0.json": "calibrate exported/model.onnx -o part0.json --calibration mine.txt --shard 0/2",
@@ -122,6 +122,9 @@ def test_it_runs(command: str, place: Path, exports: None, monkeypatch: pytest.M
         write_gguf(place / "model.gguf")
     if written is not None and written.is_dir():
         shutil.rmtree(written)
+    elif written is not None:
+        for file in (written, written.with_suffix(".safetensors")):
+            file.unlink(missing_ok=True)
     files = {name: file.read_bytes() for name, file in of_folder(place / "my-llama").items()}
     with served(ID, files, []) as url:
         take_for_the_hub(url, monkeypatch)
