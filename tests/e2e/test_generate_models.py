@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from spq_graph.models.source import REFERENCE
 from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.tokenizer import TextTokenizer
+from tests.sources.environments import python_of
 from tests.support.command import done
 from tests.support.serving import program
 
@@ -85,14 +85,9 @@ def test_stories(shared_data: Path, tmp_path: Path) -> None:
     assert " there was a little" in cached["texts"][0]
 
 
-def test_onnxruntime_genai_generates_the_same(out: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "genai"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    python = next(p for p in (environment / "bin" / "python", environment / "Scripts" / "python.exe") if p.exists())
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "onnxruntime-genai"]
-    installed = subprocess.run(install, capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"onnxruntime-genai cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
+def test_onnxruntime_genai_generates_the_same(out: Path, pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.cache is not None
+    python = python_of("genai", pytestconfig.cache.mkdir("environments"))
     command = [python, "-c", program("import onnxruntime_genai") + AND_IDS]
     client = subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
     assert client.returncode == 0, client.stderr
