@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 
-from spq_graph.decisions.branches import NONE, Branches, everywhere, integer_readers, reach, treatments
+from spq_graph.decisions.branches import NONE, Branches, everywhere, reach, treatments
 from spq_graph.decisions.choices import Choice, above, assigned, cap_of, keep, six
-from spq_graph.decisions.ends import Measured, settle_ends
+from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
 from spq_graph.decisions.kept_formats import candidates, pick
 from spq_graph.decisions.oracle import Oracle
+from spq_graph.decisions.prefix import smallest_prefix
+from spq_graph.decisions.thinning import thin
 from spq_graph.documents.plan import Reason
 from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.documents.search import Search
@@ -19,8 +23,10 @@ from spq_graph.terms.errors import GraphError
 from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 
-# Beside branches so many sites are measured alone, or twice as many as may be kept; the rest cannot cost much.
+# Beside branches so many sites are measured alone, or as many as may be kept: those that cost most by their role.
 FEWEST_MEASURED = 32
+# What a few tokens say of two formats may err by so much.
+_ALIKE = 1.25
 
 
 @dataclass(slots=True)
@@ -47,25 +53,33 @@ class ByKl:
     single: Oracle
     search: Search = field(init=False)
     cap: int = field(init=False)
+    body: Recipe = field(init=False)
+    _scale: float = 1.0
     _alone: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> tuple[Search, bool, list[Treatment]]:
         """Decide over every choice; what was measured, whether the budget is met, and the treatments."""
         recipe, oracle = self.recipe, self.oracle
         self.cap = cap_of(self.choices, recipe)
+        ends = Measured(
+            plan=lambda: _error(oracle, self._assigned(names)),
+            alone=lambda one: (_error(self.single, one), self.single.stderr(one)),
+        )
+        room = room_for_ends(self.choices.values(), self.held, recipe, ends)
+        self.body = recipe.model_copy(update={"kl_budget": recipe.kl_budget - room / (1.0 - recipe.kl_margin)})
         everywhere = self._keeping([])
         self.search = Search(rule="auto", budget=recipe.kl_budget, cap=self.cap, kl_everywhere=told(everywhere))
         self.search.kl_everywhere_stderr = oracle.stderr(self._assigned([]))
         found = above(self.choices, recipe.candidate_ratio)
         order: list[Choice] = []
-        kept, met, needed = 0, everywhere <= recipe.kl_budget, everywhere > recipe.kl_aim
+        kept, met, needed = 0, everywhere <= self.body.kl_budget, everywhere > self.body.kl_aim
         use = recipe.remedies.peel.use
         if needed and (use == "never" or (use == "auto" and self._precision_can(found))):
             order, kept, met = self._keep(found)
         if use == "always" or (use == "auto" and needed and not met):
             if self._peel():
                 found = self._costliest()
-                order, kept, met = self._keep(found) if self._keeping([]) > recipe.kl_aim else ([], 0, True)
+                order, kept, met = self._keep(found) if self._keeping([]) > self.body.kl_aim else ([], 0, True)
             elif needed and not order:
                 order, kept, met = self._keep(found)
         names = [c.site.key for c in order[:kept]]
@@ -73,11 +87,7 @@ class ByKl:
             self._settle_formats(names, everywhere)
         self._thin(names)
         self._note(order, kept, met)
-        ends = Measured(
-            plan=lambda: _error(oracle, self._assigned(names)),
-            alone=lambda one: (_error(self.single, one), self.single.stderr(one)),
-        )
-        settle_ends(self.choices.values(), self.held, recipe, ends)
+        settle_ends(self.choices.values(), self.held, recipe, ends, room)
         final = oracle.settled(self._assigned(names))
         self.search.candidates = len(found)
         self.search.kl, self.search.kl_stderr = six(final), oracle.stderr(self._assigned(names))
@@ -92,7 +102,7 @@ class ByKl:
 
     def _precision_can(self, found: Sequence[Choice]) -> bool:
         """Whether the budget is met with every candidate kept: otherwise no order of them is worth its measuring."""
-        return bool(found) and self._keeping([c.site.key for c in found]) <= self.recipe.kl_budget
+        return bool(found) and self._keeping([c.site.key for c in found]) <= self.body.kl_budget
 
     def _keep(self, found: Sequence[Choice]) -> tuple[list[Choice], int, bool]:
         """Candidates by what each costs alone, the costliest first; how many to keep; and whether the budget is met."""
@@ -116,34 +126,29 @@ class ByKl:
     def _prefix(self, keys: Sequence[str]) -> tuple[int, bool]:
         """The smallest number of kept sites that will do, and whether the budget is met.
 
-        With branches, what lies between none and the most is looked for on fewer tokens, by how much more those cost
-        than all, and what was found is then held against all of them.
+        With branches sites cost the sum of what each costs alone, about: that says where to look.
         """
-        most, aim = min(self.cap, len(keys)), self.recipe.kl_aim
-        if not self.oracle.branches or self.single is self.oracle:
-            return _smallest_prefix(lambda n: self._keeping(keys[:n]), most, self.recipe)
-        scale = self._keeping([]) / (self.single(self._assigned([])) or 1.0)
-
-        def roughly(number: int) -> float:
-            if number in (0, most):
-                return self._keeping(keys[:number])
-            return scale * self.single(self._assigned(keys[:number]))
-
-        kept, met = _smallest_prefix(roughly, most, self.recipe)
-        goal = aim if self._keeping(keys[:most]) <= aim else self.recipe.kl_budget
-        while met and kept < most and self._keeping(keys[:kept]) > goal:
-            kept = min(most, kept + max(1, (most - kept) // 4))
-        return kept, met
+        most = min(self.cap, len(keys))
+        if not self.oracle.branches:
+            return smallest_prefix(lambda n: self._keeping(keys[:n]), most, self.body)
+        if (
+            all(self.choices[key].high.row.by_token for key in keys[:most])
+            and self._keeping(keys[:most]) <= self.body.kl_aim
+        ):
+            return most, True  # it takes the bytes of integers: what the KL leaves is better spent on fewer channels
+        won = [0.0, *accumulate(self._alone[key] for key in keys[:most])]
+        return smallest_prefix(lambda n: self._keeping(keys[:n]), most, self.body, won)
 
     def _peel(self) -> bool:
         """Give every activation that gains by it a branch, of as few channels as will do; whether that helps."""
-        before, tried = self._keeping([]), {}
+        before, tried, aim = self._keeping([]), dict[int, tuple[float, Branches]](), self.body.kl_aim
+        self._scaled_by([])
         for count in self.recipe.remedies.peel.channels:
             if not (branches := everywhere(self.choices.values(), self.recipe, count)):
                 continue
             self._branch(branches)
-            tried[count] = (self._keeping([]), branches)
-            if tried[count][0] <= self.recipe.kl_aim:
+            tried[count] = (self._roughly(self._assigned([])), branches)
+            if tried[count][0] <= aim and self._keeping([]) <= aim:
                 break
         self._branch(NONE)
         if not tried:
@@ -153,48 +158,47 @@ class ByKl:
         if not kl < before and self.recipe.remedies.peel.use != "always":
             return False
         self._branch(branches)
+        self._scaled_by([])
         return True
+
+    def _scaled_by(self, names: Collection[str]) -> None:
+        """Take from here on what is measured on few tokens in proportion to what these kept have on all."""
+        few = self.single(self._assigned(names))
+        whole = self._keeping(names)
+        self._scale = whole / few if few and math.isfinite(whole) and math.isfinite(few) else 1.0
+
+    def _roughly(self, precisions: Mapping[str, Precision]) -> float:
+        """KL as a few tokens have it, scaled to all."""
+        return self._scale * self.single(precisions)
 
     def _branch(self, branches: Branches) -> None:
         self.oracle.branches = self.single.branches = branches
 
     def _costliest(self) -> list[Choice]:
-        """Sites that may be kept beside branches: those whose range is still the widest for what is common there."""
+        """Sites that may be kept beside branches: those that cost most by what their role costs, and by their reach."""
         free = [c for c in self.choices.values() if c.free and c.seen is not None]
-        free.sort(key=lambda c: (-reach(c, self.oracle.branches), c.site.key))
         for choice in self.choices.values():
             choice.kl = choice.kl_stderr = choice.threshold = None
-        return free[: max(FEWEST_MEASURED, 2 * self.cap)]
+        most = max(FEWEST_MEASURED, self.cap)
+        if len(free) <= most:
+            return free
+        cost: dict[str, float] = {}
+        for role in dict.fromkeys(c.site.role for c in free):
+            some = {c.site.key: reach(c, self.oracle.branches) for c in free if c.site.role is role}
+            kl = self.single({key: self.choices[key].precision for key in some})
+            cost |= {key: kl * width / (sum(some.values()) or 1.0) for key, width in some.items()}
+        return sorted(free, key=lambda c: (-cost[c.site.key], c.site.key))[:most]
 
-    def _thin(self, names: Sequence[str]) -> None:
-        """Take the next smaller number of channels wherever the budget still holds, where that costs least first."""
-        whole, recipe = self.oracle.branches, self.recipe
-        count = max((len(b.change.channels) for b in whole.values()), default=0)
-        smaller = max((n for n in recipe.remedies.peel.channels if n < count), default=0)
-        if not smaller or not self._keeping(names) <= recipe.kl_aim:
-            return
-        read = integer_readers(self.choices, self._assigned(names))
-        fewer = {v: b for v, b in everywhere(self.choices.values(), recipe, smaller).items() if v in whole}
-        reader = {c.site.input: c for c in self.choices.values()}
-        # What rounding costs goes with the square of the reach, up to a factor that all have.
-        loss = {v: reach(reader[v], fewer) ** 2 - reach(reader[v], whole) ** 2 for v in whole}
-        order = sorted((v for v in whole if v in read), key=lambda v: (loss[v], v))
-
-        def thinned(number: int) -> Branches:
-            taken = set(order[:number])
-            return {v: b for v, b in whole.items() if v not in taken} | {v: fewer[v] for v in taken if v in fewer}
-
+    def _thin(self, names: Collection[str]) -> None:
+        """Fewer channels wherever the budget still holds."""
         precisions = self._assigned(names)
-        scale = self.oracle(precisions) / (self.single(precisions) or 1.0)
-        low, high = 0, len(order) + 1  # thinned(low) meets the aim, thinned(high) does not, or is not there
-        while high - low > 1:
-            middle = (low + high) // 2
-            self._branch(thinned(middle))
-            low, high = (middle, high) if scale * self.single(precisions) <= recipe.kl_aim else (low, middle)
-        self._branch(thinned(low))
-        while low and self.oracle(precisions) > recipe.kl_aim:
-            low = low * 3 // 4
-            self._branch(thinned(low))
+
+        def measured(by: Callable[[Mapping[str, Precision]], float], branches: Branches) -> float:
+            self._branch(branches)
+            return by(precisions)
+
+        rough, exact = partial(measured, self._roughly), partial(measured, self.oracle)
+        self._branch(thin(self.choices, self.oracle.branches, precisions, self.body, rough, exact))
 
     def _note(self, order: Sequence[Choice], kept: int, met: bool) -> None:
         """Say at every candidate why it is kept or not."""
@@ -230,9 +234,12 @@ class ByKl:
                 choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
         else:
             stored = frozenset(c.stored for c in kept)
-            errors = {p: six(_error(oracle, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
-            as_is = self._keeping(names)
-            best = pick(errors, as_is, everywhere, recipe, whole=whole)
+            by = self._roughly if whole else self.oracle  # before sites are chosen, a few tokens tell formats apart
+            errors = {p: six(_error(by, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
+            as_is = by(self._assigned(names))
+            best = pick(errors, as_is, everywhere, self.body, whole=whole)
+            if whole and best is not None:
+                best = self._nearest(best, errors, names)
             errors_told = {**{p.value: e for p, e in errors.items()}, "as_is": six(as_is)}
             self.search.formats = {name: e for name, e in errors_told.items() if math.isfinite(e)}
             if best is not None:
@@ -241,6 +248,15 @@ class ByKl:
         for choice in kept:
             if choice.wants_high:
                 choice.precision = choice.high
+
+    def _nearest(self, best: Precision, errors: Mapping[Precision, float], names: Sequence[str]) -> Precision:
+        """The best on all tokens of the formats that a few did not tell apart from it."""
+        tier = next(tier for tier in self.recipe.profile.tiers_for(self.recipe.use) if best in tier)
+        rivals = [p for p in tier if errors.get(p, math.inf) <= _ALIKE * errors[best]]
+        if len(rivals) == 1:
+            return best
+        exact = {p: _error(self.oracle, assigned(self.choices, names, self.recipe, p)) for p in rivals}
+        return min(rivals, key=lambda p: exact[p])
 
     def _treatments(self) -> list[Treatment]:
         cause = Cause.OVERRIDE if self.recipe.remedies.peel.use == "always" else Cause.BUDGET
@@ -252,29 +268,9 @@ def told(kl: float) -> float | None:
     return six(kl) if math.isfinite(kl) else None
 
 
-def _error(oracle: Oracle, precisions: Mapping[str, Precision]) -> float:
+def _error(oracle: Callable[[Mapping[str, Precision]], float], precisions: Mapping[str, Precision]) -> float:
     """Infinite where the graph cannot have a format, such as a weight beyond float16."""
     try:
         return oracle(precisions)
     except GraphError:
         return math.inf
-
-
-def _smallest_prefix(kl_of: Callable[[int], float], cap: int, recipe: Recipe) -> tuple[int, bool]:
-    """The smallest number of kept sites that meets the budget, or wins back the asked share; and whether it is met."""
-    everywhere, best = kl_of(0), kl_of(cap)
-    met = min(everywhere, best) <= recipe.kl_budget
-    if best <= recipe.kl_aim:
-        goal = recipe.kl_aim
-    elif everywhere <= recipe.kl_budget or best >= everywhere:
-        return 0, met  # met as it is, or keeping wins nothing back: better not to pay for it
-    else:
-        goal = recipe.kl_budget if met else everywhere - recipe.recovery * (everywhere - best)
-    low, high = 0, cap  # kl_of(low) > goal >= kl_of(high)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if kl_of(middle) <= goal:
-            high = middle
-        else:
-            low = middle
-    return high, met

@@ -10,6 +10,10 @@ from spq_graph.decisions.kept_formats import candidates as formats
 from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.terms.precision import Precision
 
+# What fewer channels, and kept sites and their formats beside branches, are about measured for on all tokens; and about
+# how many roles there are.
+_THINNED, _KEPT, _ROLES = 4, 4, 7
+
 
 @dataclass(frozen=True, slots=True)
 class Effort:
@@ -20,14 +24,7 @@ class Effort:
 
 
 def effort(
-    recipe: Recipe,
-    stored: frozenset[Precision],
-    *,
-    sites: int,
-    activations: int,
-    candidates: int,
-    lossy: bool,
-    peels: bool,
+    recipe: Recipe, stored: frozenset[Precision], *, sites: int, candidates: int, lossy: bool, peels: bool
 ) -> Effort:
     """What `ByKl` measures, about.
 
@@ -35,27 +32,27 @@ def effort(
         recipe: what is wanted.
         stored: formats of the weights in the graph.
         sites: those that count.
-        activations: that they read.
         candidates: sites whose ratio makes them candidates.
         lossy: whether everything in integers costs more than the KL to aim at.
         peels: whether outlier branches are tried.
     """
     settings, cap = recipe.remedies.peel, math.floor(recipe.max_kept * sites)
     together, alone, tried = 1, 0, candidates
+    by_format = len(formats(recipe, stored)) + 1 if recipe.high_precision == "auto" else 0
     if lossy and settings.use == "auto":
         together += 1  # with every candidate kept
     if peels:
-        # As many channels as will do; and of activations with more than the fewest, which of them need these: that is
-        # looked for on a share of the tokens, and what was found is held against all.
-        together += len(settings.channels) + 1
-        alone += math.ceil(math.log2(1 + activations))
-        tried = min(max(FEWEST_MEASURED, 2 * cap), sites)
+        # What is chosen among is told apart on a share of the tokens: as many channels as will do, what each role
+        # costs, and what each group of activations costs with fewer; then held against all.
+        together += 1 + _THINNED
+        alone += len(settings.channels) + 1 + 2 * _ROLES
+        tried = min(max(FEWEST_MEASURED, cap), sites)
     if lossy:
         alone += tried
-        halvings = math.ceil(math.log2(1 + min(cap, tried)))
-        together, alone = (together + 3, alone + halvings) if peels else (together + 1 + halvings, alone)
-        if recipe.high_precision == "auto":
-            together += len(formats(recipe, stored)) + 1
-        elif recipe.high_precision == "fp8":
+        if peels:
+            together, alone = together + _KEPT, alone + by_format
+        else:
+            together += 1 + math.ceil(math.log2(1 + min(cap, tried))) + by_format
+        if recipe.high_precision == "fp8":
             alone += len(ROUNDED) * min(cap, tried)
     return Effort(together, alone)

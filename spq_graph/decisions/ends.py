@@ -18,6 +18,8 @@ _CALLED = {Role.LM_HEAD: "head", Role.EMBEDDING: "embedding"}  # by a recipe
 # Forms that read one layout of codes and scales, so that what is tied is stored once.
 _AS_ONE = frozenset({Form.NBITS, Form.NBITS_FLOAT, Form.LOOKUP, Form.LOOKUP_NODES})
 _STAYS = "it stays as it is"
+# Of the budget, what head and embedding may cost for the rest to leave room for them.
+ENDS_SHARE = 0.25
 
 Free = Mapping[Role, Sequence[Choice]]
 """Heads and embeddings that are to be decided over."""
@@ -38,7 +40,29 @@ class Measured:
     alone: Callable[[Mapping[str, Precision]], tuple[float, float | None]]
 
 
-def settle_ends(choices: Collection[Choice], held: Mapping[str, Held], recipe: Recipe, by: Measured | None) -> None:
+def room_for_ends(choices: Collection[Choice], held: Mapping[str, Held], recipe: Recipe, by: Measured) -> float:
+    """The KL that the rest of the plan is to leave free for head and embedding in 8 bits, nats a token.
+
+    They are half of a small model's bytes: the first form in which they cost no more than a quarter of the budget is
+    worth more than anything else that KL could buy. What the recipe says of them is done.
+
+    Args:
+        choices: of all sites.
+        held: how what heads and embeddings read lies in the file, by key.
+        recipe: what is wanted.
+        by: what measures.
+    """
+    free = _undecided(choices, held, recipe, measured=True)
+    for option in _options(free, [c for c in choices if c.site.key in held], held, recipe) if free else ():
+        kl, _ = by.alone({choice.site.key: to for role, to in option.items() for choice in free[role]})
+        if kl <= ENDS_SHARE * recipe.kl_budget:
+            return kl
+    return 0.0
+
+
+def settle_ends(
+    choices: Collection[Choice], held: Mapping[str, Held], recipe: Recipe, by: Measured | None, room: float = 0.0
+) -> None:
     """Decide over heads and embeddings that nothing else was said of, in place.
 
     What the recipe asks for is done. What it leaves open goes into 8 bits where the KL of the whole plan then stays
@@ -50,19 +74,29 @@ def settle_ends(choices: Collection[Choice], held: Mapping[str, Held], recipe: R
         held: how what heads and embeddings read lies in the file, by key.
         recipe: what is wanted.
         by: what measures; None where nothing is.
+        room: what the rest was asked to leave free for them.
     """
+    free = _undecided(choices, held, recipe, measured=by is not None)
+    if free and by is not None:
+        allowed = allowance(by.plan(), recipe, room)
+        _by_kl(free, [c for c in choices if c.site.key in held], held, recipe, by, allowed)
+
+
+def _undecided(
+    choices: Collection[Choice], held: Mapping[str, Held], recipe: Recipe, *, measured: bool
+) -> dict[Role, list[Choice]]:
+    """Heads and embeddings that nothing but a measurement can decide over; the others are decided."""
     free: dict[Role, list[Choice]] = {}
     for choice in choices:
         # A head may be treated like any other site.
         if choice.site.key in held and choice.reason is Reason.DEFAULT and choice.precision is choice.stored:
-            if _settled(choice, held[choice.site.key], recipe, measured=by is not None):
+            if _settled(choice, held[choice.site.key], recipe, measured=measured):
                 continue
             free.setdefault(choice.site.role, []).append(choice)
-    if free and by is not None:
-        _by_kl(free, [c for c in choices if c.site.key in held], held, recipe, by)
+    return free
 
 
-def allowance(as_is: float, recipe: Recipe) -> float:
+def allowance(as_is: float, recipe: Recipe, room: float = 0.0) -> float:
     """The KL that a plan may have with head and embedding in 8 bits, nats a token.
 
     What they cost counts against the budget like any other site's. Where that is not met without them, they may cost
@@ -71,9 +105,10 @@ def allowance(as_is: float, recipe: Recipe) -> float:
     Args:
         as_is: KL without them.
         recipe: budget and margin.
+        room: what the rest was asked to leave free for them.
     """
     if as_is <= recipe.kl_budget:
-        return recipe.kl_aim if as_is <= recipe.kl_aim else recipe.kl_budget
+        return recipe.kl_aim if as_is <= recipe.kl_aim - room else recipe.kl_budget
     return as_is + recipe.kl_budget - recipe.kl_aim
 
 
@@ -105,8 +140,9 @@ def _formats(choice: Choice, recipe: Recipe) -> list[Precision]:
     return [p for p in profile.head_formats if p.row.block is None or channels % (2 * p.row.block) == 0]
 
 
-def _by_kl(free: Free, ends: Sequence[Choice], held: Mapping[str, Held], recipe: Recipe, by: Measured) -> None:
-    allowed = allowance(by.plan(), recipe)
+def _by_kl(
+    free: Free, ends: Sequence[Choice], held: Mapping[str, Held], recipe: Recipe, by: Measured, allowed: float
+) -> None:
     for choice in (c for some in free.values() for c in some):
         choice.note = f"{_STAYS}: its table would be stored a second time, beside the one that the head reads"
     for option in _options(free, ends, held, recipe):

@@ -25,7 +25,10 @@ class PeelSettings(BaseModel):
         description="auto: where kept sites alone do not meet the KL budget; always: wherever they narrow a range",
     )
     channels: Annotated[tuple[PositiveInt, ...], AfterValidator(_ascending)] = Field(
-        (4, 16, 64), min_length=1, max_length=8, description="how many channels a branch may have; few are tried first"
+        (4, 16, 64, 128),
+        min_length=1,
+        max_length=8,
+        description="how many channels a branch may have; few are tried first",
     )
 
 

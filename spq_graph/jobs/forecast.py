@@ -128,7 +128,6 @@ def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, peels: 
         recipe,
         frozenset(site.precision for site in pilot.plan.kept),
         sites=len(counted),
-        activations=len({site.input for site in counted}),
         candidates=pilot.candidates,
         lossy=lossy,
         peels=peels,

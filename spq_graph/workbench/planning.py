@@ -82,7 +82,6 @@ def _counted(bench: Workbench, recipe: Recipe, ranges: Ranges, tick: Tick) -> Ca
         recipe,
         frozenset(bench.stored.values()),
         sites=len(sites),
-        activations=len({site.input for site in sites}),
         candidates=sum(ranges.values[site.input].ratio > recipe.candidate_ratio for site in sites),
     )
     efforts = (asks(lossy=lossy, peels=peels) for lossy, peels in ((False, False), (True, False), (True, True)))

@@ -28,3 +28,17 @@ def test_sums_that_32_bits_do_not_hold(refusal: Told, tmp_path: Path) -> None:
     with refusal:
         apply_plan(path, plan_for(path, feeds, Precision.W8A8_TOKEN))
     apply_plan(path, plan_for(path, feeds, Precision.W8A8_BLOCK))
+
+
+@follows("passes/forms/int8_operator.py:Int8ByToken._branch")
+def test_rows_of_a_branch_that_float16_does_not_hold(refusal: Told, tmp_path: Path) -> None:
+    path, builder = tmp_path / "model.onnx", Builder()
+    weight = builder.random(64, 8)
+    weight[5, 3] = 1e5
+    builder.op("MatMul", "x", builder.const(weight), outputs=["y"], name="product")
+    onnx.save(builder.model({"x": (1, ["n", 64])}, {"y": (1, ["n", 8])}), path)
+    x = activations(4, 64)
+    x[:, 5] *= 100
+    with refusal:
+        apply_plan(path, plan_for(path, {"x": x}, Precision.W8A8_TOKEN, peeled=1))
+    apply_plan(path, plan_for(path, {"x": x}, Precision.INT8, peeled=1))

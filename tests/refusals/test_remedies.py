@@ -33,7 +33,7 @@ def test_a_remedy_that_is_wanted_and_left_out(refusal: Told, made: Made, tmp_pat
     done(*given, "--no-remedy", "peel")
 
 
-@follows("passes/forms/branch.py:add_branch")
+@follows("passes/forms/branch.py:channels_of")
 def test_a_branch_of_channels_that_are_not_there(refusal: Told, made: Made, tmp_path: Path) -> None:
     ranges, plan = tmp_path / "ranges.json", tmp_path / "plan.json"
     done("calibrate", made.model, "-o", ranges, "--calibration", made.data)

@@ -90,6 +90,34 @@ def test_the_allowance(as_is: float, allowed: float) -> None:
     assert allowance(as_is, Recipe()) == pytest.approx(allowed)
 
 
+class Shared(Costs):
+    """The rest costs something by site, which keeping it takes away."""
+
+    def __call__(self, precisions: Mapping[str, Precision]) -> float:
+        ends = super().__call__({key: p for key, p in precisions.items() if key not in PARTS})
+        return ends + math.fsum(PARTS[key] for key, p in precisions.items() if key in PARTS and p.bits is not None)
+
+
+PARTS = {f"s{n}": 0.0009 for n in range(10)}
+
+
+@pytest.mark.parametrize(
+    ("fine", "kept", "reason"),
+    [
+        (0.0010, 7, Reason.WITHIN_BUDGET),  # 3 x 0.0009 and 0.0011 are within 0.004
+        (0.0014, 6, Reason.OVER_BUDGET),  # more than a quarter of the budget: nothing makes room for it
+    ],
+)
+def test_the_rest_leaves_room_for_ends_that_cost_little(fine: float, kept: int, reason: Reason) -> None:
+    sites, ranges = make(dict.fromkeys(PARTS, 100.0), HEAD)
+    costs = Shared({COARSE: 1.0, FINE: fine}, 0.0001)
+    made = decide([TABLE, *sites], ranges, Recipe(max_kept=1.0), MODEL, held=TIED, measure=costs)
+    by_key = {site.key: site for site in made.sites}
+    assert (len(made.kept), by_key["lm_head"].reason) == (kept, reason)
+    assert made.search.kl == pytest.approx(0.0009 * (10 - kept) + (fine + 0.0001 if kept == 7 else 0.0))
+    assert made.budget_met
+
+
 def test_where_the_budget_is_not_met_they_may_cost_its_margin() -> None:
     assert run(Costs({COARSE: 0.0005}, 0.0001, rest=0.5), max_kept=0.0)[1].reason is Reason.WITHIN_BUDGET
     assert run(Costs({COARSE: 0.0015, FINE: 0.0012}, 0.0, rest=0.5), max_kept=0.0)[1].reason is Reason.OVER_BUDGET

@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from spq_graph.decisions.choices import Choice, planned
 from spq_graph.decisions.retarget import refuse_unsupported, retarget
+from spq_graph.documents.changes import Peel
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.recipe import Override, Recipe
+from spq_graph.documents.treatment import Cause, tried
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
@@ -211,3 +213,16 @@ def test_a_kept_site_says_why_it_is_not_what_was_asked_for() -> None:
     assert made.precision is Precision.BF16
     assert made.reason is Reason.UNSUPPORTED
     assert "costs KL 1; its activations reach 1e+05, beyond float16; bf16 instead" in (made.evidence.note or "")
+
+
+def test_a_branch_of_a_site_that_no_longer_takes_one_is_refused_with_the_reason() -> None:
+    """By token a product has one scale for all channels; by block, which stands in for it elsewhere, it has not."""
+    sites = [site("a", Precision.W8A8_TOKEN), site("b", Precision.INT8)]
+    peels = {s.input: Peel(value=s.input, channels=(1,), low=-1.0, high=1.0) for s in sites}
+    made = plan(*sites, target="cpu").with_treatments(tried([s.site for s in sites], peels))
+    assert set(made.peels) == {s.input for s in sites}
+    moved = retarget(made, "openvino")
+    assert set(moved.peels) == {sites[1].input}
+    [refused] = [t for t in moved.treatments if not t.applied]
+    assert (refused.sites, refused.reason) == (("a",), Cause.NOT_NEEDED)
+    assert "one scale for all channels" in (refused.note or "")
