@@ -59,9 +59,11 @@ def test_eight_bits_cost_next_to_nothing(made: dict[str, Any]) -> None:
 def test_at_six_bits_the_loss_is_won_back_and_controls_win_nothing(made: dict[str, Any]) -> None:
     fp32, everywhere = perplexity(made, "fp32", None), perplexity(made, "everywhere", 6)
     assert everywhere > 1.03 * fp32
-    assert everywhere - perplexity(made, "spike_aware", 6) >= 0.9 * (everywhere - fp32)
-    # Beside outlier branches, which all of them have, keeping other sites wins nothing; nor do branches elsewhere.
+    assert everywhere - perplexity(made, "spike_aware", 6) >= 0.97 * (everywhere - fp32)
+    # Beside outlier branches, which all of them have, keeping other sites wins nothing; nor, beside kept sites, do
+    # branches of other channels.
     branched = perplexity(made, "everywhere_with_peel", 6)
     for control in ("control_lowest", "control_random"):
         assert branched - perplexity(made, control, 6) <= 0.3 * (branched - fp32)
-    assert everywhere - perplexity(made, "control_channels", 6) <= 0.3 * (everywhere - fp32)
+    kept = perplexity(made, "spike_aware_without_peel", 6)
+    assert kept - perplexity(made, "control_channels", 6) <= 0.3 * (kept - fp32)
