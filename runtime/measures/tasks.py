@@ -13,27 +13,22 @@ and with published ones only where those used the same prompts.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from spq_graph.documents.parsed import parse_json
+from spq_graph.runtime.measures.likelihood import Logits, Request, likelihoods
 from spq_graph.runtime.text.documents import read_text
-from spq_graph.runtime.text.sequences import Ids
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import ActivationError, DataError, UsageError
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-Logits: TypeAlias = Callable[[Ids, Ids], Floats]
-"""From ids and mask, int64 [batch, length], to logits, float32 [batch, length, vocabulary]."""
-
 _QUESTION = re.compile(r"^Question:", re.MULTILINE)
-_MAX_LOGITS = 2**26  # values of one batch: 256 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +58,14 @@ class TaskResult:
         n: number of examples.
         accuracy_normalized: as `accuracy`, by log-likelihood per UTF-8 byte of the continuation, which does not favour
             short answers; None for a greedy task.
+        accuracy_stderr, accuracy_normalized_stderr: standard errors of the two, as `share_and_error` has them.
     """
 
     accuracy: float
     n: int
     accuracy_normalized: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """Tokens to run, and those that should follow the last len(targets) of them."""
-
-    inputs: tuple[int, ...]
-    targets: Ids
+    accuracy_stderr: float | None = None
+    accuracy_normalized_stderr: float | None = None
 
 
 def load_task(path: Path) -> Task:
@@ -138,19 +128,29 @@ def score_task(
     if max_length <= len(prefix):
         raise UsageError(f"{max_length} tokens have no room for text", remedy=f"{len(prefix) + 1} or more.")
     requests = [_request(tokenizer, prefix, *option, max_length) for example in examples for option in example.options]
-    scores, greedy = _run(requests, logits, batch=batch, vocab_size=tokenizer.vocab_size, progress=progress)
+    scores, greedy = likelihoods(requests, logits, batch=batch, vocab_size=tokenizer.vocab_size, progress=progress)
     if np.isnan(scores).any():
         raise ActivationError("the logits hold NaN", where=task.name, remedy="Check the model with spq-graph eval.")
     if task.greedy:
-        return TaskResult(float(greedy.mean()), len(examples))
+        share, error = share_and_error(greedy)
+        return TaskResult(share, len(examples), accuracy_stderr=error)
     sizes = np.array([len(text.strip().encode()) for example in examples for _, text in example.options])
     gold = np.array([example.gold for example in examples])
     ends = np.cumsum([len(example.options) for example in examples])[:-1]
-    plain, normalized = (
-        float((np.array([scored.argmax() for scored in np.split(values, ends)]) == gold).mean())
+    (plain, error), (normalized, its_error) = (
+        share_and_error(np.array([scored.argmax() for scored in np.split(values, ends)]) == gold)
         for values in (scores, scores / sizes)
     )
-    return TaskResult(plain, len(examples), normalized)
+    return TaskResult(plain, len(examples), normalized, error, its_error)
+
+
+def share_and_error(right: npt.NDArray[np.bool_]) -> tuple[float, float | None]:
+    """The share p of n examples that were right, and its standard error sqrt(p (1 - p) / (n - 1)).
+
+    That is the sample's standard deviation over sqrt(n), as lm-evaluation-harness has it; None of one example.
+    """
+    share, n = float(right.mean()), len(right)
+    return share, math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else None
 
 
 def _example(line: str, *, where: str) -> Example:
@@ -191,7 +191,7 @@ def _ask(query: str) -> str:
 
 def _request(
     tokenizer: TextTokenizer, prefix: Sequence[int], context: str, continuation: str, max_length: int
-) -> _Request:
+) -> Request:
     """Tokens of the whole text, split where those of its context end.
 
     Encoded as one, since a tokenizer may join the two: then the joint token belongs to the continuation.
@@ -211,53 +211,4 @@ def _request(
         raise DataError(
             "a continuation without tokens", where=repr(continuation), remedy="Pass the model's own tokenizer."
         )
-    return _Request(tuple(row[:-1]), np.array(targets, dtype=np.int64))
-
-
-def _run(
-    requests: Sequence[_Request],
-    logits: Logits,
-    *,
-    batch: int,
-    vocab_size: int,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Summed log-likelihood of each request's targets, and whether each of them is the likeliest token."""
-    scores, greedy = np.zeros(len(requests)), np.zeros(len(requests), dtype=bool)
-    askers: dict[tuple[int, ...], list[int]] = {}
-    for index, request in enumerate(requests):
-        askers.setdefault(request.inputs, []).append(index)
-    done = 0
-    for rows in _batches(list(askers), batch, vocab_size):
-        lengths = np.array([len(row) for row in rows])
-        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-        ids = np.zeros_like(mask)
-        ids[mask.astype(bool)] = np.concatenate(rows)
-        values = logits(ids, mask)
-        for number, row in enumerate(rows):
-            for index in askers[row]:
-                targets = requests[index].targets
-                scores[index], greedy[index] = _judge(values[number, len(row) - len(targets) : len(row)], targets)
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(askers))
-    return scores, greedy
-
-
-def _batches(rows: list[tuple[int, ...]], batch: int, vocab_size: int) -> Iterator[list[tuple[int, ...]]]:
-    """Rows by falling length: little padding, and too little memory shows at once."""
-    rows = sorted(rows, key=len, reverse=True)
-    start = 0
-    while start < len(rows):
-        size = max(min(batch, _MAX_LOGITS // (len(rows[start]) * vocab_size)), 1)
-        yield rows[start : start + size]
-        start += size
-
-
-def _judge(values: Floats, targets: Ids) -> tuple[float, bool]:
-    """Log-likelihood of targets [t] under logits [t, vocabulary], and whether all of them are the likeliest."""
-    exact = np.asarray(values, dtype=np.float64)
-    peak = exact.max(axis=-1)
-    chosen = np.take_along_axis(exact, targets[:, None], axis=-1)[:, 0]
-    total = np.log(np.exp(exact - peak[:, None]).sum(axis=-1))
-    return float((chosen - peak - total).sum()), bool((exact.argmax(axis=-1) == targets).all())
+    return Request(tuple(row[:-1]), np.array(targets, dtype=np.int64))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,8 +17,18 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="floating-point model: adds KL and top-1 agreement", metavar="FP_MODEL")
     ] = None,
-    tasks: Annotated[list[Path] | None, typer.Option(help="zero-shot tasks in jsonl (repeatable)")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="tasks of lm-evaluation-harness by name, several between commas, a task file of it (.yaml), or "
+            "zero-shot tasks in jsonl (repeatable)",
+            metavar="NAME|FILE",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="examples of each task")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="solved examples before each question, for tasks of lm-evaluation-harness")
+    ] = None,
     tokenizer: o.Tokenizer = None,
     max_eval_tokens: o.MaxEvalTokens = None,
     bos: o.Bos = False,
@@ -30,10 +39,13 @@ def evaluate(
     """Perplexity, agreement with another model, and zero-shot accuracy."""
     from spq_graph.jobs.evaluate import evaluate as run
     from spq_graph.views.results import evaluation_in_words
+    from spq_graph.workbench.harness import told_apart
     from spq_graph.workbench.opening import Opening
 
     if not tasks:
-        unused("without --tasks FILE", limit=limit)
+        unused("without --tasks NAME", limit=limit, num_fewshot=num_fewshot)
+    elif not told_apart(tasks)[1]:
+        unused("with tasks in jsonl", num_fewshot=num_fewshot)
     if text is None and path != "reference":
         unused("without --text FILE", max_eval_tokens=max_eval_tokens)
     found = run(
@@ -43,6 +55,7 @@ def evaluate(
         against=against,
         tasks=tasks or (),
         limit=limit,
+        num_fewshot=num_fewshot,
         target=target,
         steps=steps(),
     )

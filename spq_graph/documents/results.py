@@ -111,21 +111,32 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """What came of a zero-shot task.
+    """What came of a task.
 
     Attributes:
-        accuracy: share of examples that were right.
+        accuracy: share of examples that were right; None of a task of lm-evaluation-harness that measures something
+            else.
         n: how many there were.
-        accuracy_normalized: by log-likelihood per byte; None for tasks that are answered greedily.
+        accuracy_normalized: by log-likelihood per byte; None for tasks that have none.
+        accuracy_stderr, accuracy_normalized_stderr: standard errors of the two; None of one example too.
+        metrics: of a task of lm-evaluation-harness everything that it measures, by its own names, such as `acc,none`
+            and `acc_stderr,none`; empty for others.
+        version: of the task, as it says; None where it says none.
+        num_fewshot: how many solved examples stood before each question; None for others.
     """
 
-    accuracy: float
+    accuracy: float | None
     n: int
     accuracy_normalized: float | None = None
+    accuracy_stderr: float | None = None
+    accuracy_normalized_stderr: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    version: str | None = None
+    num_fewshot: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Under the task's name in what `eval --json` prints."""
-        return _known(asdict(self))
+        """Under the task's name in what `eval --json` prints; what is not known or empty is left out."""
+        return {name: value for name, value in _known(asdict(self)).items() if value != {}}
 
 
 @dataclass(frozen=True, slots=True)

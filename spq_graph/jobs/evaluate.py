@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from spq_graph.documents.results import Evaluation, TaskScore
@@ -20,6 +20,7 @@ from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.targets import PROFILES, Profile, target_named
 from spq_graph.workbench.answers import require_logits
 from spq_graph.workbench.data import check_measured
+from spq_graph.workbench.harness import asked_of_harness, on_harness, told_apart
 from spq_graph.workbench.holding import refuse_unrun
 from spq_graph.workbench.naming import in_source
 from spq_graph.workbench.opening import Openable, Opening
@@ -37,6 +38,7 @@ def evaluate(
     against: Openable | None = None,
     tasks: Sequence[str | Path] = (),
     limit: int | None = None,
+    num_fewshot: int | None = None,
     target: str | None = None,
     steps: Steps | None = None,
 ) -> Evaluation:
@@ -47,8 +49,10 @@ def evaluate(
         text: what perplexity is measured on; the embedded text for "reference".
         max_tokens: limit of the text.
         against: floating-point model, for KL and top-1 agreement; a plain source is opened as `model` is.
-        tasks: zero-shot tasks in jsonl.
+        tasks: names of tasks of lm-evaluation-harness, groups and globs of them, its task files (.yaml), and zero-shot
+            tasks in jsonl.
         limit: examples of each task.
+        num_fewshot: solved examples before each question of the harness's tasks; None for what a task says.
         target: whose runtime runs it; ONNX Runtime's CPU provider by default. `against` always runs on that.
         steps: times and shows what is done.
 
@@ -60,11 +64,14 @@ def evaluate(
     if text is None and not tasks:
         text = embedded_text(opening.name)
     if text is None and not tasks:
-        raise UsageError("there is nothing to measure on", remedy="pass --text FILE, or --tasks FILE.jsonl")
+        raise UsageError("there is nothing to measure on", remedy="pass --text FILE, or --tasks FILE.jsonl or NAME")
     if against is not None and text is None:
         raise UsageError("--against compares on a text", remedy="pass --text FILE")
-    other, loaded = _like(opening, against), [load_task(Path(task)) for task in tasks]
+    own, named = told_apart(tasks)
+    other, loaded = _like(opening, against), [load_task(Path(task)) for task in own]
     _check(opening, other, text, tasks)
+    steps = steps or Steps()
+    asked = asked_of_harness(named, steps) if named else None
     found = Evaluation()
     with opening.open(steps, find_sites=False) as bench:
         require_logits(bench, "perplexity and no accuracy", WITHOUT_LOGITS)
@@ -76,6 +83,8 @@ def evaluate(
         if text is not None:
             found = _on_text(bench, runner or bench.reference, Path(text), max_tokens, other)
         scores = dict(_on_task(bench, runner or bench.runner, task, limit) for task in loaded)
+        if asked is not None:
+            scores |= on_harness(bench, runner or bench.runner, asked, limit=limit, num_fewshot=num_fewshot)
     return replace(found, tasks=scores)
 
 
@@ -104,7 +113,7 @@ def _check(opening: Opening, other: Opening | None, text: str | Path | None, tas
     check_measured(source, text)
     if other is not None:
         other.resolve(find_sites=False)
-    if tasks and source.tokenizer is None:
+    if tasks and source.tokenizer is None and source.kind != "gguf":
         raise UsageError("tasks need a tokenizer", where=str(tasks[0]), remedy="pass --tokenizer DIR")
 
 
@@ -173,4 +182,4 @@ def _on_task(bench: Workbench, runner: Runner, task: Task, limit: int | None) ->
             bos=bench.bos,
             progress=tick,
         )
-    return task.name, TaskScore(result.accuracy, result.n, result.accuracy_normalized)
+    return task.name, TaskScore(**asdict(result))

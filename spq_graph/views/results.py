@@ -10,7 +10,7 @@ from spq_graph.documents.findings import Forecast
 from spq_graph.documents.plan import Reason
 from spq_graph.documents.preset import Preset
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome, Verified
+from spq_graph.documents.results import Applied, Evaluation, Exported, Generation, Outcome, TaskScore, Verified
 from spq_graph.views import words
 from spq_graph.views.made import ladder_table, spike_table, summary
 
@@ -78,7 +78,21 @@ def evaluation_in_words(found: Evaluation) -> Iterator[str]:
         beside = f" {words.error(figures[f'{name}_stderr'])}" if f"{name}_stderr" in figures else ""
         yield f"{name}: {value:.6g}{beside}" if isinstance(value, float) else f"{name}: {value}"
     for name, score in found.tasks.items():
-        yield f"{name}: {score.accuracy:.4f} of {score.n}"
+        yield _task_in_words(name, score)
+
+
+def _task_in_words(name: str, score: TaskScore) -> str:
+    """A task's accuracy, normalized too where it has that, and how many examples; of others what they measure."""
+    shares = [
+        f"{said}{share:.4f}" + (f" {words.error(error)}" if error is not None else "")
+        for said, share, error in (
+            ("", score.accuracy, score.accuracy_stderr),
+            ("normalized ", score.accuracy_normalized, score.accuracy_normalized_stderr),
+        )
+        if share is not None
+    ]
+    shares = shares or [f"{metric} {value:.6g}" for metric, value in score.metrics.items() if "_stderr," not in metric]
+    return f"{name}: {', '.join(shares)} of {score.n}"
 
 
 def generation_in_words(found: Generation) -> str:

@@ -142,24 +142,25 @@ class Speaker:
         """
         ids = [prompt.ids for prompt in prompts]
         _check_vocabulary(ids, self._runner.vocabulary, self._bench.source.origin)
-        limits = Limits(max_new_tokens, self._stop_ids(chat), self._bench.source.max_length)
+        limits = Limits(max_new_tokens, stop_ids(self._bench, self.tokenizer, chat=chat), self._bench.source.max_length)
         with named_on(self._bench, ids):
             return continue_prompts(self._runner, ids, sampling, limits, *_told(prompts, write))
 
-    def _stop_ids(self, chat: bool) -> frozenset[int]:
-        """Tokens that end a text, from the first file that names any; a turn ends at the tokenizer's own as well.
 
-        Chat models are published whose generation_config.json names the end of a document alone, while their template
-        ends a turn with what tokenizer_config.json calls EOS.
-        """
-        folder, own = companions(self._bench.source), self.tokenizer.eos_id
-        beside = frozenset() if own is None else frozenset({own})
-        for name in ("generation_config.json", "config.json"):
-            found = read_json(folder / name).get("eos_token_id")
-            ids = [i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int)]
-            if ids:
-                return frozenset(ids) | (beside if chat else frozenset())
-        return beside
+def stop_ids(bench: Workbench, tokenizer: TextTokenizer, *, chat: bool) -> frozenset[int]:
+    """Tokens that end a text, from the first file that names any; a turn ends at the tokenizer's own as well.
+
+    Chat models are published whose generation_config.json names the end of a document alone, while their template
+    ends a turn with what tokenizer_config.json calls EOS.
+    """
+    folder, own = companions(bench.source), tokenizer.eos_id
+    beside = frozenset() if own is None else frozenset({own})
+    for name in ("generation_config.json", "config.json"):
+        found = read_json(folder / name).get("eos_token_id")
+        ids = [i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int)]
+        if ids:
+            return frozenset(ids) | (beside if chat else frozenset())
+    return beside
 
 
 def _told(prompts: Sequence[Prompt], write: Callable[[str], None]) -> tuple[OnToken, OnEnd]:

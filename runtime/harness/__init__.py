@@ -1,0 +1,1 @@
+"""What does lm-evaluation-harness ask, where do its tasks come from, and what does a model score on them?"""

@@ -1,0 +1,217 @@
+"""Tasks of lm-evaluation-harness by name or by file, with their data: from the cache first, then from the Hub."""
+
+from __future__ import annotations
+
+import fnmatch
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spq_graph.runtime.harness.quiet import quiet
+from spq_graph.terms.errors import DataError, SpqError, UsageError
+
+_FILES = (".yaml", ".yml")
+_SECONDS = 5.0  # that the Hub may take to answer at all
+
+
+def is_task_file(name: str) -> bool:
+    """Whether what stands for a task is a task file of lm-evaluation-harness."""
+    return name.endswith(_FILES)
+
+
+def refuse_absent_harness(name: str) -> None:
+    """Refuse a task that the harness is needed for where it is not installed.
+
+    Args:
+        name: of the task, for the error.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if find_spec("lm_eval") is None:
+        raise UsageError(
+            "tasks by name are those of lm-evaluation-harness, which is not installed",
+            where=f"--tasks {name}",
+            remedy="pip install 'spq-graph[eval]', or pass a FILE.jsonl, which needs nothing more",
+        )
+
+
+def load_tasks(names: Sequence[str]) -> dict[str, Any]:
+    """Tasks with their data, in the form that the harness's `evaluate` takes.
+
+    Args:
+        names: of tasks, groups and tags, globs of them, and task files.
+
+    Raises:
+        UsageError: the harness, or what a task needs besides, is not installed; there is no such task; or it is of a
+            kind that is not run here.
+        DataError: the data of a task are neither here nor to be had, or its file cannot be used.
+    """
+    refuse_absent_harness(names[0])
+    for name in names:
+        if is_task_file(name) and not Path(name).is_file():
+            raise DataError("no such task file", where=name, remedy="check the spelling and the folder")
+    with quiet():
+        found = _found(names)
+    for name, task in found["tasks"].items():
+        _refuse_unrun(name, task)
+    return found
+
+
+def generates(tasks: Mapping[str, Any]) -> bool:
+    """Whether any of the tasks has a model write text."""
+    return any(task.OUTPUT_TYPE == "generate_until" for task in tasks["tasks"].values())
+
+
+def _found(names: Sequence[str]) -> dict[str, Any]:
+    # As lm_eval itself seeds: some tasks draw their examples while they are loaded.
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    manager = _manager(names)
+    parts: list[Any] = []
+    for name in names:
+        specs = [name] if is_task_file(name) else _matching(name, manager.all_tasks)
+        parts += (part for spec in specs for part in _loaded(manager, spec))
+    try:
+        found: dict[str, Any] = manager.load(parts)
+    except ValueError as error:  # one task in two groups
+        raise UsageError(str(error), where="--tasks", remedy="name each task or group of them once") from error
+    return found
+
+
+def _manager(names: Iterable[str]) -> Any:
+    """What knows all tasks; only those beside the files where nothing but plain task files is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    files = [Path(name) for name in names if is_task_file(name)]
+    groups = any(re.search(r"^group:", file.read_text(encoding="utf-8", errors="replace"), re.M) for file in files)
+    return TaskManager(
+        include_path=sorted({str(file.resolve().parent) for file in files}) or None,
+        include_defaults=groups or not all(map(is_task_file, names)),
+    )
+
+
+def _matching(name: str, known: Sequence[str]) -> list[str]:
+    """The tasks that a name or glob means.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if found := fnmatch.filter(known, name) if any(mark in name for mark in "*?[") else [name] * (name in known):
+        return found
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    raise UsageError(
+        f"lm-evaluation-harness has no task '{name}'" + (f": did you mean {', '.join(near)}?" if near else ""),
+        where="--tasks",
+        remedy=f"pass {near[0]}" if near else "`lm-eval ls tasks` lists them; a task of your own is a FILE.yaml",
+    )
+
+
+def _loaded(manager: Any, spec: str) -> list[Any]:
+    """The tasks, or the group, that a name or file stands for, with data: from the cache, else from the Hub.
+
+    Raises:
+        SpqError: as `load_tasks`.
+    """
+    try:
+        with _from_cache_alone():
+            return _build(manager, spec)
+    except ConnectionError as cause:
+        _require_hub(spec, cause)
+    except Exception as error:
+        raise _told(spec, error) from error
+    try:
+        return _build(manager, spec)
+    except Exception as error:
+        raise _told(spec, error) from error
+
+
+def _build(manager: Any, spec: str) -> list[Any]:
+    found = manager.load([spec])
+    groups = found.get("groups", {})
+    inside = {name for group in groups.values() for name in group.child_names}
+    return [groups[name] for name in groups if name not in inside] or list(found["tasks"].values())
+
+
+@contextmanager
+def _from_cache_alone() -> Iterator[None]:
+    """Have `datasets` look into its cache and nowhere else: without a network it would try for half a minute first."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _require_hub(spec: str, cause: Exception) -> None:
+    """Refuse a task whose data are not here where the Hub cannot be reached.
+
+    Raises:
+        DataError: it cannot.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    why = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+            return
+        except Exception as error:  # those of whatever client of HTTP is below it
+            why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    named = re.search(r"'([\w.-]+/[\w.-]+|\w+)'", str(cause))
+    raise DataError(
+        f"its data{f', {named[1]},' if named else ''} are not in the cache of `datasets`, and the Hub cannot be "
+        f"reached: {why}",
+        where=f"--tasks {spec}",
+        remedy="run it once where there is a network, with HF_HOME on a disk that you take along; or write a task file "
+        "over files of your own, FILE.yaml with `dataset_path: json`",
+    ) from cause
+
+
+def _told(spec: str, error: Exception) -> SpqError:
+    """What went wrong while a task was loaded, for people."""
+    said, where = (str(error).splitlines() or [type(error).__name__])[0][:300], f"--tasks {spec}"
+    if isinstance(error, SpqError):
+        return error
+    if isinstance(error, ImportError):
+        return UsageError(
+            f"the task needs a package that is not installed: {said}",
+            where=where,
+            remedy=f"pip install {error.name}" if error.name else "install what it names",
+        )
+    if isinstance(error, FileNotFoundError):  # that of datasets for a set that the Hub does not have is one, too
+        return DataError(
+            f"the data of the task are not there: {said}",
+            where=where,
+            remedy="in a task file `data_files` are seen from the folder that the command runs in: write whole paths",
+        )
+    return DataError(
+        f"the task cannot be loaded: {type(error).__name__}: {said}",
+        where=where,
+        remedy="take another task, or mend its file: lm-evaluation-harness says how task files are written",
+    )
+
+
+def _refuse_unrun(name: str, task: Any) -> None:
+    """Refuse tasks that run what a model writes, and those that ask about pictures.
+
+    Raises:
+        UsageError: it is one of them.
+    """
+    kinds = (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "asks about more than text"))
+    for mark, what in kinds:
+        if getattr(task, mark, False):
+            raise UsageError(f"the task '{name}' {what}", where="--tasks", remedy="leave it out")

@@ -1,0 +1,76 @@
+"""Tasks of lm-evaluation-harness for a model that is open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spq_graph.documents.results import TaskScore
+from spq_graph.runtime.harness.loading import generates, is_task_file, load_tasks
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.workbench.answers import require_continuing
+from spq_graph.workbench.speaking import stop_ids
+from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.workbench import Workbench
+
+_OURS = (".jsonl", ".json", ".ndjson", ".gz")
+
+
+def told_apart(tasks: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """Files of our own form, and what lm-evaluation-harness is asked for, of which several may stand between commas."""
+    ours: list[Path] = []
+    named: list[str] = []
+    for given in map(str, tasks):
+        for one in [given] if Path(given).is_file() else filter(None, map(str.strip, given.split(","))):
+            is_file = Path(one).is_file() or one.endswith(_OURS) or os.sep in one
+            if is_file and not is_task_file(one):
+                ours.append(Path(one))
+            else:
+                named.append(one)
+    return ours, named
+
+
+def asked_of_harness(names: Sequence[str], steps: Steps) -> dict[str, Any]:
+    """The tasks with their data, read before the model is opened.
+
+    Raises:
+        SpqError: as `load_tasks`.
+    """
+    with steps.step("tasks", f"Loading {', '.join(names)}"):
+        return load_tasks(names)
+
+
+def on_harness(
+    bench: Workbench, runner: Runner, tasks: Mapping[str, Any], *, limit: int | None, num_fewshot: int | None
+) -> dict[str, TaskScore]:
+    """Score a model that is open on tasks of the harness.
+
+    Args:
+        bench: the model, with a tokenizer.
+        runner: runs it; its logits are of every token.
+        tasks: as `asked_of_harness` gives them.
+        limit: only so many examples of each.
+        num_fewshot: solved examples before each question; None for what a task says.
+
+    Raises:
+        SpqError: as `score_tasks`; or a task wants text, and the graph gives none.
+    """
+    # Loaded now: the harness is an extra.
+    from spq_graph.runtime.harness.adapter import OnnxLM
+    from spq_graph.runtime.harness.scoring import score_tasks
+
+    assert bench.tokenizer is not None  # `evaluate` asked for one
+    if generates(tasks):
+        require_continuing(bench, "leave out the tasks that have the model write")
+    with bench.steps.step("harness", f"Scoring {', '.join(tasks['tasks'])}") as tick:
+        model = OnnxLM(
+            runner,
+            bench.tokenizer,
+            max_length=bench.sequence_length,
+            bos=bench.bos,
+            stop_ids=stop_ids(bench, bench.tokenizer, chat=False),
+            tick=tick,
+        )
+        return score_tasks(tasks, model, limit=limit, num_fewshot=num_fewshot, remark=bench.steps.remark)
