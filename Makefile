@@ -78,5 +78,5 @@ gpu: .venv-gpu/installed
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -e '.[cpu,export,eval,test]'
+	$(PIP) -e '.[cpu,export,test]'
 	@touch $@

@@ -5,8 +5,7 @@ from __future__ import annotations
 import fnmatch
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from spq_graph.runtime.harness.quiet import quiet
+from spq_graph.runtime.text.hub_data import from_cache_alone, is_absent, why_unreachable
 from spq_graph.terms.errors import DataError, SpqError, UsageError
 
 _FILES = (".yaml", ".yml")
-_SECONDS = 5.0  # that the Hub may take to answer at all
 
 
 def is_task_file(name: str) -> bool:
@@ -61,7 +60,8 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     with quiet():
         found = _found(names)
     for name, task in found["tasks"].items():
-        _refuse_unrun(name, task)
+        unsafe, pictures = (getattr(task, mark, False) for mark in ("UNSAFE_CODE", "MULTIMODAL"))
+        _refuse_unrun(name, unsafe=unsafe, pictures=pictures)
     return found
 
 
@@ -84,19 +84,24 @@ def _found(names: Sequence[str]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = manager.load(parts)
     except ValueError as error:  # one task in two groups
-        raise UsageError(str(error), where="--tasks", remedy="name each task or group of them once") from error
+        raise UsageError(
+            f"a task is asked for twice: {error}", where="--tasks", remedy="name it, or one group that it is in, once"
+        ) from error
     return found
 
 
 def _manager(names: Iterable[str]) -> Any:
-    """What knows all tasks; only those beside the files where nothing but plain task files is asked for."""
+    """What knows all tasks, or none where plain task files are all that is asked for: to find them takes seconds.
+
+    A group in a file is made of tasks that are known, or lie beside it.
+    """
     from lm_eval.tasks import TaskManager
 
     files = [Path(name) for name in names if is_task_file(name)]
-    groups = any(re.search(r"^group:", file.read_text(encoding="utf-8", errors="replace"), re.M) for file in files)
+    groups = [file for file in files if re.search(rb"^group:", file.read_bytes(), re.M)]
     return TaskManager(
-        include_path=sorted({str(file.resolve().parent) for file in files}) or None,
-        include_defaults=groups or not all(map(is_task_file, names)),
+        include_path=sorted({str(file.resolve().parent) for file in groups}) or None,
+        include_defaults=bool(groups) or not all(map(is_task_file, names)),
     )
 
 
@@ -112,7 +117,7 @@ def _matching(name: str, known: Sequence[str]) -> list[str]:
     raise UsageError(
         f"lm-evaluation-harness has no task '{name}'" + (f": did you mean {', '.join(near)}?" if near else ""),
         where="--tasks",
-        remedy=f"pass {near[0]}" if near else "`lm-eval ls tasks` lists them; a task of your own is a FILE.yaml",
+        remedy="pass one that `lm-eval ls tasks` lists, or a task file of your own, FILE.yaml",
     )
 
 
@@ -122,13 +127,16 @@ def _loaded(manager: Any, spec: str) -> list[Any]:
     Raises:
         SpqError: as `load_tasks`.
     """
+    entry = manager.task_index.get(spec)
+    if entry is not None and entry.cfg:  # before anything is downloaded
+        _refuse_unrun(spec, unsafe=entry.cfg.get("unsafe_code", False), pictures=False)
     try:
-        with _from_cache_alone():
+        with from_cache_alone():
             return _build(manager, spec)
-    except ConnectionError as cause:
-        _require_hub(spec, cause)
     except Exception as error:
-        raise _told(spec, error) from error
+        if not is_absent(error):
+            raise _told(spec, error) from error
+        _require_hub(spec, error)
     try:
         return _build(manager, spec)
     except Exception as error:
@@ -142,47 +150,28 @@ def _build(manager: Any, spec: str) -> list[Any]:
     return [groups[name] for name in groups if name not in inside] or list(found["tasks"].values())
 
 
-@contextmanager
-def _from_cache_alone() -> Iterator[None]:
-    """Have `datasets` look into its cache and nowhere else: without a network it would try for half a minute first."""
-    import datasets
-
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
-
-
 def _require_hub(spec: str, cause: Exception) -> None:
     """Refuse a task whose data are not here where the Hub cannot be reached.
 
     Raises:
         DataError: it cannot.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    why = "HF_HUB_OFFLINE is set"
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-            return
-        except Exception as error:  # those of whatever client of HTTP is below it
-            why = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    named = re.search(r"'([\w.-]+/[\w.-]+|\w+)'", str(cause))
-    raise DataError(
-        f"its data{f', {named[1]},' if named else ''} are not in the cache of `datasets`, and the Hub cannot be "
-        f"reached: {why}",
-        where=f"--tasks {spec}",
-        remedy="run it once where there is a network, with HF_HOME on a disk that you take along; or write a task file "
-        "over files of your own, FILE.yaml with `dataset_path: json`",
-    ) from cause
+    why = why_unreachable()
+    if why is not None:
+        named = re.search(r"'([\w.-]+/[\w.-]+|\w+)'", str(cause))
+        raise DataError(
+            f"its data{f', {named[1]},' if named else ''} are not in the cache of `datasets`, and the Hub cannot be "
+            f"reached: {why}",
+            where=f"--tasks {spec}",
+            remedy="run it once where there is a network, with HF_HOME on a disk that you take along; or write a task "
+            "file over files of your own, FILE.yaml with `dataset_path: json`",
+        ) from cause
 
 
 def _told(spec: str, error: Exception) -> SpqError:
     """What went wrong while a task was loaded, for people."""
+    from datasets.exceptions import DatasetNotFoundError
+
     said, where = (str(error).splitlines() or [type(error).__name__])[0][:300], f"--tasks {spec}"
     if isinstance(error, SpqError):
         return error
@@ -190,28 +179,33 @@ def _told(spec: str, error: Exception) -> SpqError:
         return UsageError(
             f"the task needs a package that is not installed: {said}",
             where=where,
-            remedy=f"pip install {error.name}" if error.name else "install what it names",
+            remedy="install it with pip, and run this again",
         )
-    if isinstance(error, FileNotFoundError):  # that of datasets for a set that the Hub does not have is one, too
+    if isinstance(error, DatasetNotFoundError):
+        return DataError(
+            f"the Hub does not hand out the data of the task: {said}",
+            where=where,
+            remedy="check `dataset_path` in the task file; a gated set wants its terms accepted, and `hf auth login`",
+        )
+    if isinstance(error, FileNotFoundError):
         return DataError(
             f"the data of the task are not there: {said}",
             where=where,
-            remedy="in a task file `data_files` are seen from the folder that the command runs in: write whole paths",
+            remedy="check `data_files` in the task file: they are seen from the folder that the command runs in",
         )
     return DataError(
         f"the task cannot be loaded: {type(error).__name__}: {said}",
         where=where,
-        remedy="take another task, or mend its file: lm-evaluation-harness says how task files are written",
+        remedy="mend the task file as lm-evaluation-harness wants them, or take another task",
     )
 
 
-def _refuse_unrun(name: str, task: Any) -> None:
+def _refuse_unrun(name: str, *, unsafe: bool, pictures: bool) -> None:
     """Refuse tasks that run what a model writes, and those that ask about pictures.
 
     Raises:
         UsageError: it is one of them.
     """
-    kinds = (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "asks about more than text"))
-    for mark, what in kinds:
-        if getattr(task, mark, False):
-            raise UsageError(f"the task '{name}' {what}", where="--tasks", remedy="leave it out")
+    if unsafe or pictures:
+        what = "runs code that the model writes" if unsafe else "asks about more than text"
+        raise UsageError(f"the task '{name}' {what}", where="--tasks", remedy="leave it out")

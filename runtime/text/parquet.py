@@ -11,7 +11,7 @@ from spq_graph.terms.errors import DataError, UsageError
 
 _MAGIC = b"PAR1"
 COLUMNS = ("text", "prompt", "completion", "response", "messages")
-_OWN = ("text", "prompt", "messages")  # of these one says what a row holds
+OWN = ("text", "prompt", "messages")  # of these one says what a row holds
 _MOST = 1 << 28  # bytes of these columns, unpacked
 
 
@@ -68,4 +68,4 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _tells(columns: list[str]) -> bool:
-    return any(name in columns for name in _OWN)
+    return any(name in columns for name in OWN)

@@ -30,8 +30,7 @@ def inspect(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="measure the file on this, without changing it: text, JSON, JSON lines, or .npz of input_ids",
-            metavar="FILE",
+            help="measure the file on this, without changing it: data as `quantize` takes them", metavar="FILE|SET"
         ),
     ] = None,
     calibration_tokens: o.CalibrationTokens = None,

@@ -53,8 +53,9 @@ RecipeFile = Annotated[
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        help="calibration data: text, JSON, JSON lines, Parquet, or .npz of input_ids",
-        metavar="FILE",
+        help="calibration data: text, JSON, JSON lines, Parquet, .npz of input_ids, or a data set by name, such as "
+        "wikitext-2, ultrachat:2000 or hf://datasets/ORG/NAME:SPLIT",
+        metavar="FILE|SET",
         show_default="text sampled from the model itself",
         rich_help_panel=DATA,
     ),
@@ -64,7 +65,12 @@ CalibrationTokens = Annotated[
     typer.Option(min=1, help="tokens of calibration data", metavar="N", show_default="65536", rich_help_panel=DATA),
 ]
 Text = Annotated[
-    Path | None, typer.Option(help="evaluation text, never the calibration data", metavar="FILE", rich_help_panel=DATA)
+    Path | None,
+    typer.Option(
+        help="evaluation text, or a data set by name; never the calibration data",
+        metavar="FILE|SET",
+        rich_help_panel=DATA,
+    ),
 ]
 Bos = Annotated[
     bool, typer.Option("--bos", help="prepend BOS even where the tokenizer does not", rich_help_panel=MODEL)

@@ -19,7 +19,7 @@ from spq_graph.runtime.sessions.session import Runner
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.targets import PROFILES, Profile, target_named
 from spq_graph.workbench.answers import require_logits
-from spq_graph.workbench.data import check_measured
+from spq_graph.workbench.data import check_measured, data_file
 from spq_graph.workbench.harness import asked_of_harness, on_harness, told_apart
 from spq_graph.workbench.holding import refuse_unrun
 from spq_graph.workbench.naming import in_source
@@ -81,7 +81,8 @@ def evaluate(
             refuse_unrun(bench.prepared.graph, profile, opening.name)
         runner = runner_on(profile, bench.model, logits=bench.logits) if profile.name != "cpu" else None
         if text is not None:
-            found = _on_text(bench, runner or bench.reference, Path(text), max_tokens, other)
+            file = data_file(text, judged=True)
+            found = _on_text(bench, runner or bench.reference, file, max_tokens, other)
         scores = dict(_on_task(bench, runner or bench.runner, task, limit) for task in loaded)
         if asked is not None:
             scores |= on_harness(bench, runner or bench.runner, asked, limit=limit, num_fewshot=num_fewshot)
@@ -110,7 +111,7 @@ def _check(opening: Opening, other: Opening | None, text: str | Path | None, tas
         SpqError: a model or file is not there or cannot be read, or nothing makes tokens of text.
     """
     source = opening.resolve(find_sites=False)
-    check_measured(source, text)
+    check_measured(source, data_file(text, judged=True) if text is not None else None)
     if other is not None:
         other.resolve(find_sites=False)
     if tasks and source.tokenizer is None and source.kind != "gguf":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import CALIBRATION_TOKENS, Recipe
 from spq_graph.models.source import Source, embedded_text
 from spq_graph.runtime.sessions.cache import cache_pairs
+from spq_graph.runtime.text.named_sets import NamedSet, fetched, nearest
 from spq_graph.runtime.text.reading import check_readable
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.terms.errors import ActivationError, SourceError, UsageError
@@ -29,7 +31,9 @@ SAMPLED_TOKENS_WITHOUT_CACHE = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What a model is measured on. Files are text, JSON, JSON lines, or .npz of input_ids.
+    """What a model is measured on. Files are text, JSON, JSON lines, Parquet, or .npz of input_ids.
+
+    For a file the name of a data set may stand: `wikitext-2`, `ultrachat:2000`, `hf://datasets/ORG/NAME:SPLIT`.
 
     Attributes:
         calibration: what ranges and decisions are measured on; None for text sampled from the model itself. How much of
@@ -60,7 +64,8 @@ class Data:
             DataError: a file cannot be read.
             UsageError: text without a tokenizer, or one file to calibrate and to evaluate on.
         """
-        text, calibration = (Path(p) if p is not None else None for p in (self.text, self.calibration))
+        calibration = data_file(self.calibration) if self.calibration is not None else None
+        text = data_file(self.text, judged=True) if self.text is not None else None
         check_measured(source, calibration, text)
         if self.ranges is not None:
             Ranges.of(self.ranges)
@@ -70,6 +75,22 @@ class Data:
                 where=str(text),
                 remedy="evaluate on another text",
             )
+
+
+def data_file(given: str | Path, *, judged: bool = False) -> Path:
+    """The file that is meant: itself, or that with the rows of a set that is named, which is fetched where need be.
+
+    Args:
+        given: a file, or the name of a set as `NamedSet` has them; a file of that name goes first.
+        judged: whether the model is judged by it, of which known sets have a split.
+
+    Raises:
+        SpqError: as `fetched`.
+    """
+    named = NamedSet.of(str(given)) if not os.path.lexists(given) else None
+    if named is None:
+        return Path(given)
+    return fetched(named.for_judging() if judged else named, str(given))
 
 
 def check_measured(source: Source, *files: str | Path | None) -> None:
@@ -84,11 +105,14 @@ def check_measured(source: Source, *files: str | Path | None) -> None:
         DataError: a file cannot be read; asked where opening the model takes long, since reading it follows otherwise.
         UsageError: text without a tokenizer.
     """
-    for path in (Path(file) for file in files if file is not None):
+    for path in (data_file(file) for file in files if file is not None):
         refuse_special(path)
         if not path.is_file():
+            near = nearest(str(path))
             raise SourceError(
-                "no such file", where=str(path), remedy="check the spelling and the folder that the command runs in"
+                "no such file" + (f", and no data set of this name: did you mean {near}?" if near else ""),
+                where=str(path),
+                remedy="check the spelling and the folder that the command runs in",
             )
         if path.suffix != ".npz" and source.tokenizer is None and source.kind != "gguf":
             raise UsageError("text needs a tokenizer", where=str(path), remedy="pass --tokenizer DIR, or ids as .npz")
@@ -139,7 +163,7 @@ def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given
 
 
 def _text(bench: Workbench, data: Data) -> Sequences | None:
-    path = Path(data.text) if data.text is not None else embedded_text(str(bench.source.path))
+    path = data_file(data.text, judged=True) if data.text is not None else embedded_text(str(bench.source.path))
     if path is None:
         return None
     if data.max_eval_tokens is not None:
@@ -179,7 +203,7 @@ def calibration_data(
 
     Args:
         bench: the model.
-        calibration: text, JSON, JSON lines, or .npz of input_ids; None to sample.
+        calibration: text, JSON, JSON lines, Parquet, .npz of input_ids, or a set by name; None to sample.
         tokens: how much of it; None for a recipe's default, or for as much sampled text as settles ranges.
         seed: of the sampling.
 
@@ -187,7 +211,7 @@ def calibration_data(
         DataError: the data cannot be read.
     """
     if calibration is not None:
-        return bench.sequences(Path(calibration), max_tokens=tokens or CALIBRATION_TOKENS)
+        return bench.sequences(data_file(calibration), max_tokens=tokens or CALIBRATION_TOKENS)
     return sampled(bench, tokens, seed)
 
 
