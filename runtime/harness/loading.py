@@ -79,7 +79,7 @@ def _found(names: Sequence[str]) -> dict[str, Any]:
     manager = _manager(names)
     parts: list[Any] = []
     for name in names:
-        specs = [name] if is_task_file(name) else _matching(name, manager.all_tasks)
+        specs = [_group_in(name) or name] if is_task_file(name) else _matching(name, manager.all_tasks)
         parts += (part for spec in specs for part in _loaded(manager, spec))
     try:
         found: dict[str, Any] = manager.load(parts)
@@ -97,12 +97,17 @@ def _manager(names: Iterable[str]) -> Any:
     """
     from lm_eval.tasks import TaskManager
 
-    files = [Path(name) for name in names if is_task_file(name)]
-    groups = [file for file in files if re.search(rb"^group:", file.read_bytes(), re.M)]
+    groups = [Path(name) for name in names if is_task_file(name) and _group_in(name) is not None]
     return TaskManager(
         include_path=sorted({str(file.resolve().parent) for file in groups}) or None,
         include_defaults=bool(groups) or not all(map(is_task_file, names)),
     )
+
+
+def _group_in(file: str) -> str | None:
+    """The name of the group that a task file makes, by which it has to be asked for; None where it makes none."""
+    found = re.search(r"^group: *(\S+)", Path(file).read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return found[1] if found is not None else None
 
 
 def _matching(name: str, known: Sequence[str]) -> list[str]:

@@ -180,21 +180,27 @@ def _document(item: Any, number: int, path: Path, chat: Chat, templated: bool) -
 
 def _has_no_user(item: Mapping[str, Any]) -> bool:
     messages = item.get("messages")
-    if isinstance(item.get("text"), str) or isinstance(item.get("prompt"), str) or not isinstance(messages, list):
+    if isinstance(item.get("text"), str) or not isinstance(messages, list) or _answer(item) is not None:
         return False
     turns = [one for one in messages if isinstance(one, Mapping)]
     return bool(turns) and all(one.get("role") != "user" for one in turns)
 
 
+def _answer(item: Mapping[str, Any]) -> str | None:
+    """What answers a prompt in a key of its own."""
+    given = (item.get(name) for name in ("completion", "response"))
+    return next((one for one in given if isinstance(one, str)), None) if isinstance(item.get("prompt"), str) else None
+
+
 def _text_in(item: Mapping[str, Any], chat: Chat, templated: bool) -> str | None:
+    """The text of an object; of one with a prompt alone and a conversation, which begins with it, the conversation."""
     if isinstance(text := item.get("text"), str):
         return text
-    if isinstance(prompt := item.get("prompt"), str):
-        added = next((item[name] for name in ("completion", "response") if isinstance(item.get(name), str)), None)
-        if added is not None and templated:
+    prompt, added, messages = item.get("prompt"), _answer(item), item.get("messages")
+    if added is not None:
+        if templated:
             return chat([{"role": "user", "content": prompt}, {"role": "assistant", "content": added}])
-        return prompt + (added or "")
-    messages = item.get("messages")
+        return f"{prompt}{added}"
     if isinstance(messages, list) and messages and all(isinstance(one, Mapping) for one in messages):
         return chat(messages)
-    return None
+    return prompt if isinstance(prompt, str) else None

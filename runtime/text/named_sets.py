@@ -180,11 +180,11 @@ def _content(named: NamedSet, rows: Iterable[Mapping[str, Any]], asked: str) -> 
     size = 0
     for row in islice(chain([first], stream), named.rows):
         kept = _kept(named, row, asked)
-        texts.append(kept["text"] if named.joined else json.dumps(kept, ensure_ascii=False))
+        texts.append(kept["text"] if named.joined else json.dumps(kept))
         size += len(texts[-1])
         if size > _MOST:
             break
-    return ("\n\n" if named.joined else "\n").join(texts).encode("utf-8", "surrogatepass")
+    return ("\n\n" if named.joined else "\n").join(texts).encode()
 
 
 def _require_column(named: NamedSet, row: Mapping[str, Any], asked: str) -> None:

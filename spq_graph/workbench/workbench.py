@@ -47,7 +47,6 @@ from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
 LONGEST_WINDOW = 2048
-MANY_UNKNOWN = 0.1  # share of a text's tokens
 
 
 @dataclass(slots=True)
@@ -180,10 +179,16 @@ class Workbench:
             vocab_size=min((size for size in sizes if size), default=None),
             max_tokens=max_tokens,
         )
-        unknown = self.tokenizer.unknown_id if self.tokenizer is not None else None
-        if unknown is not None and (share := float((found.ids[found.mask == 1] == unknown).mean())) > MANY_UNKNOWN:
-            self.steps.remark(f"{share:.0%} of the tokens of {path.name} are unknown to the tokenizer")
+        self._tell_unknown(found, path.name)
         return replace(found, origin=path.name)  # where the file lies is not part of what was decided
+
+    def _tell_unknown(self, sequences: Sequences, name: str) -> None:
+        """Say how many tokens stand for characters that the vocabulary lacks: a text of another language, often."""
+        unknown = self.tokenizer.unknown_id if self.tokenizer is not None else None
+        ids = sequences.ids[sequences.mask == 1]
+        if unknown is not None and (count := int((ids == unknown).sum())):
+            of = f"{count:,} of {ids.size:,}"
+            self.steps.remark(f"{count / ids.size:.2%} of the tokens of {name} are unknown to the tokenizer: {of}")
 
     def calibrate(self, sequences: Sequences, checkpoint: Checkpoint | None = None) -> Ranges:
         """Collect the ranges of every site's input; with a checkpoint, go on where an interrupted run stopped.

@@ -271,8 +271,10 @@ def test_masks_in_an_npz(case: Case, tmp_path: Path) -> None:
 def test_a_text_of_another_vocabulary_is_remarked_on(case: Case, tmp_path: Path) -> None:
     """Words that the tokenizer does not know are one token: ranges of those say nothing of the model."""
     write_tokenizer(tmp_path)
-    for words, told in (("w3 w4 w5 w6 ", False), ("the quick brown fox ", True)):
+    few = f"{'w3 w4 w5 w6 ' * 10} unheard "
+    for words, told in (("w3 w4 w5 w6 ", False), ("the quick brown fox ", True), (few, True)):
         (tmp_path / "text.txt").write_text(words * 400)
         given = ("--calibration", tmp_path / "text.txt", "--tokenizer", tmp_path, "--window", 32)
         found = done("calibrate", case.model, "-o", tmp_path / "ranges.json", *given)
         assert ("of the tokens of text.txt are unknown" in found.err) is told
+    assert "tokenizer: 400 of " in found.err

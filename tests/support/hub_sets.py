@@ -19,6 +19,7 @@ def write_set(
 ) -> None:
     """Put a set into a cache below `folder`, which `datasets` then has for its own; there is no network."""
     import datasets
+    from datasets.naming import camelcase_to_snakecase
     from datasets.packaged_modules.json.json import Json
 
     rows = folder / "rows"
@@ -27,13 +28,9 @@ def write_set(
     for split, (file,) in files.items():
         Path(file).write_text("".join(json.dumps(row) + "\n" for row in splits[split]), encoding="utf-8")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-    builder = Json(
-        cache_dir=str(folder / "datasets"),
-        dataset_name=repository.partition("/")[2],
-        repo_id=repository,
-        config_name=config,
-        config_id=config,
-        hash="0",
-        data_files=files,
-    )
-    builder.download_and_prepare()
+    organization, name = repository.split("/")
+    cache = folder / "datasets"
+    Json(
+        cache_dir=str(cache), dataset_name=name, config_name=config, config_id=config, hash="0", data_files=files
+    ).download_and_prepare()
+    (cache / camelcase_to_snakecase(name)).rename(cache / f"{organization}___{camelcase_to_snakecase(name)}")

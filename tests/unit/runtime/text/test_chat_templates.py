@@ -11,6 +11,7 @@ import pytest
 
 from spq_graph.runtime.text.chat import has_template, render, to_answer
 from spq_graph.runtime.text.documents import read_documents
+from spq_graph.terms.errors import DataError
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -113,3 +114,15 @@ def test_a_prompt_and_its_answer_are_a_conversation_where_there_is_a_template(tm
     assert said[0] == by_transformers(CHATML, talk, answer=False)
     assert said[1] == "w3 "
     assert "<|im_start|>assistant\nw5<|im_end|>" in said[2]
+
+
+def test_a_conversation_goes_before_a_prompt_that_it_begins_with(tmp_path: Path) -> None:
+    """As rows of UltraChat are: the prompt alone would be calibrated on, and no answer."""
+    turns, file = [{"role": "user", "content": "w1?"}, {"role": "assistant", "content": "w2."}], tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"prompt": "w1?", "prompt_id": "x", "messages": turns}))
+    assert read_documents(file, lambda messages: f"{len(messages)} turns") == ["2 turns"]
+    file.write_text(json.dumps({"prompt": "w1?", "response": "w2.", "messages": turns}))
+    assert read_documents(file, lambda messages: "turns") == ["w1?w2."]
+    file.write_text(json.dumps({"prompt": "w1?", "messages": turns[1:]}))
+    with pytest.raises(DataError, match="no turn of a user"):
+        read_documents(file, lambda messages: "turns")
