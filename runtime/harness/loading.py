@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,11 +63,6 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
         unsafe, pictures = (getattr(task, mark, False) for mark in ("UNSAFE_CODE", "MULTIMODAL"))
         _refuse_unrun(name, unsafe=unsafe, pictures=pictures)
     return found
-
-
-def generates(tasks: Mapping[str, Any]) -> bool:
-    """Whether any of the tasks has a model write text."""
-    return any(task.OUTPUT_TYPE == "generate_until" for task in tasks["tasks"].values())
 
 
 def _found(names: Sequence[str]) -> dict[str, Any]:

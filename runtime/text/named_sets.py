@@ -89,7 +89,7 @@ KNOWN: Final[Mapping[str, NamedSet]] = MappingProxyType(
         "wikitext103": NamedSet("Salesforce/wikitext", "wikitext-103-raw-v1", judged="test", joined=True),
         "c4": NamedSet("allenai/c4", "en", judged="validation"),
         "pile10k": NamedSet("NeelNanda/pile-10k"),
-        "ultrachat": NamedSet("HuggingFaceH4/ultrachat_200k", split="train_sft", judged="test_sft"),
+        "ultrachat": NamedSet("HuggingFaceH4/ultrachat_200k", split="train_sft"),
     }
 )
 NAMES: Final = ("wikitext-2", "wikitext-103", "c4", "pile-10k", "ultrachat")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from spq_graph.documents.results import TaskScore
-from spq_graph.runtime.harness.loading import generates, is_task_file, load_tasks
+from spq_graph.runtime.harness.loading import is_task_file, load_tasks
 from spq_graph.runtime.sessions.session import Runner
-from spq_graph.workbench.answers import require_continuing
 from spq_graph.workbench.speaking import stop_ids
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -55,15 +54,13 @@ def on_harness(
         num_fewshot: solved examples before each question; None for what a task says.
 
     Raises:
-        SpqError: as `score_tasks`; or a task wants text, and the graph gives none.
+        SpqError: as `score_tasks`.
     """
     # Loaded now: the harness is an extra.
     from spq_graph.runtime.harness.adapter import OnnxLM
     from spq_graph.runtime.harness.scoring import score_tasks
 
     assert bench.tokenizer is not None  # `evaluate` asked for one
-    if generates(tasks):
-        require_continuing(bench, "leave out the tasks that have the model write")
     with bench.steps.step("harness", f"Scoring {', '.join(tasks['tasks'])}") as tick:
         model = OnnxLM(
             runner,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip in
 from spq_graph import evaluate
 from spq_graph.workbench.opening import Opening
 from spq_graph.workbench.steps import Steps
-from tests.conftest import write_tokenizer
+from tests.conftest import ROOT, write_tokenizer
 from tests.support.command import done, spq
 from tests.support.decoders import write_decoder
 from tests.support.harness_tasks import CHOICES, GREEDY, ROLLING, WRITTEN, write_rows, write_task
@@ -62,6 +63,33 @@ def test_figures_are_those_of_our_reader_of_the_same_rows(model: Path, rows: tup
     assert found["theirs"]["num_fewshot"] == 0
     assert "it/s" not in result.err
     assert "Scoring theirs, met" in result.err
+
+
+def test_the_task_files_of_the_documentation_read_our_forms(
+    model: Path, rows: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(4)
+    asked = [json.loads(line) for line in rows[0].read_text().splitlines()]
+    for row in asked[::2]:
+        row["query"] = f"Question: {row['query']}\n"
+    either = [
+        {"context_options": row["choices"][:2], "continuation": f"w{random.integers(60)} w9", "gold": row["gold"] % 2}
+        for row in asked
+    ]
+    write_rows(tmp_path / "choices.jsonl", asked)
+    write_rows(tmp_path / "contexts.jsonl", either)
+    (tmp_path / "continuations.jsonl").write_bytes(rows[1].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for text in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL):
+        (name,) = re.findall("^task: my_(.*)$", text, flags=re.MULTILINE)
+        Path("my.yaml").write_text(text, encoding="utf-8")
+        found = evaluate(model, tasks=["my.yaml", f"{name}.jsonl"]).tasks
+        assert found[f"my_{name}"].accuracy == found[name].accuracy, name
+        assert found[f"my_{name}"].accuracy_stderr == pytest.approx(found[name].accuracy_stderr)
+        if name == "choices":
+            assert found[f"my_{name}"].accuracy_normalized == found[name].accuracy_normalized
+        assert found[name].n in (30, 40)
 
 
 def test_a_model_writes_and_a_text_is_scored_whole(model: Path, rows: tuple[Path, Path], tmp_path: Path) -> None:
