@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from traceback import extract_tb
 from typing import Any
 
 from spq_graph.documents.results import TaskScore
@@ -13,6 +14,8 @@ from spq_graph.terms.errors import DataError, SpqError
 
 # Standard errors of what is no mean are drawn so often; a hundred times that, as is the harness's habit, takes minutes.
 _DRAWS = 1_000
+# What the harness calls to have the model answer.
+_ASKED = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 
 def score_tasks(
@@ -56,6 +59,8 @@ def score_tasks(
         except (SpqError, KeyboardInterrupt, MemoryError):
             raise
         except Exception as error:  # of templates, functions and columns that tasks are made of
+            if any(frame.name in _ASKED for frame in extract_tb(error.__traceback__)):
+                raise  # that is no fault of a task
             raise DataError(
                 f"a task does not fit its data: {type(error).__name__}: {error}",
                 where=", ".join(tasks["tasks"]),

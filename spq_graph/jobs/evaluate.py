@@ -71,7 +71,7 @@ def evaluate(
     other, loaded = _like(opening, against), [load_task(Path(task)) for task in own]
     _check(opening, other, text, tasks)
     steps = steps or Steps()
-    asked = asked_of_harness(named, steps) if named else None
+    asked = asked_of_harness(named, profile, steps) if named else None
     found = Evaluation()
     with opening.open(steps, find_sites=False) as bench:
         require_logits(bench, "perplexity and no accuracy", WITHOUT_LOGITS)

@@ -10,6 +10,8 @@ from typing import Any
 from spq_graph.documents.results import TaskScore
 from spq_graph.runtime.harness.loading import is_task_file, load_tasks
 from spq_graph.runtime.sessions.session import Runner
+from spq_graph.terms.errors import UsageError
+from spq_graph.terms.targets import Profile
 from spq_graph.workbench.speaking import stop_ids
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -31,14 +33,23 @@ def told_apart(tasks: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     return ours, named
 
 
-def asked_of_harness(names: Sequence[str], steps: Steps) -> dict[str, Any]:
+def asked_of_harness(names: Sequence[str], profile: Profile, steps: Steps) -> dict[str, Any]:
     """The tasks with their data, read before the model is opened.
 
     Raises:
+        UsageError: a task has the model write, and it is to run elsewhere than on ONNX Runtime.
         SpqError: as `load_tasks`.
     """
     with steps.step("tasks", f"Loading {', '.join(names)}"):
-        return load_tasks(names)
+        found = load_tasks(names)
+    writing = [name for name, task in found["tasks"].items() if task.OUTPUT_TYPE == "generate_until"]
+    if writing and profile.name != "cpu":
+        raise UsageError(
+            f"{', '.join(writing)}: text is generated on ONNX Runtime alone",
+            where=f"--target {profile.name}",
+            remedy="leave out --target, or these tasks",
+        )
+    return found
 
 
 def on_harness(

@@ -174,6 +174,16 @@ def test_a_task_that_runs_what_a_model_writes(refusal: Told, made: Made, rows: P
 
 
 @harness
+@follows("spq_graph/workbench/harness.py:asked_of_harness")
+def test_writing_on_another_runtime(refusal: Told, made: Made, rows: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="--target openvino wants OpenVINO")
+    task, other = write_task(tmp_path / "a.yaml", rows, WRITTEN), write_task(tmp_path / "b.yaml", rows, CHOICES)
+    refusal.command(*asking(made, "--tasks", task, "--tasks", other, "--target", "openvino"))
+    done(*asking(made, "--tasks", task, "--tasks", other))
+    done(*asking(made, "--tasks", other, "--target", "openvino"))
+
+
+@harness
 @follows("runtime/harness/scoring.py:score_tasks", "does not fit")
 def test_a_row_that_a_task_does_not_fit(refusal: Told, made: Made, rows: Path, tmp_path: Path) -> None:
     write_rows(rows, [ROW | {"choices": ["w2", "w3", "w4"]}, ROW])

@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip install 'spq-graph[eval]'")
 
 from spq_graph import evaluate
+from spq_graph.runtime.harness import adapter
 from spq_graph.workbench.opening import Opening
 from spq_graph.workbench.steps import Steps
 from tests.conftest import ROOT, write_tokenizer
@@ -158,3 +159,14 @@ def test_names_between_commas_and_files_are_told_apart(model: Path, rows: tuple[
         "choices",
     }
     assert "cannot be read" in spq("eval", model, "--tasks", tmp_path / "absent").err
+
+
+def test_a_fault_of_the_model_is_not_called_one_of_the_task(
+    model: Path, rows: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(adapter, "likelihoods", broken)
+    with pytest.raises(AttributeError, match="no such thing"):
+        evaluate(model, tasks=[write_task(tmp_path / "a.yaml", rows[0], CHOICES)], limit=1)
