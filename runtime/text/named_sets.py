@@ -26,7 +26,7 @@ from spq_graph.terms.errors import DataError, OutputError, SpqError, UsageError
 
 _MOST: Final = 1 << 26  # characters of a set
 _PART: Final = r"[\w.-]+"
-# Of a path the second slash is gone.
+# Of a path, which a program may give, the second slash is gone.
 _ADDRESS: Final = re.compile(
     rf"hf:/{{1,2}}datasets/({_PART}/{_PART}?)(?:@({_PART}))?(?:/({_PART}))?((?::{_PART})*)(#.+)?"
 )

@@ -28,7 +28,7 @@ def inspect(
     why: Annotated[bool, typer.Option("--why", help="reason and evidence in full, of one SITE or of all")] = False,
     unmatched: Annotated[bool, typer.Option("--unmatched", help="products that are no sites, and why")] = False,
     calibration: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="measure the file on this, without changing it: data as `quantize` takes them", metavar="FILE|SET"
         ),

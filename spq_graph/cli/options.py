@@ -51,7 +51,7 @@ RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="recipe in TOML", metavar="FILE", rich_help_panel=RECIPE)
 ]
 Calibration = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         help="calibration data: text, JSON, JSON lines, Parquet, .npz of input_ids, or a data set by name, such as "
         "wikitext-2, ultrachat:2000 or hf://datasets/ORG/NAME:SPLIT",
@@ -65,7 +65,7 @@ CalibrationTokens = Annotated[
     typer.Option(min=1, help="tokens of calibration data", metavar="N", show_default="65536", rich_help_panel=DATA),
 ]
 Text = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         help="evaluation text, or a data set by name; never the calibration data",
         metavar="FILE|SET",
