@@ -158,13 +158,13 @@ def _require_hub(spec: str, cause: Exception) -> None:
     """
     why = why_unreachable()
     if why is not None:
-        named = re.search(r"'([\w.-]+/[\w.-]+|\w+)'", str(cause))
+        named = re.search(r"[\w.-]+/[\w.-]+|(?<=')\w+(?=')", str(cause))
+        data = named[0] if named is not None else "its data"
         raise DataError(
-            f"its data{f', {named[1]},' if named else ''} are not in the cache of `datasets`, and the Hub cannot be "
-            f"reached: {why}",
+            f"{data} is not in the cache of `datasets`, and the Hub cannot be reached: {why}",
             where=f"--tasks {spec}",
-            remedy="run it once where there is a network, with HF_HOME on a disk that you take along; or write a task "
-            "file over files of your own, FILE.yaml with `dataset_path: json`",
+            remedy="run it once where there is a network, and take HF_HOME along; or bring a copy of that repository, "
+            "in a folder of its name below the one that this runs in",
         ) from cause
 
 

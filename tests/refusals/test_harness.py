@@ -90,26 +90,33 @@ def test_an_unknown_name(refusal: Told, made: Made, rows: Path, tmp_path: Path) 
     assert ended.value.code == 0
 
 
-def arc(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    row = {"question": "w1", "choices": {"text": ["w2", "w3"], "label": ["A", "B"]}, "answerKey": "B"}
-    splits = {name: [row] for name in ("train", "validation", "test")}
-    write_set(monkeypatch, folder, "allenai/ai2_arc", splits, "ARC-Easy")
+ARC = {"question": "w1", "choices": {"text": ["w2", "w3"], "label": ["A", "B"]}, "answerKey": "B"}
+SPLITS = ("train", "validation", "test")
 
 
 @harness
 @follows("runtime/harness/loading.py:_require_hub")
 def test_data_that_are_not_here_and_no_network(
-    refusal: Told, made: Made, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refusal: Told, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "none")
     monkeypatch.setattr(loading, "why_unreachable", lambda: "no network")
-    refusal.command(*asking(made, "--tasks", "arc_easy"))
-    assert "allenai/ai2_arc" in refusal.error.what
-    arc(monkeypatch, tmp_path)  # as a run with a network leaves them
-    assert done(*asking(made, "--tasks", "arc_easy", "--json")).json["tasks"]["arc_easy"]["n"] == 1
-    done(*asking(made, "--tasks", write_task(tmp_path / "mine.yaml", rows, CHOICES)))
+    asked = asking(made, "--tasks", "arc_easy", "--json")
+    refusal.command(*asked)
+    repository = refusal.error.what.partition(" ")[0]
+    assert repository == "allenai/ai2_arc"
+    with monkeypatch.context() as cached:
+        write_set(cached, tmp_path, repository, {split: [ARC] for split in SPLITS}, "ARC-Easy")  # as that run leaves it
+        assert done(*asked).json["tasks"]["arc_easy"]["n"] == 1
+    copy = tmp_path / "here" / repository
+    copy.mkdir(parents=True)
+    files = "".join(f"  - {{split: {split}, path: rows.jsonl}}\n" for split in SPLITS)
+    (copy / "README.md").write_text(f"---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n{files}---\n", "utf-8")
+    write_rows(copy / "rows.jsonl", [ARC])
+    monkeypatch.chdir(tmp_path / "here")
+    assert done(*asked).json["tasks"]["arc_easy"]["n"] == 1
 
 
 @harness
