@@ -21,6 +21,7 @@ from spq_graph.runtime.generation.generate import Limits, continue_prompts
 from spq_graph.runtime.generation.sampling import Sampling
 from spq_graph.runtime.measures.likelihood import Request, likelihoods
 from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.chat import render, to_answer
 from spq_graph.runtime.text.streaming import TextStream
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import ActivationError, DataError, UsageError
@@ -83,6 +84,23 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
     def prefix_token_id(self) -> int:
         """What stands before a text that has nothing before it: BOS, or EOS where there is none."""
         return self._text.bos_id if self._text.bos_id is not None else self.eot_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness names its caches by; none is used."""
+        return str(self._text.folder or "")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages as the model is asked to answer them, or to go on with the last one, which is its own then.
+
+        Raises:
+            DataError: as `render`.
+        """
+        if add_generation_prompt:
+            return to_answer(chat_history, self._text.folder)
+        begun = chat_history[-1]["content"].strip()
+        text = render(chat_history, self._text.folder)
+        return text[: text.rindex(begun) + len(begun)]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids of a text, with what goes before it unless it is there, or not asked for."""

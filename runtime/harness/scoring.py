@@ -24,6 +24,7 @@ def score_tasks(
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
+    chat: bool = False,
     remark: Callable[[str], None] = lambda _: None,
 ) -> dict[str, TaskScore]:
     """Score a model.
@@ -33,6 +34,7 @@ def score_tasks(
         model: the model.
         limit: only so many examples of each, the first ones.
         num_fewshot: solved examples before each question; None for what a task says, and 0 where it says nothing.
+        chat: whether a question is what a user says, and each solved example a turn, by the model's chat template.
         remark: is told of what is done otherwise than asked.
 
     Returns:
@@ -54,6 +56,8 @@ def score_tasks(
                 limit=limit,
                 bootstrap_iters=_DRAWS,
                 log_samples=False,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
                 confirm_run_unsafe_code=False,
             )
         except (SpqError, KeyboardInterrupt, MemoryError):
@@ -63,7 +67,7 @@ def score_tasks(
                 raise  # that is no fault of a task
             raise DataError(
                 f"a task does not fit its data: {type(error).__name__}: {error}",
-                where=", ".join(tasks["tasks"]),
+                where="--tasks",
                 remedy="pass one task at a time to see which, and mend its file or take another",
             ) from error
     if model.cut:

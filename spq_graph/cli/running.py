@@ -29,6 +29,12 @@ def evaluate(
     num_fewshot: Annotated[
         int | None, typer.Option(min=0, help="solved examples before each question, for tasks of lm-evaluation-harness")
     ] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply-chat-template", help="ask tasks of lm-evaluation-harness by the model's chat template, as it does"
+        ),
+    ] = False,
     tokenizer: o.Tokenizer = None,
     max_eval_tokens: o.MaxEvalTokens = None,
     bos: o.Bos = False,
@@ -43,9 +49,9 @@ def evaluate(
     from spq_graph.workbench.opening import Opening
 
     if not tasks:
-        unused("without --tasks NAME", limit=limit, num_fewshot=num_fewshot)
+        unused("without --tasks NAME", limit=limit, num_fewshot=num_fewshot, apply_chat_template=apply_chat_template)
     elif not told_apart(tasks)[1]:
-        unused("with tasks in jsonl", num_fewshot=num_fewshot)
+        unused("with tasks in jsonl", num_fewshot=num_fewshot, apply_chat_template=apply_chat_template)
     if text is None and path != "reference":
         unused("without --text FILE", max_eval_tokens=max_eval_tokens)
     found = run(
@@ -56,6 +62,7 @@ def evaluate(
         tasks=tasks or (),
         limit=limit,
         num_fewshot=num_fewshot,
+        chat=apply_chat_template,
         target=target,
         steps=steps(),
     )

@@ -24,6 +24,7 @@ from spq_graph.workbench.harness import asked_of_harness, on_harness, told_apart
 from spq_graph.workbench.holding import refuse_unrun
 from spq_graph.workbench.naming import in_source
 from spq_graph.workbench.opening import Openable, Opening
+from spq_graph.workbench.speaking import refuse_wordless
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
 
@@ -39,6 +40,7 @@ def evaluate(
     tasks: Sequence[str | Path] = (),
     limit: int | None = None,
     num_fewshot: int | None = None,
+    chat: bool = False,
     target: str | None = None,
     steps: Steps | None = None,
 ) -> Evaluation:
@@ -53,6 +55,7 @@ def evaluate(
             tasks in jsonl.
         limit: examples of each task.
         num_fewshot: solved examples before each question of the harness's tasks; None for what a task says.
+        chat: whether the harness's tasks are asked by the model's chat template.
         target: whose runtime runs it; ONNX Runtime's CPU provider by default. `against` always runs on that.
         steps: times and shows what is done.
 
@@ -69,7 +72,7 @@ def evaluate(
         raise UsageError("--against compares on a text", remedy="pass --text FILE")
     own, named = told_apart(tasks)
     other, loaded = _like(opening, against), [load_task(Path(task)) for task in own]
-    _check(opening, other, text, tasks)
+    _check(opening, other, text, tasks, chat=chat and bool(named))
     steps = steps or Steps()
     asked = asked_of_harness(named, profile, steps) if named else None
     found = Evaluation()
@@ -85,7 +88,7 @@ def evaluate(
             found = _on_text(bench, runner or bench.reference, file, max_tokens, other)
         scores = dict(_on_task(bench, runner or bench.runner, task, limit) for task in loaded)
         if asked is not None:
-            scores |= on_harness(bench, runner or bench.runner, asked, limit=limit, num_fewshot=num_fewshot)
+            scores |= on_harness(bench, runner or bench.runner, asked, limit=limit, num_fewshot=num_fewshot, chat=chat)
     return replace(found, tasks=scores)
 
 
@@ -104,11 +107,13 @@ def _runs_on(target: str | None) -> Profile:
     return profile
 
 
-def _check(opening: Opening, other: Opening | None, text: str | Path | None, tasks: Sequence[str | Path]) -> None:
+def _check(
+    opening: Opening, other: Opening | None, text: str | Path | None, tasks: Sequence[str | Path], *, chat: bool
+) -> None:
     """Refuse what can be known to be wrong before a model is opened.
 
     Raises:
-        SpqError: a model or file is not there or cannot be read, or nothing makes tokens of text.
+        SpqError: a model or file is not there or cannot be read, or nothing makes tokens of text, or says how to talk.
     """
     source = opening.resolve(find_sites=False)
     check_measured(source, data_file(text, judged=True) if text is not None else None)
@@ -116,6 +121,8 @@ def _check(opening: Opening, other: Opening | None, text: str | Path | None, tas
         other.resolve(find_sites=False)
     if tasks and source.tokenizer is None and source.kind != "gguf":
         raise UsageError("tasks need a tokenizer", where=str(tasks[0]), remedy="pass --tokenizer DIR")
+    if chat and source.tokenizer is not None:
+        refuse_wordless(source.tokenizer, opening.name, "leave out --apply-chat-template")
 
 
 def _like(opening: Opening, other: Openable | None) -> Opening | None:

@@ -40,7 +40,7 @@ def asked_of_harness(names: Sequence[str], profile: Profile, steps: Steps) -> di
         UsageError: a task has the model write, and it is to run elsewhere than on ONNX Runtime.
         SpqError: as `load_tasks`.
     """
-    with steps.step("tasks", f"Loading {', '.join(names)}"):
+    with steps.step("tasks", f"Loading {_listed(names)}"):
         found = load_tasks(names)
     writing = [name for name, task in found["tasks"].items() if task.OUTPUT_TYPE == "generate_until"]
     if writing and profile.name != "cpu":
@@ -53,7 +53,13 @@ def asked_of_harness(names: Sequence[str], profile: Profile, steps: Steps) -> di
 
 
 def on_harness(
-    bench: Workbench, runner: Runner, tasks: Mapping[str, Any], *, limit: int | None, num_fewshot: int | None
+    bench: Workbench,
+    runner: Runner,
+    tasks: Mapping[str, Any],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    chat: bool = False,
 ) -> dict[str, TaskScore]:
     """Score a model that is open on tasks of the harness.
 
@@ -63,6 +69,7 @@ def on_harness(
         tasks: as `asked_of_harness` gives them.
         limit: only so many examples of each.
         num_fewshot: solved examples before each question; None for what a task says.
+        chat: whether a question is what a user says, in the words of the model's chat template.
 
     Raises:
         SpqError: as `score_tasks`.
@@ -72,7 +79,7 @@ def on_harness(
     from spq_graph.runtime.harness.scoring import score_tasks
 
     assert bench.tokenizer is not None  # `evaluate` asked for one
-    with bench.steps.step("harness", f"Scoring {', '.join(tasks['tasks'])}") as tick:
+    with bench.steps.step("harness", f"Scoring {_listed(list(tasks['tasks']))}") as tick:
         model = OnnxLM(
             runner,
             bench.tokenizer,
@@ -81,4 +88,9 @@ def on_harness(
             stop_ids=stop_ids(bench, bench.tokenizer, chat=False),
             tick=tick,
         )
-        return score_tasks(tasks, model, limit=limit, num_fewshot=num_fewshot, remark=bench.steps.remark)
+        return score_tasks(tasks, model, limit=limit, num_fewshot=num_fewshot, chat=chat, remark=bench.steps.remark)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a line; of a group of dozens how many they are."""
+    return ", ".join(names) if len(names) <= 5 else f"{len(names)} tasks"

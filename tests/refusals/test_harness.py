@@ -254,3 +254,14 @@ def test_tasks_of_logits_that_are_nan(refusal: Told, made: Made, rows: Path, tmp
     onnx.save(model, path)
     refusal.command(*asking(made, "--tasks", write_task(tmp_path / "mine.yaml", rows, GREEDY), model=path))
     assert "layers.1.mlp" in spq("eval", path, "--text", made.text).err
+
+
+@harness
+@follows("spq_graph/workbench/speaking.py:refuse_wordless", "leave out --apply-chat-template")
+def test_a_model_without_a_chat_template(refusal: Told, made: Made, rows: Path, tmp_path: Path) -> None:
+    task, words = write_task(tmp_path / "mine.yaml", rows, CHOICES), tmp_path / "words"
+    refusal.command(*asking(made, "--tasks", task, "--apply-chat-template"))
+    done(*asking(made, "--tasks", task))
+    shutil.copytree(made.words, words)
+    (words / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} w9 {% endfor %}", "utf-8")
+    done("eval", made.model, "--tokenizer", words, "--tasks", task, "--apply-chat-template")

@@ -117,6 +117,7 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("eval", "tasks"): ((), tasks),
         ("eval", "limit"): (tasks, (*tasks, "--limit", 1)),
         ("eval", "num_fewshot"): (tasks, (*tasks, "--num-fewshot", 1)),
+        ("eval", "apply_chat_template"): (tasks, (*tasks, "--apply-chat-template")),
         ("eval", "tokenizer"): (("--text", w.words__txt, *tokenizer), ("--text", w.words__txt, *text[2:])),
         ("eval", "max_eval_tokens"): ((), ("--max-eval-tokens", 64)),
         ("eval", "bos"): (("--text", w.words__txt, *tokenizer), ("--text", w.words__txt, *tokenizer, "--bos")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip in
 
 from spq_graph import evaluate
 from spq_graph.runtime.harness import adapter
+from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.workbench.opening import Opening
 from spq_graph.workbench.steps import Steps
 from tests.conftest import ROOT, write_tokenizer
@@ -170,3 +173,34 @@ def test_a_fault_of_the_model_is_not_called_one_of_the_task(
     monkeypatch.setattr(adapter, "likelihoods", broken)
     with pytest.raises(AttributeError, match="no such thing"):
         evaluate(model, tasks=[write_task(tmp_path / "a.yaml", rows[0], CHOICES)], limit=1)
+
+
+def test_questions_are_asked_by_the_chat_template(
+    model: Path, rows: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}"
+        "{{ 'w50' if m.role == 'user' else 'w51' }} {{ m.content }} w52 {% endfor %}"
+        "{% if add_generation_prompt %}w51 {% endif %}",
+        encoding="utf-8",
+    )
+    asked: list[tuple[str, str]] = []
+    score = adapter.OnnxLM.loglikelihood
+
+    def heard(self: adapter.OnnxLM, requests: list[Any], **named: Any) -> list[tuple[float, bool]]:
+        asked.extend(request.args for request in requests)
+        found: list[tuple[float, bool]] = score(self, requests, **named)
+        return found
+
+    monkeypatch.setattr(adapter.OnnxLM, "loglikelihood", heard)
+    write_rows(tmp_path / "rows.jsonl", [{"query": f"w{n}", "choices": ["w2", "w3"], "gold": 1} for n in (5, 6)])
+    task = write_task(tmp_path / "a.yaml", tmp_path / "rows.jsonl", CHOICES, "fewshot_split: test\n")
+    opening = Opening(model, tokenizer=tmp_path)
+    evaluate(opening, tasks=[task], limit=1, num_fewshot=1, chat=True)
+    assert asked[0][0] == "<s>w50 w6 w52 w51 w3 w52 w50 w5 w52 w51 "
+    tokenizer = TextTokenizer.load(tmp_path)
+    lm = adapter.OnnxLM(Runner(model), tokenizer, max_length=64)
+    assert lm.tok_encode(asked[0][0]) == [1, *tokenizer.encode(asked[0][0].removeprefix("<s>"))]
+    begun = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6 "}]
+    assert lm.apply_chat_template(begun, add_generation_prompt=False) == "w50 w5 w52 w51 w6"
