@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +25,12 @@ _BYTES = 2  # of a number in a branch's rows
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One activation gets the next smaller branch, or none.
+    """One activation gets the next smaller branch.
 
     Attributes:
         value: the activation.
         group: the role of what reads it.
-        to: its branch then; None for none.
+        to: its branch then.
         loss: what that adds to the square of its reach: rounding costs in proportion to it, by a factor that all
             activations of a group share.
         saves: bytes of rows.
@@ -39,7 +38,7 @@ class _Step:
 
     value: str
     group: Role
-    to: Peeled | None
+    to: Peeled
     loss: float
     saves: int
 
@@ -77,14 +76,15 @@ def thin(
         return whole
     order = _by_worth(steps, _costs(steps, whole, roughly, aim))
     total = [0.0, *accumulate(cost for cost, _ in order)]
-    # So many steps stay within the aim, and so many do not; the latter is predicted before anything is measured.
-    low, high = (0, base), (len(order) + 1, math.inf)
-    expected = 1.0
-    for _ in range(MOST_MEASURED):
-        room = total[low[0]] + (aim - low[1]) * expected
-        count = min(bisect_right(total, room) - 1, high[0] - 1)
-        if low[0] == 0 and math.isinf(high[1]):
-            count = max(count, 1)  # what was predicted is held against something once
+    # So many steps stay within the aim, and so many do not.
+    expected, low, high = 1.0, (0, base), len(order) + 1
+    for turn in range(MOST_MEASURED):
+        if high <= len(order):
+            count = (low[0] + high) // 2  # what was predicted did not hold
+        else:
+            count = bisect_right(total, total[low[0]] + (aim - low[1]) * expected) - 1
+        if turn == 0:
+            count = max(count, 1)  # it is held against something once
         if count <= low[0]:
             break
         kl = exactly(_taken(whole, [step for _, step in order[:count]]))
@@ -92,8 +92,7 @@ def thin(
             expected = (total[count] - total[low[0]]) / max(kl - low[1], _LEAST * aim)
             low = count, kl
         else:
-            high = count, kl
-            expected = (total[count] - total[low[0]]) / (kl - low[1])
+            high = count
     return _taken(whole, [step for _, step in order[: low[0]]])
 
 
@@ -106,12 +105,10 @@ def _steps(reading: Sequence[Choice], current: Peeled, recipe: Recipe) -> Iterat
         if count >= held:
             continue
         smaller = everywhere([first], recipe, count).get(value)
-        now, then = ({value: branch} if branch is not None else {} for branch in (current, smaller))
-        left = len(smaller.change.channels) if smaller is not None else 0
-        loss = max(reach(first, then) ** 2 - reach(first, now) ** 2, 0.0)
-        yield _Step(value, first.site.role, smaller, loss, _BYTES * columns * (held - left))
         if smaller is None:
             return
+        loss = max(reach(first, {value: smaller}) ** 2 - reach(first, {value: current}) ** 2, 0.0)
+        yield _Step(value, first.site.role, smaller, loss, _BYTES * columns * (held - len(smaller.change.channels)))
         current = smaller
 
 
@@ -142,10 +139,4 @@ def _by_worth(steps: Sequence[_Step], costs: Mapping[Role, float]) -> list[tuple
 
 
 def _taken(whole: Branches, steps: Sequence[_Step]) -> Branches:
-    found = dict(whole)
-    for step in steps:
-        if step.to is None:
-            found.pop(step.value, None)
-        else:
-            found[step.value] = step.to
-    return found
+    return {**whole, **{step.value: step.to for step in steps}}

@@ -22,7 +22,7 @@ COUNTS = (4, 16)
 
 def seen(seed: int) -> ValueRange:
     """Channels whose sizes fall off steadily, so that every channel more in a branch narrows what is left."""
-    high = np.random.default_rng(seed).permutation(100 * 0.95 ** np.arange(CHANNELS)).astype(np.float32) + 1
+    high = np.random.default_rng(seed).permutation(100 * 0.9 ** np.arange(CHANNELS)).astype(np.float32) + 1
     maxima = np.ones((1, 100), dtype=np.float32)
     maxima[0, 3] = high.max()
     ids, mask = np.full((1, 100), 7), np.ones((1, 100), dtype=np.int64)
@@ -67,7 +67,7 @@ EQUAL = {Role.GLU_UP: 1e-7, Role.GLU_DOWN: 1e-7}
 def test_the_wide_lose_channels_before_the_narrow() -> None:
     case = Case(EQUAL, {Role.GLU_UP: 900, Role.GLU_DOWN: 10}, budget=1.0)
     base = case.kl(case.whole)
-    case.recipe = case.recipe.model_copy(update={"kl_budget": base * 1.6 / 0.8})
+    case.recipe = case.recipe.model_copy(update={"kl_budget": base * 4 / 0.8})
     left = case.run()
     assert left[Role.GLU_DOWN] == {16}
     assert min(left[Role.GLU_UP]) < 16
@@ -77,7 +77,7 @@ def test_the_wide_lose_channels_before_the_narrow() -> None:
 def test_the_cheap_lose_channels_before_the_costly() -> None:
     case = Case({Role.GLU_UP: 1e-9, Role.GLU_DOWN: 1e-7}, dict.fromkeys(EQUAL, 64), budget=1.0)
     base = case.kl(case.whole)
-    case.recipe = case.recipe.model_copy(update={"kl_budget": base * 1.1 / 0.8})
+    case.recipe = case.recipe.model_copy(update={"kl_budget": base * 1.2 / 0.8})
     left = case.run()
     assert left[Role.GLU_DOWN] == {16}
     assert max(left[Role.GLU_UP]) < 16
@@ -100,10 +100,9 @@ def test_beyond_the_aim_nothing_is_taken() -> None:
     assert case.exact == 1
 
 
-def test_what_costs_nothing_ends_without_a_branch() -> None:
+def test_what_costs_nothing_ends_with_the_fewest() -> None:
     case = Case(EQUAL, dict.fromkeys(EQUAL, 64), budget=1e3)
-    case.run()
-    assert max([len(b.change.channels) for b in case.found.values()], default=0) <= COUNTS[0]
+    assert case.run() == dict.fromkeys(EQUAL, {COUNTS[0]})
 
 
 def test_what_is_kept_reads_no_branch_and_saves_nothing() -> None:
