@@ -7,7 +7,6 @@ session is the one of every other figure, so that an accuracy is of what was mea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
@@ -152,7 +151,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         texts = [""] * len(requests)
         done = 0
         for settings, group in _by_settings(requests):
-            wanted = normalize_gen_kwargs(json.loads(settings))
+            wanted = normalize_gen_kwargs(dict(settings))
             rows = [(index, self._prompt(requests[index].args[0], wanted["max_gen_toks"])) for index in group]
             rows.sort(key=lambda row: -len(row[1]))  # too little memory shows at once
             for start in range(0, len(rows), _BATCH):
@@ -188,11 +187,12 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         return [postprocess_generated_text(self._text.decode(row.tokens), wanted["until"], None) for row in found.rows]
 
 
-def _by_settings(requests: Sequence[Any]) -> Iterable[tuple[str, list[int]]]:
+def _by_settings(requests: Sequence[Any]) -> Iterable[tuple[dict[str, Any], list[int]]]:
     """Places of the requests that are continued alike, by how."""
-    keys = [json.dumps(request.args[1], sort_keys=True) for request in requests]
+    keys = [repr(sorted(request.args[1].items())) for request in requests]
     places = sorted(range(len(requests)), key=keys.__getitem__)
-    return [(key, list(group)) for key, group in groupby(places, key=keys.__getitem__)]
+    groups = (list(group) for _, group in groupby(places, key=keys.__getitem__))
+    return [(requests[group[0]].args[1], group) for group in groups]
 
 
 def _check_vocabulary(rows: Iterable[Request], size: int | None, where: str) -> None:

@@ -7,7 +7,6 @@ JSON lines, or of text, below the user's cache, so that they are read like any o
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ from typing import Any, Final
 from spq_graph.documents.staging import written
 from spq_graph.runtime.text.hub_data import from_cache_alone, is_absent, why_unreachable
 from spq_graph.runtime.text.parquet import COLUMNS, OWN
+from spq_graph.documents.json_text import json_text
 from spq_graph.terms.errors import DataError, OutputError, SpqError, UsageError
 
 _MOST: Final = 1 << 26  # characters of a set
@@ -180,7 +180,7 @@ def _content(named: NamedSet, rows: Iterable[Mapping[str, Any]], asked: str) -> 
     size = 0
     for row in islice(chain([first], stream), named.rows):
         kept = _kept(named, row, asked)
-        texts.append(kept["text"] if named.joined else json.dumps(kept))
+        texts.append(kept["text"] if named.joined else json_text(kept, asked, indent=None, remedy="name another set"))
         size += len(texts[-1])
         if size > _MOST:
             break
