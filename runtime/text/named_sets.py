@@ -18,10 +18,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from spq_graph.documents.json_text import json_text
 from spq_graph.documents.staging import written
 from spq_graph.runtime.text.hub_data import from_cache_alone, is_absent, why_unreachable
 from spq_graph.runtime.text.parquet import COLUMNS, OWN
-from spq_graph.documents.json_text import json_text
 from spq_graph.terms.errors import DataError, OutputError, SpqError, UsageError
 
 _MOST: Final = 1 << 26  # characters of a set
