@@ -27,8 +27,12 @@ class Search(Strict):
     kl_at_cap: float | None = Field(None, description="where it was not reached: KL with as many kept as allowed")
     kl_candidates: float | None = Field(None, description="where it was not reached: KL with all candidates kept")
     kl_peeled: dict[str, float] | None = Field(
-        None, description="KL with nothing kept and outlier branches at every activation that they narrow, by channels"
+        None,
+        description="KL with nothing kept and outlier branches at every activation that they narrow, by channels; from "
+        "`alone_tokens`, scaled to all",
     )
     formats: dict[str, float] | None = Field(
-        None, description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has"
+        None,
+        description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has; beside "
+        "branches from `alone_tokens`, scaled to all",
     )
