@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import json
 import re
 import shlex
 import shutil
@@ -19,6 +21,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
+from spq_graph.runtime.text.named_sets import NamedSet
 from tests.conftest import ROOT, WORDS
 from tests.support.command import done
 from tests.support.decoders import write_decoder, write_ids
@@ -47,7 +50,7 @@ def commands() -> list[str]:
     """As they stand, without what stands behind `#`; each once, in the order of the pages."""
     pages = [page.read_text(encoding="utf-8") for page in PAGES if page.name not in OTHERS]
     lines = [line for page in pages for line in re.findall(r"^spq-graph .*$", page, flags=re.MULTILINE)]
-    return list(dict.fromkeys(shlex.join(shlex.split(line, comments=True)[1:]) for line in lines))
+    return list(dict.fromkeys(shlex.join(shlex.split(re.sub(r"\s#.*", "", line))[1:]) for line in lines))
 
 
 def words(count: int, seed: int) -> str:
@@ -125,6 +128,9 @@ def test_it_runs(command: str, place: Path, exports: None, monkeypatch: pytest.M
     elif written is not None:
         for file in (written, written.with_suffix(".safetensors")):
             file.unlink(missing_ok=True)
+    if "--tasks" in arguments and not Path(arguments[arguments.index("--tasks") + 1]).is_file():
+        pytest.skip("the data of tasks by name are downloaded: tests/unit/runtime/harness has some of its own")
+    keep_sets(arguments, place / "kept", monkeypatch)
     files = {name: file.read_bytes() for name, file in of_folder(place / "my-llama").items()}
     with served(ID, files, []) as url:
         take_for_the_hub(url, monkeypatch)
@@ -138,6 +144,17 @@ def take_for_the_hub(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     template = f"{url}/{constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT).lstrip('/')}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", url)
+
+
+def keep_sets(arguments: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the data sets that are named, as an earlier run would have left them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for option, name in itertools.pairwise(arguments):
+        named = NamedSet.of(name) if option in ("--calibration", "--text") else None
+        for one in (named, named.for_judging()) if named is not None else ():
+            one.file.parent.mkdir(parents=True, exist_ok=True)
+            text = words(1400, len(name))
+            one.file.write_text(text if one.joined else json.dumps({"text": text}))
 
 
 def write_gguf(path: Path) -> None:
