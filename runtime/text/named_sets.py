@@ -180,7 +180,7 @@ def _content(named: NamedSet, rows: Iterable[Mapping[str, Any]], asked: str) -> 
     size = 0
     for row in islice(chain([first], stream), named.rows):
         kept = _kept(named, row, asked)
-        texts.append(kept["text"] if named.joined else json_text(kept, asked, indent=None, remedy="name another set"))
+        texts.append(kept["text"] if named.joined else json_text(kept, asked, indent=None))
         size += len(texts[-1])
         if size > _MOST:
             break

@@ -33,7 +33,8 @@ IMPORT_ALL = """
 import importlib, pkgutil, spq_graph
 
 names = [module.name for module in pkgutil.walk_packages(spq_graph.__path__, "spq_graph.")]
-needed = [n for n in names if not n.startswith("spq_graph.models") and not n.endswith("__main__")]
+wanting = ("spq_graph.models", "spq_graph.runtime.harness")  # torch, and lm-evaluation-harness, which is an extra
+needed = [n for n in names if not n.startswith(wanting) and not n.endswith("__main__")]
 print(*(importlib.import_module(name).__name__ for name in needed))
 """
 
