@@ -198,6 +198,11 @@ class Plan(Strict):
         return [s for s in self.sites if s.kept]
 
     @property
+    def kept_by_token(self) -> list[SitePlan]:
+        """Those of the kept that are integers all the same, with a scale for every token."""
+        return [s for s in self.kept if s.precision.row.by_token]
+
+    @property
     def counted(self) -> list[SitePlan]:
         """Sites that count in shares: all but embeddings, and heads and routers by default."""
         return [s for s in self.sites if not s.aside]

@@ -250,9 +250,9 @@ def standing(status: Standing) -> str:
 def headline(plan: Plan, report: Report) -> str:
     """The result in one sentence, with the numbers."""
     bits = plan.recipe.bits
-    kept, total = len(plan.kept), len(plan.counted)
+    tokens = f", {by_token} have scales by token" if (by_token := len(plan.kept_by_token)) else ""
     treated = f", with {said}" if (said := branches(plan)) is not None else ""
-    sites = f"{kept} of {total} sites stay in high precision{treated}"
+    sites = f"{len(plan.kept) - by_token} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
     size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
     everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
     change = over_fp32(report, aware) if aware else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from spq_graph.documents.plan import Evidence
+from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import RowId
 from spq_graph.views import words
-from tests.support.samples import sample_report, sample_rung
+from tests.support.samples import sample_plan, sample_report, sample_rung
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,12 @@ def test_tokens(evidence: Evidence, text: str) -> None:
 def test_what_was_won_back() -> None:
     assert words.won_back(sample_report(), 8) == pytest.approx((0.0071 - 0.0004) / 0.0071)
     assert words.won_back(sample_report(), 5) is None
+
+
+def test_what_is_in_integers_by_token_does_not_stay_in_high_precision() -> None:
+    plan = sample_plan()
+    one = plan.kept[0].key
+    by_token = plan.with_precisions(lambda s: Precision.W8A8_TOKEN if s.key == one else s.precision)
+    assert "2 of 56 sites stay in high precision and" in words.headline(plan, sample_report())
+    said = words.headline(by_token, sample_report())
+    assert "1 of 56 sites stay in high precision, 1 have scales by token and" in said
