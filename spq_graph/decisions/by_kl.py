@@ -142,7 +142,7 @@ class ByKl:
     def _peel(self) -> bool:
         """Give every activation that gains by it a branch, of as few channels as will do; whether that helps."""
         before, tried, aim = self._keeping([]), dict[int, tuple[float, Branches]](), self.body.kl_aim
-        self._scaled_by([])
+        self._scale_anew()
         for count in self.recipe.remedies.peel.channels:
             if not (branches := everywhere(self.choices.values(), self.recipe, count)):
                 continue
@@ -158,13 +158,12 @@ class ByKl:
         if not kl < before and self.recipe.remedies.peel.use != "always":
             return False
         self._branch(branches)
-        self._scaled_by([])
+        self._scale_anew()
         return True
 
-    def _scaled_by(self, names: Collection[str]) -> None:
-        """Take from here on what is measured on few tokens in proportion to what these kept have on all."""
-        few = self.single(self._assigned(names))
-        whole = self._keeping(names)
+    def _scale_anew(self) -> None:
+        """Take from here on what few tokens say in proportion to what nothing kept costs on all."""
+        few, whole = self.single(self._assigned([])), self._keeping([])
         self._scale = whole / few if few and math.isfinite(whole) and math.isfinite(few) else 1.0
 
     def _roughly(self, precisions: Mapping[str, Precision]) -> float:
