@@ -53,8 +53,8 @@ def thin(
 ) -> Branches:
     """Take the next smaller number of channels wherever the aim still holds, first where it saves most for its KL.
 
-    Each group of activations is thinned by one step and measured; what any step costs follows from that and from its
-    range. As many steps are taken as the sum of what they cost allows, which is then measured, and corrected.
+    Each group of activations is thinned and measured; what any step costs follows from that and from its range. As many
+    steps are taken as the sum of what they cost allows, which is then measured; where it does not hold, half as many.
 
     Args:
         choices: every site, by key.
