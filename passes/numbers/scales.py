@@ -74,18 +74,6 @@ class ActivationQuantizer:
         zero = np.int8(0) if signed else np.uint8(zero_point)
         return cls(scale, zero, np.float32(-low), np.float32(high), bits)
 
-    @property
-    def ends(self) -> tuple[np.float32, np.float32]:
-        """The smallest and the largest value that a code stands for: what is beyond is rounded to these.
-
-        At 8 bits a symmetric quantizer has one code below `low`, which nothing in its range is rounded to.
-        """
-        if self.bits < 8:
-            return self.low, self.high
-        kind = np.iinfo(self.zero_point.dtype)
-        low, high = ((code - int(self.zero_point)) * float(self.scale) for code in (kind.min, kind.max))
-        return np.float32(max(low, -_LARGEST)), np.float32(min(high, _LARGEST))
-
 
 def top_code(bits: int) -> int:
     """The largest code of a symmetric quantizer: 2^(bits-1) - 1."""

@@ -10,7 +10,6 @@ from spq_graph.documents.changes import Peel
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.treatment import Cause, Treatment
 from spq_graph.remedies.peel import Peeled, peeled
-from spq_graph.terms.precision import Precision
 
 Branches = Mapping[str, Peeled]
 """By activation value, its branch."""
@@ -79,8 +78,3 @@ def _treatment(branch: Peeled, integer: Collection[str], reading: Collection[Cho
         narrower=six(branch.narrower),
         note=WHY[cause],
     )
-
-
-def integer_readers(choices: Mapping[str, Choice], precisions: Mapping[str, Precision]) -> set[str]:
-    """Activations that a site in integers reads."""
-    return {choices[key].site.input for key, precision in precisions.items() if precision.takes_branch}

@@ -61,11 +61,7 @@ class ByKl:
         """Decide over every choice; what was measured, whether the budget is met, and the treatments."""
         recipe, oracle = self.recipe, self.oracle
         self.cap = cap_of(self.choices, recipe)
-        ends = Measured(
-            plan=lambda: _error(oracle, self._assigned(names)),
-            alone=lambda one: (_error(self.single, one), self.single.stderr(one)),
-        )
-        room = room_for_ends(self.choices.values(), self.held, recipe, ends)
+        room = room_for_ends(self.choices.values(), self.held, recipe, self._single)
         self.body = recipe.model_copy(update={"kl_budget": recipe.kl_budget - room / (1.0 - recipe.kl_margin)})
         everywhere = self._keeping([])
         self.search = Search(rule="auto", budget=recipe.kl_budget, cap=self.cap, kl_everywhere=told(everywhere))
@@ -87,6 +83,7 @@ class ByKl:
             self._settle_formats(names, everywhere)
         self._thin(names)
         self._note(order, kept, met)
+        ends = Measured(plan=lambda: _error(oracle, self._assigned(names)), alone=self._single)
         settle_ends(self.choices.values(), self.held, recipe, ends, room)
         final = oracle.settled(self._assigned(names))
         self.search.candidates = len(found)
@@ -99,6 +96,10 @@ class ByKl:
 
     def _keeping(self, names: Collection[str]) -> float:
         return self.oracle(self._assigned(names))
+
+    def _single(self, precisions: Mapping[str, Precision]) -> tuple[float, float | None]:
+        """KL of these alone, by few tokens, and its standard error."""
+        return _error(self.single, precisions), self.single.stderr(precisions)
 
     def _precision_can(self, found: Sequence[Choice]) -> bool:
         """Whether the budget is met with every candidate kept: otherwise no order of them is worth its measuring."""

@@ -25,6 +25,8 @@ Free = Mapping[Role, Sequence[Choice]]
 """Heads and embeddings that are to be decided over."""
 Option = Mapping[Role, Precision]
 """What is tried together, and in which precision."""
+Alone = Callable[[Mapping[str, Precision]], tuple[float, float | None]]
+"""KL of sites in these precisions while the rest is as the graph has it, and its standard error where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,10 @@ class Measured:
     """
 
     plan: Callable[[], float]
-    alone: Callable[[Mapping[str, Precision]], tuple[float, float | None]]
+    alone: Alone
 
 
-def room_for_ends(choices: Collection[Choice], held: Mapping[str, Held], recipe: Recipe, by: Measured) -> float:
+def room_for_ends(choices: Collection[Choice], held: Mapping[str, Held], recipe: Recipe, alone: Alone) -> float:
     """The KL that the rest of the plan is to leave free for head and embedding in 8 bits, nats a token.
 
     They are half of a small model's bytes: the first form in which they cost no more than a quarter of the budget is
@@ -50,11 +52,11 @@ def room_for_ends(choices: Collection[Choice], held: Mapping[str, Held], recipe:
         choices: of all sites.
         held: how what heads and embeddings read lies in the file, by key.
         recipe: what is wanted.
-        by: what measures.
+        alone: what measures.
     """
     free = _undecided(choices, held, recipe, measured=True)
     for option in _options(free, [c for c in choices if c.site.key in held], held, recipe) if free else ():
-        kl, _ = by.alone({choice.site.key: to for role, to in option.items() for choice in free[role]})
+        kl, _ = alone({choice.site.key: to for role, to in option.items() for choice in free[role]})
         if kl <= ENDS_SHARE * recipe.kl_budget:
             return kl
     return 0.0
