@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from spq_graph.documents.interrupts import never_unwound
 from spq_graph.models.chatter import Heard, Hush, quiet, said
 from spq_graph.models.loading import about, load_causal_lm, require_torch
 from spq_graph.models.trace import Traced, trace
@@ -66,12 +67,13 @@ def export_folder(
             heard(text)
 
     try:
-        report("importing torch")
-        require_torch()
-        report("loading weights")
-        hush = partial(quiet, listen, descriptors=heard is not None)
-        model = load_causal_lm(folder, hush=hush, remark=remark)
-        graph = _graph_of(model, folder, opset, cache, report, hush)
+        with never_unwound():
+            report("importing torch")
+            require_torch()
+            report("loading weights")
+            hush = partial(quiet, listen, descriptors=heard is not None)
+            model = load_causal_lm(folder, hush=hush, remark=remark)
+            graph = _graph_of(model, folder, opset, cache, report, hush)
     except SpqError as error:
         error.heard = "".join(printed)
         raise

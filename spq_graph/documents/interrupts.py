@@ -3,7 +3,8 @@
 A handler notes the signal and unwinds what runs by `Interrupted`, but where `held` says that something must not be left
 in the middle: then at its end. What swallows the exception (a callback of the garbage collector does) loses nothing:
 the note stays, the signal comes again, and `check` asks for it before anything gets its name and before a run says that
-it is done. A second signal removes what was being made and ends the process at once.
+it is done. A second signal removes what was being made and ends the process at once; so does the first one where
+`never_unwound` says that what runs cannot be left by an exception.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 # Those that there are on this system; the end of a terminal (HUP) is a request to end like any other.
 ASKING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _AGAIN = 0.05  # seconds
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 class Interrupted(SystemExit):
@@ -45,18 +47,19 @@ class _State:
         twice: whether another came after it.
         again: whether the next one is the first one's repetition, which counts as none.
         held: how many blocks are open that must not be left.
+        foreign: how many blocks are open that no exception may unwind.
         making: files and folders that vanish if the process ends at once.
         complete: what has got its name, in words.
         told_on: descriptor of what people read; standard error, but where that is led away for a while.
     """
 
     # No dataclass: what that imports takes longer than all else until signals are watched.
-    __slots__ = ("again", "complete", "held", "making", "number", "told_on", "twice")
+    __slots__ = ("again", "complete", "foreign", "held", "making", "number", "told_on", "twice")
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.twice = self.again = False
-        self.held = 0
+        self.held = self.foreign = 0
         self.making: set[Path] = set()
         self.complete: list[str] = []
         self.told_on = 2
@@ -80,7 +83,7 @@ def watch() -> None:
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """A run whose status the shell gets; none in which a signal came ends with 0.
+    """A run whose status the shell gets; none in which a signal came ends with 0, nor with an error that came of it.
 
     Raises:
         Interrupted: a signal came before the run was done. One that comes later finds nothing left to end.
@@ -90,13 +93,13 @@ def heard() -> Iterator[None]:
     except Interrupted:
         raise
     except SystemExit as stop:
+        _heed()
         done = stop.code in (0, None)
-        if done:
-            check()
         # Python's own handler of INT raises, and nobody hears of that while the interpreter goes down.
         _answer(signal.SIG_IGN if done else signal.SIG_DFL)
         raise
     except BaseException:
+        _heed()  # a library may have turned what unwound it into an error of its own
         _answer(signal.SIG_DFL)
         raise
 
@@ -151,6 +154,20 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
+def never_unwound() -> Iterator[None]:
+    """A block of somebody else's code that a signal ends with the process, and not by an exception.
+
+    torch's C++ aborts where one comes out of a callback into Python, and what keeps stacks of its own (torch's modes)
+    fails at the next step if some of its frames were left in the middle.
+    """
+    _state.foreign += 1
+    try:
+        yield
+    finally:
+        _state.foreign -= 1
+
+
+@contextmanager
 def told_on(descriptor: int) -> Iterator[None]:
     """A block in which standard error leads elsewhere, and this descriptor to where people read."""
     before, _state.told_on = _state.told_on, descriptor
@@ -194,9 +211,14 @@ def _on_signal(number: int, _frame: object) -> None:
         _state.twice = True
     if _state.held:
         return
-    if _state.twice:
+    if _state.twice or _state.foreign:
         _end_at_once(_state.number)
     if not _on_its_way():
+        _raise(_state.number)
+
+
+def _heed() -> None:
+    if _state.number is not None:
         _raise(_state.number)
 
 
@@ -209,7 +231,9 @@ def _end_at_once(number: int) -> NoReturn:
     _remove_what_is_in_the_making()
     with suppress(OSError):
         left = "; ".join(_state.complete) or "nothing half done was left behind"
-        os.write(_state.told_on, f"interrupted twice; {left}\n".encode(errors="replace"))
+        twice = " twice" * _state.twice
+        shown = _SHOW_CURSOR * os.isatty(_state.told_on)  # a bar that is drawn hides it
+        os.write(_state.told_on, f"{shown}interrupted{twice}; {left}\n".encode(errors="replace"))
     os._exit(128 + number)
 
 

@@ -17,7 +17,7 @@ if os.name == "nt":
 HEAD = """
 import os, signal, sys, time, weakref
 from pathlib import Path
-from spq_graph.documents.interrupts import Interrupted, awaited, begun, check, heard, held, leave, watch
+from spq_graph.documents.interrupts import Interrupted, awaited, begun, check, heard, held, leave, never_unwound, watch
 
 def send(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
@@ -130,6 +130,48 @@ finally:
     status, _, said = run(program, tmp_path)
     assert (status, said) == (130, "interrupted twice; nothing half done was left behind\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_never_unwound_ends_with_the_process(tmp_path: Path) -> None:
+    program = """
+file = Path(sys.argv[1], "file")
+begun(file)
+file.touch()
+try:
+    with never_unwound():
+        send()
+finally:
+    print("unwound")
+"""
+    assert run(program, tmp_path) == (143, "", "interrupted; nothing half done was left behind\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_behind_it_all_is_unwound_as_ever() -> None:
+    program = """
+with never_unwound():
+    pass
+try:
+    send()
+    time.sleep(9)
+finally:
+    print("left")
+"""
+    assert run(program) == (143, "left\n", "")
+
+
+@pytest.mark.parametrize("error", ["AssertionError", "SystemExit(1)"])
+def test_what_comes_of_being_unwound_is_no_error_of_its_own(error: str) -> None:
+    """As torch's modes, which look for frames that the signal took away."""
+    program = f"""
+with heard():
+    try:
+        send()
+        time.sleep(9)
+    finally:
+        raise {error}
+"""
+    assert run(program)[0] == 143
 
 
 def test_a_signal_in_front_of_the_clearing_up(tmp_path: Path) -> None:
