@@ -106,7 +106,10 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     found["apply"] = pilot.build
     text = given.text if measured else None
     # The source as well: once, and beside it the rows, and weights alone.
-    found["ladder"] = pilot.reference.of(text.tokens) + (rows + 1) * pilot.row.of(text.tokens) if text else 0.0
+    found["ladder"] = 0.0
+    if text is not None:
+        row = pilot.row.of(text.tokens) + pilot.compared * text.tokens
+        found["ladder"] = pilot.reference.of(text.tokens) + (rows + 1) * row
     found["around"] = AROUND
     return found
 
