@@ -37,7 +37,7 @@ def load_causal_lm(folder: Path, *, hush: Hush = quiet, remark: Callable[[str], 
         folder: a Hugging Face folder. Nothing is downloaded and no code from the folder is run. Where it holds an
             adapter alone, its base model is loaded from where the adapter says.
         hush: holds back what libraries print.
-        remark: is told what of the weight files is left out.
+        remark: is told what of the weight files is left out, and of an adapter that is merged.
 
     Returns:
         The model in float32, in evaluation mode, without gradients and with eager attention, which every exporter
@@ -52,11 +52,13 @@ def load_causal_lm(folder: Path, *, hush: Hush = quiet, remark: Callable[[str], 
     base = base_of(folder)
     config = _config(base, hush)
     model, info = _loaded(base, config, hush)
-    refuse_other_tensors(model, info, base, remark or (lambda _: None))
+    told = remark or (lambda _: None)
+    refuse_other_tensors(model, info, base, told)
     check_adapter(folder)
     if (folder / ADAPTER_CONFIG).is_file():
         with hush():
             model = merged(model, folder)
+        told(f"the adapter in {folder.name} is merged into the weights")
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 

@@ -53,6 +53,10 @@ class Rate:
         """Seconds for so many tokens."""
         return self.fixed + self.token * tokens
 
+    def times(self, factor: float) -> Rate:
+        """Of something that takes so many times as long."""
+        return Rate(self.fixed * factor, self.token * factor)
+
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
@@ -67,6 +71,7 @@ class Pilot:
         build: building and proving the artifact.
         compared: seconds to hold what a model says of a token against what the source says.
         plan: by ratio, from the ranges of the small part.
+        sites: how many count.
         candidates: sites whose ratio there makes them candidates.
         kl: with all sites in integers; kl_kept: with all but the candidates; 0 without logits.
     """
@@ -79,6 +84,7 @@ class Pilot:
     build: float
     compared: float
     plan: Plan
+    sites: int
     candidates: int
     kl: float
     kl_kept: float
@@ -119,6 +125,7 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         build=FILE + BUILD * opening,
         compared=compared,
         plan=plan,
+        sites=len(plan.counted),
         candidates=len(keys),
         kl=kl,
         kl_kept=kl_kept,
