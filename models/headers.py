@@ -26,7 +26,7 @@ class Stored:
 
     Attributes:
         file: the safetensors file.
-        type: as its header names it.
+        type: as its header names it; empty where it is none that is read.
         shape: of the tensor.
         start: its first byte in the file.
     """
@@ -39,7 +39,7 @@ class Stored:
     @property
     def readable(self) -> bool:
         """Whether it holds floating-point numbers that `read` reads."""
-        return self.type in _READ
+        return bool(self.type)
 
     def read(self) -> NDArray[np.float32]:
         """Its numbers, float32 of its shape."""
@@ -52,10 +52,17 @@ class Stored:
 def stored_in(file: Path) -> dict[str, Stored]:
     """Every tensor of a file, by name; raises as `check_safetensors`."""
     header, start = _header(file)
-    return {
-        name: Stored(file, str(entry.get("dtype")), tuple(entry.get("shape", ())), start + entry["data_offsets"][0])
-        for name, entry in header.items()
-    }
+    return {name: _stored(file, start, entry) for name, entry in header.items()}
+
+
+def _stored(file: Path, start: int, entry: Mapping[str, Any]) -> Stored:
+    """What a header says of a tensor; of no type that is read where it contradicts itself."""
+    match entry:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if kind in _READ:
+            sound = all(isinstance(size, int) and size >= 0 for size in shape)
+            if sound and begin >= 0 and end - begin == math.prod(shape) * _READ[kind].itemsize:
+                return Stored(file, kind, tuple(shape), start + begin)
+    return Stored(file, "", (), start)
 
 
 def check_safetensors(file: Path) -> int:

@@ -112,13 +112,15 @@ class StandIn:
         Args:
             folder: with config.json and weights.
         """
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted(folder.glob("model.safetensors")) or sorted(folder.glob("*.safetensors"))
         if not files or (folder / ADAPTER_CONFIG).is_file():
             return None
         config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         tensors = {name: stored for file in files for name, stored in stored_in(file).items()}
         sizes = _sizes(config, tensors) if config.get("model_type") in _FAMILIES else None
         if sizes is None or not all(stored.readable for stored in tensors.values()):
+            return None
+        if not all(_is_positive(number) for number in (_theta(config), config.get("rms_norm_eps", 1.0))):
             return None
         numbers = sum(math.prod(stored.shape) for stored in tensors.values())
         return cls(sizes, 4 * numbers, ("config.json", *(file.name for file in files)), config, tensors)
@@ -169,6 +171,16 @@ def _sizes(config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Sizes | 
         more |= {f"model.layers.{layer}.{part}.weight": (head,) for part in _NORMS_BY_HEAD}
     fits = needed.keys() <= shapes.keys() and shapes.items() <= (needed | more).items()
     return sizes if fits and heads % sizes.groups == 0 and not head % 2 else None
+
+
+def _theta(config: Mapping[str, Any]) -> Any:
+    """The base of the rotary positions."""
+    given = config.get("rope_parameters")
+    return (given if isinstance(given, dict) else config).get("rope_theta", 10_000.0)
+
+
+def _is_positive(number: object) -> bool:
+    return isinstance(number, int | float) and 0.0 < number < 1e30
 
 
 class _Weaver:
@@ -241,17 +253,15 @@ class _Weaver:
 
     def rotary(self, positions: int) -> list[ir.Value]:
         """Cosines and sines, float32 [positions, head / 2]: RoFormer (arXiv 2104.09864), equation 15."""
-        given = self.config.get("rope_parameters")
-        theta = (given if isinstance(given, dict) else self.config).get("rope_theta") or 10_000.0
         half = self.sizes.head // 2
-        angles = np.outer(np.arange(positions), float(theta) ** (-np.arange(half) / half))
+        angles = np.outer(np.arange(positions), float(_theta(self.config)) ** (-np.arange(half) / half))
         return [self.constant(f"rotary.{of.__name__}", of(angles).astype(np.float32)) for of in (np.cos, np.sin)]
 
     def norm(self, name: str, value: ir.Value) -> ir.Value:
         """A norm by the root of the mean square."""
         stored = self.tensors.get(f"{name}.weight")
         scale = stored.read() if stored is not None else np.ones(self.sizes.width, np.float32)
-        epsilon = float(self.config.get("rms_norm_eps") or 1e-6)
+        epsilon = float(self.config.get("rms_norm_eps", 1e-6))
         return self.op("RMSNormalization", [value, self.constant(f"{name}.weight", scale)], name, epsilon=epsilon)
 
     def product(self, name: str, value: ir.Value) -> ir.Value:

@@ -71,11 +71,36 @@ def nothing(_: dict[str, Any]) -> None:
     pass
 
 
+def header(**wrong: Any) -> Callable[[Path], None]:
+    """One tensor's entry in the file's header with other values."""
+
+    def change(place: Path) -> None:
+        file = place / "model.safetensors"
+        content = file.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        entries = json.loads(content[8:end])
+        entries["model.norm.weight"] |= wrong
+        text = json.dumps(entries).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+    return change
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        header(shape=5),
+        header(shape=None),
+        header(shape=[-32]),
+        header(shape=[16]),
+        header(shape=["32"]),
+        header(dtype=4),
+        header(data_offsets=[0, 5]),
+        header(data_offsets=["0", 128]),
         changed(nothing, model_type="gemma2"),
         changed(nothing, num_hidden_layers=3),
+        changed(nothing, rms_norm_eps="small"),
+        changed(nothing, rope_parameters={"rope_theta": -1.0}),
         changed(nothing, num_attention_heads=3),
         changed(lambda held: held.pop("model.layers.1.mlp.up_proj.weight")),
         changed(lambda held: held.update({"model.layers.0.mlp.experts": torch.zeros(4)})),
