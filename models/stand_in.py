@@ -228,9 +228,7 @@ class _Weaver:
         query, key, read = (self.product(f"{inner}.{part}_proj", normed) for part in "qkv")
         query, key = self.by_head(f"{inner}.q_norm", query, turns), self.by_head(f"{inner}.k_norm", key, turns)
         numbers = {"q_num_heads": sizes.heads, "kv_num_heads": sizes.groups, "is_causal": 1}
-        mixed = self.op("Attention", [query, key, read], f"{inner}.attention", **numbers)
-        # Where a piece of the graph begins in front of it, ONNX Runtime takes it to be no numbers wide.
-        mixed = self.parted(mixed, f"{inner}.mixed", sizes.heads * sizes.head)
+        mixed = self.op("Attention", [query, key, read], f"{inner}.mixed", **numbers)
         value = self.op("Add", [value, self.product(f"{inner}.o_proj", mixed)], f"{at}.attended")
         normed = self.norm(f"{at}.post_attention_layernorm", value)
         gate, up = (self.product(f"{at}.mlp.{part}_proj", normed) for part in ("gate", "up"))

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.base.run import run
+from spq_graph.passes.base.values import is_standard
 from spq_graph.passes.pieces.cutter import Cutter, Piece, widened
 from spq_graph.passes.pieces.wide import PartWide
 from spq_graph.terms.segment import Handed, Segment, Segmented, Spec, Weight
@@ -111,6 +112,15 @@ def _weight(tensor: ir.TensorProtocol) -> Weight:
     return Weight(np.require(tensor.numpy(), requirements=["C", "A"]), int(tensor.dtype))
 
 
+def _is_mixed(value: ir.Value) -> bool:
+    """Whether attention reads a value with all heads in one axis.
+
+    Its width is the model's; the operator's definition takes one that is not known for 0, and so what it gives.
+    """
+    mixing = [use.node for use in value.uses() if use.node.op_type == "Attention" and is_standard(use.node)]
+    return any("q_num_heads" in node.attributes for node in mixing)
+
+
 def _serialized(
     model: ir.Model,
     graph: ir.Graph,
@@ -132,10 +142,10 @@ def _serialized(
     copy = view.clone()
     for value in copy.inputs:
         if value.name is not None and value.name in handed:
-            kind, rank = handed[value.name]
+            kind, shape = handed[value.name]
             value.dtype = ir.DataType[kind[len("tensor(") : -1].upper()]
             if value.shape is None:
-                value.shape = ir.Shape([None] * rank)
+                value.shape = ir.Shape([None] * len(shape) if not _is_mixed(value) else [None] * 2 + [*shape[2:]])
     for name in held:
         value = copy.initializers[name]
         if (tensor := value.const_value) is not None:
