@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spq_graph.models.adapter import ADAPTER_CONFIG, base_of, check_adapter, merged
 from spq_graph.models.chatter import Hush, quiet, said
+from spq_graph.models.config import check_held
 from spq_graph.models.leftover import refuse_other_tensors
 from spq_graph.terms.errors import SourceError
 
@@ -51,6 +52,8 @@ def load_causal_lm(folder: Path, *, hush: Hush = quiet, remark: Callable[[str], 
     require_torch()
     base = base_of(folder)
     config = _config(base, hush)
+    # What config.json leaves out is the family's: of those that are asked for more than text, models of gigabytes.
+    check_held(config.get_text_config(decoder=True).to_dict(), base)
     model, info = _loaded(base, config, hush)
     told = remark or (lambda _: None)
     refuse_other_tensors(model, info, base, told)
