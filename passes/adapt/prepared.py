@@ -8,7 +8,7 @@ Who looks at a file as it is stops after the first pass; who runs or quantizes i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,8 +16,10 @@ import onnx_ir as ir
 from spq_graph.passes.adapt.attention import FuseAttention
 from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
 from spq_graph.passes.adapt.disown import Disown
+from spq_graph.passes.adapt.heads import AppendInAttention, HeadsSideBySide
 from spq_graph.passes.adapt.lift import LiftOpset
 from spq_graph.passes.adapt.norms import DivideNorms
+from spq_graph.passes.adapt.rotary import FuseRotary
 from spq_graph.passes.base.own_calls import refuse_wrong_calls
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.canonicalize import Canonicalize, is_anothers, listed_names
@@ -37,9 +39,10 @@ def adapting(profile: Profile, opset: int = 0) -> Sequence[Pass]:
         profile: of the target.
         opset: that what is to be written needs, where that is newer than others.
     """
-    chosen = ((profile.divided_norms, DivideNorms), (profile.fused_attention, FuseAttention))
     lift = (LiftOpset(opset),) if opset else ()
-    return (*lift, *(step() for wanted, step in chosen if wanted))
+    norms = (DivideNorms(),) if profile.divided_norms else ()
+    attention = (FuseAttention(), FuseRotary(), AppendInAttention(), HeadsSideBySide())
+    return (*lift, *norms, *(attention if profile.fused_attention else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +61,20 @@ class Prepared:
     graph: ir.Model
     runs: bool
     lifted_from: int | None = None
+    _adapted: dict[tuple[bool, bool, int], ir.Model] = field(default_factory=dict, repr=False, compare=False)
 
     def copy(self) -> ir.Model:
         """A graph of one's own to edit; weights are shared."""
         return self.graph.clone()
 
-    def adapted(self, profile: Profile) -> ir.Model:
-        """A copy in the form that a target's runtime asks for."""
-        model = self.copy()
-        run(model, adapting(profile))
-        return model
+    def adapted(self, profile: Profile, opset: int = 0) -> ir.Model:
+        """A copy in the form that a target's runtime asks for, as `adapting` has it; worked out once."""
+        key = profile.divided_norms, profile.fused_attention, opset
+        if key not in self._adapted:
+            model = self.copy()
+            run(model, adapting(profile, opset))
+            self._adapted[key] = model
+        return self._adapted[key].clone()
 
 
 def canonical(path: Path) -> ir.Model:

@@ -203,7 +203,7 @@ class Editor:
         else:
             name = f"spq_graph.same_{len(dims)}_axes"
             if name not in self.shared:
-                self.shared[name] = self.constant(name, ir.tensor(np.zeros(len(dims), dtype=np.int64)))
+                self.shared[name] = self.constant(name, ir.Tensor(np.zeros(len(dims), dtype=np.int64)))
             apart = ir.node("Reshape", [output, self.shared[name]], name=self.fresh(f"{node.name}.apart"))
         apart.metadata_props[ADDED] = node.name or ""
         self.model.graph.insert_after(node, apart)
@@ -239,10 +239,11 @@ def drop_unused(model: ir.Model, candidates: Sequence[ir.Value]) -> None:
     pending, seen = list(candidates), set[ir.Value]()
     while pending:
         value = pending.pop()
-        if value in seen or value.uses() or value.is_graph_output():
-            continue
-        seen.add(value)
         node = value.producer()
+        made = [value] if node is None else node.outputs
+        if value in seen or any(one.uses() or one.is_graph_output() for one in made):
+            continue
+        seen.update(made)
         if node is not None:
             pending += [operand for operand in node.inputs if operand is not None]
             graph.remove(node, safe=True)

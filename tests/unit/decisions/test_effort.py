@@ -32,6 +32,11 @@ def test_branches_ask_for_more_of_a_share_of_the_tokens() -> None:
     assert branched.alone == 5 + 14 + 7 + 32
 
 
+def test_a_budget_that_is_not_given_asks_for_weights_alone_besides() -> None:
+    default, given = (SMOL(recipe, lossy=True, peels=True) for recipe in (Recipe(), Recipe(kl_budget=0.005)))
+    assert default.together == given.together + 1
+
+
 def test_formats_by_site_are_measured_alone() -> None:
     auto, fp8 = (SMOL(Recipe(high_precision=high), lossy=True, peels=False) for high in ("auto", "fp8"))
     assert fp8.together < auto.together
