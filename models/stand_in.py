@@ -157,6 +157,8 @@ def _sizes(config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Sizes | 
         (queries, _), (keys, _) = (shapes[f"{first}.self_attn.{part}_proj.weight"] for part in "qk")
     except (KeyError, ValueError):
         return None
+    if 0 in (vocabulary, width, hidden, queries, keys):
+        return None
     if not isinstance(layers, int) or not isinstance(heads, int) or queries % heads or keys % (queries // heads):
         return None
     head = queries // heads
