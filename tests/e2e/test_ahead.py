@@ -54,7 +54,7 @@ def test_of_a_large_one_some_layers_stand_for_all(
     given = ("--calibration", ids, "--keep", "model.layers.1.mlp.down_proj", "--dry-run", "--json", "--window", 32)
     whole = done("quantize", tiny_llama, "-o", tmp_path / "out", *given).json
     monkeypatch.setattr("spq_graph.models.stand_in._OWN", 0)
-    monkeypatch.setattr("spq_graph.models.stand_in._LAYERS", 1)
+    monkeypatch.setattr("spq_graph.models.stand_in_graph._LAYERS", 1)
     part = done("quantize", tiny_llama, "-o", tmp_path / "out", *given).json
     times = ("seconds", "expected_time", "of_which_ladder")
     assert {name: value for name, value in part.items() if name not in times} == {
