@@ -89,7 +89,8 @@ def product(_kit: Path, where: Place) -> Found:
 
 def tests(_kit: Path, where: Place) -> Found:
     """What tests/gpu says, in its own last line; on a stand-in, of what needs no device."""
-    return _pytest([*PYTEST, "-rf", "--maxfail=25", "tests/gpu/test_numbers.py" if where.stands_in else "tests/gpu"])
+    chosen = ["tests/gpu/test_numbers.py"] if where.stands_in else ["tests/gpu", "--ignore-glob=*/test_kit*"]
+    return _pytest([*PYTEST, "-rf", "--maxfail=25", *chosen])
 
 
 def sanitizer(_kit: Path, where: Place) -> Found:
@@ -100,7 +101,7 @@ def sanitizer(_kit: Path, where: Place) -> Found:
     few = [*PYTEST, TESTS, "-k", SMALLEST]
     said = {}
     for name in ("memcheck", "racecheck"):
-        said[name] = _pytest([tool, "--tool", name, "--error-exitcode", "9", *few])["said"]
+        said[name] = _pytest([tool, "--tool", name, "--target-processes", "all", "--error-exitcode", "9", *few])["said"]
         record({name: said[name]})
     return said
 
