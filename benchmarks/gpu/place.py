@@ -18,7 +18,7 @@ from typing import Any
 DRIVER = "libcuda.so.1"
 # Where CUDA's libraries lie on machines whose loader does not know them all.
 FOLDERS = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/local/cuda/lib64")
-PACKAGES = ("torch", "numpy", "onnx", "onnx-ir", "onnxruntime", "transformers", "triton")
+PACKAGES = ("torch", "numpy", "onnx", "onnx-ir", "transformers", "triton")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,16 @@
-"""What NVIDIA documents of ONNX files with Q/DQ for TensorRT, as checks that share no code with the ones that we write by.
+"""What NVIDIA says of ONNX files with Q/DQ for TensorRT, as checks that share no code with the ones that we write by.
 
-Sources, as of TensorRT 10 and 11 (docs.nvidia.com/deeplearning/tensorrt, and the parser's, github.com/onnx/onnx-tensorrt):
+Where it stands, as of TensorRT 10 and 11 (docs.nvidia.com/deeplearning/tensorrt, github.com/onnx/onnx-tensorrt):
 
-- "Working with Quantized Types": symmetric quantization only; INT8 is signed, FP8 is E4M3.
-- "Explicit Quantization": weights that are quantized already want a DequantizeLinear between them and the product;
-  precisions are those of the graph, where a strongly typed network converts nothing by itself.
-- operators.md of the parser: zero points are zeros; which operators are not taken; DOUBLE is narrowed.
-- "ONNX Opset Guide": opsets 9 to 25 in TensorRT 11, to 20 in 10.0; FP8 came to ONNX with opset 19.
-- onnx-tensorrt's importer refuses scales that are not constant, or not positive, and more than one scale along any axis
-  but that of a weight's output channels; FP8 has one scale for a tensor.
+- "Working with Quantized Types": quantization is symmetric; INT8 is signed, and FP8 is E4M3.
+- "Explicit Quantization": weights that are quantized already want a DequantizeLinear between them and the product; the
+  precisions of the graph bind, so a strongly typed network converts nothing by itself.
+- "ONNX Opset Guide": opsets 9 to 25. Of FP8, ONNX has had Q/DQ since opset 19.
+- operators.md of the parser: operators that it does not take, and types.
+- The parser's import of Q/DQ: the type of codes is that of the zero point; zero points are zeros, as many as scales;
+  scales are positive, and along an axis as many as it has channels. It takes activations to have one.
+
+Beyond that, E4M3 has one scale for a tensor here, which every version takes.
 """
 
 from __future__ import annotations
