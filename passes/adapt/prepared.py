@@ -16,8 +16,10 @@ import onnx_ir as ir
 from spq_graph.passes.adapt.attention import FuseAttention
 from spq_graph.passes.adapt.bfloat16 import WidenBfloat16
 from spq_graph.passes.adapt.disown import Disown
+from spq_graph.passes.adapt.heads import AppendInAttention, HeadsSideBySide
 from spq_graph.passes.adapt.lift import LiftOpset
 from spq_graph.passes.adapt.norms import DivideNorms
+from spq_graph.passes.adapt.rotary import FuseRotary
 from spq_graph.passes.base.own_calls import refuse_wrong_calls
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.canonicalize import Canonicalize, is_anothers, listed_names
@@ -37,9 +39,10 @@ def adapting(profile: Profile, opset: int = 0) -> Sequence[Pass]:
         profile: of the target.
         opset: that what is to be written needs, where that is newer than others.
     """
-    chosen = ((profile.divided_norms, DivideNorms), (profile.fused_attention, FuseAttention))
     lift = (LiftOpset(opset),) if opset else ()
-    return (*lift, *(step() for wanted, step in chosen if wanted))
+    norms = (DivideNorms(),) if profile.divided_norms else ()
+    attention = (FuseAttention(), FuseRotary(), AppendInAttention(), HeadsSideBySide())
+    return (*lift, *norms, *(attention if profile.fused_attention else ()))
 
 
 @dataclass(frozen=True, slots=True)

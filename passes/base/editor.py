@@ -239,10 +239,11 @@ def drop_unused(model: ir.Model, candidates: Sequence[ir.Value]) -> None:
     pending, seen = list(candidates), set[ir.Value]()
     while pending:
         value = pending.pop()
-        if value in seen or value.uses() or value.is_graph_output():
-            continue
-        seen.add(value)
         node = value.producer()
+        made = [value] if node is None else node.outputs
+        if value in seen or any(one.uses() or one.is_graph_output() for one in made):
+            continue
+        seen.update(made)
         if node is not None:
             pending += [operand for operand in node.inputs if operand is not None]
             graph.remove(node, safe=True)

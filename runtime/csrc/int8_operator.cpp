@@ -33,6 +33,8 @@ struct Kernel {
   const int8::Kernels& kernels;
   const void* summed = nullptr;  // the constant weight whose columns were summed
   std::vector<int32_t> sums;
+  const void* packed = nullptr;  // the branch's constant rows that were packed
+  std::vector<uint16_t> panelled;
 
   Status* wrong(const std::string& what) const { return invalid(api, op.name(), what); }
   int64_t panels() const { return ceil_div(columns, int8::kColumns); }
@@ -45,7 +47,23 @@ struct Kernel {
     }
     return found;
   }
+  bool holds_rows(const Tensor& rows, int64_t channels) const {
+    return rows.shape == std::vector<int64_t>{channels, columns};
+  }
+  std::vector<uint16_t> panels_of(const Tensor& rows) const {
+    std::vector<uint16_t> found(static_cast<size_t>(panels() * rows.shape[0] * int8::kColumns));
+    int8::pack_branch(static_cast<const uint16_t*>(rows.data), rows.shape[0], columns, found.data());
+    return found;
+  }
 };
+
+// A constant input; without data where it is none.
+Status* read_constant(const Api* api, const ort::KernelInfo* info, size_t index, Tensor* tensor) {
+  int constant = 0;
+  const ort::Value* value = nullptr;
+  if (Status* status = call<ort::KernelInfoGetConstantInput_tensor>(api, info, index, &constant, &value)) return status;
+  return constant != 0 ? read_tensor(api, value, tensor) : nullptr;
+}
 
 Status* create(const ort::CustomOp* op, const Api* api, const ort::KernelInfo* info, void** out) {
   const Overload& overload = *static_cast<const Overload*>(op);
@@ -55,34 +73,46 @@ Status* create(const ort::CustomOp* op, const Api* api, const ort::KernelInfo* i
     return invalid(api, overload.name(), "attributes K, at most 65536 so that sums fit into int32, and N must be the "
                    "weight's true size; found K = " + std::to_string(depth) + ", N = " + std::to_string(columns));
   }
-  Kernel* kernel = new Kernel{overload, api, depth, columns, int8::best(), nullptr, {}};
+  Kernel* kernel = new Kernel{overload, api, depth, columns, int8::best(), nullptr, {}, nullptr, {}};
   *out = kernel;
-  int constant = 0;
-  const ort::Value* value = nullptr;
-  Status* status = call<ort::KernelInfoGetConstantInput_tensor>(api, info, size_t{1}, &constant, &value);
-  Tensor b;
-  if (status == nullptr && constant != 0) status = read_tensor(api, value, &b);
-  if (status == nullptr && constant != 0 && b.shape == kernel->stored()) {
+  Tensor b, rows;
+  Status* status = read_constant(api, info, 1, &b);
+  if (status == nullptr && overload.branch) status = read_constant(api, info, overload.before_branch() + 1, &rows);
+  if (status != nullptr) {
+    delete kernel;
+    return status;
+  }
+  if (b.data != nullptr && b.shape == kernel->stored()) {
     kernel->sums = kernel->sums_of(static_cast<const int8_t*>(b.data));
     kernel->summed = b.data;
   }
-  if (status != nullptr) delete kernel;
-  return status;
+  if (rows.data != nullptr && rows.shape.size() == 2 && kernel->holds_rows(rows, rows.shape[0])) {
+    kernel->panelled = kernel->panels_of(rows);
+    kernel->packed = rows.data;
+  }
+  return nullptr;
 }
 
-Status* read_branch(const Kernel& kernel, ort::KernelContext* context, int8::Problem* p) {
+// What a call works out where it is not constant, and so not worked out before.
+struct Own {
+  std::vector<int32_t> sums;
+  std::vector<uint16_t> panelled;
+};
+
+Status* read_branch(const Kernel& kernel, ort::KernelContext* context, int8::Problem* p, Own* own) {
   Tensor channels, rows;
   bool present = false;
   const size_t first = kernel.op.before_branch();
   if (Status* status = read_input(kernel.api, context, first, &channels, &present)) return status;
   if (Status* status = read_input(kernel.api, context, first + 1, &rows, &present)) return status;
-  if (channels.shape.size() != 1 || rows.shape != std::vector<int64_t>{channels.shape[0], kernel.columns}) {
+  if (channels.shape.size() != 1 || !kernel.holds_rows(rows, channels.shape[0])) {
     return kernel.wrong("channels is " + text(channels.shape) + " and rows is " + text(rows.shape) +
                         "; they must be [C] and [C, N] with N = " + std::to_string(kernel.columns));
   }
   p->channels = channels.shape[0];
   p->channel = static_cast<const int64_t*>(channels.data);
-  p->branch = static_cast<const uint16_t*>(rows.data);
+  if (rows.data != kernel.packed) own->panelled = kernel.panels_of(rows);
+  p->branch = rows.data == kernel.packed ? kernel.panelled.data() : own->panelled.data();
   for (int64_t c = 0; c < p->channels; ++c) {
     if (p->channel[c] < 0 || p->channel[c] >= kernel.depth) {
       return kernel.wrong("channel " + std::to_string(p->channel[c]) + " is not below K = " +
@@ -92,7 +122,7 @@ Status* read_branch(const Kernel& kernel, ort::KernelContext* context, int8::Pro
   return nullptr;
 }
 
-Status* read(const Kernel& kernel, ort::KernelContext* context, int8::Problem* p, std::vector<int32_t>* sums) {
+Status* read(const Kernel& kernel, ort::KernelContext* context, int8::Problem* p, Own* own) {
   Tensor in[6];
   bool present = false;
   for (size_t i = 0; i < kernel.op.before_branch(); ++i) {
@@ -115,8 +145,8 @@ Status* read(const Kernel& kernel, ort::KernelContext* context, int8::Problem* p
   p->a = a.data;
   p->half = kernel.op.half;
   p->b = static_cast<const int8_t*>(b.data);
-  if (b.data != kernel.summed) *sums = kernel.sums_of(p->b);
-  p->sums = b.data == kernel.summed ? kernel.sums.data() : sums->data();
+  if (b.data != kernel.summed) own->sums = kernel.sums_of(p->b);
+  p->sums = b.data == kernel.summed ? kernel.sums.data() : own->sums.data();
   p->b_scale = static_cast<const float*>(in[2].data);
   p->per_channel = in[2].size() != 1;
   p->bias = static_cast<const float*>(in[3].data);
@@ -129,7 +159,7 @@ Status* read(const Kernel& kernel, ort::KernelContext* context, int8::Problem* p
     p->a_zero = *static_cast<const uint8_t*>(in[5].data);
   }
   if (kernel.op.branch) {
-    if (Status* status = read_branch(kernel, context, p)) return status;
+    if (Status* status = read_branch(kernel, context, p, own)) return status;
   }
   a.shape.back() = kernel.columns;
   ort::Value* y = nullptr;
@@ -143,8 +173,8 @@ Status* read(const Kernel& kernel, ort::KernelContext* context, int8::Problem* p
 Status* compute(void* self, ort::KernelContext* context) {
   const Kernel& kernel = *static_cast<const Kernel*>(self);
   int8::Problem problem{};
-  std::vector<int32_t> sums;
-  if (Status* status = read(kernel, context, &problem, &sums)) return status;
+  Own own;
+  if (Status* status = read(kernel, context, &problem, &own)) return status;
   Pool pool{kernel.api, context, nullptr};
   const bool done = int8::matmul(problem, kernel.kernels, Parallel{run_in_pool, &pool});
   if (pool.failed != nullptr) return pool.failed;

@@ -27,6 +27,9 @@ from spq_graph.terms.precision import Precision
 FEWEST_MEASURED = 32
 # What a few tokens say of two formats may err by so much.
 _ALIKE = 1.25
+# With branches the default budget is easily met where a model is sensitive to little: sought is then what 8-bit weights
+# alone cost, times this, and no less than so many nats a token.
+_OF_WEIGHTS, _LEAST_SOUGHT = 1.5, 0.003
 
 
 @dataclass(slots=True)
@@ -53,7 +56,9 @@ class ByKl:
     single: Oracle
     search: Search = field(init=False)
     cap: int = field(init=False)
+    sought: Recipe = field(init=False)
     body: Recipe = field(init=False)
+    _room: float = 0.0
     _scale: float = 1.0
     _alone: dict[str, float] = field(default_factory=dict)
 
@@ -61,8 +66,7 @@ class ByKl:
         """Decide over every choice; what was measured, whether the budget is met, and the treatments."""
         recipe, oracle = self.recipe, self.oracle
         self.cap = cap_of(self.choices, recipe)
-        room = room_for_ends(self.choices.values(), self.held, recipe, self._single)
-        self.body = recipe.model_copy(update={"kl_budget": recipe.kl_budget - room / (1.0 - recipe.kl_margin)})
+        self._leave_room(recipe)
         everywhere = self._keeping([])
         self.search = Search(rule="auto", budget=recipe.kl_budget, cap=self.cap, kl_everywhere=told(everywhere))
         self.search.kl_everywhere_stderr = oracle.stderr(self._assigned([]))
@@ -84,12 +88,30 @@ class ByKl:
         self._thin(names)
         self._note(order, kept, met)
         ends = Measured(plan=lambda: _error(oracle, self._assigned(names)), alone=self._single)
-        settle_ends(self.choices.values(), self.held, recipe, ends, room)
+        settle_ends(self.choices.values(), self.held, self.sought, ends, self._room)
         final = oracle.settled(self._assigned(names))
         self.search.candidates = len(found)
         self.search.kl, self.search.kl_stderr = six(final), oracle.stderr(self._assigned(names))
         self.search.evaluations = len(oracle.known) + (len(self.single.known) if self.single is not oracle else 0)
         return self.search, final <= recipe.kl_budget, self._treatments()
+
+    def _leave_room(self, sought: Recipe) -> None:
+        """Take from a budget what head and embedding are to cost: the rest is for all other sites."""
+        self.sought = sought
+        self._room = room_for_ends(self.choices.values(), self.held, sought, self._single)
+        self.body = sought.model_copy(update={"kl_budget": sought.kl_budget - self._room / (1.0 - sought.kl_margin)})
+
+    def _near_weights(self) -> None:
+        """Where nobody asked for a budget, look for what costs no more than 8-bit weights alone do, about."""
+        recipe, (target, precision) = self.recipe, self.recipe.profile.weight_only
+        if "kl_budget" in recipe.model_fields_set or target != recipe.target:
+            return
+        kl = _error(self.single, {key: precision for key, choice in self.choices.items() if choice.free})
+        sought = max(_OF_WEIGHTS * kl, min(_LEAST_SOUGHT, recipe.kl_budget))
+        self.search.kl_weights = told(kl)
+        if sought < recipe.kl_budget:
+            self.search.sought = six(sought)
+            self._leave_room(recipe.model_copy(update={"kl_budget": six(sought)}))
 
     def _assigned(self, names: Collection[str]) -> dict[str, Precision]:
         return assigned(self.choices, names, self.recipe)
@@ -142,18 +164,19 @@ class ByKl:
 
     def _peel(self) -> bool:
         """Give every activation that gains by it a branch, of as few channels as will do; whether that helps."""
+        counts = self.recipe.remedies.peel.channels
+        offered = {n: found for n in counts if (found := everywhere(self.choices.values(), self.recipe, n))}
+        if not offered:
+            return False
+        self._near_weights()
         before, tried, aim = self._keeping([]), dict[int, tuple[float, Branches]](), self.body.kl_aim
         self._scale_anew()
-        for count in self.recipe.remedies.peel.channels:
-            if not (branches := everywhere(self.choices.values(), self.recipe, count)):
-                continue
+        for count, branches in offered.items():
             self._branch(branches)
             tried[count] = (self._roughly(self._assigned([])), branches)
             if tried[count][0] <= aim and self._keeping([]) <= aim:
                 break
         self._branch(NONE)
-        if not tried:
-            return False
         self.search.kl_peeled = {str(count): six(kl) for count, (kl, _) in tried.items() if math.isfinite(kl)}
         kl, branches = min(tried.values(), key=lambda t: t[0])
         if not kl < before and self.recipe.remedies.peel.use != "always":

@@ -46,7 +46,7 @@ class Profile:
         everywhere: what it quantizes all sites in beside static integers.
         oldest_opset: of ONNX that the integer form needs; FP8 needs 19 anywhere.
         divided_norms: whether norms are written as the quotient that the runtime fuses.
-        fused_attention: whether attention written out becomes one operator of opset 23.
+        fused_attention: whether attention written out becomes operators of opset 23, and what is around it.
         lookup: what an embedding in 8 bits becomes; None where the target has none.
     """
 

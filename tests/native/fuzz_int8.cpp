@@ -97,13 +97,15 @@ bool run_case(long index, unsigned long seed) {
     const float factor = by_token ? 1.0f : 2.0f;
     for (int64_t j = 0; j < c.n; ++j) rows.push_back(spq::half_from_float(factor * static_cast<float>(c.weight_at(x, j))));
   }
+  std::vector<uint16_t> panelled(static_cast<size_t>(panels * int8::kColumns) * c.channels.size());
+  int8::pack_branch(rows.data(), static_cast<int64_t>(c.channels.size()), c.n, panelled.data());
   std::vector<int32_t> sums(static_cast<size_t>(panels * int8::kColumns));
   for (int64_t p = 0; p < panels; ++p) int8::sum_panel(&b[p * steps * int8::kStepBytes], steps, &sums[p * 32]);
   const void* const a = c.half ? static_cast<const void*>(half_a.data()) : c.a.data();
   void* const out = c.half ? static_cast<void*>(half_y.data()) : y.data();
   const int8::Problem problem{c.m, c.k, c.n, a, c.half, b.data(), sums.data(), one.data(), bias.data(), false, false,
                               by_token ? nullptr : one.data(), static_cast<int32_t>(c.zero),
-                              static_cast<int64_t>(c.channels.size()), c.channels.data(), rows.data(), out};
+                              static_cast<int64_t>(c.channels.size()), c.channels.data(), panelled.data(), out};
   for (const int8::Kernels* const* set = int8::available(); *set != nullptr; ++set) {
     bool done = false;
     // A thread of its own: what it keeps is then no larger than this call needs.

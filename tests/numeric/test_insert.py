@@ -11,10 +11,12 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.runtime.proof.held import check_executed
 from spq_graph.runtime.sessions.session import execute_once
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
+from spq_graph.terms.targets import PROFILES
 from spq_graph.views.words import integer_kernels
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.graphs import ACTIVATIONS, LINEAR_FORMS, Builder, Glu, LinearForm, glu_model
@@ -142,7 +144,7 @@ class TestAddBehind:
     def test_nothing_is_added_where_nothing_threatens(self, tmp_path: Path) -> None:
         path = tmp_path / "model.onnx"
         onnx.save(onnx.shape_inference.infer_shapes(decoder()), path)
-        found = Counter(n.op_type for n in onnx.load(path).graph.node)
+        found = Counter(n.op_type for n in prepared(path).adapted(PROFILES["cpu"]).graph)
         made = applied(path, plan_for(path, token_feeds(), Precision.INT8))
         assert Counter(n.op_type for n in onnx.load(made).graph.node)["Reshape"] == found["Reshape"]
 

@@ -105,18 +105,10 @@ struct Columns {
 };
 
 // The branch's rows of the weight in float32, [channels][32] of a panel; nullptr where there is no memory for them.
-const float* weights_of(const Job& job, const Columns& columns) {
-  const Problem& p = job.problem;
-  float* w = static_cast<float*>(rows_scratch.reserve(p.channels * kColumns * 4));
-  for (int64_t c = 0; w != nullptr && c < p.channels; ++c) {
-    const uint16_t* half = p.branch + c * p.columns + columns.start;
-    uint16_t padded[kColumns] = {};
-    if (columns.count < kColumns) {
-      std::copy(half, half + columns.count, padded);
-      half = padded;
-    }
-    job.kernels.widen(half, kColumns, w + c * kColumns);
-  }
+const float* weights_of(const Job& job, int64_t panel) {
+  const int64_t count = job.problem.channels * kColumns;
+  float* w = static_cast<float*>(rows_scratch.reserve(count * 4));
+  if (w != nullptr) job.kernels.widen(job.problem.branch + panel * count, count, w);
   return w;
 }
 
@@ -138,8 +130,6 @@ void panel_task(void* user, size_t index) {
   const int8_t* b = p.b + panel * job.steps * kStepBytes;
   alignas(64) int32_t acc[kMostRows * kColumns];
   alignas(64) float y[kMostRows * kColumns];
-  // The branch's rows lie far apart, and come while the integers are multiplied.
-  for (int64_t c = 0; c < p.channels; ++c) __builtin_prefetch(p.branch + c * p.columns + columns.start);
   const float* w = nullptr;
   for (int64_t block = 0; block < job.blocks; ++block) {
     const int64_t start = block * job.block, rows = std::min(job.block, job.rows - start);
@@ -149,7 +139,7 @@ void panel_task(void* user, size_t index) {
                          columns.b_scale, columns.bias, y + r * kColumns);
     }
     if (p.channels > 0) {
-      if (w == nullptr) w = weights_of(job, columns);
+      if (w == nullptr) w = weights_of(job, panel);
       if (w == nullptr) {
         job.failed = true;
         return;
@@ -163,6 +153,17 @@ void panel_task(void* user, size_t index) {
 }  // namespace
 
 int64_t steps_of(int64_t depth) { return ceil_div(depth, kDepth); }
+
+void pack_branch(const uint16_t* rows, int64_t channels, int64_t columns, uint16_t* packed) {
+  for (int64_t start = 0; start < columns; start += kColumns) {
+    const int64_t count = std::min(kColumns, columns - start);
+    for (int64_t c = 0; c < channels; ++c, packed += kColumns) {
+      const uint16_t* row = rows + c * columns + start;
+      std::copy(row, row + count, packed);
+      std::fill(packed + count, packed + kColumns, uint16_t{0});
+    }
+  }
+}
 
 void sum_panel(const int8_t* panel, int64_t steps, int32_t* sums) {
   std::fill_n(sums, kColumns, 0);

@@ -19,11 +19,13 @@ struct Problem {
   int32_t a_zero;
   int64_t channels;               // of the branch
   const int64_t* channel;
-  const uint16_t* branch;         // float16 [channels, N]
+  const uint16_t* branch;         // its rows of the weight, as pack_branch writes them
   void* y;                        // [M, N], of A's element type
 };
 
 int64_t steps_of(int64_t depth);
+// Rows of a weight, float16 [channels, N], as panels [N/32, channels, 32] filled up with zeros: a panel's lie together.
+void pack_branch(const uint16_t* rows, int64_t channels, int64_t columns, uint16_t* packed);
 // Sums of the columns of one panel, int32 [32].
 void sum_panel(const int8_t* panel, int64_t steps, int32_t* sums);
 

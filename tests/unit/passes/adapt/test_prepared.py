@@ -95,7 +95,7 @@ def test_the_order_of_a_chain_is_a_value() -> None:
         "Modernize",
     ]
     names = [type(step).__name__ for step in adapting(PROFILES["cpu"], 19)]
-    assert names == ["LiftOpset", "DivideNorms", "FuseAttention"]
+    assert names == ["LiftOpset", "DivideNorms", "FuseAttention", "FuseRotary", "AppendInAttention", "HeadsSideBySide"]
     assert not adapting(PROFILES["tensorrt"])
 
 
