@@ -112,7 +112,7 @@ def _slug(run: Run) -> str:
 ROWS = (
     Row(
         "README.md",
-        "| [Targets](docs/targets.md) |",
+        "| [Targets](docs/targets.md), [on a GPU](docs/gpu.md) |",
         f"`cuda` and `tensorrt`, {NOT_YET}",
         lambda run: f"`cuda`, executed on {run.words}; `tensorrt`, {NOT_YET}",
         ("models",),
