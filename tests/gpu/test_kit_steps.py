@@ -40,6 +40,7 @@ def empty_kit(tmp_path: Path) -> Path:
 
 
 @needs_none
+@pytest.mark.slow
 def test_without_a_device_every_step_says_so(empty_kit: Path, tmp_path: Path) -> None:
     status, found = ran(empty_kit, tmp_path / "results")
     assert status == 0
