@@ -27,7 +27,7 @@ from spq_graph.terms.targets import PROFILES
 from tests.support.products import Kind, Product
 
 TESTS = "tests/gpu/test_fp8_cuda.py"
-MANY = 500  # tests that pass where there is a device
+MANY = 300  # tests that pass at least where there is a device: half of them
 # Small, and on both sides of where cuBLASLt takes over: a kernel is slow a hundredfold under the checker.
 SMALLEST = "test_integers and 7x33 and f32 and w-e4m3 and e4m3-fast"
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "-q")

@@ -6,18 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from benchmarks.gpu import checked, drive, place
+from benchmarks.gpu import checked, drive, place, timed
 from benchmarks.gpu.parts import pack
 from benchmarks.gpu.place import GPU, STAND_IN
 from benchmarks.gpu.small import add_planted
+from benchmarks.shaped import SHAPES, write
+from spq_graph.runtime.sessions.session import Runner
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_none = pytest.mark.skipif(bool(list(Path("/dev").glob("nvidia[0-9]*"))), reason="there is a GPU here")
@@ -103,8 +107,8 @@ def test_the_limits_of_the_steps_fit_a_lease() -> None:
 def test_a_model_that_computes_other_numbers_fails_alone(tmp_path: Path) -> None:
     add_planted(tmp_path / "models")
     folder = tmp_path / "models"
-    kept = dict(checked.np.load(folder / "int8" / "expected.npz"))
-    checked.np.savez(folder / "int8" / "expected.npz", ids=kept["ids"], logits=-kept["logits"])
+    kept = dict(np.load(folder / "int8" / "expected.npz"))
+    np.savez(folder / "int8" / "expected.npz", ids=kept["ids"], logits=-kept["logits"])
     (folder / "w8a16" / "model.onnx").write_bytes(b"no model")
     records: list[dict[str, Any]] = []
     with pytest.raises(SystemExit, match="of 8 models failed: int8, w8a16"):
@@ -135,6 +139,31 @@ def test_what_computes_numbers_elsewhere_is_named_and_what_works_out_sizes_is_no
         f"down (MatMulInteger on {STAND_IN.provider})",
         f"norm (Mul on {STAND_IN.provider})",
     ]
+
+
+def test_a_model_of_a_shape_goes_on_from_its_cache_as_if_it_had_read_all_of_it(tmp_path: Path) -> None:
+    shape = replace(SHAPES["smollm2-135m"], layers=2, vocabulary=300, stored="fp32")
+    runner = Runner(write(shape, tmp_path / "model.onnx"))
+    ids = np.random.default_rng(0).integers(0, shape.vocabulary, (2, 9))
+    whole = runner.logits(ids, np.ones_like(ids))
+    names = [output.name for output in runner.session.get_outputs()]
+    first = runner.token_feeds(ids[:, :8], np.ones((2, 8), np.int64)) | runner.empty_past(2, 8)
+    given = dict(zip(names, runner.session.run(names, first), strict=True))
+    past = {name.replace("present", "past_key_values"): given[name] for name in names if name != "logits"}
+    last = runner.session.run(["logits"], runner.token_feeds(ids[:, 8:], np.ones((2, 9), np.int64)) | past)[0]
+    np.testing.assert_allclose(last[:, 0], whole[:, 8], atol=1e-5)
+
+
+def test_products_of_one_session_have_names_and_weights_of_their_own() -> None:
+    weight = timed.fp8_cuda.random_weight((256, 512))
+    for write_one, width in timed.fp8_cuda.KERNELS.values():
+        one = write_one(weight)
+        copies = [one.copy(number) for number in range(3)]
+        names = [name for copy in copies for node in copy.nodes for name in node.output]
+        assert len({*names}) == len(names)
+        weights = [max(copy.initializers, key=lambda tensor: len(tensor.raw_data)).raw_data for copy in copies]
+        assert len({*weights}) == 3
+        assert {len(raw) for raw in weights} == {weight.size * width}
 
 
 class TestMachine:
