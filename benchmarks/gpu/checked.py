@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -87,13 +88,13 @@ def ran(model: Path, ids: Ids, where: Place) -> tuple[Executed, list[str]]:
 
 
 def left_to_others(profile: Path, provider: str) -> Iterator[str]:
-    """Nodes of a profile that give anything but sizes, positions and masks, and did not run on a provider."""
+    """Nodes of a profile that give anything but sizes, positions, masks and single numbers, and ran elsewhere."""
     for event in json.loads(profile.read_text(encoding="utf-8")):
         told = event.get("args", {})
         if event.get("cat") != "Node" or "op_name" not in told or told.get("provider") == provider:
             continue
-        kinds = {kind for one in told.get("output_type_shape", ()) for kind in one}
-        if not kinds <= SHAPES:
+        given = [pair for one in told.get("output_type_shape", ()) for pair in one.items()]
+        if any(kind not in SHAPES and math.prod(shape) > 1 for kind, shape in given):
             yield f"{event['name'].removesuffix('_kernel_time')} ({told['op_name']} on {told.get('provider')})"
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.gpu.place import environment
 
-# By name: the seconds that it may take. A lease has 900 in all, of which every start of a machine takes one to two
-# minutes: two calls of 400 and 240 seconds fit, and all of the steps are expected to take less than half of theirs.
+# By name: the seconds that it may take. A lease has 900 in all, of which every start of a machine takes up to 120: a
+# first call of 400 seconds, and a second of 240, fit.
 STEPS = {"machine": 40, "product": 40, "tests": 120, "models": 90, "operator": 110, "whole": 120, "sanitizer": 70}
 SECONDS = 400
 LONGEST = 4000  # characters of what a step printed that are kept in its line

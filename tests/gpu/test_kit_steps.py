@@ -120,7 +120,7 @@ def test_a_model_that_computes_other_numbers_fails_alone(tmp_path: Path) -> None
 
 
 def event(name: str, operator: str, provider: str, *kinds: str) -> dict[str, Any]:
-    told = {"op_name": operator, "provider": provider, "output_type_shape": [{kind: [1]} for kind in kinds]}
+    told = {"op_name": operator, "provider": provider, "output_type_shape": [{kind: [1, 8]} for kind in kinds]}
     return {"cat": "Node", "name": f"{name}_kernel_time", "args": told}
 
 
@@ -132,6 +132,11 @@ def test_what_computes_numbers_elsewhere_is_named_and_what_works_out_sizes_is_no
         event("down", "MatMulInteger", STAND_IN.provider, "int32"),
         event("norm", "Mul", STAND_IN.provider, "float16"),
         event("up", "MatMulInteger", GPU.provider, "int32"),
+        {
+            "cat": "Node",
+            "name": "root",
+            "args": {"op_name": "Cast", "provider": "CPU", "output_type_shape": [{"float": []}]},
+        },
         {"cat": "Session", "name": "model_run", "args": {}},
     ]
     profile.write_text(json.dumps(events), encoding="utf-8")
