@@ -139,6 +139,13 @@ ROWS = (
         lambda run: f"CUDA: executed on {run.device}; TensorRT: written, not executed yet",
         ("models",),
     ),
+    Row(
+        "CHANGELOG.md",
+        "  and `benchmarks/gpu/summary.py`",
+        "It has not run on a GPU yet.",
+        lambda run: f"It ran on {run.words}.",
+        ("product",),
+    ),
     Row("docs/gpu.md", NOTHING_SEEN, NOTHING_SEEN, tables, ("machine",)),
 )
 
