@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -110,12 +111,15 @@ def test_a_model_that_computes_other_numbers_fails_alone(tmp_path: Path) -> None
     kept = dict(np.load(folder / "int8" / "expected.npz"))
     np.savez(folder / "int8" / "expected.npz", ids=kept["ids"], logits=-kept["logits"])
     (folder / "w8a16" / "model.onnx").write_bytes(b"no model")
+    shutil.copy(folder / "int8" / "plan.json", folder / "fp8_e4m3" / "plan.json")
     records: list[dict[str, Any]] = []
-    with pytest.raises(SystemExit, match="of 8 models failed: int8, w8a16"):
+    with pytest.raises(SystemExit, match="of 8 models failed: fp8_e4m3, int8, w8a16"):
         checked.models(folder, STAND_IN, records.append)
     by_name = {one["model"]: one for one in records}
     assert by_name["int8"]["relative_l2"] == pytest.approx(2, rel=0.05)
     assert "why" in by_name["w8a16"]
+    assert "1 sites planned as integers did not run as integer kernels" in by_name["fp8_e4m3"]["not_as_planned"]
+    assert by_name["fp8_e4m3"]["relative_l2"] < 0.05
     assert by_name["planted"]["result"] == "done"
 
 
