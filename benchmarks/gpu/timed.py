@@ -38,6 +38,7 @@ class Cublaslt:
         to: what makes an operand of a float16 [M, K] tensor.
         multiply: what multiplies an operand by a weight.
         weights: of the shape that `multiply` takes.
+        results, operand: of the latest run.
     """
 
     copies: int
@@ -47,16 +48,17 @@ class Cublaslt:
     multiply: Callable[[Any, Any], Any]
     weights: list[Any]
     results: list[Any] = field(default_factory=list)
+    operand: Any = None
     _replay: Callable[[], None] | None = None
 
     def bind(self, x: Array) -> None:
         """Take an input, and record all products."""
         import torch
 
-        operand = self.to(torch.from_numpy(x).to(self.device))
+        self.operand = self.to(torch.from_numpy(x).to(self.device))  # a graph reads it where it lies
 
         def all_of_them() -> None:
-            self.results = [self.multiply(operand, weight) for weight in self.weights]
+            self.results = [self.multiply(self.operand, weight) for weight in self.weights]
 
         if self.device == "cpu":
             self._replay = all_of_them
