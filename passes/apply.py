@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from spq_graph.decisions.retarget import refuse_unsupported
 from spq_graph.documents.plan import Plan
-from spq_graph.passes.adapt.prepared import Prepared, adapting, prepared
+from spq_graph.passes.adapt.prepared import Prepared, prepared
 from spq_graph.passes.annotate import Annotate
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.canon.canonicalize import strip_exporter_noise
@@ -68,13 +68,12 @@ def check_applied(model: ir.Model, source: Path | Prepared, plan: Plan) -> None:
 def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
     """The source as the plan's passes find it."""
     target = plan.recipe.profile
-    model = (source if isinstance(source, Prepared) else prepared(source)).copy()
+    whole = source if isinstance(source, Prepared) else prepared(source)
     if delivered:
-        refuse_foreign(model, target)
+        refuse_foreign(whole.graph, target)
     # Whatever the form of FP8: the type itself is of a newer opset.
     fp8 = FP8_OPSET if any(site.precision.is_fp8 for site in plan.sites) else 0
-    run(model, adapting(target, max(fp8, BY_TOKEN_OPSET if plan.in_form(Form.BY_TOKEN) else 0)))
-    return model
+    return whole.adapted(target, max(fp8, BY_TOKEN_OPSET if plan.in_form(Form.BY_TOKEN) else 0))
 
 
 def checking(plan: Plan, before: Outline) -> Sequence[Pass]:

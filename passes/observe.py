@@ -116,7 +116,7 @@ class ObserveFaults(CanonicalPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph, known, tape = _without_outputs(model)
-        zero = tape.initializer(ir.tensor(np.zeros(1, dtype=np.float32)), name=f"{FAULTS}.zero")
+        zero = tape.initializer(ir.Tensor(np.zeros(1, dtype=np.float32)), name=f"{FAULTS}.zero")
         observed: list[ir.Value] = []
         for name in self.values:
             value = as_float32(tape, known, name)
@@ -212,7 +212,7 @@ def _indices(tape: ir.tape.Tape, numbers: Sequence[int]) -> ir.Value:
     graph = tape.graph_like
     if isinstance(graph, ir.Graph) and name in graph.initializers:
         return graph.initializers[name]
-    return tape.initializer(ir.tensor(np.array(numbers, dtype=np.int64)), name=name)
+    return tape.initializer(ir.Tensor(np.array(numbers, dtype=np.int64)), name=name)
 
 
 def _publish(graph: ir.Graph, value: ir.Value, name: str) -> None:

@@ -62,7 +62,7 @@ class WidenBfloat16(CanonicalPass):
                 if tensor is None or tensor.dtype is not _FROM:
                     continue
                 if graph is not editor.model.graph or value.is_graph_output():
-                    value.const_value = ir.tensor(tensor.numpy().astype("float32"), name=value.name)
+                    value.const_value = ir.Tensor(tensor.numpy().astype("float32"), name=value.name)
                     value.dtype = _TO
                     continue
                 looked_up |= self._widen_weight(editor, value)
@@ -99,4 +99,4 @@ def _retype(node: ir.Node) -> None:
         if name in _TYPES and attribute.type is ir.AttributeType.INT and attribute.as_int() == int(_FROM):
             node.attributes[name] = ir.AttrInt64(name, int(_TO))
         elif attribute.type is ir.AttributeType.TENSOR and attribute.as_tensor().dtype is _FROM:
-            node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.as_tensor().numpy().astype("float32")))
+            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(attribute.as_tensor().numpy().astype("float32")))

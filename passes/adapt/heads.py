@@ -178,7 +178,7 @@ def _untransposed(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
         whole = cut.inputs[0]
         assert whole is not None
         return whole
-    shape = add_constant(graph, f"{apart.name}.flat.shape", ir.tensor(np.asarray([0, 0, -1], np.int64)))
+    shape = add_constant(graph, f"{apart.name}.flat.shape", ir.Tensor(np.asarray([0, 0, -1], np.int64)))
     joined = ir.node("Reshape", [apart, shape], name=f"{turn.name}.flat")
     *places, heads, size = _sizes(apart)
     assert isinstance(heads, int)

@@ -109,7 +109,7 @@ def _axes_as_input(editor: Editor, node: ir.Node) -> None:
     numbers = tuple(axes.as_ints())
     name = "spq_graph.axes" + "".join(f"_{number}" for number in numbers)
     if name not in editor.shared:
-        editor.shared[name] = editor.constant(name, ir.tensor(np.array(numbers, dtype=np.int64)))
+        editor.shared[name] = editor.constant(name, ir.Tensor(np.array(numbers, dtype=np.int64)))
     node.resize_inputs(2)
     node.replace_input_with(1, editor.shared[name])
 

@@ -8,7 +8,7 @@ Who looks at a file as it is stops after the first pass; who runs or quantizes i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -61,16 +61,20 @@ class Prepared:
     graph: ir.Model
     runs: bool
     lifted_from: int | None = None
+    _adapted: dict[tuple[bool, bool, int], ir.Model] = field(default_factory=dict, repr=False, compare=False)
 
     def copy(self) -> ir.Model:
         """A graph of one's own to edit; weights are shared."""
         return self.graph.clone()
 
-    def adapted(self, profile: Profile) -> ir.Model:
-        """A copy in the form that a target's runtime asks for."""
-        model = self.copy()
-        run(model, adapting(profile))
-        return model
+    def adapted(self, profile: Profile, opset: int = 0) -> ir.Model:
+        """A copy in the form that a target's runtime asks for, as `adapting` has it; worked out once."""
+        key = profile.divided_norms, profile.fused_attention, opset
+        if key not in self._adapted:
+            model = self.copy()
+            run(model, adapting(profile, opset))
+            self._adapted[key] = model
+        return self._adapted[key].clone()
 
 
 def canonical(path: Path) -> ir.Model:

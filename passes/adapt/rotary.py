@@ -165,7 +165,7 @@ def _half_of(graph: ir.Graph, value: ir.Value, halves: dict[ir.Value, ir.Value])
         size = value.shape[2]
         assert isinstance(size, int)
         bounds = [
-            add_constant(graph, f"{value.name}.half.{name}", ir.tensor(np.asarray([number], np.int64)))
+            add_constant(graph, f"{value.name}.half.{name}", ir.Tensor(np.asarray([number], np.int64)))
             for name, number in (("start", 0), ("end", size // 2), ("axis", 2))
         ]
         cut = ir.node("Slice", [value, *bounds], name=f"{maker.name}.half")

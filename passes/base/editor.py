@@ -203,7 +203,7 @@ class Editor:
         else:
             name = f"spq_graph.same_{len(dims)}_axes"
             if name not in self.shared:
-                self.shared[name] = self.constant(name, ir.tensor(np.zeros(len(dims), dtype=np.int64)))
+                self.shared[name] = self.constant(name, ir.Tensor(np.zeros(len(dims), dtype=np.int64)))
             apart = ir.node("Reshape", [output, self.shared[name]], name=self.fresh(f"{node.name}.apart"))
         apart.metadata_props[ADDED] = node.name or ""
         self.model.graph.insert_after(node, apart)

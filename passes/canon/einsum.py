@@ -100,7 +100,7 @@ def _replace(
 
     def shaped(value: ir.Value, *sizes: int) -> ir.Value:
         name = f"{node.outputs[0].name}.{'_'.join(map(str, sizes))}"
-        target = add_constant(graph, name, ir.tensor(np.array(sizes, dtype=np.int64)))
+        target = add_constant(graph, name, ir.Tensor(np.array(sizes, dtype=np.int64)))
         return then(ir.node("Reshape", [value, target]), value)
 
     if order != sorted(order):

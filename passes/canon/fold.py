@@ -216,7 +216,7 @@ def _computed(name: str, recipe: Recipe, dtype: ir.DataType, shape: tuple[int, i
         GraphError: nodes that make it do not fit the constants that they read, as of an index that is out of range.
     """
     try:
-        return ir.tensor(recipe.numbers().reshape(shape), dtype=dtype)
+        return ir.Tensor(recipe.numbers().reshape(shape), dtype=dtype)
     except MemoryError:
         raise
     except Exception as error:  # whatever the evaluator and numpy raise

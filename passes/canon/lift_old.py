@@ -147,7 +147,7 @@ def _add_input(main: ir.Graph, node: ir.Node, place: int, what: str, array: _Arr
     """Give a node a constant operand, which lies in the main graph, where every subgraph sees it."""
     if len(node.inputs) <= place:
         node.resize_inputs(place + 1)
-    node.replace_input_with(place, add_constant(main, f"{node.name or node.outputs[0].name}.{what}", ir.tensor(array)))
+    node.replace_input_with(place, add_constant(main, f"{node.name or node.outputs[0].name}.{what}", ir.Tensor(array)))
 
 
 def _integers(name: str, place: int) -> _Change:

@@ -48,7 +48,7 @@ def _fused_matmul(graph: ir.Graph, node: ir.Node) -> bool:
     product = named_like(ir.node("MatMul", [node.inputs[0], operand]), node)
     nodes.append(product)
     if (alpha := numbers.get("alpha", 1.0)) != 1.0:
-        number = ir.tensor(np.array(alpha, dtype=weight.dtype.numpy()))
+        number = ir.Tensor(np.array(alpha, dtype=weight.dtype.numpy()))
         factor = add_constant(graph, f"{node.outputs[0].name}.alpha", number)
         nodes.append(ir.node("Mul", [product.outputs[0], factor]))
     return replace_by(graph, node, nodes)

@@ -54,7 +54,7 @@ def differing_lookup(
         inserted.append(picked)
         rows = picked.inputs[0]
     shaped = _inserted(rows)
-    if shaped is None or _BY_ROW.differs(shaped) or not holds(shaped.inputs[1], ir.tensor(by_row(storage))):
+    if shaped is None or _BY_ROW.differs(shaped) or not holds(shaped.inputs[1], ir.Tensor(by_row(storage))):
         return "the scales of its table are not brought into rows"
     for part in (*inserted, shaped):
         belonging.add(part)
@@ -82,6 +82,6 @@ def _unlike_chain(chain: list[ir.Node], expected: list[Behind]) -> str | None:
         if (text := wanted.step.differs(node)) is not None:
             return f"behind it stands {text}"
         reads = zip(node.inputs[1:], wanted.reads, strict=True)
-        if not all(array is None or holds(value, ir.tensor(np.asarray(array))) for value, array in reads):
+        if not all(array is None or holds(value, ir.Tensor(np.asarray(array))) for value, array in reads):
             return f"behind it stands {node.name} with other constants than its form has"
     return None

@@ -48,7 +48,7 @@ def probe_of(model: ir.Model) -> onnx.ModelProto:
             proto.input.append(name)
             tensor = value.const_value if value is not None and value.producer() is None else None
             if tensor is not None and tensor.nbytes <= (_SMALL if is_standard(node) else _LARGEST):
-                constants.append(ir.to_proto(ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)))
+                constants.append(ir.to_proto(ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)))
             elif value is not None:
                 inputs.append(_described(name, value))
         proto.output.extend("" if not value.name else f"o{number}_{place}" for place, value in enumerate(node.outputs))

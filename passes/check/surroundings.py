@@ -146,5 +146,5 @@ def _changes_nothing(node: ir.Node) -> bool:
     if node.op_type == "Sum":
         return len(node.inputs) == 1
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    zeros = ir.tensor(np.zeros(0 if shape is None else len(shape), dtype=np.int64))
+    zeros = ir.Tensor(np.zeros(0 if shape is None else len(shape), dtype=np.int64))
     return len(node.inputs) == 2 and holds(node.inputs[1], zeros)

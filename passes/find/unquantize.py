@@ -115,7 +115,7 @@ def _constant_shape(value: ir.Value | None) -> list[int]:
 def _stand_in(graph: ir.Graph, node: ir.Node, shape: ir.Shape) -> ir.Value:
     """A tensor that is never read: only its shape is."""
     stand_in = ir.LazyTensor(
-        lambda: ir.tensor(np.zeros(tuple(shape.numpy()), dtype=np.float32)), dtype=ir.DataType.FLOAT, shape=shape
+        lambda: ir.Tensor(np.zeros(tuple(shape.numpy()), dtype=np.float32)), dtype=ir.DataType.FLOAT, shape=shape
     )
     weight = ir.Value(
         name=f"{node.name}.stand_in", type=ir.TensorType(ir.DataType.FLOAT), shape=shape, const_value=stand_in

@@ -47,11 +47,11 @@ class BranchRows:
         rows = self.operand.rows(self.channels)
         if np.abs(rows).max(initial=0.0) > _LARGEST:
             return None
-        return ir.tensor(np.ascontiguousarray(rows.astype(np.float16)))
+        return ir.Tensor(np.ascontiguousarray(rows.astype(np.float16)))
 
     def tensor(self) -> ir.TensorProtocol:
         """In float16, and where a number is beyond that, in float32."""
-        return self.halves() or ir.tensor(np.ascontiguousarray(self.operand.rows(self.channels)))
+        return self.halves() or ir.Tensor(np.ascontiguousarray(self.operand.rows(self.channels)))
 
 
 def branch_steps(wanted: Wanted) -> list[Step]:
@@ -79,7 +79,7 @@ def channels_of(at: Place, peel: Peel) -> ir.Value:
 
 def channels_tensor(peel: Peel) -> ir.TensorProtocol:
     """The outlier channels, int64 [k]."""
-    return ir.tensor(np.asarray(peel.channels, dtype=np.int64))
+    return ir.Tensor(np.asarray(peel.channels, dtype=np.int64))
 
 
 def add_branch(at: Place, activation: ir.Value | None, result: ir.Value) -> None:

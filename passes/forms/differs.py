@@ -89,6 +89,6 @@ def unlike_stored(
     found = scales.const_value if scales is not None else None
     if found is None or tuple(found.shape.numpy()) != expected.shape:
         return f"its weight has no scales of shape {list(expected.shape)}"
-    if not holds(scales, ir.tensor(expected)):
+    if not holds(scales, ir.Tensor(expected)):
         return "its weight has other scales than the source's weight and the recipe ask for"
     return None

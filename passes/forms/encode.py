@@ -117,7 +117,7 @@ class Encoded(ir.LazyTensor):
                 where=f"{self.key} ({self.name})",
                 remedy="please report this",
             )
-        return ir.tensor(stored, dtype=storage.dtype)
+        return ir.Tensor(stored, dtype=storage.dtype)
 
 
 def _same_bytes(one: Codes, other: Codes) -> bool:

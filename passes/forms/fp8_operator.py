@@ -30,7 +30,7 @@ class Fp8Operator(FormRules):
         panels = at.stored(storage, f"{prefix}.panels")
         name = f"{at.activation}.scale" if call.rounds else "spq_graph.no_scale"
         if name not in editor.shared:
-            editor.shared[name] = editor.constant(name, ir.tensor(call.a_scale))
+            editor.shared[name] = editor.constant(name, ir.Tensor(call.a_scale))
         scale = at.beside(storage, f"{prefix}.scale", storage.known_scales)
         inputs = [at.node.inputs[0], panels, scale, editor.shared[name]]
         editor.substitute(at.node, OP, inputs, DOMAIN, call.attributes)
@@ -46,7 +46,7 @@ class Fp8Operator(FormRules):
         if attributes_of(node) != call.attributes:
             return "its node has other attributes than the plan asks for"
         scale = node.inputs[3] if len(node.inputs) == 4 else None
-        if not holds(scale, ir.tensor(call.a_scale)):
+        if not holds(scale, ir.Tensor(call.a_scale)):
             return "its activation has another scale than its range asks for"
         return None
 

@@ -70,8 +70,8 @@ class Fp8Pair(FormRules):
         editor, node, prefix = at.editor, at.node, at.activation
         name = f"{prefix}.QuantizeLinear"
         if name not in editor.shared:
-            scale = editor.constant(f"{prefix}.scale", ir.tensor(activation_scale(low, high, E4M3)))
-            zero = editor.constant(f"{prefix}.zero_point", ir.tensor(np.zeros((), E4M3.dtype), dtype=FP8))
+            scale = editor.constant(f"{prefix}.scale", ir.Tensor(activation_scale(low, high, E4M3)))
+            zero = editor.constant(f"{prefix}.zero_point", ir.Tensor(np.zeros((), E4M3.dtype), dtype=FP8))
             value = node.inputs[0]
             editor.shared[name] = editor.add(node, "QuantizeLinear", [value, scale, zero], name, FP8, like=value)
         node.replace_input_with(0, dequantized(editor, node, prefix, editor.shared[name]))
@@ -87,7 +87,7 @@ class Fp8Pair(FormRules):
         quantize = producer_of(back.inputs[0], "QuantizeLinear") if back is not None else None
         if quantize is None:
             return NEVER_QUANTIZED
-        scale, zero = ir.tensor(activation_scale(*wanted.range, E4M3)), ir.tensor(np.zeros((), E4M3.dtype), dtype=FP8)
+        scale, zero = ir.Tensor(activation_scale(*wanted.range, E4M3)), ir.Tensor(np.zeros((), E4M3.dtype), dtype=FP8)
         if len(quantize.inputs) != 3 or not (holds(quantize.inputs[1], scale) and holds(quantize.inputs[2], zero)):
             return "its activation has another scale than its range asks for"
         return None

@@ -52,7 +52,7 @@ class Int8ByToken(FormRules):
         scale = at.beside(storage, f"{at.weight}.scale", storage.known_scales)
         name = "spq_graph.no_bias"
         if name not in editor.shared:
-            editor.shared[name] = editor.constant(name, ir.tensor(_NO_BIAS))
+            editor.shared[name] = editor.constant(name, ir.Tensor(_NO_BIAS))
         inputs = [at.node.inputs[0], panels, scale, editor.shared[name], *self._branch(at)]
         kind = _kind(at.wanted)
         editor.substitute(at.node, kind.op_type, inputs, DOMAIN, self._attributes(at.wanted))
@@ -82,7 +82,7 @@ class Int8ByToken(FormRules):
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
         """Whether it adds nothing of its own."""
         bias = node.inputs[3] if len(node.inputs) > 3 else None
-        return None if holds(bias, ir.tensor(_NO_BIAS)) else "its node adds a bias, where the plan asks for none"
+        return None if holds(bias, ir.Tensor(_NO_BIAS)) else "its node adds a bias, where the plan asks for none"
 
     def differing_branch(
         self, node: ir.Node, activation: Sequence[ir.Node], result: Sequence[ir.Node], wanted: Wanted, operand: Operand

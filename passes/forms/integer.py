@@ -43,11 +43,11 @@ def quantized(at: Place, quantizer: ActivationQuantizer) -> ir.Value:
         return editor.shared[name]
     value = node.inputs[0]
     if quantizer.bits < 8:
-        low = editor.constant(f"{prefix}.low", ir.tensor(quantizer.low))
-        high = editor.constant(f"{prefix}.high", ir.tensor(quantizer.high))
+        low = editor.constant(f"{prefix}.low", ir.Tensor(quantizer.low))
+        high = editor.constant(f"{prefix}.high", ir.Tensor(quantizer.high))
         value = editor.add(node, "Clip", [value, low, high], f"{prefix}.Clip", ir.DataType.FLOAT, like=value)
-    scale = editor.constant(f"{prefix}.scale", ir.tensor(quantizer.scale))
-    zero = editor.constant(f"{prefix}.zero_point", ir.tensor(quantizer.zero_point))
+    scale = editor.constant(f"{prefix}.scale", ir.Tensor(quantizer.scale))
+    zero = editor.constant(f"{prefix}.zero_point", ir.Tensor(quantizer.zero_point))
     kind = ir.DataType.from_numpy(quantizer.zero_point.dtype)
     editor.shared[name] = editor.add(node, "QuantizeLinear", [value, scale, zero], name, kind, like=value)
     return editor.shared[name]
@@ -80,7 +80,7 @@ def _reads(node: ir.Node, *expected: np.generic) -> bool:
     """Whether a node reads these constants behind its first input."""
     found = node.inputs[1:]
     return len(found) == len(expected) and all(
-        holds(value, ir.tensor(number)) for value, number in zip(found, expected, strict=True)
+        holds(value, ir.Tensor(number)) for value, number in zip(found, expected, strict=True)
     )
 
 
@@ -132,7 +132,7 @@ class IntegerQdq(_WithBranch):
             return text
         reads = self.holder(node).inputs
         scales = reads[1].const_value if len(reads) == 3 and reads[1] is not None else None
-        zeros = ir.tensor(np.zeros(() if scales is None else scales.shape.numpy(), dtype=np.int8))
+        zeros = ir.Tensor(np.zeros(() if scales is None else scales.shape.numpy(), dtype=np.int8))
         return None if scales is not None and holds(reads[2], zeros) else "its weight has a zero point that is not 0"
 
     def around(self, wanted: Wanted, operand: Operand) -> Around:
@@ -158,7 +158,7 @@ class MatMulInteger(_WithBranch):
         node = editor.nodes[site.node]
         sums = node.outputs[0]
         cast = ir.node("Cast", [sums], {"to": int(ir.DataType.FLOAT)}, name=editor.fresh(f"{site.node}.sums"))
-        scale = editor.constant(f"{at.weight}.product_scale", ir.tensor(quantizer.scale * scales))
+        scale = editor.constant(f"{at.weight}.product_scale", ir.Tensor(quantizer.scale * scales))
         scaled = ir.node("Mul", [cast.outputs[0], scale], name=editor.fresh(f"{site.node}.scaled"))
         editor.model.graph.insert_after(node, [cast, scaled])
         for added in (cast, scaled):

@@ -143,5 +143,5 @@ def _constant(at: Place, array: npt.NDArray[Any] | np.float32) -> ir.Value:
     """A small constant, once for all that read it."""
     name = f"spq_graph.{array.dtype}.{'_'.join(map(str, np.ravel(array).tolist()))}"
     if name not in at.editor.shared:
-        at.editor.shared[name] = at.editor.constant(name, ir.tensor(np.asarray(array)))
+        at.editor.shared[name] = at.editor.constant(name, ir.Tensor(np.asarray(array)))
     return at.editor.shared[name]

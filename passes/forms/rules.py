@@ -170,7 +170,7 @@ class Place:
         """
         key = (storage, name.rpartition(".")[2])
         if key not in self.editor.stored:
-            self.editor.stored[key] = self.editor.constant(name, ir.tensor(array))
+            self.editor.stored[key] = self.editor.constant(name, ir.Tensor(array))
         return self.editor.stored[key]
 
 

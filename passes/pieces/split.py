@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from spq_graph.passes.base.run import run
@@ -125,24 +126,34 @@ def _serialized(
         [*inputs, *piece.reads],
         piece.gives,
         nodes=piece.nodes,
-        initializers=initializers,
+        initializers=[value for value in initializers if value.name not in held],
         opset_imports=graph.opset_imports,
         name=graph.name or "segment",
     )
-    copy = view.clone()
-    for value in copy.inputs:
-        if value.name is not None and value.name in handed:
-            kind, rank = handed[value.name]
-            value.dtype = ir.DataType[kind[len("tensor(") : -1].upper()]
-            if value.shape is None:
-                value.shape = ir.Shape([None] * rank)
-    for name in held:
-        value = copy.initializers[name]
-        if (tensor := value.const_value) is not None:
-            value.const_value = ir.ExternalTensor(
-                "held", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
-            )
-    functions = list(model.functions.values())
-    whole = ir.Model(copy, ir_version=model.ir_version, functions=functions)
-    data: bytes = ir.to_proto(whole).SerializeToString()
+    # Written as it lies: a copy of the view to edit would take longer than all else here.
+    whole = ir.Model(cast("ir.Graph", view), ir_version=model.ir_version, functions=list(model.functions.values()))
+    proto = ir.to_proto(whole)
+    given = {value.name for value in piece.gives}
+    told = [info for info in proto.graph.value_info if info.name not in given]  # outputs tell of themselves
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(told)
+    for info in proto.graph.input:
+        if info.name in handed:
+            kind, rank = handed[info.name]
+            info.type.tensor_type.elem_type = int(ir.DataType[kind[len("tensor(") : -1].upper()])
+            if not info.type.tensor_type.HasField("shape"):
+                info.type.tensor_type.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(rank))
+    for value in initializers:
+        if (tensor := value.const_value) is not None and value.name in held:
+            proto.graph.initializer.append(_reference(value.name, tensor))
+    data: bytes = proto.SerializeToString()
     return data
+
+
+def _reference(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    """A weight that lies in no file: its name, type and shape."""
+    found = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+    found.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "held"), ("offset", "0"), ("length", str(tensor.nbytes))):
+        found.external_data.add(key=key, value=value)
+    return found

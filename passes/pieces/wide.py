@@ -76,4 +76,4 @@ def _columns(weight: Weight, start: int, end: int) -> ir.TensorProtocol:
 
 
 def _cut(weight: Weight, start: int, end: int) -> ir.TensorProtocol:
-    return ir.tensor(np.ascontiguousarray(weight.stored()[:, start:end]), dtype=weight.tensor.dtype)
+    return ir.Tensor(np.ascontiguousarray(weight.stored()[:, start:end]), dtype=weight.tensor.dtype)

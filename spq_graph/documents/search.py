@@ -25,7 +25,7 @@ class Search(Strict):
     kl_stderr: float | None = Field(None, description="its standard error; null of one window")
     budget: float | None = Field(None, description="KL to reach, nats a token")
     kl_weights: float | None = Field(
-        None, description="KL of 8-bit weights alone, from `alone_tokens`, where the budget was not given"
+        None, description="KL of 8-bit weights alone, where branches came and no budget was given"
     )
     sought: float | None = Field(None, description="KL that was sought by that, where it is below the budget")
     kl_at_cap: float | None = Field(None, description="where it was not reached: KL with as many kept as allowed")

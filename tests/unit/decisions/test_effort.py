@@ -28,9 +28,13 @@ def test_without_branches_candidates_are_measured_alone_and_prefixes_of_them_tog
 def test_branches_ask_for_more_of_a_share_of_the_tokens() -> None:
     plain, branched = (SMOL(Recipe(), lossy=True, peels=peels) for peels in (False, True))
     assert branched.together < plain.together
-    # Four counts of channels and a scale, roles twice, six formats, of the costliest sites more than may be kept, and
-    # 8-bit weights alone, for a budget that is not given.
-    assert branched.alone == 5 + 14 + 7 + 32 + 1
+    # Four counts of channels and a scale, roles twice, six formats, and of the costliest sites more than may be kept.
+    assert branched.alone == 5 + 14 + 7 + 32
+
+
+def test_a_budget_that_is_not_given_asks_for_weights_alone_besides() -> None:
+    default, given = (SMOL(recipe, lossy=True, peels=True) for recipe in (Recipe(), Recipe(kl_budget=0.005)))
+    assert default.together == given.together + 1
 
 
 def test_formats_by_site_are_measured_alone() -> None:
