@@ -51,7 +51,7 @@ def export_folder(
         opset: ONNX operator set.
         cache: whether the graph takes and returns keys and values.
         progress: is told what begins, one phrase a step.
-        remark: is told what of the weight files is left out.
+        remark: is told what of the weight files is left out, and of an adapter that is merged.
         heard: is told what the libraries printed meanwhile; where it is given, what C and Rust print is held back too.
 
     Raises:

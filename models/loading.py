@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spq_graph.models.adapter import ADAPTER_CONFIG, base_of, check_adapter, merged
 from spq_graph.models.chatter import Hush, quiet, said
+from spq_graph.models.config import check_held
 from spq_graph.models.leftover import refuse_other_tensors
 from spq_graph.terms.errors import SourceError
 
@@ -37,7 +38,7 @@ def load_causal_lm(folder: Path, *, hush: Hush = quiet, remark: Callable[[str], 
         folder: a Hugging Face folder. Nothing is downloaded and no code from the folder is run. Where it holds an
             adapter alone, its base model is loaded from where the adapter says.
         hush: holds back what libraries print.
-        remark: is told what of the weight files is left out.
+        remark: is told what of the weight files is left out, and of an adapter that is merged.
 
     Returns:
         The model in float32, in evaluation mode, without gradients and with eager attention, which every exporter
@@ -51,12 +52,16 @@ def load_causal_lm(folder: Path, *, hush: Hush = quiet, remark: Callable[[str], 
     require_torch()
     base = base_of(folder)
     config = _config(base, hush)
+    # What config.json leaves out is the family's: of those that are asked for more than text, models of gigabytes.
+    check_held(config.get_text_config(decoder=True).to_dict(), base)
     model, info = _loaded(base, config, hush)
-    refuse_other_tensors(model, info, base, remark or (lambda _: None))
+    told = remark or (lambda _: None)
+    refuse_other_tensors(model, info, base, told)
     check_adapter(folder)
     if (folder / ADAPTER_CONFIG).is_file():
         with hush():
             model = merged(model, folder)
+        told(f"the adapter in {folder.name} is merged into the weights")
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 

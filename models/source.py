@@ -217,9 +217,14 @@ def _check_weights(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     shards = _read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise SourceError("weight_map is missing or empty", where=str(index), remedy="Download the index again.")
-    files = [index.parent / str(name) for name in sorted(set(shards.values()))]
+    names = list(shards.values()) if isinstance(shards, dict) else []
+    if not names or not all(isinstance(name, str) and name and Path(name).name == name for name in names):
+        raise SourceError(
+            "weight_map is missing or empty, or names what is no file of this folder",
+            where=str(index),
+            remedy="Download the index again.",
+        )
+    files = [index.parent / name for name in sorted(set(names))]
     if missing := [file.name for file in files if not file.is_file()]:
         raise SourceError(
             f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing)}",

@@ -86,6 +86,10 @@ def _nodes_of(model: ir.Model) -> Iterator[tuple[ir.Node, int]]:
 
 
 def _wrong_with(node: ir.Node, opset: int) -> str | None:
+    for name, attribute in node.attributes.items():
+        # Whatever reads and writes graphs fails over it, of an attribute that nobody asked for too.
+        if attribute.type is ir.AttributeType.UNDEFINED and not attribute.is_ref():
+            return f"has an attribute {name} without a type"
     known = _OF_RUNTIME.get(node.op_type) if node.domain == CONTRIB or node.op_type not in _standard_names() else None
     if known is not None:
         return _wrong_with_theirs(node, *known)

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from spq_graph.passes.base.run import run
+from spq_graph.passes.base.values import is_standard
 from spq_graph.passes.pieces.cutter import Cutter, Piece, widened
 from spq_graph.passes.pieces.wide import PartWide
 from spq_graph.terms.segment import Handed, Segment, Segmented, Spec, Weight
@@ -112,6 +113,15 @@ def _weight(tensor: ir.TensorProtocol) -> Weight:
     return Weight(np.require(tensor.numpy(), requirements=["C", "A"]), int(tensor.dtype))
 
 
+def _is_mixed(value: ir.Value) -> bool:
+    """Whether attention reads a value with all heads in one axis.
+
+    Its width is the model's; the operator's definition takes one that is not known for 0, and so what it gives.
+    """
+    mixing = [use.node for use in value.uses() if use.node.op_type == "Attention" and is_standard(use.node)]
+    return any("q_num_heads" in node.attributes for node in mixing)
+
+
 def _serialized(
     model: ir.Model,
     graph: ir.Graph,
@@ -133,16 +143,19 @@ def _serialized(
     # Written as it lies: a copy of the view to edit would take longer than all else here.
     whole = ir.Model(cast("ir.Graph", view), ir_version=model.ir_version, functions=list(model.functions.values()))
     proto = ir.to_proto(whole)
+    mixed = {value.name for value in piece.reads if _is_mixed(value)}
     given = {value.name for value in piece.gives}
     told = [info for info in proto.graph.value_info if info.name not in given]  # outputs tell of themselves
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(told)
     for info in proto.graph.input:
         if info.name in handed:
-            kind, rank = handed[info.name]
+            kind, shape = handed[info.name]
             info.type.tensor_type.elem_type = int(ir.DataType[kind[len("tensor(") : -1].upper()])
             if not info.type.tensor_type.HasField("shape"):
-                info.type.tensor_type.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(rank))
+                info.type.tensor_type.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in shape)
+                if info.name in mixed:
+                    info.type.tensor_type.shape.dim[-1].dim_value = shape[-1]
     for value in initializers:
         if (tensor := value.const_value) is not None and value.name in held:
             proto.graph.initializer.append(_reference(value.name, tensor))

@@ -258,7 +258,7 @@ def open_segment(
         SourceError: ONNX Runtime cannot load it.
     """
     handed: dict[str, Handed] = {
-        name: (type_of(values[name]), values[name].ndim) for name in segment.reads if name in values
+        name: (type_of(values[name]), values[name].shape) for name in segment.reads if name in values
     }
     options = session_options(threads, profile)
     options.add_session_config_entry(FOLDER_KEY, str(where.resolve().parent))

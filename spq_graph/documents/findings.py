@@ -226,6 +226,8 @@ class Forecast:
         bytes_everywhere, bytes_at_most: of the artifact with no site kept, and with the largest ones up to the cap.
         by_step: seconds of each step; `ladder` is 0 without one.
         unmatched: products that are no sites.
+        based_on: the files that it was read from, by name.
+        unchecked: what else a run may be refused for, in words.
     """
 
     source: str
@@ -238,6 +240,8 @@ class Forecast:
     bytes_at_most: int
     by_step: dict[str, float]
     unmatched: int
+    based_on: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -264,6 +268,8 @@ class Forecast:
             "of_which_ladder": round(self.ladder_seconds, 1),
             "seconds": {name: round(seconds, 2) for name, seconds in self.by_step.items()},
             "unmatched": self.unmatched,
+            "based_on": list(self.based_on),
+            "unchecked": list(self.unchecked),
         }
 
 

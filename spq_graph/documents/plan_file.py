@@ -61,7 +61,12 @@ def refuse_misfit(planned: Iterable[Site], sites: Iterable[Site], name: str, tab
         if site is None:
             what = f"the plan has an entry for {entry.key}, which is no site of {name}, or has one already"
             raise UsageError(what, where="sites", remedy=_ANEW)
-        for part, said, found in (("node", entry.node, site.node), ("shape", entry.shape, site.shape)):
+        for part, said, found in (
+            ("node", entry.node, site.node),
+            ("role", entry.role.value, site.role.value),
+            ("shape", entry.shape, site.shape),
+            ("input", entry.input, site.input),
+        ):
             if said != found:
                 what = f"the plan says {said!r} as {part} of {entry.key}, and {name} has {found!r}"
                 raise UsageError(what, where="sites", remedy=_ANEW)

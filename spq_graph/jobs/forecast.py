@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import numpy as np
 
@@ -11,11 +12,13 @@ from spq_graph.decisions.variants import in_other_formats, rows_of
 from spq_graph.documents.findings import Forecast
 from spq_graph.documents.recipe import Recipe
 from spq_graph.jobs.order import Order
-from spq_graph.passes.files.read import size_of
+from spq_graph.models.stand_in import StandIn
 from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.errors import ActivationError, CheckError, GraphError, SourceError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import Extent
 from spq_graph.terms.site import Site
+from spq_graph.workbench import ahead
 from spq_graph.workbench.data import Given, sampled_shape
 from spq_graph.workbench.meter import SHARE_ALONE
 from spq_graph.workbench.pilot import Pilot, fly, sampling
@@ -25,29 +28,43 @@ from spq_graph.workbench.workbench import Workbench
 # Beginning, drawing the page, and writing it: the same for every model.
 AROUND = 2.0
 TIMING = "Timing a small part of every step"
+# Whether it is the model or what stands in for it that is to blame, and in which words, the export tells.
+_OF_THE_MODEL = (ActivationError, CheckError, GraphError, SourceError)
 
 
 def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
     """What `quantize` would do: sites, the cap, bytes at both ends, and time from a small part of every step.
 
+    A folder of a family whose layers are known is not exported for it: `workbench.ahead` says what stands in for it.
+
     Raises:
-        SpqError: as `quantize`, for everything that shows before calibration.
+        SpqError: as `quantize`, for everything that shows before calibration, or before the export where there is none.
     """
+    steps = steps or Steps()
+    order.check()
+    stand_in = order.stand_in()
+    if stand_in is not None:
+        with suppress(*_OF_THE_MODEL):
+            return _forecast(order, steps, stand_in)
+    return _forecast(order, steps, None)
+
+
+def _forecast(order: Order, steps: Steps, stand_in: StandIn | None) -> Forecast:
     recipe = order.recipe
-    with order.begun(steps or Steps()) as (bench, given):
-        counted = _counted(bench, recipe)
-        cap = math.floor(recipe.max_kept * len(counted))
-        weights = sorted((s.shape[0] * s.shape[1] for s in counted), reverse=True)
-        size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in counted) else 2
-        source = size_of(bench.model)
+    with order.begun(steps, stand_in) as (bench, given):
+        shapes = ahead.counted(bench, recipe)
+        cap = math.floor(recipe.max_kept * len(shapes))
+        weights = sorted(map(math.prod, shapes), reverse=True)
+        size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in _counted(bench, recipe)) else 2
+        source = ahead.bytes_of(bench)
         everywhere = source - sum(weights) * (size - 1)
         opened = dict(bench.steps.seconds)
         with bench.steps.step("forecast", TIMING):
             by_step = opened | _seconds(bench, given, order)
     return Forecast(
         source=order.opening.name,
-        glu_blocks=len(bench.found.blocks),
-        sites=len(counted),
+        glu_blocks=ahead.glu_blocks(bench),
+        sites=len(shapes),
         kept_at_most=0 if recipe.spike_ratio else cap,
         bits=order.widths,
         source_bytes=source,
@@ -55,6 +72,8 @@ def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
         bytes_at_most=everywhere + sum(weights[:cap]) * (size - 1),
         by_step=by_step,
         unmatched=len(bench.found.unmatched),
+        based_on=ahead.files_of(bench),
+        unchecked=ahead.unchecked(bench),
     )
 
 
@@ -83,7 +102,12 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     count, length = sampled_shape(bench, recipe.tokens_asked) if samples else (0, 0)
     pilot = fly(bench, recipe, calibration if calibration is not None else _stand_in(bench, length))
     tokens = calibration.tokens if calibration is not None else count * length
-    if samples:
+    if bench.stand_in is not None:
+        pilot = ahead.enlarged(pilot, bench.stand_in)
+        found["export"] = ahead.exporting(bench.stand_in)
+    if samples and bench.stand_in is not None:
+        found["sample"] = ahead.sampling(bench.stand_in, count, length, pilot.reference.token)
+    elif samples:
         found["sample"] = sampling(bench, count, length, pilot.reference.token)
     if given.ranges is None:
         found["calibrate"] = pilot.calibrate.of(tokens)
@@ -106,7 +130,10 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     found["apply"] = pilot.build
     text = given.text if measured else None
     # The source as well: once, and beside it the rows, and weights alone.
-    found["ladder"] = pilot.reference.of(text.tokens) + (rows + 1) * pilot.row.of(text.tokens) if text else 0.0
+    found["ladder"] = 0.0
+    if text is not None:
+        row = pilot.row.of(text.tokens) + pilot.compared * text.tokens
+        found["ladder"] = pilot.reference.of(text.tokens) + (rows + 1) * row
     found["around"] = AROUND
     return found
 
@@ -123,11 +150,10 @@ def _stand_in(bench: Workbench, length: int) -> Sequences:
 
 def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, peels: bool) -> float:
     """Seconds of the evaluations that a decision asks for."""
-    counted = pilot.plan.counted
     asked = effort(
         recipe,
         frozenset(site.precision for site in pilot.plan.kept),
-        sites=len(counted),
+        sites=pilot.sites,
         candidates=pilot.candidates,
         lossy=lossy,
         peels=peels,

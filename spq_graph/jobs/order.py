@@ -10,7 +10,10 @@ from pathlib import Path
 from spq_graph.decisions.choices import refuse_unfit_patterns
 from spq_graph.documents import artifact
 from spq_graph.documents.recipe import Recipe
+from spq_graph.models.stand_in import EMBEDDING, StandIn
+from spq_graph.terms.errors import UsageError
 from spq_graph.terms.rows import Extent
+from spq_graph.terms.site import Role, Site
 from spq_graph.workbench.companions import check_companions
 from spq_graph.workbench.data import Data, Given, read
 from spq_graph.workbench.opening import Opening
@@ -76,14 +79,37 @@ class Order:
         check_companions(source)
 
     @contextmanager
-    def begun(self, steps: Steps) -> Iterator[tuple[Workbench, Given]]:
+    def begun(self, steps: Steps, stand_in: StandIn | None = None) -> Iterator[tuple[Workbench, Given]]:
         """The model, opened, and what of the data was given, read: everything that shows before calibration.
+
+        Args:
+            steps: times and shows what is done.
+            stand_in: of a folder, what is opened in its place; what only the export shows is not looked at then.
 
         Raises:
             SpqError: as `check` and `Opening.open`; a pattern fits no site; or data cannot be read, or does not belong
                 to this model.
         """
         self.check()
-        with self.opening.open(steps, targets=(self.recipe.target,)) as bench:
-            refuse_unfit_patterns(bench.found.every, self.recipe)
+        with self.opening.open(steps, targets=(self.recipe.target,), stand_in=stand_in) as bench:
+            if stand_in is None:
+                refuse_unfit_patterns(bench.found.every, self.recipe)
             yield bench, read(bench, self.data, self.recipe, ladder=self.extent is not None)
+
+    def stand_in(self) -> StandIn | None:
+        """What stands in for a folder; None where its export alone tells whether ranges and patterns fit it."""
+        source = self.opening.resolve()
+        if source.kind != "folder" or source.base is not None or self.data.ranges is not None:
+            return None
+        found = StandIn.of(source.path)
+        if found is not None:
+            keys = {**found.sizes.sites, EMBEDDING: (found.sizes.vocabulary, found.sizes.width)}
+            sites = [
+                Site(key=key, node=key, role=Role.OTHER, layer=None, shape=shape, input="")
+                for key, shape in keys.items()
+            ]
+            try:
+                refuse_unfit_patterns(sites, self.recipe)
+            except UsageError:
+                return None
+        return found

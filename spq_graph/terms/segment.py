@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-# The element type and the number of axes of a value that one segment hands to the next.
-Handed = tuple[str, int]
+# The element type and the shape, in any one batch, of a value that one segment hands to the next.
+Handed = tuple[str, tuple[int, ...]]
 
 
 class Spec(NamedTuple):
@@ -43,7 +43,7 @@ class Segment:
         reads: values that earlier segments hand to it; the inputs of the graph are not among them.
         gives: values that it hands to later segments, and outputs of the graph.
         size: bytes that its weights take in a session on the CPU, where half precision is widened.
-        proto: serializes it, given element type (as "tensor(float)") and number of axes of what it reads.
+        proto: serializes it, given element type (as "tensor(float)") and a shape of what it reads.
         weights: makes the weights that are not in a file, by name.
         own: bytes of `size` that a session holds for itself even where it packs nothing beforehand: what it cannot map
             from a file as it is.

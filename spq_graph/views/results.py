@@ -33,6 +33,8 @@ def forecast_in_words(found: Forecast) -> Iterator[str]:
             said = words.duration(value)
         elif name == "seconds":
             said = ", ".join(f"{step} {words.duration(seconds)}" for step, seconds in value.items())
+        elif name in ("based_on", "unchecked"):
+            said = words.printable("; ".join(value)) or "nothing"
         yield f"{name.replace('_', ' ')}: {said}"
 
 

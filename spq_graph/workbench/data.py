@@ -168,7 +168,7 @@ def _text(bench: Workbench, data: Data) -> Sequences | None:
         return None
     if data.max_eval_tokens is not None:
         return bench.sequences(path, max_tokens=data.max_eval_tokens, judged=True)
-    limit = tokens_to_evaluate(sum(math.prod(site.shape) for site in bench.found.sites))
+    limit = tokens_to_evaluate(_weights(bench))
     text = bench.sequences(path, max_tokens=limit + bench.sequence_length, judged=True)
     if text.tokens <= limit:
         return text
@@ -178,6 +178,13 @@ def _text(bench: Workbench, data: Data) -> Sequences | None:
         "--max-eval-tokens says how many"
     )
     return text
+
+
+def _weights(bench: Workbench) -> int:
+    """Numbers of all products of the model, whatever is open in its place."""
+    if bench.stand_in is not None:
+        return bench.stand_in.sizes.weights
+    return sum(math.prod(site.shape) for site in bench.found.sites)
 
 
 def measured(bench: Workbench, given: Given, recipe: Recipe) -> tuple[Ranges, Sequences | None]:

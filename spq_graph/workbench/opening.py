@@ -13,6 +13,8 @@ from spq_graph.documents import artifact
 from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.models.hub import place_of
 from spq_graph.models.source import Source, resolve
+from spq_graph.models.stand_in import StandIn
+from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.identify import require_glu
 from spq_graph.passes.find.nested import refuse_nested
 from spq_graph.passes.find.quantized import identify_floating, refuse_quantized
@@ -25,7 +27,7 @@ from spq_graph.workbench.holding import refuse_unheld
 from spq_graph.workbench.lifted import refuse_changed
 from spq_graph.workbench.looked import Looked, read_graph
 from spq_graph.workbench.steps import Steps
-from spq_graph.workbench.workbench import Workbench
+from spq_graph.workbench.workbench import LONGEST_WINDOW, Workbench
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Opening:
         find_sites: bool = True,
         looked: Looked | None = None,
         targets: Sequence[str] = (),
+        stand_in: StandIn | None = None,
     ) -> Iterator[Workbench]:
         """A workbench over the source, with a folder for intermediate files that vanishes at the end.
 
@@ -106,6 +109,7 @@ class Opening:
                 quantized or not, and an OUT folder is opened with its own tokenizer.
             looked: the model's graph and sites, where somebody looked at it already; none are sought then.
             targets: that it is for, where sites are sought: it is held against what these, and the CPU, have.
+            stand_in: what is opened in place of a folder, so that it need not be exported.
 
         Raises:
             SourceError: the model cannot be read or exported.
@@ -115,12 +119,17 @@ class Opening:
         with temporary_folder() as work:
             source = at_hand(source, work, steps)
             tokenizer = TextTokenizer.load(source.tokenizer) if source.tokenizer is not None else None
-            model = _as_onnx(source, work, steps)
+            model = _as_onnx(source, work, steps) if stand_in is None else work / artifact.MODEL
+            if stand_in is not None:
+                longest = self.window or min(source.max_length or LONGEST_WINDOW, LONGEST_WINDOW)
+                save_model(stand_in.graph(longest), model)
             if find_sites and looked is None:
                 looked = self._look(source, model, steps, targets)
             elif looked is not None:
                 refuse_nested(looked.prepared.graph, looked.found, source.path)
-            bench = Workbench(source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory)
+            bench = Workbench(
+                source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory, stand_in
+            )
             if looked is not None and looked.prepared.lifted_from is not None:
                 refuse_changed(bench)
             yield bench

@@ -18,6 +18,8 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.runtime.generation.sample import BATCH
 from spq_graph.runtime.measures.asked import Stream
+from spq_graph.runtime.measures.evaluate import PART_BYTES, add_batch, reference_of
+from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.sessions.segmented import give_back_memory
 from spq_graph.runtime.sessions.session import Runner
@@ -36,8 +38,8 @@ FEW, SOME, EVALUATED = 32, 512, 128
 # What was seen of models from 1 to 135 million weights: seconds of a product in integers in those of float32; and in
 # seconds to open the sessions of an evaluation, to build and prove the artifact, and to build and prove a row.
 INTEGER, BUILD, ROW = 0.7, 3.0, 1.5
-# Seconds that a file takes to be written, opened and proved, however small it is.
-FILE = 0.03
+# Seconds that a file takes to be made, written, opened and proved, however small it is.
+FILE = 0.07
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,10 @@ class Rate:
         """Seconds for so many tokens."""
         return self.fixed + self.token * tokens
 
+    def times(self, factor: float) -> Rate:
+        """Of something that takes so many times as long."""
+        return Rate(self.fixed * factor, self.token * factor)
+
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
@@ -61,9 +67,11 @@ class Pilot:
         calibrate: collecting ranges.
         everywhere: an evaluation with all sites in integers; nothing without logits.
         alone: with one candidate of them, in the middle of what is there; nothing without logits.
-        row: building, opening and proving a row of the ladder, and measuring it.
+        row: building, opening and proving a row of the ladder, and running it.
         build: building and proving the artifact.
+        compared: seconds to hold what a model says of a token against what the source says.
         plan: by ratio, from the ranges of the small part.
+        sites: how many count.
         candidates: sites whose ratio there makes them candidates.
         kl: with all sites in integers; kl_kept: with all but the candidates; 0 without logits.
     """
@@ -74,7 +82,9 @@ class Pilot:
     alone: Rate
     row: Rate
     build: float
+    compared: float
     plan: Plan
+    sites: int
     candidates: int
     kl: float
     kl_kept: float
@@ -101,9 +111,10 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         token = min(rate.token * 1.2, calibrated / some.tokens)
         plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
         keys = [s.key for s in plan.counted if (s.evidence.ratio or 0.0) > recipe.candidate_ratio]
-        everywhere, alone, kl, kl_kept = Rate(0.0, 0.0), Rate(0.0, 0.0), 0.0, 0.0
+        everywhere, alone, kl, kl_kept, compared = Rate(0.0, 0.0), Rate(0.0, 0.0), 0.0, 0.0, 0.0
         if bench.logits.output is not None:
-            everywhere, alone, kl, kl_kept = _evaluations(bench, recipe, ranges, keys, some, rate)
+            compared = _comparing(bench.decoder.vocabulary or 1)
+            everywhere, alone, kl, kl_kept = _evaluations(bench, recipe, ranges, keys, some, rate, compared)
     opening = max(everywhere.fixed, rate.fixed)
     return Pilot(
         reference=rate,
@@ -112,7 +123,9 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         alone=alone,
         row=Rate(FILE + ROW * opening, INTEGER * rate.token),
         build=FILE + BUILD * opening,
+        compared=compared,
         plan=plan,
+        sites=len(plan.counted),
         candidates=len(keys),
         kl=kl,
         kl_kept=kl_kept,
@@ -160,6 +173,15 @@ def _quiet(bench: Workbench) -> Iterator[None]:
         _let_go()
 
 
+def _comparing(vocabulary: int) -> float:
+    """Seconds to compare logits over so large a vocabulary with the source's, for each token."""
+    rows = max(1, PART_BYTES // (4 * vocabulary))
+    logits = np.random.default_rng(0).standard_normal((rows, vocabulary), dtype=np.float32)
+    targets = np.zeros(rows, dtype=np.int64)
+    reference = reference_of(logits, targets)
+    return min(timed(partial(add_batch, Score(), logits, reference))[1] for _ in range(3)) / rows
+
+
 def _let_go() -> None:
     """Give back what was taken: sessions are held by what refers to itself, and free memory by the C library."""
     gc.collect()
@@ -191,7 +213,13 @@ def _pass(stream: Stream, sequences: Sequences) -> None:
 
 
 def _evaluations(
-    bench: Workbench, recipe: Recipe, ranges: Ranges, candidates: Sequence[str], some: Sequences, rate: Rate
+    bench: Workbench,
+    recipe: Recipe,
+    ranges: Ranges,
+    candidates: Sequence[str],
+    some: Sequences,
+    rate: Rate,
+    compared: float,
 ) -> tuple[Rate, Rate, float, float]:
     """An evaluation with all sites in integers and one with a single one; the KL of the former, and without candidates.
 
@@ -212,7 +240,7 @@ def _evaluations(
         kl, seconds = timed(partial(measure.kl, precisions))
         if seconds < SHORT:  # what is done once would be much of it
             seconds = min(seconds, timed(partial(measure.kl, precisions))[1])
-        return kl, Rate(max(0.0, seconds - token * on.tokens), token)
+        return kl, Rate(max(0.0, seconds - (token + compared) * on.tokens), token + compared)
 
     kl, everywhere = taken(all_of_them, INTEGER * rate.token)
     beside = {key: precision for key, precision in all_of_them.items() if key not in candidates}

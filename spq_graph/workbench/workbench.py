@@ -16,6 +16,7 @@ from spq_graph.documents.model_ref import ModelRef
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import UNSEALED, Ranges
 from spq_graph.models.source import Source
+from spq_graph.models.stand_in import StandIn
 from spq_graph.passes.adapt.prepared import Prepared
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.base.run import run
@@ -63,6 +64,7 @@ class Workbench:
         bos: prepend BOS even where the tokenizer does not.
         window: tokens in a sequence; None for the model's length, at most 2048.
         memory: bytes that the weights in a session may take; None for the default of `pieces.split`.
+        stand_in: of a folder that is not exported, what is open in its place.
     """
 
     source: Source
@@ -74,6 +76,7 @@ class Workbench:
     bos: bool = False
     window: int | None = None
     memory: int | None = None
+    stand_in: StandIn | None = None
     _digest: Future[str] | None = field(init=False, default=None)
     _count: int = field(init=False, default=0)
     _runner: Runner | None = field(init=False, default=None)

@@ -95,7 +95,7 @@ def chatty(*_: object, **__: object) -> Any:
     raise RuntimeError("Could not guard on data-dependent expression")
 
 
-@pytest.mark.parametrize("arguments", [("export", "{}", "-o", "{}/out"), ("quantize", "{}", "--dry-run")])
+@pytest.mark.parametrize("arguments", [("export", "{}", "-o", "{}/out"), ("quantize", "{}", "-o", "{}/out")])
 @pytest.mark.parametrize("verbose", ["", "before", "after"])
 def test_libraries_talk_only_where_asked(
     arguments: tuple[str, ...],

@@ -28,7 +28,7 @@ def test_interrupt(tmp_path: Path, number: signal.Signals, status: int, earlier:
     for folder in (inputs, outputs, temporary):
         folder.mkdir()
     model = write_decoder(inputs / "model.onnx", layers=4, spikes={1: 1000.0})
-    write_ids(inputs / "calibration.npz", rows=2000)
+    write_ids(inputs / "calibration.npz", rows=20_000)  # far more than is run before the signal
     if earlier:
         (outputs / "out").mkdir()
         (outputs / "out" / "plan.json").write_text("{}")
@@ -44,6 +44,8 @@ def test_interrupt(tmp_path: Path, number: signal.Signals, status: int, earlier:
         "--force",
         "--calibration",
         str(inputs / "calibration.npz"),
+        "--calibration-tokens",
+        "1000000",
         "--no-eval",
     ]
     # Without the last of them, importing ONNX Runtime leaves a file of its own among the temporary ones.

@@ -195,7 +195,7 @@ def test_lfs_pointer(refusal: Told, folder: Path) -> None:
     damaged(refusal, folder, WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
 
 
-@follows("models/headers.py:check_safetensors", "its header cannot be read")
+@follows("models/headers.py:_header", "its header cannot be read")
 def test_no_header(refusal: Told, folder: Path) -> None:
     damaged(refusal, folder, WEIGHTS, struct.pack("<Q", 40) + b"no JSON")
 

@@ -34,6 +34,7 @@ class Run:
         signals: what it is sent, one after the other.
         after: seconds until the first of them, from when signals are watched; None for none by the clock.
         rename: before which rename the signals come, counted from 0, or behind it; None for none there.
+        tick: at which telling of how far the run is they come, counted from 1; None for none there.
         behind: whether behind.
         gap: seconds between two signals.
     """
@@ -44,6 +45,7 @@ class Run:
     signals: Sequence[int] = ()
     after: float | None = None
     rename: int | None = None
+    tick: int | None = None
     behind: bool = False
     gap: float = 0.0
 
@@ -104,6 +106,8 @@ def _child(what: Run, ready: int) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = what.temporary
     if what.rename is not None:
         _watch_renames(what)
+    if what.tick is not None:
+        _watch_ticks(what)
     sys.argv = ["spq-graph", *what.arguments]
     from spq_graph.__main__ import main, watch
 
@@ -131,15 +135,45 @@ def _watch_renames(what: Run) -> None:
     os.rename, os.replace = watched(os.rename), watched(os.replace)
 
 
-def _waited(process: int, deadline: float) -> int:
-    """How a child ended; one that does not is aborted, which no run may end by."""
+def _watch_ticks(what: Run) -> None:
+    from spq_graph.workbench import steps
+
+    count, plain = 0, steps.check
+
+    def check() -> None:
+        nonlocal count
+        count += 1
+        if count == what.tick:
+            _send(os.getpid(), what)
+        plain()
+
+    steps.check = check
+
+
+def _waited(process: int) -> int:
+    """How a child ended; one that hangs is aborted, which no run may end by.
+
+    That is one that takes the processor for long, or for long none of it: a busy machine lets everybody wait.
+    """
+    took, since = 0.0, time.monotonic()
     while True:
         found, status = os.waitpid(process, os.WNOHANG)
         if found:
             return status
-        if time.monotonic() > deadline:
+        now, used = time.monotonic(), _processor_time(process)
+        if used > took:
+            took, since = used, now
+        if took > PATIENCE or now - since > PATIENCE:
             os.kill(process, signal.SIGABRT)
         time.sleep(0.002)
+
+
+def _processor_time(process: int) -> float:
+    """Seconds; 0 where the system does not say so, and as long as there are none."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def serve() -> None:
@@ -165,7 +199,7 @@ def serve() -> None:
         if what.after is not None:
             time.sleep(what.after)
             _send(process, what)
-        status = _waited(process, start + PATIENCE)
+        status = _waited(process)
         seconds = time.monotonic() - start
         print(json.dumps({"status": os.waitstatus_to_exitcode(status), "seconds": seconds}), flush=True)
 

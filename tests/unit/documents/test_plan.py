@@ -168,6 +168,8 @@ class TestBesideItsModel:
             (lambda sites: [*sites, sites[0]], "or has one already"),
             (lambda sites: [replace(sites[0], node="elsewhere"), *sites[1:]], "'elsewhere' as node"),
             (lambda sites: [replace(sites[0], shape=(1, 1)), *sites[1:]], r"\(1, 1\) as shape"),
+            (lambda sites: [replace(sites[0], input=""), *sites[1:]], "'' as input"),
+            (lambda sites: [replace(sites[0], role=Role.EMBEDDING), *sites[1:]], "'embedding' as role"),
         ],
     )
     def test_otherwise_the_site_is_named(self, change: Callable[[list[Site]], list[Site]], says: str) -> None:

@@ -60,7 +60,9 @@ def adapt(folder: Path, *, base: Path | str | None, layers: tuple[int, ...] = (0
 def assert_merged(folder: Path, base: Path) -> None:
     """By hand: W + alpha / r · B A, and nothing else is touched."""
     before, update = load_file(base / "model.safetensors"), load_file(folder / "adapter_model.safetensors")
-    after = dict(load_causal_lm(folder).named_parameters())
+    remarks: list[str] = []
+    after = dict(load_causal_lm(folder, remark=remarks.append).named_parameters())
+    assert remarks == [f"the adapter in {folder.name} is merged into the weights"]
     assert after.keys() == before.keys()
     for name, weight in before.items():
         parts = [f"base_model.model.{name.removesuffix('.weight')}.lora_{part}.weight" for part in "BA"]

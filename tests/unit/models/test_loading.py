@@ -166,6 +166,14 @@ def test_a_configuration_that_transformers_refuses(
     assert caught.value.where.endswith(where)
 
 
+@pytest.mark.parametrize("family", ["gemma3", "llama4", "mllama"])
+def test_a_family_that_fills_what_is_left_out_with_gigabytes(variant: Callable[..., Path], family: str) -> None:
+    """Its sizes are refused before they are allocated."""
+    folder = variant(model_type=family, architectures=None)
+    with pytest.raises(SourceError, match=r"numbers, and the weights take 8\d,\d{3} bytes|refuses its configuration"):
+        load_causal_lm(folder)
+
+
 def test_a_wrapper_is_taken_off_as_it_is_told(variant: Callable[..., Path]) -> None:
     folder = variant(lambda tensors: {f"_orig_mod.{name}": t for name, t in tensors.items()})
     with pytest.raises(SourceError) as caught:

@@ -180,6 +180,9 @@ def test_shards(folder: Path) -> None:
     assert resolve(str(folder)).kind == "folder"
     write(folder, "model.safetensors.index.json", {})
     assert "weight_map" in refusal(folder).what
+    for wrong in (["a.safetensors"], {}, 5, "", "../a.safetensors", "/etc/passwd"):
+        write(folder, "model.safetensors.index.json", {"weight_map": {"v": "a.safetensors", "w": wrong}})
+        assert "names what is no file of this folder" in refusal(folder).what
 
 
 def test_broken_tokenizer(folder: Path, tmp_path: Path) -> None:

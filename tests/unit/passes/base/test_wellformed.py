@@ -29,6 +29,12 @@ def node(op_type: str, inputs: Ends, **more: object) -> onnx.NodeProto:
     return helper.make_node(op_type, inputs, ["y"], name="odd", **more)
 
 
+def untyped(sound: onnx.NodeProto, name: str = "bits") -> onnx.NodeProto:
+    """With one more attribute, whose type the file leaves out."""
+    sound.attribute.add(name=name, i=4)
+    return sound
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -53,6 +59,9 @@ def node(op_type: str, inputs: Ends, **more: object) -> onnx.NodeProto:
         (node("FusedMatMul", ["a", "b"], domain=CONTRIB, alpha="x"), "has an attribute alpha of type STRING"),
         (node("Gelu", [], domain=CONTRIB), "has 0 inputs"),
         (node("SimplifiedLayerNormalization", []), "has 0 inputs"),
+        (untyped(node("Mul", ["a", "b"])), "has an attribute bits without a type"),
+        (untyped(node("Gelu", ["a"], domain=CONTRIB)), "has an attribute bits without a type"),
+        (untyped(node("Anything", ["a"], domain="acme")), "has an attribute bits without a type"),
     ],
     ids=lambda value: f"{value.domain}{value.op_type}" if isinstance(value, onnx.NodeProto) else None,
 )

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.pieces.split import split
+from spq_graph.passes.pieces.stages import staged
 from spq_graph.terms.segment import Segmented, type_of
 from tests.support.decoder_graphs import Decoder, decoder, token_feeds
 from tests.support.graphs import Glu
@@ -33,7 +36,7 @@ def run(model: Segmented, feeds: dict[str, Any]) -> dict[str, Any]:
     """All pieces in turn, by the ONNX reference evaluator."""
     values: dict[str, Any] = {}
     for segment in model.segments:
-        handed = {name: (type_of(values[name]), values[name].ndim) for name in segment.reads}
+        handed = {name: (type_of(values[name]), values[name].shape) for name in segment.reads}
         proto = onnx.load_model_from_string(segment.proto(handed))
         for tensor in proto.graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -137,3 +140,29 @@ def test_any_limit_gives_the_same_logits(seed: int, layers: int, kv_heads: int, 
     (expected,) = ReferenceEvaluator(decoder(shape)).run(["logits"], feeds)
     found = run(split(canonical(shape), Path("model.onnx"), limit), feeds)["logits"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_between_projections_and_an_attention_that_parts_the_heads_itself() -> None:
+    """ONNX Runtime does not load a piece that begins there, unless it says how wide they are."""
+    weights = {f"{part}.weight": np.ones((16, 16 if part in "qo" else 8), np.float32) for part in "qkvo"}
+    products = [helper.make_node("MatMul", ["x", f"{part}.weight"], [part], name=part) for part in "qkv"]
+    attention = helper.make_node("Attention", ["q", "k", "v"], ["mixed"], name="mix", q_num_heads=4, kv_num_heads=2)
+    out = helper.make_node("MatMul", ["mixed", "o.weight"], ["y"], name="o")
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", "s", 16]) for name in "xy"]
+    kept = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph([*products, attention, out], "g", values[:1], values[1:], kept)
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    model = ir.from_proto(whole)
+    Canonicalize()(model)
+    last = staged(model, Path("model.onnx"), "y", [("q", "k", "v")]).stages[-1].segment
+    assert set(last.reads) == {"q", "k", "v"}
+    shapes = {"q": (2, 5, 16), "k": (2, 5, 8), "v": (2, 5, 8)}
+    proto = last.proto({name: ("tensor(float)", shape) for name, shape in shapes.items()})
+    read = onnx.load_from_string(proto).graph.input
+    sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in read}
+    assert sizes == {"q": [0, 0, 16], "k": [0, 0, 8], "v": [0, 0, 8]}
+    session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+    (expected,) = onnxruntime.InferenceSession(whole.SerializeToString()).run(None, {"x": x})
+    given = {part: x @ weights[f"{part}.weight"] for part in "qkv"}
+    np.testing.assert_allclose(session.run(None, given)[0], expected, rtol=1e-5)
