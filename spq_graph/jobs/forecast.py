@@ -100,7 +100,8 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     found: dict[str, float] = {}
     samples = calibration is None and given.ranges is None
     count, length = sampled_shape(bench, recipe.tokens_asked) if samples else (0, 0)
-    pilot = fly(bench, recipe, calibration if calibration is not None else _stand_in(bench, length))
+    sequences = calibration if calibration is not None else _stand_in(bench, length)
+    pilot = fly(bench, ahead.tried(bench, recipe), sequences)
     tokens = calibration.tokens if calibration is not None else count * length
     if bench.stand_in is not None:
         pilot = ahead.enlarged(pilot, bench.stand_in)

@@ -10,7 +10,8 @@ from pathlib import Path
 from spq_graph.decisions.choices import refuse_unfit_patterns
 from spq_graph.documents import artifact
 from spq_graph.documents.recipe import Recipe
-from spq_graph.models.stand_in import EMBEDDING, StandIn
+from spq_graph.models.stand_in import StandIn
+from spq_graph.models.stand_in_graph import EMBEDDING
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.rows import Extent
 from spq_graph.terms.site import Role, Site

@@ -59,6 +59,13 @@ def unchecked(bench: Workbench) -> tuple[str, ...]:
     return () if bench.stand_in is None else UNCHECKED
 
 
+def tried(bench: Workbench, recipe: Recipe) -> Recipe:
+    """The recipe as what is open can be tried with: where it has fewer layers, without what is set for single sites."""
+    if bench.stand_in is None or bench.stand_in.whole:
+        return recipe
+    return recipe.model_copy(update={"keep": (), "ignore": (), "overrides": ()})
+
+
 def enlarged(pilot: Pilot, stand_in: StandIn) -> Pilot:
     """What the model takes, by what its stand-in takes: time goes by the numbers of products.
 

@@ -47,6 +47,24 @@ def test_in_seconds(tiny_llama: Path, tmp_path: Path, more: tuple[object, ...]) 
     assert found["expected_time"] == pytest.approx(sum(found["seconds"].values()), abs=0.2)
 
 
+@pytest.mark.usefixtures("unexported")
+def test_of_a_large_one_some_layers_stand_for_all(
+    tiny_llama: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("--calibration", ids, "--keep", "model.layers.1.mlp.down_proj", "--dry-run", "--json", "--window", 32)
+    whole = done("quantize", tiny_llama, "-o", tmp_path / "out", *given).json
+    monkeypatch.setattr("spq_graph.models.stand_in._OWN", 0)
+    monkeypatch.setattr("spq_graph.models.stand_in_graph._LAYERS", 1)
+    part = done("quantize", tiny_llama, "-o", tmp_path / "out", *given).json
+    times = ("seconds", "expected_time", "of_which_ladder")
+    assert {name: value for name, value in part.items() if name not in times} == {
+        name: value for name, value in whole.items() if name not in times
+    }
+    assert part["seconds"].keys() == whole["seconds"].keys()
+    # As of a trained model: candidates are measured, and branches and formats tried.
+    assert part["seconds"]["decide at 8 bits"] > 2 * whole["seconds"]["decide at 8 bits"]
+
+
 def test_what_it_says_is_what_the_export_says(
     tiny_llama: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,8 @@ def header(**wrong: Any) -> Callable[[Path], None]:
         changed(nothing, model_type="gemma2"),
         changed(nothing, num_hidden_layers=3),
         changed(nothing, rms_norm_eps="small"),
+        changed(lambda held: held.update({"model.layers.0.self_attn.k_proj.weight": torch.zeros(0, 32)})),
+        changed(lambda held: held.update({"model.layers.0.self_attn.q_proj.weight": torch.zeros(0, 32)})),
         changed(nothing, rope_parameters={"rope_theta": -1.0}),
         changed(nothing, num_attention_heads=3),
         changed(lambda held: held.pop("model.layers.1.mlp.up_proj.weight")),
