@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +27,9 @@ BATCH: Final = 64
 _TIMED: Final = 4
 _STEPS: Final = 32
 _SECONDS: Final = 0.5
+# Weights of a model that one thread runs as fast as several, which wait for one another hundreds of times a token: on a
+# machine with other work each time for a turn of the processor, and sampling took twenty times as long.
+_SMALL: Final = 20_000_000
 
 
 def sample_ids(
@@ -74,15 +78,16 @@ def sample_from(
     first = start_token(model.config) if bos is None else bos
     generator = torch.Generator().manual_seed(seed)
     batches = []
-    for done in range(0, sequences, BATCH):
-        count = min(BATCH, sequences - done)
+    with _threads_for(model):
+        for done in range(0, sequences, BATCH):
+            count = min(BATCH, sequences - done)
 
-        def tick(tokens: int, done: int = done, count: int = count) -> None:
-            if progress is not None:
-                progress(done * length + tokens * count, sequences * length)
+            def tick(tokens: int, done: int = done, count: int = count) -> None:
+                if progress is not None:
+                    progress(done * length + tokens * count, sequences * length)
 
-        start = torch.full((count, 1), first, dtype=torch.int64)
-        batches.append(continue_from(model, start, length, generator, tick))
+            start = torch.full((count, 1), first, dtype=torch.int64)
+            batches.append(continue_from(model, start, length, generator, tick))
     ids: NDArray[np.int64] = torch.cat(batches).numpy()
     return ids
 
@@ -107,7 +112,7 @@ def seconds_to_sample(folder: Path, *, sequences: int, length: int) -> float:
     generator = torch.Generator().manual_seed(0)
     seconds: list[float] = []
     most = max(1, min(_STEPS, length - length // 2))  # a model has so many positions
-    with quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode(), _threads_for(model):
         cache = _behind(model, token, max(1, length // 2))
         while len(seconds) < most and (len(seconds) < _TIMED or sum(seconds) < _SECONDS):
             start = time.perf_counter()
@@ -115,6 +120,20 @@ def seconds_to_sample(folder: Path, *, sequences: int, length: int) -> float:
             token, cache = _drawn(output.logits[:, -1].float(), generator), output.past_key_values
             seconds.append(time.perf_counter() - start)
     return loaded + -(-sequences // BATCH) * length * statistics.median(seconds[len(seconds) // 2 :])
+
+
+@contextmanager
+def _threads_for(model: PreTrainedModel) -> Iterator[None]:
+    """A block in which torch has as many threads as a model of this size has use for."""
+    import torch
+
+    before = torch.get_num_threads()
+    if model.num_parameters() <= _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _behind(model: PreTrainedModel, token: Tensor, length: int) -> Any:

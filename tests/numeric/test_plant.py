@@ -135,6 +135,23 @@ def test_what_sampling_would_take(tiny_llama: Path, monkeypatch: pytest.MonkeyPa
     assert seconds_to_sample(tiny_llama, sequences=1, length=1) > 0
 
 
+def test_small_models_are_sampled_in_one_thread(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several wait for one another at every product, which on a busy machine takes most of the time."""
+    threads, seen = torch.get_num_threads(), set[int]()
+
+    def look(*_: int) -> None:
+        seen.add(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    one = sample_ids(tiny_llama, sequences=2, length=8, seed=0, bos=None, progress=look)
+    assert (seen, torch.get_num_threads()) == ({1}, 2)
+    monkeypatch.setattr("spq_graph.models.sample._SMALL", 0)
+    several = sample_ids(tiny_llama, sequences=2, length=8, seed=0, bos=None, progress=look)
+    assert (seen, torch.get_num_threads()) == ({1, 2}, 2)
+    assert (one == several).all()
+    torch.set_num_threads(threads)
+
+
 def test_sampling(tiny_llama: Path, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     ids = sample_ids(tiny_llama, sequences=40, length=24, seed=3, bos=None)
