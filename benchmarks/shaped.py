@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Shape:
     kv_heads: int
     vocabulary: int
     stored: str = "fp16"
+    cache: bool = False  # keys and values of earlier tokens as inputs and outputs
 
     @property
     def largest(self) -> int:
@@ -35,6 +37,7 @@ SHAPES = {
     "8b": Shape(32, 4096, 14336, 32, 8, 128256),
     "1b": Shape(16, 2048, 8192, 32, 8, 128256),
     "1b-small": Shape(16, 512, 2048, 8, 2, 16000),
+    "smollm2-135m": Shape(30, 576, 1536, 9, 3, 49152, cache=True),
 }
 
 
@@ -72,9 +75,11 @@ class _Writer:
         self.initializers.append(value)
         return value
 
-    def op(self, path: str, op_type: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
-        """A node of a module."""
-        value = self.tape.op(op_type, list(inputs), attributes)
+    def op(
+        self, path: str, op_type: str, *inputs: ir.Value | None, more: Sequence[ir.Value] = (), **attributes: object
+    ) -> ir.Value:
+        """A node of a module, and its first output; the others are given."""
+        value, *_ = self.tape.op_multi_out(op_type, list(inputs), attributes, outputs=[ir.Value(), *more])
         node = value.producer()
         node.name = f"{path}.{op_type}".replace(".", "/") + f"_{len(self.tape.nodes)}"
         node.metadata_props["pkg.torch.onnx.name_scopes"] = repr(["", path, op_type])
@@ -93,7 +98,11 @@ class _Writer:
 
 
 def model(shape: Shape, positions: int = 2048) -> ir.Model:
-    """The graph, over input_ids and position_ids, int64 [batch_size, sequence_length]."""
+    """The graph, over input_ids and position_ids, int64 [batch_size, sequence_length].
+
+    With a cache also over past_key_values.N.key and .value, [batch_size, heads, past_sequence_length, width], which it
+    gives back grown by the new tokens as present.N.key and .value.
+    """
     w = _Writer(shape)
     size = shape.hidden // shape.heads
     ids, places = (
@@ -104,9 +113,15 @@ def model(shape: Shape, positions: int = 2048) -> ir.Model:
     tables = [w.constant(f"rotary.{f.__name__}", f(angles).astype(w.dtype.numpy())) for f in (np.cos, np.sin)]
     hidden = w.op("model.embed_tokens", "Gather", w.weight("embed_tokens", shape.vocabulary, shape.hidden), ids)
     hidden.shape = ir.Shape(["batch_size", "sequence_length", shape.hidden])
+    pasts: list[ir.Value] = []
+    presents: list[ir.Value] = []
     for layer in range(shape.layers):
         path = f"model.layers.{layer}"
-        mixed = _attention(w, f"{path}.self_attn", w.norm(f"{path}.input_layernorm", hidden), (places, *tables))
+        past = [_cache(w, f"past_key_values.{layer}.{kind}", "past") for kind in ("key", "value") if shape.cache]
+        present = [_cache(w, f"present.{layer}.{kind}", "total") for kind in ("key", "value") if shape.cache]
+        pasts, presents = [*pasts, *past], [*presents, *present]
+        normed = w.norm(f"{path}.input_layernorm", hidden)
+        mixed = _attention(w, f"{path}.self_attn", normed, (places, *tables), past, present)
         hidden = w.op(path, "Add", hidden, mixed)
         normed = w.norm(f"{path}.post_attention_layernorm", hidden)
         gate = w.linear(f"{path}.mlp.gate_proj", normed, shape.hidden, shape.intermediate)
@@ -117,8 +132,8 @@ def model(shape: Shape, positions: int = 2048) -> ir.Model:
     logits = w.linear("lm_head", w.norm("model.norm", hidden), shape.hidden, shape.vocabulary)
     logits.name, logits.shape = "logits", ir.Shape(["batch_size", "sequence_length", shape.vocabulary])
     graph = ir.Graph(
-        [ids, places],
-        [logits],
+        [ids, places, *pasts],
+        [logits, *presents],
         nodes=w.tape.nodes,
         initializers=w.initializers,
         opset_imports={"": OPSET},
@@ -127,7 +142,20 @@ def model(shape: Shape, positions: int = 2048) -> ir.Model:
     return ir.Model(graph, ir_version=11)
 
 
-def _attention(w: _Writer, path: str, value: ir.Value, rotary: tuple[ir.Value, ir.Value, ir.Value]) -> ir.Value:
+def _cache(w: _Writer, name: str, tokens: str) -> ir.Value:
+    """Keys or values of one layer."""
+    shape = ir.Shape(["batch_size", w.shape.kv_heads, f"{tokens}_sequence_length", w.shape.hidden // w.shape.heads])
+    return ir.Value(name=name, type=ir.TensorType(w.dtype), shape=shape)
+
+
+def _attention(
+    w: _Writer,
+    path: str,
+    value: ir.Value,
+    rotary: tuple[ir.Value, ir.Value, ir.Value],
+    past: list[ir.Value],
+    present: list[ir.Value],
+) -> ir.Value:
     shape = w.shape
     places, cosine, sine = rotary
     size = shape.hidden // shape.heads
@@ -135,7 +163,9 @@ def _attention(w: _Writer, path: str, value: ir.Value, rotary: tuple[ir.Value, i
     for letter, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
         one = w.linear(f"{path}.{letter}_proj", value, shape.hidden, heads * size)
         made.append(one if letter == "v" else w.op(path, "RotaryEmbedding", one, cosine, sine, places, num_heads=heads))
-    mixed = w.op(path, "Attention", *made, q_num_heads=shape.heads, kv_num_heads=shape.kv_heads, is_causal=1)
+    counts = {"q_num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    inputs = [*made, None, *past] if past else made
+    mixed = w.op(path, "Attention", *inputs, more=present, is_causal=1, **counts)
     return w.linear(f"{path}.o_proj", mixed, shape.hidden, shape.hidden)
 
 

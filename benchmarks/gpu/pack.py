@@ -1,8 +1,8 @@
 """Make, without a GPU, what a GPU machine with Python 3.12 and CUDA 13 but no network lacks: `make gpu-kit`.
 
 In it are ONNX Runtime for CUDA with the images of one architecture, less those of mixtures of experts; the wheels that
-spq-graph needs beyond a machine with torch and transformers; the operator library; and the quantized reference with its
-inputs and the CPU's logits.
+spq-graph needs beyond a machine with torch and transformers; the operator library; and small quantized models with
+their inputs and the CPU's logits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.gpu.parts import WHOLE, pack
+from benchmarks.gpu.small import add_models
 from benchmarks.gpu.trim import trim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,23 +76,6 @@ def lay_out(folder: Path, wheels: Path) -> None:
     provider.write_bytes(data)
 
 
-def add_reference(folder: Path) -> None:
-    """The reference model quantized for target cuda, inputs, and what the CPU computes from them."""
-    from spq_graph.runtime.sessions.session import Runner
-
-    out = folder / "reference"
-    options = ["--target", "cuda", "--high-precision", "fp8_e4m3", "--no-eval"]
-    command = [sys.executable, "-m", "spq_graph", "quantize", "reference", "-o", str(out), *options]
-    subprocess.run(command, check=True, cwd=ROOT)
-    kept = {path.name for path in out.iterdir() if path.name.startswith("model.onnx") or path.name == "plan.json"}
-    for path in list(out.iterdir()):
-        if path.name not in kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    runner = Runner(out / "model.onnx")
-    ids = np.random.default_rng(0).integers(3, runner.vocabulary or 256, (2, 64))
-    np.savez(out / "expected.npz", ids=ids, logits=runner.logits(ids, np.ones_like(ids)))
-
-
 def main() -> None:
     from spq_graph.runtime.sessions.library import library_info, library_path
 
@@ -105,7 +87,7 @@ def main() -> None:
         fetch([pinned(wheel) for wheel in (RUNTIME, *WHEELS)], work / "wheels")
         lay_out(work / "kit", work / "wheels")
         shutil.copy(library, work / "kit" / "libspq_graph_ops.so")
-        add_reference(work / "kit")
+        add_models(work / "kit" / "models")
         written = pack(work / "kit", out)
     listed = subprocess.run(["git", "ls-files"], check=True, cwd=ROOT, capture_output=True, text=True).stdout
     tree = sum((ROOT / line).lstat().st_size for line in listed.splitlines())

@@ -27,6 +27,8 @@ SMALLEST_LIMIT, LARGEST_LIMIT = 128 << 20, 256 << 20
 # What a segment may hold of constants for the sake of what it computes again.
 LIGHT_SHARE = 64
 _EMBEDDED = 1024
+# By operator, the attribute that it has where heads lie in one axis.
+_HEADS = {"Attention": "q_num_heads", "RotaryEmbedding": "num_heads"}
 
 
 def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
@@ -114,12 +116,12 @@ def _weight(tensor: ir.TensorProtocol) -> Weight:
 
 
 def _is_mixed(value: ir.Value) -> bool:
-    """Whether attention reads a value with all heads in one axis.
+    """Whether attention reads a value with all heads in one axis, turned by a rotary embedding or as it is.
 
-    Its width is the model's; the operator's definition takes one that is not known for 0, and so what it gives.
+    Its width is the model's; the definition of Attention takes one that is not known for 0, and so what it gives.
     """
-    mixing = [use.node for use in value.uses() if use.node.op_type == "Attention" and is_standard(use.node)]
-    return any("q_num_heads" in node.attributes for node in mixing)
+    readers = [use.node for use in value.uses() if is_standard(use.node)]
+    return any(_HEADS.get(node.op_type) in node.attributes for node in readers)
 
 
 def _serialized(
@@ -154,8 +156,8 @@ def _serialized(
             info.type.tensor_type.elem_type = int(ir.DataType[kind[len("tensor(") : -1].upper()])
             if not info.type.tensor_type.HasField("shape"):
                 info.type.tensor_type.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in shape)
-                if info.name in mixed:
-                    info.type.tensor_type.shape.dim[-1].dim_value = shape[-1]
+            if info.name in mixed:
+                info.type.tensor_type.shape.dim[-1].dim_value = shape[-1]
     for value in initializers:
         if (tensor := value.const_value) is not None and value.name in held:
             proto.graph.initializer.append(_reference(value.name, tensor))

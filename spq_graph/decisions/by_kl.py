@@ -106,7 +106,8 @@ class ByKl:
         recipe, (target, precision) = self.recipe, self.recipe.profile.weight_only
         if "kl_budget" in recipe.model_fields_set or target != recipe.target:
             return
-        kl = _error(self.oracle, {key: precision for key, choice in self.choices.items() if choice.free})
+        rounded = {key for key, p in self._assigned([]).items() if p is not self.choices[key].stored}
+        kl = _error(self.oracle, dict.fromkeys(rounded, precision))
         sought = max(_OF_WEIGHTS * kl, min(_LEAST_SOUGHT, recipe.kl_budget))
         self.search.kl_weights = told(kl)
         if sought < recipe.kl_budget:

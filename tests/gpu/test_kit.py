@@ -1,23 +1,15 @@
-"""What carries the GPU run to a machine: trimmed, packed to the same bytes every time, and run without a device."""
+"""What carries the GPU run to a machine: trimmed, and packed to the same bytes every time."""
 
 from __future__ import annotations
 
-import json
 import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import drive
 from benchmarks.gpu.parts import pack, unpack
 from benchmarks.gpu.trim import MAGIC, trim
-from spq_graph.runtime.proof.held import why_absent
-from spq_graph.terms.targets import PROFILES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def image(kind: int, architecture: int, body: bytes) -> bytes:
@@ -60,23 +52,3 @@ def test_the_same_files_give_the_same_bytes_in_parts_and_come_back(tmp_path: Pat
     (tmp_path / "kit" / "kit.tar.xz.00").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"kit\.tar\.xz\.00 is absent or damaged"):
         unpack(tmp_path / "kit", tmp_path / "more")
-
-
-@pytest.mark.skipif(why_absent(PROFILES["cuda"]) is None, reason="there is a GPU here")
-def test_without_a_device_every_step_says_so(tmp_path: Path) -> None:
-    pack(some_files(tmp_path / "in"), tmp_path / "kit", preset=0)
-    script = str(ROOT / "benchmarks" / "gpu" / "run.sh")
-    environment = {**os.environ, "PYTHON": sys.executable}
-    command = ["bash", script, str(tmp_path / "kit"), str(tmp_path / "results")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = (tmp_path / "results" / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
-    assert [(one["step"], one["result"]) for one in found] == [(name, "no device") for name in drive.STEPS]
-
-
-def test_a_step_that_fails_or_takes_too_long_is_told(tmp_path: Path) -> None:
-    failed = drive.run("no such step", tmp_path / "absent", 60)
-    assert failed["result"] in ("failed", "no device")
-    late = drive.run("product", tmp_path, 0.01)
-    assert (late["result"], late["limit"]) == ("timed out", 0.01)

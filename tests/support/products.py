@@ -39,7 +39,7 @@ class Product:
     weights: Fp8Format = WEIGHTS
     constant: bool = True
 
-    def session(self, dtype: npt.DTypeLike) -> ort.InferenceSession:
+    def session(self, dtype: npt.DTypeLike, provider: str = PROVIDER) -> ort.InferenceSession:
         a_type, panels = helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), pack_panels(self.codes)
         b_type = self.weights.element_type
         inputs = [helper.make_tensor_value_info("X", a_type, None)]
@@ -62,10 +62,11 @@ class Product:
         graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("Y", a_type, None)], tensors)
         imports = [helper.make_opsetid("", 21), helper.make_opsetid("spq", 1)]
         options = ort.SessionOptions()
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # no other kernel may step in
+        if provider == PROVIDER:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # no other kernel may step in
         assert register(options)
         model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-        return ort.InferenceSession(model.SerializeToString(), options, providers=[PROVIDER])
+        return ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
 
     def expected(self, x: Array) -> Array:
         return fp8_matmul_reference(

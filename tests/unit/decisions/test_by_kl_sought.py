@@ -65,6 +65,14 @@ def test_what_is_sought_and_not_reached_is_no_failure_within_the_budget() -> Non
     assert plan.budget_met
 
 
+def test_what_was_asked_to_be_in_integers_counts_as_what_the_rule_has_there() -> None:
+    """As where a recipe names the precision of every site, and leaves branches to the rule."""
+    plan = made(0.0028, overrides=[{"pattern": "s*", "precision": "int8"}])
+    assert (plan.search.kl_weights, plan.search.sought) == (pytest.approx(0.0028), pytest.approx(0.0042))
+    some = made(0.0028, overrides=[{"pattern": "s[0-4]", "precision": "fp32"}])
+    assert some.search.kl_weights == pytest.approx(0.0014)
+
+
 def test_a_budget_that_is_given_holds() -> None:
     plan = made(0.0001, kl_budget=0.005)
     assert (plan.search.kl_weights, plan.search.sought) == (None, None)

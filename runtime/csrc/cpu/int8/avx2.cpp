@@ -9,6 +9,7 @@
 namespace spq::cpu::int8 {
 namespace {
 
+constexpr int kVectorBytes = 32;
 constexpr int kTileRows = 2;  // of the branch: 8 of 16 registers
 
 void widen(const uint16_t* half, int64_t count, float* x) {

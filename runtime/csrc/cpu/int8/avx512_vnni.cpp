@@ -9,6 +9,7 @@
 namespace spq::cpu::int8 {
 namespace {
 
+constexpr int kVectorBytes = 64;
 constexpr int kTileRows = 12;  // of the branch: 24 of 32 registers
 
 void widen(const uint16_t* half, int64_t count, float* x) {

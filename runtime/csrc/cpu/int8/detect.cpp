@@ -17,14 +17,21 @@ bool has_vnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && ((c >> 11) & 1u) != 0;
 }
+
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && ((a >> 4) & 1u) != 0;
+}
 #endif
 
 struct Found {
-  const Kernels* sets[4] = {&generic()};
+  const Kernels* sets[5] = {&generic()};
   int count = 1;
   Found() {
 #if defined(SPQ_X86)
-    if (cpu::find("avx2") != nullptr) sets[count++] = &avx2();
+    if (cpu::find("avx2") == nullptr) return;
+    sets[count++] = &avx2();
+    if (has_avx_vnni()) sets[count++] = &avx_vnni();
     if (cpu::find("avx512") != nullptr && has_vnni()) sets[count++] = &avx512_vnni();
 #endif
   }
@@ -39,13 +46,17 @@ const Found& found() {
 
 const Kernels* const* available() { return found().sets; }
 
+// SPQ_GRAPH_ISA names a set of these, or one of the FP8 operator's: then the best that needs no more than that.
 const Kernels& best() {
   const char* wanted = std::getenv("SPQ_GRAPH_ISA");
-  const bool known = wanted != nullptr && cpu::find(wanted) != nullptr;
-  const bool plain = known && std::strcmp(wanted, "generic") == 0;
-  const bool narrow = known && (std::strcmp(wanted, "avx2") == 0 || std::strcmp(wanted, "avx512") == 0);
-  const int last = found().count - 1;
-  return *found().sets[plain ? 0 : narrow && last > 1 ? 1 : last];
+  const Kernels* chosen = found().sets[found().count - 1];
+  if (wanted == nullptr) return *chosen;
+  const bool narrow = std::strcmp(wanted, "avx2") == 0 || std::strcmp(wanted, "avx512") == 0;  // neither has VNNI
+  for (int i = 0; i < found().count; ++i) {
+    const Kernels* set = found().sets[i];
+    if (std::strcmp(set->name, narrow ? "avx2" : wanted) == 0) chosen = set;
+  }
+  return *chosen;
 }
 
 }  // namespace spq::cpu::int8

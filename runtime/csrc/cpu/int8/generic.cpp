@@ -7,6 +7,7 @@
 namespace spq::cpu::int8 {
 namespace {
 
+constexpr int kVectorBytes = 16;
 constexpr int kTileRows = 1;  // of the branch
 
 void widen(const uint16_t* half, int64_t count, float* x) {

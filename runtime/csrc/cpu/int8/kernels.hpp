@@ -37,10 +37,11 @@ struct Kernels {
 const Kernels& generic();
 #if defined(SPQ_X86)
 const Kernels& avx2();
+const Kernels& avx_vnni();
 const Kernels& avx512_vnni();
 #endif
 
-// The best for this machine, within what SPQ_GRAPH_ISA names.
+// The best for this machine, or what SPQ_GRAPH_ISA names: one of these, or one of the FP8 operator's sets.
 const Kernels& best();
 // Ends with nullptr.
 const Kernels* const* available();

@@ -1,4 +1,6 @@
-// Loops over numbers that the compiler turns into vector code for the set of the file that includes this one.
+// Loops over numbers that the compiler turns into vector code for the set of the file that includes this one, which says
+// how many bytes a register of it has (kVectorBytes) and how many rows of the branch fit (kTileRows). Vectors that are wider
+// than registers would be computed a number at a time.
 
 namespace {
 
@@ -17,8 +19,9 @@ void quantize(const float* x, int64_t count, float scale, int32_t zero, uint8_t*
   }
 }
 
-using Vector = float __attribute__((vector_size(64)));
-constexpr int64_t kWidth = 16;
+using Vector = float __attribute__((vector_size(kVectorBytes)));
+constexpr int64_t kWidth = kVectorBytes / 4;
+constexpr int kParts = kColumns / kWidth;  // of a row of a panel
 
 Vector load(const float* x) {
   Vector value;
@@ -89,8 +92,8 @@ void finish(const int32_t* acc, int32_t zero, float scale, const int32_t* sums, 
 template <int kRows>
 struct Tile {
   static void run(const float* x, int64_t stride, const float* w, int64_t channels, float* y) {
-    constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // an instruction waits for the one before it
-    Vector sums[kChains][kRows][2] = {};
+    constexpr int kChains = kRows * kParts < 8 ? 8 / (kRows * kParts) : 1;  // an instruction waits for the one before it
+    Vector sums[kChains][kRows][kParts] = {};
     int64_t c = 0;
     for (; c + kChains <= channels; c += kChains) {
 #pragma GCC unroll 4
@@ -100,20 +103,22 @@ struct Tile {
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       float* out = y + r * kColumns;
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kParts; ++v) {
 #pragma GCC unroll 4
         for (int chain = 1; chain < kChains; ++chain) sums[0][r][v] += sums[chain][r][v];
         store(load(out + v * kWidth) + sums[0][r][v], out + v * kWidth);
       }
     }
   }
-  static void add(Vector (&sums)[kRows][2], const float* x, const float* w) {
-    const Vector left = load(w), right = load(w + kWidth);
+  static void add(Vector (&sums)[kRows][kParts], const float* x, const float* w) {
+    Vector weights[kParts];
+#pragma GCC unroll 8
+    for (int v = 0; v < kParts; ++v) weights[v] = load(w + v * kWidth);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      sums[r][0] += x[r] * left;
-      sums[r][1] += x[r] * right;
+#pragma GCC unroll 8
+      for (int v = 0; v < kParts; ++v) sums[r][v] += x[r] * weights[v];
     }
   }
 };

@@ -142,15 +142,26 @@ def test_any_limit_gives_the_same_logits(seed: int, layers: int, kv_heads: int, 
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_between_projections_and_an_attention_that_parts_the_heads_itself() -> None:
+@pytest.mark.parametrize("turned", [False, True])
+def test_between_projections_and_an_attention_that_parts_the_heads_itself(turned: bool) -> None:
     """ONNX Runtime does not load a piece that begins there, unless it says how wide they are."""
     weights = {f"{part}.weight": np.ones((16, 16 if part in "qo" else 8), np.float32) for part in "qkvo"}
     products = [helper.make_node("MatMul", ["x", f"{part}.weight"], [part], name=part) for part in "qkv"]
-    attention = helper.make_node("Attention", ["q", "k", "v"], ["mixed"], name="mix", q_num_heads=4, kv_num_heads=2)
+    read_by = ["turned q", "turned k", "v"] if turned else ["q", "k", "v"]
+    attention = helper.make_node("Attention", read_by, ["mixed"], name="mix", q_num_heads=4, kv_num_heads=2)
+    rotary = [
+        helper.make_node(
+            "RotaryEmbedding", [part, "cosines", "sines"], [f"turned {part}"], num_heads=heads, name=part * 2
+        )
+        for part, heads in (("q", 4), ("k", 2))
+    ]
     out = helper.make_node("MatMul", ["mixed", "o.weight"], ["y"], name="o")
     values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", "s", 16]) for name in "xy"]
-    kept = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph([*products, attention, out], "g", values[:1], values[1:], kept)
+    angles = np.random.default_rng(1).uniform(0, 9, (2, 5, 2)).astype(np.float32)
+    constants = weights | ({"cosines": np.cos(angles), "sines": np.sin(angles)} if turned else {})
+    kept = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
+    nodes = [*products, *(rotary if turned else []), attention, out]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], kept)
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
     model = ir.from_proto(whole)
     Canonicalize()(model)
