@@ -147,7 +147,7 @@ def held() -> Iterator[None]:
         yield
     finally:
         _state.held -= 1
-        if not _state.held and _state.twice and _state.number is not None:
+        if not _state.held and _state.number is not None and (_state.twice or _state.foreign):
             _end_at_once(_state.number)
     if not _state.held:
         check()

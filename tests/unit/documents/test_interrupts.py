@@ -147,6 +147,17 @@ finally:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_held_within_it_comes_to_its_end_first() -> None:
+    program = """
+with never_unwound():
+    with held():
+        send()
+        print("whole", flush=True)
+    print("left")
+"""
+    assert run(program) == (143, "whole\n", "interrupted; nothing half done was left behind\n")
+
+
 def test_behind_it_all_is_unwound_as_ever() -> None:
     program = """
 with never_unwound():
