@@ -9,7 +9,7 @@ from functools import partial
 from itertools import accumulate
 
 from spq_graph.decisions.branches import NONE, Branches, everywhere, reach, treatments
-from spq_graph.decisions.choices import Choice, above, assigned, cap_of, keep, six
+from spq_graph.decisions.choices import Choice, above, assigned, cap_of, keep, rounded, six
 from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
 from spq_graph.decisions.kept_formats import candidates, pick
 from spq_graph.decisions.oracle import Oracle
@@ -106,8 +106,7 @@ class ByKl:
         recipe, (target, precision) = self.recipe, self.recipe.profile.weight_only
         if "kl_budget" in recipe.model_fields_set or target != recipe.target:
             return
-        rounded = {key for key, p in self._assigned([]).items() if p is not self.choices[key].stored}
-        kl = _error(self.oracle, dict.fromkeys(rounded, precision))
+        kl = _error(self.oracle, dict.fromkeys(rounded(self.choices, self._assigned([])), precision))
         sought = max(_OF_WEIGHTS * kl, min(_LEAST_SOUGHT, recipe.kl_budget))
         self.search.kl_weights = told(kl)
         if sought < recipe.kl_budget:

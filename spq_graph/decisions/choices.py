@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from spq_graph.decisions.kept_formats import by_rule
@@ -193,6 +193,12 @@ def cap_of(choices: dict[str, Choice], recipe: Recipe) -> int:
     counted = _counted(choices)
     by_hand = sum(c.precision.bits is None and c.reason is Reason.OVERRIDE for c in counted)
     return max(0, math.floor(recipe.max_kept * len(counted)) - by_hand)
+
+
+def rounded(choices: Mapping[str, Choice], precisions: Mapping[str, Precision]) -> list[str]:
+    """Products that are in another format than the graph has them in; an embedding is none."""
+    products = {key: c for key, c in choices.items() if c.site.role is not Role.EMBEDDING}
+    return [key for key, to in precisions.items() if key in products and to is not products[key].stored]
 
 
 def assigned(
