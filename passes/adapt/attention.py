@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -13,11 +12,10 @@ from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.editor import drop_unused
 from spq_graph.passes.base.replace import replace_by
 from spq_graph.passes.base.run import run
-from spq_graph.passes.base.values import attribute_of, is_standard, made_by, scalar_of, weight_of
+from spq_graph.passes.base.values import all_same, attribute_of, is_standard, made_by, scalar_of, sizes_of, weight_of
 
 ATTENTION_OPSET = 23  # the first that has the operator
 _SWAP_LAST = (0, 1, 3, 2)
-_Dim: TypeAlias = int | ir.SymbolicDim
 
 
 class FuseAttention(CanonicalPass):
@@ -72,7 +70,7 @@ def _core_of(softmax: ir.Node) -> _Core | None:
     """The attention around a Softmax, where it is one that the operator can take over."""
     mix = _mixed_by(softmax)
     scores = softmax.inputs[0] if mix is not None else None
-    if mix is None or scores is None or scores.dtype is not ir.DataType.FLOAT or len(_dims(scores)) != 4:
+    if mix is None or scores is None or scores.dtype is not ir.DataType.FLOAT or len(sizes_of(scores)) != 4:
         return None
     for product, mask in _parts(scores):
         core = _products(mix, product, mask)
@@ -106,10 +104,10 @@ def _parts(scores: ir.Value) -> Iterator[tuple[ir.Value, ir.Value | None]]:
 
 def _takes(product: ir.Value, mask: ir.Value) -> bool:
     """Whether the operator reads a mask as the sum did: it spreads the first two axes alone."""
-    sums, added = _dims(product), _dims(mask)
+    sums, added = sizes_of(product), sizes_of(mask)
     if len(sums) != 4 or len(added) != 4:
         return False
-    return all(added[n] == 1 or _all_same([added[n]], [sums[n]]) for n in (0, 1)) and _all_same(added[2:], sums[2:])
+    return all(added[n] == 1 or all_same([added[n]], [sums[n]]) for n in (0, 1)) and all_same(added[2:], sums[2:])
 
 
 def _products(mix: ir.Node, scores: ir.Value, mask: ir.Value | None) -> _Core | None:
@@ -126,7 +124,7 @@ def _products(mix: ir.Node, scores: ir.Value, mask: ir.Value | None) -> _Core | 
     key, more_of_key = _unscaled(turn.inputs[0])
     value = mix.inputs[1]
     few = _unrepeated(key), _unrepeated(value)
-    if few[0] is not None and few[1] is not None and _dims(few[0])[1] == _dims(few[1])[1]:
+    if few[0] is not None and few[1] is not None and sizes_of(few[0])[1] == sizes_of(few[1])[1]:
         key, value = few[0], few[1]
     if not _fit(query, key, value):
         return None
@@ -135,11 +133,11 @@ def _products(mix: ir.Node, scores: ir.Value, mask: ir.Value | None) -> _Core | 
 
 def _fit(query: ir.Value, key: ir.Value, value: ir.Value) -> bool:
     """Whether the operator takes these: of one batch, and with as many heads for the keys as for the values."""
-    every = [_dims(v) for v in (query, key, value)]
+    every = [sizes_of(v) for v in (query, key, value)]
     if any(len(dims) != 4 for dims in every) or any(weight_of(v) is not None for v in (query, key, value)):
         return False
     (batch, heads, *_), of_key, of_value = every
-    one_batch = _all_same([batch, batch], [of_key[0], of_value[0]])
+    one_batch = all_same([batch, batch], [of_key[0], of_value[0]])
     shared = of_key[1]
     counted = isinstance(heads, int) and isinstance(shared, int) and heads % shared == 0
     return one_batch and counted and of_value[1] == shared
@@ -167,23 +165,13 @@ def _unrepeated(value: ir.Value) -> ir.Value | None:
     few = apart.inputs[0] if apart is not None else None
     if apart is None or spread is None or few is None or scalar_of(apart.inputs[1]) != 2:
         return None
-    before, between, after = _dims(few), _dims(spread.outputs[0]), _dims(value)
+    before, between, after = sizes_of(few), sizes_of(spread.outputs[0]), sizes_of(value)
     if (len(before), len(between), len(after)) != (4, 5, 4):
         return None
     (batch, heads, *rest), (_, _, times, *_), (_, repeated, *_) = before, between, after
-    kept = _all_same(before, [*between[:2], *between[3:]]) and _all_same([batch, *rest], [after[0], *after[2:]])
+    kept = all_same(before, [*between[:2], *between[3:]]) and all_same([batch, *rest], [after[0], *after[2:]])
     counted = isinstance(heads, int) and isinstance(times, int) and repeated == heads * times
     return few if kept and counted else None
-
-
-def _dims(value: ir.Value) -> Sequence[_Dim]:
-    """The sizes of a value, as far as they are known: without its rank, of none."""
-    return [] if value.shape is None else list(value.shape)
-
-
-def _all_same(ones: Sequence[_Dim], others: Sequence[_Dim]) -> bool:
-    """Whether sizes are known to be the same: numbers, or names."""
-    return all(a == b and (isinstance(a, int) or a.value is not None) for a, b in zip(ones, others, strict=True))
 
 
 def _fuse(model: ir.Model, core: _Core) -> None:

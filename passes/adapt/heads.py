@@ -11,7 +11,7 @@ import onnx_ir as ir
 from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.editor import drop_unused
 from spq_graph.passes.base.replace import add_constant
-from spq_graph.passes.base.values import attribute_of, is_standard, made_by, users_of
+from spq_graph.passes.base.values import Size, all_same, attribute_of, is_standard, made_by, sizes_of, users_of
 
 _BY_HEAD = (0, 2, 1, 3)  # [batch, length, heads, size] and back
 _OPERANDS = 3  # query, key, value
@@ -28,7 +28,8 @@ class AppendInAttention(CanonicalPass):
         found = [(node, caches) for node in _attentions(model.graph) if (caches := _caches(node)) is not None]
         for node, (keys, values) in found:
             past = [keys.inputs[0], values.inputs[0]]
-            inputs = [node.inputs[0], keys.inputs[1], values.inputs[1], *_mask(node), *past]
+            mask = node.inputs[_OPERANDS] if len(node.inputs) > _OPERANDS else None
+            inputs = [node.inputs[0], keys.inputs[1], values.inputs[1], mask, *past]
             _rewritten(model, node, inputs, {}, [keys.outputs[0], values.outputs[0]])
         return ir.passes.PassResult(model, modified=bool(found))
 
@@ -42,7 +43,7 @@ class HeadsSideBySide(CanonicalPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
-        for node in list(_attentions(model.graph)):
+        for node in _attentions(model.graph):
             around = _around(node)
             if around is None:
                 continue
@@ -71,12 +72,8 @@ class _Around:
     merge: ir.Node
 
 
-def _attentions(graph: ir.Graph) -> Sequence[ir.Node]:
+def _attentions(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node.op_type == "Attention" and is_standard(node)]
-
-
-def _mask(node: ir.Node) -> list[ir.Value | None]:
-    return [node.inputs[_OPERANDS] if len(node.inputs) > _OPERANDS else None]
 
 
 def _caches(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
@@ -92,7 +89,7 @@ def _caches(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
 def _appends(joined: ir.Node, reader: ir.Node) -> bool:
     """Whether a node joins two values along the positions for one reader; what another computes might lead to it."""
     whole = joined.outputs[0]
-    along = len(joined.inputs) == 2 and attribute_of(joined, "axis", 0) in (-2, 2) and len(_sizes(whole)) == 4
+    along = len(joined.inputs) == 2 and attribute_of(joined, "axis", 0) in (-2, 2) and len(sizes_of(whole)) == 4
     return along and list(users_of(whole)) == [reader]
 
 
@@ -104,7 +101,7 @@ def _around(node: ir.Node) -> _Around | None:
     if back is None or merge is None or not _is_by_head(back):
         return None
     heads, shared, of_values = counts
-    merged = _same_but_merged(_sizes(back.outputs[0]), _sizes(merge.outputs[0]))
+    merged = _same_but_merged(sizes_of(back.outputs[0]), sizes_of(merge.outputs[0]))
     if heads is None or shared is None or shared != of_values or not merged:
         return None
     return _Around(heads, shared, merge)
@@ -114,7 +111,7 @@ def _heads_of(value: ir.Value | None) -> int | None:
     """How many heads a value has that was made with them side by side, before or behind a rotary embedding."""
     rotary = _rotary(value)
     turn = made_by(rotary.inputs[0] if rotary is not None else value, "Transpose")
-    sizes = _sizes(turn.inputs[0]) if turn is not None else []
+    sizes = sizes_of(turn.inputs[0]) if turn is not None else []
     if turn is None or not _is_by_head(turn) or len(sizes) != 4:
         return None
     heads, size = sizes[2:]
@@ -139,17 +136,12 @@ def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type and is_standard(node) else None
 
 
-def _sizes(value: ir.Value | None) -> list[int | ir.SymbolicDim]:
-    return [] if value is None or value.shape is None else list(value.shape)
-
-
-def _same_but_merged(apart: Sequence[int | ir.SymbolicDim], merged: Sequence[int | ir.SymbolicDim]) -> bool:
+def _same_but_merged(apart: Sequence[Size], merged: Sequence[Size]) -> bool:
     """Whether sizes are [a, b, c, d] and [a, b, c * d], and known to be."""
     if (len(apart), len(merged)) != (4, 3):
         return False
     (*places, heads, size), (*others, both) = apart, merged
-    known = all(isinstance(d, int) or d.value is not None for d in places)
-    return known and places == others and isinstance(heads, int) and isinstance(size, int) and both == heads * size
+    return all_same(places, others) and isinstance(heads, int) and isinstance(size, int) and both == heads * size
 
 
 def _flat(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
@@ -158,7 +150,7 @@ def _flat(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
     rotary = _rotary(value)
     if rotary is None:
         return _untransposed(graph, value)
-    heads = _sizes(value)[1]
+    heads = sizes_of(value)[1]
     assert isinstance(heads, int)
     flat = _untransposed(graph, rotary.inputs[0])
     turned = ir.node("RotaryEmbedding", [flat, *rotary.inputs[1:]], {"num_heads": heads}, name=f"{rotary.name}.flat")
@@ -174,13 +166,13 @@ def _untransposed(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
     apart = turn.inputs[0]
     assert apart is not None
     cut = made_by(apart, "Reshape")
-    if cut is not None and _same_but_merged(_sizes(apart), _sizes(cut.inputs[0])):
+    if cut is not None and _same_but_merged(sizes_of(apart), sizes_of(cut.inputs[0])):
         whole = cut.inputs[0]
         assert whole is not None
         return whole
     shape = add_constant(graph, f"{apart.name}.flat.shape", ir.Tensor(np.asarray([0, 0, -1], np.int64)))
     joined = ir.node("Reshape", [apart, shape], name=f"{turn.name}.flat")
-    *places, heads, size = _sizes(apart)
+    *places, heads, size = sizes_of(apart)
     assert isinstance(heads, int)
     assert isinstance(size, int)
     graph.insert_after(turn, joined)

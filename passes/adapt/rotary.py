@@ -11,7 +11,7 @@ import onnx_ir as ir
 from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.editor import drop_unused
 from spq_graph.passes.base.replace import add_constant, replace_by
-from spq_graph.passes.base.values import attribute_of, is_standard, made_by, scalar_of, weight_of
+from spq_graph.passes.base.values import all_same, attribute_of, is_standard, made_by, scalar_of, sizes_of, weight_of
 from spq_graph.passes.canon.lift_old import opset_of
 
 ROTARY_OPSET = 23  # the first that has the operator
@@ -122,12 +122,11 @@ def _by_position(x: ir.Value, factor: ir.Value) -> ir.Value | None:
     """
     spread = made_by(factor, "Unsqueeze")
     plain = spread.inputs[0] if spread is not None else None
-    if spread is None or plain is None or plain.shape is None or scalar_of(spread.inputs[1]) != _HEADS_AXIS:
+    if spread is None or plain is None or scalar_of(spread.inputs[1]) != _HEADS_AXIS:
         return None
-    assert x.shape is not None
-    batch, _, length, size = x.shape
-    known = all(isinstance(d, int) or d.value is not None for d in (batch, length))
-    same = known and list(plain.shape) == [batch, length, size]
+    batch, _, length, size = sizes_of(x)
+    given = sizes_of(plain)
+    same = len(given) == 3 and all_same(given, [batch, length, size])
     return plain if same and plain.dtype is ir.DataType.FLOAT and _repeats(plain) else None
 
 

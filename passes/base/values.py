@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+Size: TypeAlias = int | ir.SymbolicDim
+"""Of one axis of a value."""
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 SEEN_THROUGH = frozenset({"Cast", "Identity", "Transpose"})
@@ -201,3 +204,13 @@ def attribute_of(node: ir.Node, name: str, default: float) -> float:
     """The number that an attribute holds."""
     attribute = node.attributes.get(name)
     return default if attribute is None else float(attribute.value)
+
+
+def sizes_of(value: ir.Value | None) -> Sequence[Size]:
+    """The sizes of a value, as far as they are known: without its rank, of none."""
+    return [] if value is None or value.shape is None else list(value.shape)
+
+
+def all_same(ones: Sequence[Size], others: Sequence[Size]) -> bool:
+    """Whether sizes are known to be the same: numbers, or names."""
+    return all(a == b and (isinstance(a, int) or a.value is not None) for a, b in zip(ones, others, strict=True))

@@ -73,7 +73,7 @@ Status* create(const ort::CustomOp* op, const Api* api, const ort::KernelInfo* i
     return invalid(api, overload.name(), "attributes K, at most 65536 so that sums fit into int32, and N must be the "
                    "weight's true size; found K = " + std::to_string(depth) + ", N = " + std::to_string(columns));
   }
-  Kernel* kernel = new Kernel{overload, api, depth, columns, int8::best(), nullptr, {}, nullptr, {}};
+  Kernel* kernel = new Kernel{overload, api, depth, columns, int8::best()};
   *out = kernel;
   Tensor b, rows;
   Status* status = read_constant(api, info, 1, &b);

@@ -100,7 +100,7 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     found: dict[str, float] = {}
     samples = calibration is None and given.ranges is None
     count, length = sampled_shape(bench, recipe.tokens_asked) if samples else (0, 0)
-    sequences = calibration if calibration is not None else _stand_in(bench, length)
+    sequences = calibration if calibration is not None else _random_tokens(bench, length)
     pilot = fly(bench, ahead.tried(bench, recipe), sequences)
     tokens = calibration.tokens if calibration is not None else count * length
     if bench.stand_in is not None:
@@ -139,7 +139,7 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     return found
 
 
-def _stand_in(bench: Workbench, length: int) -> Sequences:
+def _random_tokens(bench: Workbench, length: int) -> Sequences:
     """Tokens at random, for what is to be sampled from the model, or what ranges were measured on before."""
     vocabulary = bench.source.vocab_size or bench.decoder.vocabulary or 2
     rows, length = 4, length or min(bench.sequence_length, 256)

@@ -13,14 +13,11 @@ namespace spq::cpu::int8 {
 namespace {
 
 #if defined(SPQ_X86)
-bool has_vnni() {
+// AVX512_VNNI, and AVX-VNNI, of leaf 7.
+bool has_vnni(bool avx512) {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && ((c >> 11) & 1u) != 0;
-}
-
-bool has_avx_vnni() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && ((a >> 4) & 1u) != 0;
+  if (__get_cpuid_count(7, avx512 ? 0 : 1, &a, &b, &c, &d) == 0) return false;
+  return ((avx512 ? c >> 11 : a >> 4) & 1u) != 0;
 }
 #endif
 
@@ -31,8 +28,8 @@ struct Found {
 #if defined(SPQ_X86)
     if (cpu::find("avx2") == nullptr) return;
     sets[count++] = &avx2();
-    if (has_avx_vnni()) sets[count++] = &avx_vnni();
-    if (cpu::find("avx512") != nullptr && has_vnni()) sets[count++] = &avx512_vnni();
+    if (has_vnni(false)) sets[count++] = &avx_vnni();
+    if (cpu::find("avx512") != nullptr && has_vnni(true)) sets[count++] = &avx512_vnni();
 #endif
   }
 };
