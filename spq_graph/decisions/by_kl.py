@@ -173,7 +173,7 @@ class ByKl:
         self._scale_anew()
         for count, branches in offered.items():
             self._branch(branches)
-            tried[count] = (self._roughly(self._assigned([])), branches)
+            tried[count] = (_error(self._roughly, self._assigned([])), branches)
             if tried[count][0] <= aim and self._keeping([]) <= aim:
                 break
         self._branch(NONE)

@@ -190,7 +190,13 @@ class Plan(Strict):
 
     def in_form(self, form: Form) -> list[SitePlan]:
         """Sites whose product becomes this on the plan's target."""
-        return [s for s in self.sites if self.recipe.profile.forms.get(s.precision) is form]
+        profile, peels = self.recipe.profile, self.peels
+        return [
+            site
+            for site in self.sites
+            if profile.allows(site.precision)
+            and profile.form_at(site.role, site.precision, branch=site.input in peels) is form
+        ]
 
     @property
     def kept(self) -> list[SitePlan]:

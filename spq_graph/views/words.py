@@ -192,7 +192,7 @@ def integers_planned(plan: Plan) -> int:
 
 def operator_sites(found: Report | Applied) -> list[str]:
     """How the sites in our operators ran, a line for each operator that has some."""
-    runs = (("FP8", found.fp8), ("by token", found.by_token))
+    runs = (("FP8", found.fp8), ("by token", found.by_token), ("with an outlier branch", found.with_branch))
     return [_operator_run(what, run) for what, run in runs if run is not None]
 
 
