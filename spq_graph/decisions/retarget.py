@@ -18,7 +18,8 @@ def retarget(plan: Plan, target: Target) -> Plan:
     """The plan for another target: every site as planned, or the nearest to it that the target can run.
 
     Sites that change get reason `unsupported_on_target`, and a note of what was planned for them and why it is not
-    possible. Ranges serve any target: what follows from them is worked out when the plan is applied.
+    possible. Ranges serve any target: what follows from them is worked out when the plan is applied. So integers with
+    scales by token stay integers, with static scales; but for sites that are kept, which are to be as exact.
     """
     if target == plan.recipe.target and not _unsupported(plan):
         return plan
@@ -39,6 +40,8 @@ def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
         changed["head"] = "auto"
     if profile.lookup is None and recipe.embedding == "8bit":
         changed["embedding"] = "auto"
+    if recipe.scales == "by_token" and not profile.allows(Precision.W8A8_TOKEN):
+        changed["scales"] = "auto"
     changed["high_precision"] = legal_name(recipe.high_precision, profile) or "auto"
     named = [(o.pattern, legal_name(o.precision, profile)) for o in recipe.overrides]
     changed["overrides"] = [{"pattern": pattern, "precision": name} for pattern, name in named if name is not None]
@@ -63,6 +66,9 @@ def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
         legal = recipe.profile.allows_at(site.role, site.precision)
         why = None if legal else f"{site.precision} was planned: {recipe.profile.why_not(site.precision, site.role)}"
         precision = site.precision if legal else Precision.FP32
+    elif site.precision.row.by_token and not (site.kept or recipe.allows(site.precision)) and site.range is not None:
+        precision = Precision.INT8
+        why = f"{site.precision} was planned: {recipe.profile.why_not(site.precision)}; {precision} instead"
     else:
         precision, why = recipe.profile.settle(site.precision, site.largest)
     if why is None:

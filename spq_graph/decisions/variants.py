@@ -126,7 +126,7 @@ def decisions_of(plan: Plan) -> object:
     """What makes two plans the same model."""
     recipe = plan.recipe
     sites = tuple((site.key, site.precision) for site in plan.sites)
-    read = {site.input for site in plan.integer_sites}
+    read = {site.input for site in plan.sites if site.precision.takes_branch}
     branches = tuple((v, peel.channels, peel.low, peel.high) for v, peel in plan.peels.items() if v in read)
     return recipe.bits, recipe.activations, recipe.weights, sites, branches
 
@@ -175,7 +175,7 @@ def _treated_throughout(plan: Plan) -> Plan:
 def _at_random_channels(plan: Plan, seed: int) -> Plan:
     """The plan with as many channels in each branch, drawn: what is left then has the range that was observed."""
     draw = np.random.default_rng(seed)
-    read = {site.input: site for site in plan.integer_sites if site.range is not None}
+    read = {site.input: site for site in plan.sites if site.precision.takes_branch and site.range is not None}
 
     def drawn(treatment: Treatment) -> Treatment:
         changes = [

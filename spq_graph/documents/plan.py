@@ -191,12 +191,8 @@ class Plan(Strict):
     def in_form(self, form: Form) -> list[SitePlan]:
         """Sites whose product becomes this on the plan's target."""
         profile, peels = self.recipe.profile, self.peels
-        return [
-            site
-            for site in self.sites
-            if profile.allows(site.precision)
-            and profile.form_at(site.role, site.precision, branch=site.input in peels) is form
-        ]
+        sites = [s for s in self.sites if profile.allows(s.precision)]
+        return [s for s in sites if profile.form_at(s.role, s.precision, branch=s.input in peels) is form]
 
     @property
     def kept(self) -> list[SitePlan]:
@@ -204,9 +200,9 @@ class Plan(Strict):
         return [s for s in self.sites if s.kept]
 
     @property
-    def kept_by_token(self) -> list[SitePlan]:
-        """Those of the kept that are integers all the same, with a scale for every token."""
-        return [s for s in self.kept if s.precision.row.by_token]
+    def by_token(self) -> list[SitePlan]:
+        """Sites that are integers with a scale for every token, kept or not."""
+        return [s for s in self.sites if s.precision.row.by_token]
 
     @property
     def counted(self) -> list[SitePlan]:

@@ -226,6 +226,11 @@ def branches(plan: Plan) -> str | None:
     return f"outlier branches of {channels} at {len(counts)} of {len({s.input for s in plan.sites})} activations"
 
 
+def kept_high(plan: Plan) -> int:
+    """How many sites are kept in high precision: those that are kept and have scales by token are integers."""
+    return sum(not site.precision.row.by_token for site in plan.kept)
+
+
 def kept_share(plan: Plan, rung: Rung) -> str:
     """Kept sites of all that count, such as "2/56"; nothing where no site is quantized as planned."""
     if rung.id == FP32 or rung.id.all_in_one:
@@ -250,9 +255,9 @@ def standing(status: Standing) -> str:
 def headline(plan: Plan, report: Report) -> str:
     """The result in one sentence, with the numbers."""
     bits = plan.recipe.bits
-    tokens = f", {by_token} have scales by token" if (by_token := len(plan.kept_by_token)) else ""
+    tokens = f", {by_token} have scales by token" if (by_token := len(plan.by_token)) else ""
     treated = f", with {said}" if (said := branches(plan)) is not None else ""
-    sites = f"{len(plan.kept) - by_token} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
+    sites = f"{kept_high(plan)} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
     size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
     everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
     change = over_fp32(report, aware) if aware else None
