@@ -179,6 +179,7 @@ class ByKl:
         if use == "always" or (use == "auto" and kl > self.body.kl_aim):
             self._peel()
         if self._keeping([]) <= self.body.kl_aim:
+            self.search.scales = "by_token"
             for key in static:
                 choice = self.choices[key]
                 choice.kl = choice.kl_stderr = choice.threshold = None  # of static scales

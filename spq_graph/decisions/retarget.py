@@ -27,7 +27,9 @@ def retarget(plan: Plan, target: Target) -> Plan:
     sites = [_settled(site, recipe) for site in plan.sites]
     taking = {site.key for site in sites if site.precision.takes_branch}
     treatments = [_treated(treatment, taking) for treatment in plan.treatments]
-    return plan.model_copy(update={"recipe": recipe, "sites": sites, "treatments": treatments})
+    told: dict[str, object] = {} if recipe.allows(plan.usual) else {"scales": "static"}
+    search = plan.search.model_copy(update=told)
+    return plan.model_copy(update={"recipe": recipe, "search": search, "sites": sites, "treatments": treatments})
 
 
 def _recipe_for(recipe: Recipe, target: Target) -> Recipe:

@@ -200,9 +200,9 @@ class Plan(Strict):
         return [s for s in self.sites if s.kept]
 
     @property
-    def by_token(self) -> list[SitePlan]:
-        """Sites that are integers with a scale for every token, kept or not."""
-        return [s for s in self.sites if s.precision.row.by_token]
+    def usual(self) -> Precision:
+        """What a site gets that nothing else is said of."""
+        return Precision.W8A8_TOKEN if self.search.scales == "by_token" else Precision.integer(self.recipe.bits)
 
     @property
     def counted(self) -> list[SitePlan]:

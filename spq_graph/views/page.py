@@ -173,7 +173,7 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     if back is not None:
         tiles.append(("of the loss won back", f"{100 * back:.0f} %", f"at {bits} bits"))
     tiles.append(("kept sites", f"{words.kept_high(plan)} of {len(plan.counted)}", "in high precision"))
-    if by_token := len(plan.by_token):
+    if by_token := words.by_token(plan):
         tiles.append(("by token", f"{by_token} of {len(plan.counted)}", "sites, in integers"))
     if plan.peels:
         most = max(len(peel.channels) for peel in plan.peels.values())

@@ -17,7 +17,6 @@ from spq_graph.documents.results import Applied
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.documents.treatment import Cause
 from spq_graph.documents.verdict import Advice, Recommended, Standing
-from spq_graph.terms.form import Form
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.terms.logits import Given
 from spq_graph.terms.precision import Precision
@@ -187,7 +186,7 @@ def kernels(plan: Plan, report: Report) -> str:
 
 def integers_planned(plan: Plan) -> int:
     """How many sites are to multiply in integers, by a range or by token."""
-    return len(plan.integer_sites) + len(plan.in_form(Form.BY_TOKEN))
+    return len(plan.integer_sites) + by_token(plan)
 
 
 def operator_sites(found: Report | Applied) -> list[str]:
@@ -226,6 +225,11 @@ def branches(plan: Plan) -> str | None:
     return f"outlier branches of {channels} at {len(counts)} of {len({s.input for s in plan.sites})} activations"
 
 
+def by_token(plan: Plan) -> int:
+    """How many sites are integers with a scale for every token, kept or not."""
+    return sum(site.precision.row.by_token for site in plan.sites)
+
+
 def kept_high(plan: Plan) -> int:
     """How many sites are kept in high precision: those that are kept and have scales by token are integers."""
     return sum(not site.precision.row.by_token for site in plan.kept)
@@ -255,7 +259,7 @@ def standing(status: Standing) -> str:
 def headline(plan: Plan, report: Report) -> str:
     """The result in one sentence, with the numbers."""
     bits = plan.recipe.bits
-    tokens = f", {by_token} have scales by token" if (by_token := len(plan.by_token)) else ""
+    tokens = f", {scaled} have scales by token" if (scaled := by_token(plan)) else ""
     treated = f", with {said}" if (said := branches(plan)) is not None else ""
     sites = f"{kept_high(plan)} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
     size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"

@@ -26,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("branches")
     model = write_decoder(folder / "model.onnx", spikes=SPIKES)
     calibration, text = write_ids(folder / "ids.npz"), write_ids(folder / "text.npz", seed=1)
-    (folder / "none.toml").write_text("max_kept = 0.0\n")
+    (folder / "none.toml").write_text("max_kept = 0.0\nscales = 'static'\n")
     common = ("--calibration", calibration, "--text", text, "--window", 32, "--recipe", folder / "none.toml")
     done("quantize", model, "-o", folder / "with", *common, *WITH)
     done("quantize", model, "-o", folder / "without", *common, *WITHOUT)
