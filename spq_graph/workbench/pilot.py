@@ -53,9 +53,9 @@ class Rate:
         """Seconds for so many tokens."""
         return self.fixed + self.token * tokens
 
-    def times(self, factor: float) -> Rate:
-        """Of something that takes so many times as long."""
-        return Rate(self.fixed * factor, self.token * factor)
+    def times(self, fixed: float, token: float) -> Rate:
+        """Of something that takes so many times as long at all, and for each token."""
+        return Rate(self.fixed * fixed, self.token * token)
 
 
 @dataclass(frozen=True, slots=True)
