@@ -84,28 +84,21 @@ def tried(bench: Workbench, recipe: Recipe) -> Recipe:
 def enlarged(pilot: Pilot, stand_in: StandIn) -> Pilot:
     """What the model takes, by what its stand-in takes: time goes by nodes where it is small, and else by weights.
 
-    Where the stand-in holds other numbers than the model, decisions are taken to be those of a trained one.
+    Where the stand-in says something else than the model, decisions are taken to be those of a trained one.
     """
+    rates = {name: getattr(pilot, name) for name in ("everywhere", "alone", "row")}
     if stand_in.whole:
-        everywhere, alone, row = (
-            replace(one, fixed=_EXPORTED * one.fixed) for one in (pilot.everywhere, pilot.alone, pilot.row)
-        )
-        return replace(pilot, everywhere=everywhere, alone=alone, row=row, build=_EXPORTED * pilot.build)
-    held, run = (stand_in.sizes.weights / stand_in.written.weights, stand_in.sizes.run / stand_in.written.run)
+        rates = {name: replace(rate, fixed=_EXPORTED * rate.fixed) for name, rate in rates.items()}
+        found = replace(pilot, **rates, build=_EXPORTED * pilot.build)
+    else:
+        held, run = stand_in.sizes.weights / stand_in.written.weights, stand_in.sizes.run / stand_in.written.run
+        rates |= {"reference": pilot.reference, "calibrate": pilot.calibrate}
+        rates = {name: rate.times(held, run) for name, rate in rates.items()}
+        found = replace(pilot, **rates, build=pilot.build * held)
+    if stand_in.whole and stand_in.exact:
+        return found
     sites = len(stand_in.sizes.counted)
-    return replace(
-        pilot,
-        reference=pilot.reference.times(held, run),
-        calibrate=pilot.calibrate.times(held, run),
-        everywhere=pilot.everywhere.times(held, run),
-        alone=pilot.alone.times(held, run),
-        row=pilot.row.times(held, run),
-        build=pilot.build * held,
-        sites=sites,
-        candidates=round(_CANDIDATES * sites),
-        kl=math.inf,
-        kl_kept=math.inf,
-    )
+    return replace(found, sites=sites, candidates=round(_CANDIDATES * sites), kl=math.inf, kl_kept=math.inf)
 
 
 def opening(stand_in: StandIn) -> dict[str, float]:
