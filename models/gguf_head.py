@@ -200,7 +200,7 @@ def _reader() -> type[GGUFReader]:
                 numbers = self._get(orig_offs + 12, self.gguf_scalar_to_np[kind], min(count, self.data.size))
                 if len(numbers) < count:
                     raise ValueError("a list goes on beyond the end of the file")
-                size, parts = numbers.nbytes, list(numbers.reshape(-1, 1))
+                size, parts = numbers.nbytes, list(np.asarray(numbers).reshape(-1, 1))
             else:
                 found = super()._get_field_parts(orig_offs, raw_type)
                 return found

@@ -9,7 +9,7 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.models.sample import BATCH
 from spq_graph.models.stand_in import StandIn
 from spq_graph.passes.files.read import size_of
-from spq_graph.workbench.pilot import Pilot, timed
+from spq_graph.workbench.pilot import OBSERVED, Pilot, Rate, timed
 from spq_graph.workbench.workbench import Workbench
 
 UNCHECKED = (
@@ -92,9 +92,10 @@ def enlarged(pilot: Pilot, stand_in: StandIn) -> Pilot:
         found = replace(pilot, **rates, build=_EXPORTED * pilot.build)
     else:
         held, run = stand_in.sizes.weights / stand_in.written.weights, stand_in.sizes.run / stand_in.written.run
-        rates |= {"reference": pilot.reference, "calibrate": pilot.calibrate}
-        rates = {name: rate.times(held, run) for name, rate in rates.items()}
-        found = replace(pilot, **rates, build=pilot.build * held)
+        rates = {name: rate.times(held, run) for name, rate in (rates | {"reference": pilot.reference}).items()}
+        # It ends in front of the head, which is most of what stands in for a model with a large vocabulary.
+        calibrate = Rate(held * pilot.calibrate.fixed, OBSERVED * rates["reference"].token)
+        found = replace(pilot, **rates, calibrate=calibrate, build=pilot.build * held)
     if stand_in.whole and stand_in.exact:
         return found
     sites = len(stand_in.sizes.counted)

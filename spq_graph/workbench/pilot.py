@@ -38,6 +38,8 @@ FEW, SOME, EVALUATED = 32, 512, 128
 # What was seen of models from 1 to 135 million weights: seconds of a product in integers in those of float32; and in
 # seconds to open the sessions of an evaluation, to build and prove the artifact, and to build and prove a row.
 INTEGER, BUILD, ROW = 0.7, 3.0, 1.5
+# Likewise of a token that is observed, at most, in those of a pass: what else calibration takes, it takes at all.
+OBSERVED = 1.2
 # Seconds that a file takes to be made, written, opened and proved, however small it is.
 FILE = 0.07
 
@@ -108,7 +110,7 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         _let_go()
         ranges, calibrated = timed(lambda: bench.calibrate(some))
         _let_go()
-        token = min(rate.token * 1.2, calibrated / some.tokens)
+        token = min(OBSERVED * rate.token, calibrated / some.tokens)
         plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
         keys = [s.key for s in plan.counted if (s.evidence.ratio or 0.0) > recipe.candidate_ratio]
         everywhere, alone, kl, kl_kept, compared = Rate(0.0, 0.0), Rate(0.0, 0.0), 0.0, 0.0, 0.0
