@@ -114,18 +114,21 @@ class Described:
             tokenizer: whether to make it, too.
         """
         try:
-            head, known = read_head(file), _architectures()
-            files = _tokenizer(head) if tokenizer else {}
+            return cls._read(read_head(file), tokenizer)
         except Exception:  # whatever it is, unpacking says it
             return None
+
+    @classmethod
+    def _read(cls, head: GGUFReader, tokenizer: bool) -> Described | None:
         architecture = value_of(head, "general.architecture", "none")
         whole = value_of(head, "split.count", 1) <= 1 and value_of(head, "general.type", "model") == "model"
-        if not whole or plain(architecture) not in known:
+        if not whole or plain(architecture) not in _architectures():
             return None
         given = {name: value_of(head, f"{architecture}.{key}", None) for key, name in _KEYS.items()}
         config = {"model_type": architecture} | {name: value for name, value in given.items() if value is not None}
         config |= {name: value_of(head, f"tokenizer.ggml.{name}", None) for name in _TOKENS.values()}
-        return cls(config, {_name(t.name): _packed(t, config) for t in head.tensors if t.name != ROPE_FACTORS}, files)
+        tensors = {_name(t.name): _packed(t, config) for t in head.tensors if t.name != ROPE_FACTORS}
+        return cls(config, tensors, _tokenizer(head) if tokenizer else {})
 
 
 def plain(architecture: str) -> str:

@@ -19,6 +19,7 @@ _WRITES: Final = re.compile(r"(^|_)(o|out|wo|w2|fc2|down|output|dense|c_proj)(_|
 _ATTENDS: Final = re.compile(r"attn|attention")
 _EXPERT: Final = re.compile(r"(?P<experts>.*\bexperts)\.(?P<number>\d+)")
 _STACKS: Final = re.compile(r"experts?$|moe$")
+_MOST_EXPERTS: Final = 4096  # ten times as many as any model has: a header may say anything
 
 Shape = tuple[int, ...]
 
@@ -205,7 +206,12 @@ def _stacked(name: str, parts: Mapping[str, Shape], width: int) -> Iterable[Feed
     """The experts that tensors of three axes hold, [experts, N, K] or [experts, K, N]."""
     stacks = {path: shape for path, shape in parts.items() if len(shape) == 3}
     counts = {shape[0] for shape in stacks.values()}
-    if len(counts) != 1 or not _STACKS.search(name) or any(len(shape) not in (2, 3) for shape in parts.values()):
+    if (
+        len(counts) != 1
+        or max(counts) > _MOST_EXPERTS
+        or not _STACKS.search(name)
+        or any(len(shape) not in (2, 3) for shape in parts.values())
+    ):
         return [None]
     into: list[Product] = []
     outs: list[Product] = []

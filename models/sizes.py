@@ -50,9 +50,9 @@ class Sizes:
             config: as config.json has it.
             shapes: of all tensors, by name.
         """
-        count, heads = _first(config, _COUNTS), config.get("num_attention_heads")
-        groups, chosen = config.get("num_key_value_heads") or heads, _first(config, _CHOSEN) or 1
-        if not all(isinstance(size, int) and size > 0 for size in (count, heads, groups, chosen)):
+        count, heads = _first(config, _COUNTS), _first(config, ("num_attention_heads",))
+        groups, chosen = _first(config, ("num_key_value_heads", "num_attention_heads")), _first(config, _CHOSEN) or 1
+        if not all(isinstance(size, int) and size > 0 for size in (count, heads, groups, chosen)) or heads % groups:
             return None
         if any(0 in shape for shape in shapes.values()):
             return None
@@ -61,13 +61,14 @@ class Sizes:
         if len(tables) != 1 or len(stacks) != 1 or outside.keys() - {*tables, f"{HEAD}.weight"}:
             return None
         [(stack, numbered)], [table] = stacks.items(), tables
-        if len(shapes[table]) != 2 or numbered.keys() != set(range(count)):
+        if len(shapes[table]) != 2 or (len(numbered), max(numbered)) != (count, count - 1):
             return None
         vocabulary, width = shapes[table]
-        layers = tuple(Layer.of(numbered[number], width) for number in sorted(numbered))
-        if not all(layer is not None and layer.out.inputs >= 2 * heads for layer in layers):  # type: ignore[operator]
+        layers = [layer for number in sorted(numbered) if (layer := Layer.of(numbered[number], width)) is not None]
+        if len(layers) < count or any(layer.out.inputs < 2 * heads for layer in layers):
             return None
-        return cls(vocabulary, width, heads, groups, chosen, table.removesuffix(".weight"), stack, layers)  # type: ignore[arg-type]
+        chosen = min(chosen, max(1, *(len(layer.experts) for layer in layers)))
+        return cls(vocabulary, width, heads, groups, chosen, table.removesuffix(".weight"), stack, tuple(layers))
 
     @property
     def sites(self) -> dict[str, tuple[int, int]]:

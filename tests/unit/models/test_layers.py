@@ -120,6 +120,7 @@ def test_attention_in_two_steps_is_taken_in_its_order() -> None:
         ATTENTION | {"mlp.experts.gate_up_proj": (12, 48, 30), "mlp.experts.down_proj": (12, 30, 24)},
         ATTENTION | {"mlp.experts.gate_up_proj": (12, 48, 32), "mlp.experts.down_proj": (11, 32, 24)},
         ATTENTION | {"mlp.experts.gate_up_proj": (12, 48, 32)},
+        ATTENTION | {"mlp.experts.gate_up_proj": (2**40, 48, 32), "mlp.experts.down_proj": (2**40, 32, 24)},
     ],
 )
 def test_of_anything_else_nothing_is_made(shapes: dict[str, Shape]) -> None:

@@ -39,6 +39,8 @@ def test_of_a_plain_one() -> None:
     [
         ({"num_hidden_layers": 4}, {}),
         ({"num_hidden_layers": None}, {}),
+        ({"num_hidden_layers": 2**40}, {}),
+        ({"num_key_value_heads": 3}, {}),
         ({"num_attention_heads": [4, 4, 8]}, {}),
         ({"num_attention_heads": 32}, {}),
         ({"num_key_value_heads": "2"}, {}),
@@ -63,3 +65,9 @@ def test_fewer_layers_are_taken_from_all_over_it() -> None:
     reduced = found.reduced()
     assert [layer.feeds[0].out.inputs for layer in reduced.layers] == [96, 48]
     assert reduced.width == 32
+
+
+def test_a_token_goes_through_no_more_experts_than_there_are() -> None:
+    found = of({"num_experts_per_tok": 2**40})
+    assert found is not None
+    assert found.chosen == 1
