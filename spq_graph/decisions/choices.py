@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from spq_graph.decisions.kept_formats import by_rule
 from spq_graph.documents.plan import Evidence, Reason, SitePlan
-from spq_graph.documents.recipe import Recipe, matches, nearest
+from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.naming import matches, nearest
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -210,17 +208,6 @@ def _asked(name: str) -> tuple[Precision, ...]:
     if name in ("auto", "high"):
         return ()
     return ROUNDED if name == "fp8" else (Precision(name),)
-
-
-def matches(pattern: str, *names: str) -> bool:
-    """Whether a glob, the plain name, or the end of one from a dot on, fits one of the names."""
-    return any(pattern == name or name.endswith(f".{pattern}") or fnmatchcase(name, pattern) for name in names)
-
-
-def nearest(pattern: str, names: Iterable[str]) -> str | None:
-    """The name, or the end of one, that somebody may have meant by what fits none; None where none is like it."""
-    known = list(dict.fromkeys(end for name in names for end in (name, name.rpartition(".")[2])))
-    return next(iter(get_close_matches(pattern, known, n=1, cutoff=0.75)), None)
 
 
 def load_recipe(path: Path | None, *, named: str | None = None, **given: Any) -> Recipe:

@@ -24,7 +24,6 @@ from spq_graph.documents.findings import (
 )
 from spq_graph.documents.plan import CalibrationRef, Plan, Reason
 from spq_graph.documents.ranges import Ranges
-from spq_graph.documents.recipe import matches, nearest
 from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.models.onnx_folder import needs_export, onnx_of
 from spq_graph.passes.adapt.prepared import prepare
@@ -43,6 +42,7 @@ from spq_graph.passes.find.unquantize import LookThroughQuantization
 from spq_graph.passes.forms.reading import precision_of
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError, UsageError
+from spq_graph.terms.naming import matches, nearest
 from spq_graph.terms.precision import Precision, today
 from spq_graph.workbench.data import calibration_data, check_measured
 from spq_graph.workbench.looked import Looked

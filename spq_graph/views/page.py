@@ -172,8 +172,9 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     back = words.won_back(report, bits)
     if back is not None:
         tiles.append(("of the loss won back", f"{100 * back:.0f} %", f"at {bits} bits"))
-    tiles.append(("kept sites", f"{words.kept_high(plan)} of {len(plan.counted)}", "in high precision"))
-    if by_token := words.by_token(plan):
+    kept, by_token = words.kept_and_scaled(plan)
+    tiles.append(("kept sites", f"{kept} of {len(plan.counted)}", "in high precision"))
+    if by_token:
         tiles.append(("by token", f"{by_token} of {len(plan.counted)}", "sites, in integers"))
     if plan.peels:
         most = max(len(peel.channels) for peel in plan.peels.values())

@@ -186,7 +186,7 @@ def kernels(plan: Plan, report: Report) -> str:
 
 def integers_planned(plan: Plan) -> int:
     """How many sites are to multiply in integers, by a range or by token."""
-    return len(plan.integer_sites) + by_token(plan)
+    return len(plan.integer_sites) + kept_and_scaled(plan)[1]
 
 
 def operator_sites(found: Report | Applied) -> list[str]:
@@ -225,14 +225,9 @@ def branches(plan: Plan) -> str | None:
     return f"outlier branches of {channels} at {len(counts)} of {len({s.input for s in plan.sites})} activations"
 
 
-def by_token(plan: Plan) -> int:
-    """How many sites are integers with a scale for every token, kept or not."""
-    return sum(site.precision.row.by_token for site in plan.sites)
-
-
-def kept_high(plan: Plan) -> int:
-    """How many sites are kept in high precision: those that are kept and have scales by token are integers."""
-    return sum(not site.precision.row.by_token for site in plan.kept)
+def kept_and_scaled(plan: Plan) -> tuple[int, int]:
+    """How many sites are kept in high precision, and how many are integers with scales by token, kept or not."""
+    return sum(not s.precision.row.by_token for s in plan.kept), sum(s.precision.row.by_token for s in plan.sites)
 
 
 def kept_share(plan: Plan, rung: Rung) -> str:
@@ -259,9 +254,10 @@ def standing(status: Standing) -> str:
 def headline(plan: Plan, report: Report) -> str:
     """The result in one sentence, with the numbers."""
     bits = plan.recipe.bits
-    tokens = f", {scaled} have scales by token" if (scaled := by_token(plan)) else ""
+    kept, scaled = kept_and_scaled(plan)
+    tokens = f", {scaled} have scales by token" if scaled else ""
     treated = f", with {said}" if (said := branches(plan)) is not None else ""
-    sites = f"{kept_high(plan)} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
+    sites = f"{kept} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
     size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
     everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
     change = over_fp32(report, aware) if aware else None

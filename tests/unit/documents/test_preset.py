@@ -12,8 +12,9 @@ from typer.core import TyperGroup
 
 from spq_graph.cli.app import app
 from spq_graph.documents.preset import preset, presets
-from spq_graph.documents.recipe import Recipe, json_schema, load_recipe, matches
+from spq_graph.documents.recipe import Recipe, json_schema, load_recipe
 from spq_graph.terms.errors import UsageError
+from spq_graph.terms.naming import matches
 from spq_graph.terms.targets import PROFILES
 
 NAMES = sorted(presets())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spq_graph.documents.recipe import Recipe, load_recipe, matches, nearest
+from spq_graph.documents.recipe import Recipe, load_recipe
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
 
@@ -128,43 +128,9 @@ def test_what_the_precisions_of_the_fp8_operator_need() -> None:
     assert {p for p in Precision if p.needs_range} == integers | {Precision.FP8_E4M3, Precision.FP8_E5M2}
 
 
-def test_patterns_are_globs_or_plain_names() -> None:
-    assert matches("*.1.mlp.*", "layers.1.mlp.down_proj", "node_7")
-    assert matches("node_7", "layers.1.mlp.down_proj", "node_7")
-    assert matches("name[0]", "name[0]")  # a name that looks like a glob still fits itself
-    assert not matches("LAYERS.*", "layers.1.mlp.down_proj")
-
-
 @pytest.mark.parametrize("line", ["keep = " + "[" * 900 + "]" * 900, "seed = " + "9" * 5000])
 def test_what_toml_cannot_read_is_told(tmp_path: Path, line: str) -> None:
     (tmp_path / "r.toml").write_text(line)
     with pytest.raises(UsageError, match="the recipe cannot be read") as caught:
         load_recipe(tmp_path / "r.toml")
     assert caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("pattern", "fits"),
-    [
-        ("layers.1.mlp.down_proj", True),
-        ("mlp.down_proj", True),
-        ("down_proj", True),
-        ("*.down_proj", True),
-        ("1.mlp.down_proj", True),
-        ("proj", False),
-        (".down_proj", False),
-        ("layers.11.mlp.down_proj", False),
-        ("layers.1", False),
-        ("", False),
-    ],
-)
-def test_a_site_is_named_by_its_key_the_end_of_it_or_a_glob(pattern: str, fits: bool) -> None:
-    assert matches(pattern, "layers.1.mlp.down_proj", "node_7") is fits
-
-
-def test_what_somebody_may_have_meant() -> None:
-    keys = ["layers.0.mlp.down_proj", "layers.0.mlp.up_proj", "lm_head"]
-    assert nearest("layers.0.mlp.downproj", keys) == keys[0]
-    assert nearest("down_prj", keys) == "down_proj"
-    assert nearest("lmhead", keys) == "lm_head"
-    assert nearest("nowhere", keys) is None
