@@ -261,6 +261,9 @@ def open_segment(
         name: (type_of(values[name]), values[name].shape) for name in segment.reads if name in values
     }
     options = session_options(threads, profile)
+    # An arena keeps the most that a session ever had between two operators; several dozen sessions at hand would hold
+    # gigabytes, and batches of hundreds of tokens take no longer without it.
+    options.enable_cpu_mem_arena = False
     options.add_session_config_entry(FOLDER_KEY, str(where.resolve().parent))
     if not packed:
         options.add_session_config_entry(PACKING_KEY, "1")
