@@ -213,7 +213,7 @@ class SegmentedRunner(Decoder):
 
     def _packs(self, segment: Segment) -> bool:
         """Whether a session copies weights into the order in which products read them, once, when it is opened."""
-        return True
+        return not segment.wide
 
     def execute_once(self, ids: Ids) -> Executed:
         """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
@@ -223,7 +223,8 @@ class SegmentedRunner(Decoder):
             profiles: list[Path] = []
             for number, segment in enumerate(self._model.segments):
                 profile = folder / f"profile-{number}"
-                session = open_segment(segment, passing.values, self._model.where, profile=profile)
+                packed = self._packs(segment)
+                session = open_segment(segment, passing.values, self._model.where, profile, packed=packed)
                 passing.values |= self._run(session, segment, passing)
                 profiles.append(Path(session.end_profiling()))
             return executed_in(profiles)
@@ -261,8 +262,7 @@ def open_segment(
         name: (type_of(values[name]), values[name].shape) for name in segment.reads if name in values
     }
     options = session_options(threads, profile)
-    # An arena keeps the most that a session ever had between two operators; several dozen sessions at hand would hold
-    # gigabytes, and batches of hundreds of tokens take no longer without it.
+    # An arena keeps the most that was ever between two operators: gigabytes in several dozen sessions, and no faster.
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry(FOLDER_KEY, str(where.resolve().parent))
     if not packed:
