@@ -47,13 +47,9 @@ class PartWide(CanonicalPass):
             return None
         operand = node.inputs[1]
         weight = weight_of(operand)
-        if (
-            weight is None
-            or operand is None
-            or self.mapped(operand)
-            or weight.dtype not in FLOATS
-            or len(weight.shape) != 2
-        ):
+        if weight is None or weight.dtype not in FLOATS or len(weight.shape) != 2:
+            return None
+        if operand is not None and self.mapped(operand):
             return None
         return weight if _FLOAT32_BYTES * weight.tensor.size > self.limit else None
 
