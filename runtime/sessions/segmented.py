@@ -208,7 +208,7 @@ class SegmentedRunner(Decoder):
         if self._open is not None:
             return self._open
         packed = self._packs(segment)
-        session = open_segment(segment, values, self._model.where, None, threads, packed=packed, arena=self._arena)
+        session = open_segment(segment, values, self._model.where, threads=threads, packed=packed, arena=self._arena)
         self._open = session if len(self._model.segments) == 1 else None
         return session
 

@@ -111,7 +111,7 @@ def test_rounds_grow_as_far_as_what_is_handed_over_has_room(
         opened.clear()
         list(SegmentedRunner(model, side_by_side=side_by_side).results(batches))
         assert len(opened) == rounds * len(model.segments)
-        assert opened[0] == {"threads": 0 if side_by_side == 1 else 2, "packed": True}
+        assert opened[0] == {"threads": 0 if side_by_side == 1 else 2, "packed": True, "arena": True}
 
 
 def test_a_failure_in_one_of_several_batches_is_told(path: Path) -> None:
