@@ -17,7 +17,7 @@ from spq_graph.passes.check.outline import Outline, outline
 from spq_graph.passes.check.plan import VerifyPlan
 from spq_graph.passes.check.target import VerifyTarget, refuse_foreign
 from spq_graph.passes.forms.insert import InsertPrecisions
-from spq_graph.passes.forms.int8_function import OLDEST_OPSET as BY_TOKEN_OPSET
+from spq_graph.passes.forms.int8_function import OLDEST_OPSET as INT8_OPSET
 from spq_graph.passes.numbers.fp8 import OLDEST_OPSET as FP8_OPSET
 from spq_graph.terms.form import Form
 from spq_graph.terms.targets import Profile
@@ -73,7 +73,8 @@ def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
         refuse_foreign(whole.graph, target)
     # Whatever the form of FP8: the type itself is of a newer opset.
     fp8 = FP8_OPSET if any(site.precision.is_fp8 for site in plan.sites) else 0
-    return whole.adapted(target, max(fp8, BY_TOKEN_OPSET if plan.in_form(Form.BY_TOKEN) else 0))
+    int8 = INT8_OPSET if any(plan.in_form(form) for form in (Form.WITH_BRANCH, Form.BY_TOKEN)) else 0
+    return whole.adapted(target, max(fp8, int8))
 
 
 def checking(plan: Plan, before: Outline) -> Sequence[Pass]:

@@ -49,8 +49,8 @@ class Int8Kind:
 
 def add_int8_function(model: ir.Model, kind: Int8Kind) -> None:
     """Give a model the function of a kind and import its domain; does nothing where that is done."""
-    function = int8_matmul_function(kind, model.graph.opset_imports[""])
-    model.functions.setdefault(function.identifier(), function)
+    if (name := (DOMAIN, kind.op_type, "")) not in model.functions:
+        model.functions[name] = int8_matmul_function(kind, model.graph.opset_imports[""])
     model.graph.opset_imports.setdefault(DOMAIN, VERSION)
     model.ir_version = max(model.ir_version, OLDEST_IR)
 

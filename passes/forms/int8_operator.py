@@ -1,6 +1,7 @@
-"""The operator of our own, spq::Int8MatMulByToken: integer weights, activations quantized row by row as it goes.
+"""The operator of our own, spq::Int8MatMul: integer weights, activations quantized as it goes.
 
-With an outlier branch it is spq::Int8MatMulByTokenBranch, which reads the channels and their rows of the weight beside.
+Either row by row (spq::Int8MatMulByToken) or by a static range. With an outlier branch, which a static range always
+has here, since Q/DQ serves others, it reads the channels and their rows of the weight beside.
 """
 
 from __future__ import annotations
@@ -16,18 +17,25 @@ from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.branch import OTHER_CHANNELS, OTHER_ROWS, BranchRows, channels_of, channels_tensor
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.int8_function import Int8Kind, add_int8_function
+from spq_graph.passes.forms.integer import OTHER_QUANTIZER
 from spq_graph.passes.forms.rules import FormRules, Place, Wanted
 from spq_graph.passes.forms.steps import Step
 from spq_graph.passes.forms.storages import Int8Panels
 from spq_graph.passes.numbers.int8 import MOST_DEPTH
 from spq_graph.terms.errors import GraphError
 
-BY_TOKEN, WITH_BRANCH = Int8Kind(by_token=True), Int8Kind(by_token=True, branch=True)
 _NO_BIAS = np.zeros(1, np.float32)
 
 
-class Int8ByToken(FormRules):
-    """The operator, and in the file the function that it stands for."""
+class Int8Operator(FormRules):
+    """The operator, and in the file the function that it stands for.
+
+    Args:
+        by_token: whether every row of an activation has a scale and a zero point of its own, or all have the plan's.
+    """
+
+    def __init__(self, *, by_token: bool) -> None:
+        self._by_token = by_token
 
     def insert(self, at: Place) -> None:
         """Write it.
@@ -43,6 +51,7 @@ class Int8ByToken(FormRules):
                 where=at.site.key,
                 remedy=f'in the recipe: overrides = [{{pattern = "{at.site.key}", precision = "w8a8_block"}}]',
             )
+        static = self._static(at)
         at.as_matmul()
         editor = at.editor
         if not self.computes_in(at.operand.dtype):
@@ -53,10 +62,21 @@ class Int8ByToken(FormRules):
         name = "spq_graph.no_bias"
         if name not in editor.shared:
             editor.shared[name] = editor.constant(name, ir.Tensor(_NO_BIAS))
-        inputs = [at.node.inputs[0], panels, scale, editor.shared[name], *self._branch(at)]
-        kind = _kind(at.wanted)
+        inputs = [at.node.inputs[0], panels, scale, editor.shared[name], *static, *self._branch(at)]
+        kind = self._kind(at.wanted)
         editor.substitute(at.node, kind.op_type, inputs, DOMAIN, self._attributes(at.wanted))
         add_int8_function(editor.model, kind)
+
+    def _static(self, at: Place) -> list[ir.Value]:
+        """Scale and zero point of the range, which all products of an activation share; none where rows have theirs."""
+        if self._by_token:
+            return []
+        quantizer, shared = at.wanted.quantizer, at.editor.shared
+        for what, number in (("scale", quantizer.scale), ("zero_point", quantizer.zero_point)):
+            name = f"{at.activation}.{what}"
+            if name not in shared:
+                shared[name] = at.editor.constant(name, ir.Tensor(number))
+        return [shared[f"{at.activation}.scale"], shared[f"{at.activation}.zero_point"]]
 
     def _branch(self, at: Place) -> list[ir.Value]:
         """Channels and rows, where the plan has a branch there."""
@@ -70,7 +90,7 @@ class Int8ByToken(FormRules):
                 raise GraphError(
                     "the rows of its outlier branch hold a weight that does not fit float16",
                     where=at.site.key,
-                    remedy=f'in the recipe: overrides = [{{pattern = "{at.site.key}", precision = "int8"}}]',
+                    remedy="--no-remedy peel",
                 )
             at.editor.stored[key] = at.editor.constant(f"{at.weight}.branch.rows", tensor)
         return [channels, at.editor.stored[key]]
@@ -80,9 +100,18 @@ class Int8ByToken(FormRules):
         return Int8Panels(wanted.in_integers(operand), 7 if wanted.recipe.reduce_range else 8, wanted.recipe.weights)
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
-        """Whether it adds nothing of its own."""
-        bias = node.inputs[3] if len(node.inputs) > 3 else None
-        return None if holds(bias, ir.Tensor(_NO_BIAS)) else "its node adds a bias, where the plan asks for none"
+        """Whether it adds nothing of its own, and quantizes by the range of the plan."""
+        bias, *static = node.inputs[3:6] if len(node.inputs) > 3 else [None]
+        if not holds(bias, ir.Tensor(_NO_BIAS)):
+            return "its node adds a bias, where the plan asks for none"
+        if self._by_token:
+            return None
+        quantizer = wanted.quantizer
+        expected = (quantizer.scale, quantizer.zero_point)
+        same = len(static) == 2 and all(
+            holds(value, ir.Tensor(number)) for value, number in zip(static, expected, strict=True)
+        )
+        return None if same else OTHER_QUANTIZER
 
     def differing_branch(
         self, node: ir.Node, activation: Sequence[ir.Node], result: Sequence[ir.Node], wanted: Wanted, operand: Operand
@@ -99,7 +128,7 @@ class Int8ByToken(FormRules):
 
     def product(self, wanted: Wanted) -> Step:
         """The operator, with panels, their scales and no bias, and channels and rows of a branch."""
-        kind = _kind(wanted)
+        kind = self._kind(wanted)
         return Step(kind.op_type, len(kind.inputs), self._attributes(wanted), DOMAIN)
 
     def computes_in(self, dtype: ir.DataType) -> bool:
@@ -110,6 +139,5 @@ class Int8ByToken(FormRules):
         rows, columns = wanted.site.shape
         return {"K": rows, "N": columns}
 
-
-def _kind(wanted: Wanted) -> Int8Kind:
-    return BY_TOKEN if wanted.peel is None else WITH_BRANCH
+    def _kind(self, wanted: Wanted) -> Int8Kind:
+        return Int8Kind(by_token=self._by_token, branch=wanted.peel is not None)

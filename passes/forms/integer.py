@@ -24,7 +24,7 @@ from spq_graph.passes.forms.steps import QUANTIZE, Step, cast_to, dequantize
 from spq_graph.passes.forms.storages import Integers
 from spq_graph.passes.numbers.scales import ActivationQuantizer
 
-_OTHER_QUANTIZER = "its activation has another quantizer than its range asks for"
+OTHER_QUANTIZER = "its activation has another quantizer than its range asks for"
 NEVER_QUANTIZED = "its activation is dequantized but never quantized"
 
 
@@ -69,7 +69,7 @@ def differing_quantizer(quantize: ir.Node | None, wanted: ActivationQuantizer) -
     if quantize is None:
         return NEVER_QUANTIZED
     if not _reads(quantize, wanted.scale, wanted.zero_point):
-        return _OTHER_QUANTIZER
+        return OTHER_QUANTIZER
     clip = producer_of(quantize.inputs[0], "Clip")
     if wanted.bits < 8 and not (clip is not None and _reads(clip, wanted.low, wanted.high)):
         return f"no Clip keeps its activation within {wanted.bits} bits"

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from spq_graph.passes.forms.floating import Computed, StoredHalf
 from spq_graph.passes.forms.fp8_operator import Fp8Operator
 from spq_graph.passes.forms.fp8_pair import Fp8Pair
-from spq_graph.passes.forms.int8_operator import Int8ByToken
+from spq_graph.passes.forms.int8_operator import Int8Operator
 from spq_graph.passes.forms.integer import IntegerQdq, MatMulInteger
 from spq_graph.passes.forms.nbits import ACCURACY_LEVELS, NBits
 from spq_graph.passes.forms.rules import FormRules
@@ -23,7 +23,8 @@ FORM_RULES: Mapping[Form, FormRules] = MappingProxyType(
         Form.FP8_QDQ: Fp8Pair(),
         Form.FP8_QDQ_WIDENED: Fp8Pair(widened_weight=True),
         Form.OPERATOR: Fp8Operator(),
-        Form.BY_TOKEN: Int8ByToken(),
+        Form.WITH_BRANCH: Int8Operator(by_token=False),
+        Form.BY_TOKEN: Int8Operator(by_token=True),
         Form.WEIGHT: IntegerWeight(),
         Form.FP8_WEIGHT: Fp8Weight(),
         Form.FP8_WEIGHT_WIDENED: Fp8Weight(widened_weight=True),

@@ -52,7 +52,7 @@ class Wanted:
     @property
     def form(self) -> Form:
         """What its product becomes, or its lookup."""
-        return self.profile.form_at(self.site.role, self.site.precision)
+        return self.profile.form_at(self.site.role, self.site.precision, branch=self.peel is not None)
 
     @property
     def size(self) -> int | None:

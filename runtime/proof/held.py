@@ -16,7 +16,7 @@ from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import CheckError, UsageError
 from spq_graph.terms.form import Form
-from spq_graph.terms.kernels import TOKEN_KERNEL
+from spq_graph.terms.kernels import INT8_OPERATORS
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CPU_PROVIDER, Profile
 
@@ -147,7 +147,7 @@ def account(executed: Executed, constant: Collection[str], twins: Mapping[str, S
 
 
 def account_functions(executed: Executed, plan: Plan, twins: Mapping[str, Sequence[str]]) -> None:
-    """Say of sites by token that ran as the function in the file as which kernel its products did.
+    """Say of sites whose INT8 operator ran as the function in the file as which kernel its products did.
 
     A runtime that writes a function out gives its nodes names that do not tell of which call they are, but as many
     integer products as there are distinct calls can be no others.
@@ -157,9 +157,10 @@ def account_functions(executed: Executed, plan: Plan, twins: Mapping[str, Sequen
         plan: what was decided.
         twins: by node, others that compute the very same, of which a runtime runs one.
     """
-    calls = [site.node for site in plan.in_form(Form.BY_TOKEN) if site.node not in executed.kernels]
+    sites = (site for form in (Form.BY_TOKEN, Form.WITH_BRANCH) for site in plan.in_form(form))
+    calls = [site.node for site in sites if site.node not in executed.kernels]
     distinct = [node for place, node in enumerate(calls) if not {*calls[:place]}.intersection(twins.get(node, ()))]
-    if calls and executed.in_function(TOKEN_KERNEL, "MatMulInteger") >= len(distinct):
+    if calls and executed.in_functions(INT8_OPERATORS, "MatMulInteger") >= len(distinct):
         executed.kernels.update(dict.fromkeys(calls, "MatMulInteger"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,12 @@ class Executed:
         library = f"{info['version']}, {info['isa']}" if info is not None else None
         return OperatorRun(sites=len(ran), kernels=sum(ran), library=library)
 
-    def in_function(self, operator: str, kernel: str) -> int:
-        """How many of a kernel ran in functions that stand for an operator of ours."""
-        return sum(ran == kernel and operator in _function_of(node) for node, ran in self.kernels.items())
+    def in_functions(self, operators: Collection[str], kernel: str) -> int:
+        """How many of a kernel ran in functions that stand for one of these operators."""
+        return sum(
+            ran == kernel and any(name in operators for name in _function_of(node))
+            for node, ran in self.kernels.items()
+        )
 
 
 def executed_by(session: ort.InferenceSession) -> Executed:

@@ -11,22 +11,19 @@ from itertools import accumulate
 from spq_graph.decisions.branches import NONE, Branches, everywhere, reach, treatments
 from spq_graph.decisions.choices import Choice, above, assigned, cap_of, keep, rounded, six
 from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
-from spq_graph.decisions.kept_formats import candidates, pick
-from spq_graph.decisions.oracle import Oracle
+from spq_graph.decisions.formats import Formats
+from spq_graph.decisions.oracle import Oracle, or_infinite
 from spq_graph.decisions.prefix import smallest_prefix
 from spq_graph.decisions.thinning import thin
 from spq_graph.documents.plan import Reason
-from spq_graph.documents.recipe import ROUNDED, Recipe
+from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
 from spq_graph.documents.treatment import Cause, Treatment
-from spq_graph.terms.errors import GraphError
 from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 
 # Beside branches so many sites are measured alone, or as many as may be kept: those that cost most by their role.
 FEWEST_MEASURED = 32
-# What a few tokens say of two formats may err by so much.
-_ALIKE = 1.25
 # With branches the default budget is easily met where a model is sensitive to little: sought is then what 8-bit weights
 # alone cost, times this, and no less than so many nats a token.
 _OF_WEIGHTS, _LEAST_SOUGHT = 1.5, 0.003
@@ -76,7 +73,9 @@ class ByKl:
         use = recipe.remedies.peel.use
         if needed and (use == "never" or (use == "auto" and self._precision_can(found))):
             order, kept, met = self._keep(found)
-        if use == "always" or (use == "auto" and needed and not met):
+        if needed and not met and self._by_token():
+            order, kept, met = [], 0, True
+        elif use == "always" or (use == "auto" and needed and not met):
             if self._peel():
                 found = self._costliest()
                 order, kept, met = self._keep(found) if self._keeping([]) > self.body.kl_aim else ([], 0, True)
@@ -87,7 +86,7 @@ class ByKl:
             self._settle_formats(names, everywhere)
         self._thin(names)
         self._note(order, kept, met)
-        ends = Measured(plan=lambda: _error(oracle, self._assigned(names)), alone=self._single)
+        ends = Measured(plan=lambda: or_infinite(oracle, self._assigned(names)), alone=self._single)
         settle_ends(self.choices.values(), self.held, self.sought, ends, self._room)
         final = oracle.settled(self._assigned(names))
         self.search.candidates = len(found)
@@ -106,7 +105,7 @@ class ByKl:
         recipe, (target, precision) = self.recipe, self.recipe.profile.weight_only
         if "kl_budget" in recipe.model_fields_set or target != recipe.target:
             return
-        kl = _error(self.oracle, dict.fromkeys(rounded(self.choices, self._assigned([])), precision))
+        kl = or_infinite(self.oracle, dict.fromkeys(rounded(self.choices, self._assigned([])), precision))
         sought = max(_OF_WEIGHTS * kl, min(_LEAST_SOUGHT, recipe.kl_budget))
         self.search.kl_weights = told(kl)
         if sought < recipe.kl_budget:
@@ -121,7 +120,7 @@ class ByKl:
 
     def _single(self, precisions: Mapping[str, Precision]) -> tuple[float, float | None]:
         """KL of these alone, by few tokens, and its standard error."""
-        return _error(self.single, precisions), self.single.stderr(precisions)
+        return or_infinite(self.single, precisions), self.single.stderr(precisions)
 
     def _precision_can(self, found: Sequence[Choice]) -> bool:
         """Whether the budget is met with every candidate kept: otherwise no order of them is worth its measuring."""
@@ -162,6 +161,36 @@ class ByKl:
         won = [0.0, *accumulate(self._alone[key] for key in keys[:most])]
         return smallest_prefix(lambda n: self._keeping(keys[:n]), most, self.body, won)
 
+    def _by_token(self) -> bool:
+        """Give all that is quantized by a range scales by token, and branches where these are needed as well.
+
+        Returns:
+            Whether that meets the budget; where it does not, everything is as it was.
+        """
+        static = {c.site.key: c.precision for c in self.choices.values() if c.free}
+        if not (static and self.recipe.may_scale_by_token):
+            return False
+        for key in static:
+            self.choices[key].precision = Precision.W8A8_TOKEN
+        self._near_weights()
+        kl = self._keeping([])
+        self.search.kl_by_token = told(kl)
+        use = self.recipe.remedies.peel.use
+        if use == "always" or (use == "auto" and kl > self.body.kl_aim):
+            self._peel()
+        if self._keeping([]) <= self.body.kl_aim:
+            self.search.scales = "by_token"
+            for key in static:
+                choice = self.choices[key]
+                choice.kl = choice.kl_stderr = choice.threshold = None  # of static scales
+                choice.note = f"static scales miss the KL budget with {self.cap} kept sites, the most that may be"
+            return True
+        self._branch(NONE)
+        self._scale = 1.0
+        for key, precision in static.items():
+            self.choices[key].precision = precision
+        return False
+
     def _peel(self) -> bool:
         """Give every activation that gains by it a branch, of as few channels as will do; whether that helps."""
         counts = self.recipe.remedies.peel.channels
@@ -173,7 +202,7 @@ class ByKl:
         self._scale_anew()
         for count, branches in offered.items():
             self._branch(branches)
-            tried[count] = (self._roughly(self._assigned([])), branches)
+            tried[count] = (or_infinite(self._roughly, self._assigned([])), branches)
             if tried[count][0] <= aim and self._keeping([]) <= aim:
                 break
         self._branch(NONE)
@@ -239,47 +268,9 @@ class ByKl:
                 )
 
     def _settle_formats(self, names: Sequence[str], everywhere: float, *, whole: bool = False) -> None:
-        """Measure what kept sites may become, where the recipe leaves that open, and give it to them.
-
-        Args:
-            names: what is kept.
-            everywhere: KL with none kept.
-            whole: whether that may take all of the budget.
-        """
-        recipe, oracle, choices = self.recipe, self.oracle, self.choices
-        kept = [c for key, c in choices.items() if key in names or c.wants_high]
-        if not kept or recipe.high_precision not in ("auto", "fp8"):
-            return
-        if recipe.high_precision == "fp8":
-            for choice in kept:
-                errors = {p: six(_error(oracle, {choice.site.key: p})) for p in ROUNDED if recipe.allows(p)}
-                choice.set_high(min(errors, key=lambda p: errors[p]), recipe)
-                choice.formats = {p.value: e for p, e in errors.items() if math.isfinite(e)}
-        else:
-            stored = frozenset(c.stored for c in kept)
-            by = self._roughly if whole else self.oracle  # before sites are chosen, a few tokens tell formats apart
-            errors = {p: six(_error(by, assigned(choices, names, recipe, p))) for p in candidates(recipe, stored)}
-            as_is = by(self._assigned(names))
-            best = pick(errors, as_is, everywhere, self.body, whole=whole)
-            if whole and best is not None:
-                best = self._nearest(best, errors, names)
-            errors_told = {**{p.value: e for p, e in errors.items()}, "as_is": six(as_is)}
-            self.search.formats = {name: e for name, e in errors_told.items() if math.isfinite(e)}
-            if best is not None:
-                for choice in kept:
-                    choice.set_high(best, recipe)
-        for choice in kept:
-            if choice.wants_high:
-                choice.precision = choice.high
-
-    def _nearest(self, best: Precision, errors: Mapping[Precision, float], names: Sequence[str]) -> Precision:
-        """The best on all tokens of the formats that a few did not tell apart from it."""
-        tier = next(tier for tier in self.recipe.profile.tiers_for(self.recipe.use) if best in tier)
-        rivals = [p for p in tier if errors.get(p, math.inf) <= _ALIKE * errors[best]]
-        if len(rivals) == 1:
-            return best
-        exact = {p: _error(self.oracle, assigned(self.choices, names, self.recipe, p)) for p in rivals}
-        return min(rivals, key=lambda p: exact[p])
+        """Measure what kept sites may become, and give it to them: see `Formats.settle`."""
+        formats = Formats(self.choices, self.recipe, self.oracle, self._roughly)
+        self.search.formats = formats.settle(names, everywhere, self.body, whole=whole) or self.search.formats
 
     def _treatments(self) -> list[Treatment]:
         cause = Cause.OVERRIDE if self.recipe.remedies.peel.use == "always" else Cause.BUDGET
@@ -289,11 +280,3 @@ class ByKl:
 def told(kl: float) -> float | None:
     """A KL as it is written down; None where it is infinite."""
     return six(kl) if math.isfinite(kl) else None
-
-
-def _error(oracle: Callable[[Mapping[str, Precision]], float], precisions: Mapping[str, Precision]) -> float:
-    """Infinite where the graph cannot have a format, such as a weight beyond float16."""
-    try:
-        return oracle(precisions)
-    except GraphError:
-        return math.inf

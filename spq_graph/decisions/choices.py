@@ -92,7 +92,8 @@ def _start(site: Site, stored: Precision, seen: ValueRange | None, recipe: Recip
     if seen is None:
         note = "no range was measured for its input"
         return Choice(site, stored, None, stored, Reason.UNSUPPORTED, stored, note=note)
-    return Choice(site, stored, seen, Precision.integer(recipe.bits), Reason.DEFAULT, stored)
+    precision = Precision.W8A8_TOKEN if recipe.scales == "by_token" else Precision.integer(recipe.bits)
+    return Choice(site, stored, seen, precision, Reason.DEFAULT, stored)
 
 
 def _rules(recipe: Recipe) -> list[tuple[str, str, str]]:

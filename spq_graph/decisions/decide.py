@@ -87,6 +87,8 @@ def decide(
         single = Oracle(alone, alone_stderr_of) if alone is not None else oracle
         search, met, treated = ByKl(choices, held, recipe, oracle, single).run()
         search.tokens = tokens
+    if recipe.scales == "by_token":
+        search.scales = "by_token"
     return Plan(
         model=model,
         recipe=recipe,

@@ -44,10 +44,10 @@ def effort(
     if peels:
         # What is chosen among is told apart on a share of the tokens: as many channels as will do, what each role
         # costs, and what each group of activations costs with fewer; then held against all.
-        together += 1 + _THINNED + ("kl_budget" not in recipe.model_fields_set)
+        together += 1 + _THINNED + ("kl_budget" not in recipe.model_fields_set) + recipe.may_scale_by_token
         alone += len(settings.channels) + 1 + 2 * _ROLES
         tried = min(max(FEWEST_MEASURED, cap), sites)
-    if lossy:
+    if lossy and not (peels and recipe.may_scale_by_token):  # which leaves no site to keep
         alone += tried
         if peels:
             together, alone = together + _KEPT, alone + by_format

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from spq_graph.decisions.branches import NONE, Branches, changes
 from spq_graph.decisions.choices import six
 from spq_graph.documents.changes import Peel
-from spq_graph.terms.errors import NotFiniteError
+from spq_graph.terms.errors import GraphError, NotFiniteError
 from spq_graph.terms.precision import Precision
 
 Peels = Mapping[str, Peel]
@@ -74,3 +74,11 @@ class Oracle:
     def _key(self, precisions: Mapping[str, Precision]) -> _Key:
         branches = frozenset((value, branch.change.channels) for value, branch in self.branches.items())
         return frozenset(precisions.items()), branches
+
+
+def or_infinite(measure: Callable[[Mapping[str, Precision]], float], precisions: Mapping[str, Precision]) -> float:
+    """KL of these precisions; infinite where the graph cannot have a format, such as a weight beyond float16."""
+    try:
+        return measure(precisions)
+    except GraphError:
+        return math.inf

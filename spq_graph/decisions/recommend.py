@@ -82,12 +82,14 @@ def changes_for(row: RowId, bits: int | None, plan: Plan) -> dict[str, Any]:
     if row.kind is RowKind.EVERYWHERE:
         by_hand = _unset(recipe, "keep", "ignore", "overrides", "spike_ratio")
         plain = {"remedies": {"peel": {"use": "never"}}} if plan.treatments else {}
-        return changes | {"max_kept": 0.0} | by_hand | plain | dict(SCHEMES[row.scheme])
+        static = {"scales": "static"} if recipe.may_scale_by_token or plan.search.scales != "static" else {}
+        return changes | {"max_kept": 0.0} | by_hand | static | plain | dict(SCHEMES[row.scheme])
     if row.kept_in is None:
         return changes
     named = [s.key for s in plan.kept if s.reason is Reason.OVERRIDE and s.range is not None]
     kept = {"keep": [*recipe.keep, *named]} if recipe.ignore or recipe.overrides else {}
-    return changes | {"high_precision": row.kept_in.value} | kept
+    scaled = {"scales": plan.search.scales} if plan.search.scales != "static" else {}
+    return changes | {"high_precision": row.kept_in.value} | scaled | kept
 
 
 def _unset(recipe: Recipe, *names: str) -> dict[str, Any]:

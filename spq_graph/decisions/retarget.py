@@ -18,7 +18,8 @@ def retarget(plan: Plan, target: Target) -> Plan:
     """The plan for another target: every site as planned, or the nearest to it that the target can run.
 
     Sites that change get reason `unsupported_on_target`, and a note of what was planned for them and why it is not
-    possible. Ranges serve any target: what follows from them is worked out when the plan is applied.
+    possible. Ranges serve any target: what follows from them is worked out when the plan is applied. So integers with
+    scales by token stay integers, with static scales; but for sites that are kept, which are to be as exact.
     """
     if target == plan.recipe.target and not _unsupported(plan):
         return plan
@@ -26,7 +27,9 @@ def retarget(plan: Plan, target: Target) -> Plan:
     sites = [_settled(site, recipe) for site in plan.sites]
     taking = {site.key for site in sites if site.precision.takes_branch}
     treatments = [_treated(treatment, taking) for treatment in plan.treatments]
-    return plan.model_copy(update={"recipe": recipe, "sites": sites, "treatments": treatments})
+    told: dict[str, object] = {} if recipe.allows(plan.usual) else {"scales": "static"}
+    search = plan.search.model_copy(update=told)
+    return plan.model_copy(update={"recipe": recipe, "search": search, "sites": sites, "treatments": treatments})
 
 
 def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
@@ -39,6 +42,8 @@ def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
         changed["head"] = "auto"
     if profile.lookup is None and recipe.embedding == "8bit":
         changed["embedding"] = "auto"
+    if recipe.scales == "by_token" and not profile.allows(Precision.W8A8_TOKEN):
+        changed["scales"] = "auto"
     changed["high_precision"] = legal_name(recipe.high_precision, profile) or "auto"
     named = [(o.pattern, legal_name(o.precision, profile)) for o in recipe.overrides]
     changed["overrides"] = [{"pattern": pattern, "precision": name} for pattern, name in named if name is not None]
@@ -63,6 +68,9 @@ def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
         legal = recipe.profile.allows_at(site.role, site.precision)
         why = None if legal else f"{site.precision} was planned: {recipe.profile.why_not(site.precision, site.role)}"
         precision = site.precision if legal else Precision.FP32
+    elif site.precision.row.by_token and not (site.kept or recipe.allows(site.precision)) and site.range is not None:
+        precision = Precision.INT8
+        why = f"{site.precision} was planned: {recipe.profile.why_not(site.precision)}; {precision} instead"
     else:
         precision, why = recipe.profile.settle(site.precision, site.largest)
     if why is None:

@@ -98,7 +98,7 @@ def variants(plan: Plan, stored: Mapping[str, Precision], extent: Extent = Exten
             picked: Sequence[int] = range(count)
             if row.kind is RowKind.CONTROL_RANDOM:
                 picked = np.random.default_rng(row.seed).choice(len(others), size=count, replace=False).tolist()
-            return _treated_throughout(_quantized_but(plan, {others[i].key for i in picked}, stored))
+            return _treated_throughout(_quantized_but(plan, {others[i].key for i in picked}, stored, rest=plan.usual))
         if row.kind is RowKind.CONTROL_CHANNELS:
             return _at_random_channels(plan, row.seed or 0)
         if row == WITHOUT_HEAD:
@@ -126,7 +126,7 @@ def decisions_of(plan: Plan) -> object:
     """What makes two plans the same model."""
     recipe = plan.recipe
     sites = tuple((site.key, site.precision) for site in plan.sites)
-    read = {site.input for site in plan.integer_sites}
+    read = {site.input for site in plan.sites if site.precision.takes_branch}
     branches = tuple((v, peel.channels, peel.low, peel.high) for v, peel in plan.peels.items() if v in read)
     return recipe.bits, recipe.activations, recipe.weights, sites, branches
 
@@ -150,9 +150,15 @@ def _all_in(plan: Plan, precision: Precision, **recipe: object) -> Plan:
 
 
 def _quantized_but(
-    plan: Plan, kept: Collection[str], stored: Mapping[str, Precision], scheme: Mapping[str, str] = SCHEMES[None]
+    plan: Plan,
+    kept: Collection[str],
+    stored: Mapping[str, Precision],
+    scheme: Mapping[str, str] = SCHEMES[None],
+    *,
+    rest: Precision | None = None,
 ) -> Plan:
-    """The plan with every site that counts in integers, but these."""
+    """The plan with every site that counts in integers, but these; by static scales, or as `rest` says."""
+    rest = rest or Precision.integer(plan.recipe.bits)
     counted = {s.key for s in plan.counted}
     # The controls keep other sites in the format that most of the plan's kept ones have.
     common = Counter(s.precision for s in plan.kept).most_common(1)
@@ -161,7 +167,7 @@ def _quantized_but(
         if site.key not in counted or site.range is None:
             return site.precision
         if site.key not in kept:
-            return Precision.integer(plan.recipe.bits)
+            return rest
         return common[0][0] if common else stored[site.key]
 
     return plan.with_precisions(becomes, **scheme)
@@ -175,7 +181,7 @@ def _treated_throughout(plan: Plan) -> Plan:
 def _at_random_channels(plan: Plan, seed: int) -> Plan:
     """The plan with as many channels in each branch, drawn: what is left then has the range that was observed."""
     draw = np.random.default_rng(seed)
-    read = {site.input: site for site in plan.integer_sites if site.range is not None}
+    read = {site.input: site for site in plan.sites if site.precision.takes_branch and site.range is not None}
 
     def drawn(treatment: Treatment) -> Treatment:
         changes = [

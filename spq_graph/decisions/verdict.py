@@ -94,9 +94,11 @@ def _of_running(report: Report) -> Iterator[str]:
             f"not executed here: {where.absent}. The graph follows the rules of target {where.name} ({where.device}); "
             f"its figures come from the same quantizers on {where.measured_on}"
         )
+    in_integers = "in ONNX Runtime's integer kernels and slower for what stands around them"
     for ran, sites, how in (
         (report.fp8, "FP8 sites", "in float32 with four times the memory"),
-        (report.by_token, "sites by token", "in ONNX Runtime's integer kernels and slower for what stands around them"),
+        (report.by_token, "sites by token", in_integers),
+        (report.with_branch, "sites with an outlier branch", in_integers),
     ):
         if ran is not None and ran.kernels < ran.sites:
             reason = "is not here" if ran.library is None else "did not take them"

@@ -190,7 +190,9 @@ class Plan(Strict):
 
     def in_form(self, form: Form) -> list[SitePlan]:
         """Sites whose product becomes this on the plan's target."""
-        return [s for s in self.sites if self.recipe.profile.forms.get(s.precision) is form]
+        profile, peels = self.recipe.profile, self.peels
+        sites = [s for s in self.sites if profile.allows(s.precision)]
+        return [s for s in sites if profile.form_at(s.role, s.precision, branch=s.input in peels) is form]
 
     @property
     def kept(self) -> list[SitePlan]:
@@ -198,9 +200,9 @@ class Plan(Strict):
         return [s for s in self.sites if s.kept]
 
     @property
-    def kept_by_token(self) -> list[SitePlan]:
-        """Those of the kept that are integers all the same, with a scale for every token."""
-        return [s for s in self.kept if s.precision.row.by_token]
+    def usual(self) -> Precision:
+        """What a site gets that nothing else is said of."""
+        return Precision.W8A8_TOKEN if self.search.scales == "by_token" else Precision.integer(self.recipe.bits)
 
     @property
     def counted(self) -> list[SitePlan]:

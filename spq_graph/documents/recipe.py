@@ -98,6 +98,12 @@ class Recipe(BaseModel):
         4096, ge=1, le=MOST, description="tokens of calibration data that decisions are measured on"
     )
     activations: Literal["asymmetric", "symmetric"] = Field("asymmetric", description="activation quantizer")
+    scales: Literal["auto", "static", "by_token"] = Field(
+        "auto",
+        description="of 8-bit integer activations: static ones, or one for each token, worked out as the product goes; "
+        "auto is static, and by token where kept sites with static ones do not meet the KL budget, the target has it, "
+        "and high_precision is auto",
+    )
     weights: Literal["per_channel", "per_tensor"] = Field("per_channel", description="weight scales")
     fp8_activations: Literal["fast", "exact"] = Field(
         "fast", description="w8fp8a16: whether a kernel may round activations to bfloat16, or takes them as they are"
@@ -142,6 +148,11 @@ class Recipe(BaseModel):
         if self.embedding == "8bit" and self.profile.lookup is None:
             why = self.profile.why_not(Precision.W8A16, Role.EMBEDDING)
             raise ValueError(f"target '{self.target}' cannot run embedding = 8bit: {why}; use auto, or another target")
+        if self.scales == "by_token" and self.bits != 8:
+            raise ValueError(f"scales = by_token are of 8 bits, not of {self.bits}: leave bits at 8, or scales at auto")
+        if self.scales == "by_token" and not self.allows(Precision.W8A8_TOKEN):
+            why = self.profile.why_not(Precision.W8A8_TOKEN)
+            raise ValueError(f"target '{self.target}' cannot run scales = by_token: {why}; use auto, or target cpu")
         for name in (self.high_precision, *(o.precision for o in self.overrides)):
             if not _is_legal(name, self.profile):
                 why, legal = self.profile.why_not(_asked(name)[0]), ", ".join(self.profile.high)
@@ -154,6 +165,15 @@ class Recipe(BaseModel):
     def profile(self) -> Profile:
         """What the target executes."""
         return PROFILES[self.target]
+
+    @property
+    def may_scale_by_token(self) -> bool:
+        """Whether all sites may get scales by token where static ones do not do.
+
+        Not where sites were to be kept in a format that was named.
+        """
+        asked = self.scales == self.high_precision == "auto" and self.bits == 8
+        return asked and Precision.W8A8_TOKEN in self.profile.everywhere
 
     @property
     def tokens_asked(self) -> int | None:
@@ -263,6 +283,7 @@ def _settled(base: dict[str, Any], profile: Profile) -> dict[str, Any]:
         base
         | ({"high_precision": legal_name(high, profile) or high} if "high_precision" in base else {})
         | ({"overrides": overrides} if overrides else {})
+        | ({"scales": "auto"} if "scales" in base and not profile.allows(Precision.W8A8_TOKEN) else {})
     )
 
 

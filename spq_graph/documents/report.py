@@ -141,6 +141,7 @@ class Report(Strict):
         folded: sites that a runtime need not run, by key, and why: "constant", or the node that gives the same.
         fp8: how the sites in FP8 ran; None without any.
         by_token: how those in `w8a8_token` ran; None without any. As the function in the file they are MatMulInteger.
+        with_branch: how those in `int8` with an outlier branch ran, where one operator has both; likewise.
         layer: one decoder layer before and after, drawn from the files.
         speed: what `bench --report` measured of the artifact; None before that.
         tokens: texts of the tokens that lead the profiles in the ranges, by id.
@@ -165,6 +166,7 @@ class Report(Strict):
     folded: dict[str, str] = Field({})
     fp8: OperatorRun | None = None
     by_token: OperatorRun | None = None
+    with_branch: OperatorRun | None = None
     layer: LayerDrawing | None = None
     speed: Speed | None = None
     tokens: dict[int, str] = Field({})

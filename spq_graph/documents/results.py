@@ -54,6 +54,7 @@ class Applied:
         fp8: how the sites in FP8 ran; None without any, and where nothing was executed.
         folded: sites that a runtime need not run, by key, and why, as in report.json.
         by_token: how the sites in `w8a8_token` ran, likewise.
+        with_branch: how those in `int8` with an outlier branch ran, where one operator has both, likewise.
     """
 
     out: Path
@@ -64,6 +65,7 @@ class Applied:
     fp8: OperatorRun | None
     folded: Mapping[str, str] = field(default_factory=dict)
     by_token: OperatorRun | None = None
+    with_branch: OperatorRun | None = None
 
     @property
     def integer_kernels(self) -> int:
@@ -78,8 +80,10 @@ class Applied:
             "absent": self.absent,
             "executed": dict(self.executed),
             "providers": dict(self.providers),
-            "fp8": self.fp8.model_dump(mode="json") if self.fp8 is not None else None,
-            "by_token": self.by_token.model_dump(mode="json") if self.by_token is not None else None,
+            **{
+                name: run.model_dump(mode="json") if run is not None else None
+                for name, run in (("fp8", self.fp8), ("by_token", self.by_token), ("with_branch", self.with_branch))
+            },
             "folded": dict(self.folded),
         }
 

@@ -24,6 +24,12 @@ class Search(Strict):
     kl: float | None = Field(None, description="KL as planned, nats a token")
     kl_stderr: float | None = Field(None, description="its standard error; null of one window")
     budget: float | None = Field(None, description="KL to reach, nats a token")
+    scales: Literal["static", "by_token"] = Field(
+        "static", description="what scales integer activations have where nothing else is said of a site"
+    )
+    kl_by_token: float | None = Field(
+        None, description="KL with scales by token and no branch, where kept sites with static ones miss the budget"
+    )
     kl_weights: float | None = Field(
         None, description="KL of 8-bit weights alone, where branches came and no budget was given"
     )

@@ -172,6 +172,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], texts: _Texts
         folded={s.key: executed.folded[s.node] for s in plan.sites if s.node in executed.folded},
         fp8=executed.operator_run(Form.OPERATOR, plan),
         by_token=executed.operator_run(Form.BY_TOKEN, plan),
+        with_branch=executed.operator_run(Form.WITH_BRANCH, plan),
         placed=executed.by_provider,
         kernels={s.key: executed.kernels[s.node] for s in plan.sites if s.node in executed.kernels},
         seconds=bench.steps.seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from spq_graph.terms.kernels import FP8_KERNEL, TOKEN_KERNEL
+from spq_graph.terms.kernels import BRANCH_KERNEL, FP8_KERNEL, TOKEN_KERNEL
 
 
 class Form(StrEnum):
@@ -16,6 +16,7 @@ class Form(StrEnum):
     NBITS_FLOAT = "matmul_nbits_float"  # the same, whose activations stay in float32
     FP8_QDQ = "fp8_qdq"  # QuantizeLinear and DequantizeLinear in FP8 on both operands
     OPERATOR = "operator"  # spq::Fp8MatMul, with the function that it stands for
+    WITH_BRANCH = "with_branch"  # spq::Int8MatMulBranch, likewise: a static range, and an outlier branch
     BY_TOKEN = "by_token"  # spq::Int8MatMulByToken, likewise
     WEIGHT = "weight"  # DequantizeLinear on the weight alone
     FP8_WEIGHT = "fp8_weight"  # the same, of FP8
@@ -42,6 +43,7 @@ _WRITTEN = {
     Form.NBITS_FLOAT: "MatMulNBits in float32",
     Form.FP8_QDQ: "Q/DQ on both operands",
     Form.OPERATOR: f"spq::{FP8_KERNEL}",
+    Form.WITH_BRANCH: f"spq::{BRANCH_KERNEL}",
     Form.BY_TOKEN: f"spq::{TOKEN_KERNEL}",
     Form.WEIGHT: "DequantizeLinear on the weight",
     Form.FP8_WEIGHT: "DequantizeLinear on the weight",
@@ -55,7 +57,7 @@ _WRITTEN = {
     Form.ROUNDED: "MatMul between Casts",
 }
 # The operators of our own, by form: what they are called where the library's kernel ran.
-OWN = {Form.OPERATOR: FP8_KERNEL, Form.BY_TOKEN: TOKEN_KERNEL}
+OWN = {Form.OPERATOR: FP8_KERNEL, Form.BY_TOKEN: TOKEN_KERNEL, Form.WITH_BRANCH: BRANCH_KERNEL}
 # What stands for a form where ONNX Runtime's CPU provider cannot run it, or computes something else: same numbers.
 STAND_INS = {
     Form.MATMUL_INTEGER: Form.QDQ,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 # Operators of our own: under these names where their kernels ran, and otherwise as the operators of their functions.
-FP8_KERNEL, TOKEN_KERNEL = "Fp8MatMul", "Int8MatMulByToken"
-_INT8 = frozenset({TOKEN_KERNEL, f"{TOKEN_KERNEL}Branch", "Int8MatMul", "Int8MatMulBranch"})
-OPERATORS = _INT8 | {FP8_KERNEL}
+FP8_KERNEL, TOKEN_KERNEL, BRANCH_KERNEL = "Fp8MatMul", "Int8MatMulByToken", "Int8MatMulBranch"
+INT8_OPERATORS = frozenset({TOKEN_KERNEL, f"{TOKEN_KERNEL}Branch", "Int8MatMul", BRANCH_KERNEL})
+OPERATORS = INT8_OPERATORS | {FP8_KERNEL}
 
 # What ONNX Runtime fuses Q/DQ around a product into, what multiplies in integers without it, and our own.
-INTEGER_KERNELS = _INT8 | frozenset(
+INTEGER_KERNELS = INT8_OPERATORS | frozenset(
     {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulInteger16"}
     | {"FullyConnected_int8", "MatMul_int8"}  # as OpenVINO calls its products, with the type that they multiply in
 )

@@ -35,6 +35,7 @@ class Profile:
         device: what it stands for, in words.
         runtime: what runs it; `provider` is ONNX Runtime's, where that is the runtime.
         forms: by precision, what a site becomes. What is not here is not legal.
+        branched: by precision, what a site with an outlier branch becomes, where one operator has both.
         missing: by precision that is not here, why.
         signed: integer activations in int8 with zero point 0; otherwise in uint8.
         domains: of the operators that may be in the file.
@@ -56,6 +57,7 @@ class Profile:
     provider: str | None
     forms: Mapping[Precision, Form]
     missing: Mapping[Precision, str]
+    branched: Mapping[Precision, Form] = field(default_factory=dict)
     signed: bool = False
     domains: frozenset[str] = frozenset({ONNX})
     functions: bool = False
@@ -90,10 +92,14 @@ class Profile:
             return self.allows(precision)
         return precision in _FLOATING or (precision is Precision.W8A16 and self.lookup is not None)
 
-    def form_at(self, role: Role, precision: Precision) -> Form:
-        """What a site of a role becomes in a precision that the target has for it."""
-        table = self.lookup if role is Role.EMBEDDING and precision.row.by_block else None
-        return table or self.forms[precision]
+    def form_at(self, role: Role, precision: Precision, *, branch: bool = False) -> Form:
+        """What a site of a role becomes in a precision that the target has for it, with an outlier branch or without.
+
+        An embedding in a form of its own aside, what is not in `branched` has its branch beside it in plain nodes.
+        """
+        if role is Role.EMBEDDING and precision.row.by_block and self.lookup is not None:
+            return self.lookup
+        return (self.branched.get(precision) if branch else None) or self.forms[precision]
 
     def why_not(self, precision: Precision, role: Role = Role.OTHER) -> str:
         """Why the target cannot run a precision."""
@@ -192,6 +198,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                     Precision.FP16: Form.STORED,
                 },
             ),
+            branched=MappingProxyType({Precision.INT8: Form.WITH_BRANCH}),
             missing=MISSING["cpu"],
             domains=_ALL,
             functions=True,

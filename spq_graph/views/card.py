@@ -74,7 +74,7 @@ def recipe_file(recipe: Recipe) -> str:
 
 def scheme(plan: Plan) -> str:
     """What most people call it: W8A8, FP8, or 8-bit weights."""
-    if plan.integer_sites:
+    if plan.integer_sites or words.by_token(plan):
         return f"W{plan.recipe.bits}A{plan.recipe.bits}"
     return "FP8" if plan.in_form(Form.OPERATOR) else "8-bit weights"
 

@@ -172,9 +172,8 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     back = words.won_back(report, bits)
     if back is not None:
         tiles.append(("of the loss won back", f"{100 * back:.0f} %", f"at {bits} bits"))
-    by_token = len(plan.kept_by_token)
-    tiles.append(("kept sites", f"{len(plan.kept) - by_token} of {len(plan.counted)}", "in high precision"))
-    if by_token:
+    tiles.append(("kept sites", f"{words.kept_high(plan)} of {len(plan.counted)}", "in high precision"))
+    if by_token := words.by_token(plan):
         tiles.append(("by token", f"{by_token} of {len(plan.counted)}", "sites, in integers"))
     if plan.peels:
         most = max(len(peel.channels) for peel in plan.peels.values())

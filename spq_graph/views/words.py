@@ -17,7 +17,6 @@ from spq_graph.documents.results import Applied
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.documents.treatment import Cause
 from spq_graph.documents.verdict import Advice, Recommended, Standing
-from spq_graph.terms.form import Form
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.terms.logits import Given
 from spq_graph.terms.precision import Precision
@@ -187,12 +186,12 @@ def kernels(plan: Plan, report: Report) -> str:
 
 def integers_planned(plan: Plan) -> int:
     """How many sites are to multiply in integers, by a range or by token."""
-    return len(plan.integer_sites) + len(plan.in_form(Form.BY_TOKEN))
+    return len(plan.integer_sites) + by_token(plan)
 
 
 def operator_sites(found: Report | Applied) -> list[str]:
     """How the sites in our operators ran, a line for each operator that has some."""
-    runs = (("FP8", found.fp8), ("by token", found.by_token))
+    runs = (("FP8", found.fp8), ("by token", found.by_token), ("with an outlier branch", found.with_branch))
     return [_operator_run(what, run) for what, run in runs if run is not None]
 
 
@@ -226,6 +225,16 @@ def branches(plan: Plan) -> str | None:
     return f"outlier branches of {channels} at {len(counts)} of {len({s.input for s in plan.sites})} activations"
 
 
+def by_token(plan: Plan) -> int:
+    """How many sites are integers with a scale for every token, kept or not."""
+    return sum(site.precision.row.by_token for site in plan.sites)
+
+
+def kept_high(plan: Plan) -> int:
+    """How many sites are kept in high precision: those that are kept and have scales by token are integers."""
+    return sum(not site.precision.row.by_token for site in plan.kept)
+
+
 def kept_share(plan: Plan, rung: Rung) -> str:
     """Kept sites of all that count, such as "2/56"; nothing where no site is quantized as planned."""
     if rung.id == FP32 or rung.id.all_in_one:
@@ -250,9 +259,9 @@ def standing(status: Standing) -> str:
 def headline(plan: Plan, report: Report) -> str:
     """The result in one sentence, with the numbers."""
     bits = plan.recipe.bits
-    tokens = f", {by_token} have scales by token" if (by_token := len(plan.kept_by_token)) else ""
+    tokens = f", {scaled} have scales by token" if (scaled := by_token(plan)) else ""
     treated = f", with {said}" if (said := branches(plan)) is not None else ""
-    sites = f"{len(plan.kept) - by_token} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
+    sites = f"{kept_high(plan)} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
     size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
     everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
     change = over_fp32(report, aware) if aware else None

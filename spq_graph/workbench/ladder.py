@@ -158,7 +158,8 @@ def _built(bench: Workbench, row: Variant) -> Built | None:
 
 def _kept(row: Variant) -> list[str]:
     # Of weight-only and the like nothing is kept: it is another way to quantize everything.
-    return [] if row.id.all_in_one else [s.key for s in row.plan.counted if s.precision.bits is None]
+    rounded = (s for s in row.plan.counted if s.precision.bits is None and s.precision is not row.plan.usual)
+    return [] if row.id.all_in_one else [s.key for s in rounded]
 
 
 def _rung(row: RowId, bits: int | None, score: Score, size: int, executed: dict[str, int]) -> Rung:

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.runtime.sessions.library import OVERRIDE
 from spq_graph.terms.targets import PROFILES
 from tests.support.command import done, spq
 from tests.support.decoders import write_decoder, write_ids
@@ -25,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("branches")
     model = write_decoder(folder / "model.onnx", spikes=SPIKES)
     calibration, text = write_ids(folder / "ids.npz"), write_ids(folder / "text.npz", seed=1)
-    (folder / "none.toml").write_text("max_kept = 0.0\n")
+    (folder / "none.toml").write_text("max_kept = 0.0\nscales = 'static'\n")
     common = ("--calibration", calibration, "--text", text, "--window", 32, "--recipe", folder / "none.toml")
     done("quantize", model, "-o", folder / "with", *common, *WITH)
     done("quantize", model, "-o", folder / "without", *common, *WITHOUT)
@@ -87,6 +88,23 @@ def test_rows_that_were_exchanged_are_refused(world: Path, tmp_path: Path) -> No
     told = spq("verify", out, world / "model.onnx")
     assert told.code == 3
     assert "rows of its outlier branch are not those of the source's weight" in told.err
+
+
+@pytest.mark.parametrize("preset", [(), ("--preset", "w8a8-token")])
+def test_without_the_library_integer_kernels_are_proved(
+    world: Path, tmp_path: Path, preset: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By token and static: the functions that the file carries have names of their own where there is a branch."""
+    monkeypatch.setenv(OVERRIDE, "")
+    out, data = tmp_path / "out", ("--calibration", world / "ids.npz", "--window", 32)
+    done("quantize", world / "model.onnx", "-o", out, *data, *WITH, *preset, "--no-eval", "--spike-ratio", 1e6)
+    report = document(out, "report.json")
+    ran = report["by_token" if preset else "with_branch"]
+    assert isinstance(ran, dict)
+    assert (ran["sites"] > 10, ran["kernels"], ran["library"]) == (True, 0, None)
+    kernels = report["kernels"]
+    assert isinstance(kernels, dict)
+    assert kernels["layers.0.mlp.down_proj"] == "MatMulInteger"
 
 
 @pytest.mark.parametrize("target", PROFILES)

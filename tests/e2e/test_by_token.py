@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime")
 from spq_graph.models.source import REFERENCE
 from spq_graph.runtime.sessions.library import OVERRIDE, library_path
 from tests.support.command import Case, Result, done, spq
+from tests.support.decoders import write_decoder, write_ids
 
 needs_library = pytest.mark.skipif(library_path() is None, reason="the operator library was not built here")
 KEPT, EVALUATION = "layers.1.mlp.down_proj", REFERENCE / "evaluation.txt"
@@ -116,3 +117,33 @@ def test_other_targets_say_why_not(case: Case, made: Path, tmp_path: Path, targe
     assert f"target '{target}' cannot run w8a8_token" in " ".join(refused.err.split())
     plan = done("apply", case.model, made / "plan.json", "-o", tmp_path / "made", "--target", target).out
     assert "w8a8_token was planned" in " ".join(plan.split())
+
+
+def test_where_no_kept_site_does_all_have_scales_by_token(tmp_path: Path) -> None:
+    """And other targets, and who asks for them, have static ones."""
+    model = write_decoder(tmp_path / "model.onnx", spikes={0: 300.0, 1: 100.0})
+    data = ("--calibration", write_ids(tmp_path / "ids.npz"), "--window", 32)
+    (tmp_path / "none.toml").write_text("max_kept = 0.0\n", encoding="utf-8")
+    asked = ("--recipe", tmp_path / "none.toml", *data, "--text", write_ids(tmp_path / "text.npz", seed=1))
+    done("quantize", model, "-o", tmp_path / "out", *asked)
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text(encoding="utf-8"))
+    layers = [s for s in plan["sites"] if s["layer"] is not None]
+    assert {s["precision"] for s in layers} == {"w8a8_token"}
+    assert plan["budget_met"]
+    assert 0 <= plan["search"]["kl"] < 0.1 * plan["search"]["kl_everywhere"]
+    assert plan["search"]["scales"] == "by_token"
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    said = f"0 of {len(layers)} sites stay in high precision, {len(layers)} have scales by token"
+    assert said in report["verdict"]["summary"]
+    rows = {row["name"]: row for row in report["ladder"]}
+    assert rows["spike_aware"]["kept"] == []
+    assert rows["spike_aware"]["kl"] < 0.1 * rows["everywhere"]["kl"]
+    done("verify", tmp_path / "out", model)
+    done("apply", model, tmp_path / "out" / "plan.json", "-o", tmp_path / "other", "--target", "portable")
+    portable = json.loads((tmp_path / "other" / "plan.json").read_text(encoding="utf-8"))
+    assert {s["precision"] for s in portable["sites"] if s["layer"] is not None} == {"int8"}
+    for ask in (("--target", "portable"), ("--preset", "w8a8-static")):
+        out = tmp_path / ask[-1]
+        done("quantize", model, "-o", out, *asked, "--no-eval", *ask)
+        static = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+        assert {s["precision"] for s in static["sites"] if s["layer"] is not None} == {"int8"}, ask

@@ -56,6 +56,7 @@ ROWS: dict[str, Row] = {
     "candidate_ratio": Row(1.0, {"bits": 4}),
     "sensitivity_tokens": Row(64, FOUR),
     "activations": Row("symmetric", told="written"),
+    "scales": Row("by_token", {"spike_ratio": 1e6}),
     "weights": Row("per_tensor", told="written"),
     "fp8_activations": Row("exact", {"keep": (DOWN,), "high_precision": "w8fp8a16"}, told="written"),
     "quantize_lm_head": Row(True),

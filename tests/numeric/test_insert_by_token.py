@@ -166,4 +166,4 @@ def test_siblings_without_a_library_are_quantized_once(tmp_path: Path) -> None:
     of.run(None, {"x": activations(5, 32)})
     ran = executed_by(of)
     assert (ran.ops["MatMulInteger"], ran.ops["ReduceMax"]) == (3, 1)
-    assert ran.in_function("Int8MatMulByToken", "MatMulInteger") == 3
+    assert ran.in_functions({"Int8MatMulByToken"}, "MatMulInteger") == 3

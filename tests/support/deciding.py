@@ -40,7 +40,10 @@ def make(ratios: Mapping[str, float], *more: Site) -> tuple[list[Site], Ranges]:
 
 
 class Additive:
-    """KL is the sum of what each site costs, by site in integers and by format else; it remembers what it was asked."""
+    """KL is the sum of what each site costs, by site in integers and by format else; it remembers what it was asked.
+
+    Scales by token cost what static ones do, where `formats` does not say otherwise.
+    """
 
     def __init__(self, costs: Mapping[str, float], formats: Mapping[Precision, float] | None = None) -> None:
         self.costs, self.formats = costs, formats or {}
@@ -52,7 +55,8 @@ class Additive:
         return math.fsum(self.cost(key, precision) for key, precision in precisions.items())
 
     def cost(self, key: str, precision: Precision) -> float:
-        return self.costs.get(key, 0.0) if precision.bits is not None else self.formats.get(precision, 0.0)
+        default = self.costs.get(key, 0.0) if precision.takes_branch else 0.0
+        return self.formats.get(precision, default)
 
 
 def run(

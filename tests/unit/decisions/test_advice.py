@@ -122,7 +122,7 @@ def test_more_bits_where_there_are_more() -> None:
     sites, ranges = make(dict.fromkeys(FLAT, 40.0))
 
     def by_grid(precisions: Mapping[str, Precision]) -> float:
-        return sum(0.1 * 4.0 ** (6 - p.bits) for p in precisions.values() if p.bits is not None)
+        return sum(0.1 * 4.0 ** (6 - (p.bits or 8)) for p in precisions.values() if p.takes_branch)
 
     better = decide(sites, ranges, following(plan.recipe, advice.recipe), MODEL, measure=by_grid)
     assert (better.search.kl or 1.0) < (plan.search.kl or 0.0)

@@ -42,7 +42,7 @@ class Rounding:
 
     def __call__(self, precisions: Mapping[str, Precision], peels: Mapping[str, Peel] | None = None) -> float:
         self.asked += 1
-        widths = {k: self.width(f"in_{k}", peels or {}) for k, p in precisions.items() if p.bits is not None}
+        widths = {k: self.width(f"in_{k}", peels or {}) for k, p in precisions.items() if p.takes_branch}
         return math.fsum(self.costs[key] * width**2 for key, width in widths.items())
 
     def width(self, value: str, peels: Mapping[str, Peel]) -> float:
@@ -55,7 +55,8 @@ def made(values: Mapping[str, ValueRange], costs: Mapping[str, float], **recipe:
     sites = [Site(key=s.key, node=s.node, role=s.role, layer=0, shape=(CHANNELS, 4), input=s.input) for s in sites]
     ranges = Ranges("sha256:0", {f"in_{key}": value for key, value in values.items()}, tokens=100, sequences=1)
     measure = Rounding(ranges, costs)
-    plan = decide(sites, ranges, Recipe.model_validate({"kl_budget": 0.01, **recipe}), MODEL, measure=measure)
+    wanted = Recipe.model_validate({"kl_budget": 0.01, "scales": "static", **recipe})
+    plan = decide(sites, ranges, wanted, MODEL, measure=measure)
     return plan, measure
 
 

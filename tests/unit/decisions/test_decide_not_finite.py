@@ -22,7 +22,7 @@ class Overflowing:
         self.broken, self.formats = set(broken), set(formats)
 
     def __call__(self, precisions: Mapping[str, Precision]) -> float:
-        if any((p.bits is not None and key in self.broken) or p in self.formats for key, p in precisions.items()):
+        if any((p.takes_branch and key in self.broken) or p in self.formats for key, p in precisions.items()):
             raise NotFiniteError("the logits are NaN or infinite", where="here")
         return 0.001 * len(precisions) / 10
 

@@ -26,10 +26,16 @@ def test_without_branches_candidates_are_measured_alone_and_prefixes_of_them_tog
 
 
 def test_branches_ask_for_more_of_a_share_of_the_tokens() -> None:
-    plain, branched = (SMOL(Recipe(), lossy=True, peels=peels) for peels in (False, True))
+    plain, branched = (SMOL(Recipe(scales="static"), lossy=True, peels=peels) for peels in (False, True))
     assert branched.together < plain.together
     # Four counts of channels and a scale, roles twice, six formats, and of the costliest sites more than may be kept.
     assert branched.alone == 5 + 14 + 7 + 32
+
+
+def test_scales_by_token_leave_no_site_to_keep() -> None:
+    by_token, static = (SMOL(Recipe.model_validate({"scales": s}), lossy=True, peels=True) for s in ("auto", "static"))
+    assert by_token.alone == 5 + 14
+    assert by_token.together < static.together
 
 
 def test_a_budget_that_is_not_given_asks_for_weights_alone_besides() -> None:

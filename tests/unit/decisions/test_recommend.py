@@ -84,7 +84,7 @@ def test_what_is_clearly_smaller_and_within_the_limit_is_better() -> None:
     report = report_of(rung(EVERYWHERE, 0.006, 200), rung(SPIKE_AWARE, 0.004, 222), rung(WEIGHT_ONLY, 0.001, 226))
     found = recommend(sample_plan(), report)
     assert found is not None
-    assert (found.id, found.recipe) == (EVERYWHERE, {"max_kept": 0.0})
+    assert (found.id, found.recipe) == (EVERYWHERE, {"max_kept": 0.0, "scales": "static"})
 
 
 def test_no_row_within_the_limit() -> None:
@@ -173,13 +173,15 @@ def test_measured_speed_says_whether_they_cost_the_same(speed: float, best: RowI
 
 def decided(recipe: Recipe) -> Plan:
     sites, ranges = make(dict.fromkeys(TEN, 40.0), site("lm_head", Role.LM_HEAD), site("router", Role.ROUTER))
-    return decide(sites, ranges, recipe, MODEL, measure=Additive(TEN | {"s0": 0.5, "s3": 0.2}))
+    measure = Additive(TEN | {"s0": 0.5, "s3": 0.2}, dict.fromkeys((Precision.W8A8_TOKEN,), 0.0))
+    return decide(sites, ranges, recipe, MODEL, measure=measure)
 
 
 @pytest.mark.parametrize(
     "by_hand",
     [
         {},
+        {"scales": "static"},
         {"keep": ("s1",)},
         {"spike_ratio": 20.0},
         {"ignore": ("s2",), "overrides": ({"pattern": "s4", "precision": "fp16"},)},

@@ -11,7 +11,7 @@ import pytest
 
 from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.check.plan import VerifyPlan
-from spq_graph.passes.forms.int8_operator import WITH_BRANCH
+from spq_graph.passes.forms.int8_function import Int8Kind
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
 from spq_graph.terms.targets import PROFILES
@@ -36,7 +36,9 @@ def _constant(made: Made, end: str) -> ir.Value:
 def test_every_branch_is_the_plans(branched: Made) -> None:
     model, plan, before = branched
     VerifyPlan(plan, before)(model)
-    assert sum(n.op_type == "Gather" and ADDED in n.metadata_props for n in model.graph) >= 2
+    plain = sum(n.op_type == "Gather" and ADDED in n.metadata_props for n in model.graph)
+    own = sum(n.op_type == "Int8MatMulBranch" for n in model.graph)
+    assert (plain, own) == (1, 1) if plan.recipe.target == "cpu" else plain >= 2 and not own
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,8 @@ def test_rows_without_their_cast(branched: Made) -> None:
 def test_codes_in_the_rows_of_outlier_channels(branched: Made) -> None:
     """They would count twice: in integers, and in the branch."""
     model, plan, _ = branched
-    [first, *_] = [site for site in plan.sites if site.precision.bits is not None]
+    node = _node(branched, "MatMul").metadata_props[ADDED]
+    first = next(site for site in plan.sites if site.node == node)
     held = next(v for v in codes(model) if key_of(v) == first.key)
     row = plan.peels[first.input].channels[0]
 
@@ -107,17 +110,18 @@ def test_a_plan_whose_branch_is_not_there(tmp_path: Path) -> None:
     refused((model, plan, before))
 
 
-class TestByToken:
-    @pytest.fixture
-    def made(self, tmp_path: Path) -> Made:
-        return made_for(
-            "cpu", tmp_path, peeled=2, wanted=dict.fromkeys((Role.GLU_DOWN, Role.ATTN_O), Precision.W8A8_TOKEN)
-        )
+class TestOperator:
+    @pytest.fixture(params=[Precision.INT8, Precision.W8A8_TOKEN])
+    def made(self, request: pytest.FixtureRequest, tmp_path: Path) -> Made:
+        return made_for("cpu", tmp_path, peeled=2, wanted=dict.fromkeys(Role, request.param))
 
     @staticmethod
-    def constant(made: Made, end: str) -> ir.Value:
-        node = next(n for n in made[0].graph if n.op_type == WITH_BRANCH.op_type)
-        return next(v for v in node.inputs if v is not None and (v.name or "").endswith(end))
+    def node(made: Made) -> ir.Node:
+        kinds = {Int8Kind(by_token, branch=True).op_type for by_token in (False, True)}
+        return next(n for n in made[0].graph if n.op_type in kinds)
+
+    def constant(self, made: Made, end: str) -> ir.Value:
+        return next(v for v in self.node(made).inputs if v is not None and (v.name or "").endswith(end))
 
     def test_rows(self, made: Made) -> None:
         replaced(self.constant(made, ".rows"), lambda a: a[::-1].copy())
@@ -133,4 +137,27 @@ class TestByToken:
 
     def test_without_its_branch(self, made: Made) -> None:
         model, plan, before = made
-        assert "its product is" in refused((model, plan.with_treatments(()), before))
+        refused((model, plan.with_treatments(()), before))
+
+    def test_the_other_kind(self, made: Made) -> None:
+        node = self.node(made)
+        by_token = "ByToken" in node.op_type
+        node.op_type = Int8Kind(by_token=not by_token, branch=True).op_type
+        said = ("w8a8_token", "int8") if by_token else ("int8", "w8a8_token")
+        assert "planned {}, found {}".format(*said) in refused(made)
+
+    def test_a_bias(self, made: Made) -> None:
+        replaced(
+            next(v for v in self.node(made).inputs if v is not None and v.name == "spq_graph.no_bias"), np.ones_like
+        )
+        assert "its node adds a bias, where the plan asks for none" in refused(made)
+
+
+@pytest.mark.parametrize(
+    ("end", "change"), [(".scale", lambda a: a * a.dtype.type(2)), (".zero_point", lambda a: a + 1)]
+)
+def test_another_range_of_the_operator(tmp_path: Path, end: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    made = made_for("cpu", tmp_path, peeled=2, wanted={})
+    node = next(n for n in made[0].graph if n.op_type == "Int8MatMulBranch")
+    replaced(next(v for v in node.inputs[4:6] if v is not None and (v.name or "").endswith(end)), change)
+    assert "another quantizer than its range asks for" in refused(made)
