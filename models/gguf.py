@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spq_graph.models.chatter import Heard, quiet, said
+from spq_graph.models.gguf_head import plain, read_head
 from spq_graph.models.gguf_rope import restore_rope, restore_scale, value_of
 from spq_graph.models.gguf_weights import read_once, write_model
 from spq_graph.models.loading import require_torch
@@ -100,10 +101,8 @@ def _require_packages() -> None:
 
 def _head(file: Path) -> GGUFReader:
     """The metadata and the table of tensors; the weights stay in the file, which is mapped."""
-    from gguf import GGUFReader
-
     try:
-        return GGUFReader(file)
+        return read_head(file)
     except Exception as error:  # of numpy, unicode or enum, by where the file ends or what it holds
         raise SourceError(
             f"not a whole GGUF, or one with weights of an unknown type: {said(error)}",
@@ -130,17 +129,12 @@ def _check_whole(file: Path, head: GGUFReader) -> None:
         )
     architecture = value_of(head, "general.architecture", "none")
     known = {*GGUF_SUPPORTED_ARCHITECTURES, *_packed_architectures()}
-    # Names differ by a hyphen or none between the two: qwen2moe and qwen2_moe.
-    if _plain(architecture) not in map(_plain, known):
+    if plain(architecture) not in map(plain, known):
         raise SourceError(
             f"transformers does not read GGUF files of the architecture {architecture}",
             where=str(file),
             remedy="Pass the Hugging Face folder that it was converted from.",
         )
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "").replace("-", "")
 
 
 def _packed_architectures() -> set[str]:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,27 @@ from spq_graph.terms.errors import SourceError
 _READ: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
+class Tensor(Protocol):
+    """A tensor in a file, by what its header says."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor, rows first."""
+        ...
+
+    @property
+    def readable(self) -> bool:
+        """Whether it holds floating-point numbers that `read` reads."""
+        ...
+
+    def read(self) -> NDArray[np.float32]:
+        """Its numbers, float32 of its shape."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a tensor lies.
+    """Where a tensor lies in a safetensors file.
 
     Attributes:
         file: the safetensors file.

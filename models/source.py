@@ -130,7 +130,7 @@ def _folder(path: Path, tokenizer: Path | None) -> Source:
         return _onnx_file(file, tokenizer or own, beside=base)
     config = _config(base)
     check_config(config, base)
-    weights = _check_weights(base)
+    weights = weight_files(base)
     counts: dict[Path, int] = {}
     for file in (*weights, *check_adapter(path)):
         _check_not_empty(file)
@@ -199,8 +199,12 @@ def _config(folder: Path) -> dict[str, Any]:
     raise SourceError("no config.json", where=str(folder), remedy=remedy)
 
 
-def _check_weights(folder: Path) -> list[Path]:
-    """The weight files in `folder`; raises unless their set is complete."""
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files in `folder` that transformers loads.
+
+    Raises:
+        SourceError: their set is not complete.
+    """
     index = next((folder / name for name in _INDEXES if (folder / name).is_file()), None)
     whole = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
     files = whole[:1] or (_shards(index) if index else sorted(folder.glob("*.safetensors")))

@@ -35,7 +35,8 @@ _OF_THE_MODEL = (ActivationError, CheckError, GraphError, SourceError)
 def forecast(order: Order, *, steps: Steps | None = None) -> Forecast:
     """What `quantize` would do: sites, the cap, bytes at both ends, and time from a small part of every step.
 
-    A folder of a family whose layers are known is not exported for it: `workbench.ahead` says what stands in for it.
+    A GGUF is not unpacked for it, and no folder exported, where their headers tell what products there are:
+    `models.stand_in` says what is timed in their place.
 
     Raises:
         SpqError: as `quantize`, for everything that shows before calibration, or before the export where there is none.
@@ -71,7 +72,7 @@ def _forecast(order: Order, steps: Steps, stand_in: StandIn | None) -> Forecast:
         bytes_everywhere=everywhere,
         bytes_at_most=everywhere + sum(weights[:cap]) * (size - 1),
         by_step=by_step,
-        unmatched=len(bench.found.unmatched),
+        unmatched=ahead.unmatched(bench),
         based_on=ahead.files_of(bench),
         unchecked=ahead.unchecked(bench),
     )
@@ -105,7 +106,7 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     tokens = calibration.tokens if calibration is not None else count * length
     if bench.stand_in is not None:
         pilot = ahead.enlarged(pilot, bench.stand_in)
-        found["export"] = ahead.exporting(bench.stand_in)
+        found |= ahead.opening(bench.stand_in)
     if samples and bench.stand_in is not None:
         found["sample"] = ahead.sampling(bench.stand_in, count, length, pilot.reference.token)
     elif samples:

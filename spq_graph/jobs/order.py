@@ -11,7 +11,6 @@ from spq_graph.decisions.choices import refuse_unfit_patterns
 from spq_graph.documents import artifact
 from spq_graph.documents.recipe import Recipe
 from spq_graph.models.stand_in import StandIn
-from spq_graph.models.stand_in_graph import EMBEDDING
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.rows import Extent
 from spq_graph.terms.site import Role, Site
@@ -83,34 +82,37 @@ class Order:
     def begun(self, steps: Steps, stand_in: StandIn | None = None) -> Iterator[tuple[Workbench, Given]]:
         """The model, opened, and what of the data was given, read: everything that shows before calibration.
 
+        What shows before the model is opened, `check` refuses.
+
         Args:
             steps: times and shows what is done.
-            stand_in: of a folder, what is opened in its place; what only the export shows is not looked at then.
+            stand_in: what is opened in place of a folder or GGUF; what only the export shows is not looked at then.
 
         Raises:
-            SpqError: as `check` and `Opening.open`; a pattern fits no site; or data cannot be read, or does not belong
-                to this model.
+            SpqError: as `Opening.open`; a pattern fits no site; or data cannot be read, or does not belong to this
+                model.
         """
-        self.check()
         with self.opening.open(steps, targets=(self.recipe.target,), stand_in=stand_in) as bench:
             if stand_in is None:
                 refuse_unfit_patterns(bench.found.every, self.recipe)
             yield bench, read(bench, self.data, self.recipe, ladder=self.extent is not None)
 
     def stand_in(self) -> StandIn | None:
-        """What stands in for a folder; None where its export alone tells whether ranges and patterns fit it."""
+        """What stands in for a folder or GGUF; None where its export alone tells whether ranges and patterns fit it."""
         source = self.opening.resolve()
-        if source.kind != "folder" or source.base is not None or self.data.ranges is not None:
+        if source.kind == "onnx" or source.base is not None or self.data.ranges is not None:
             return None
-        found = StandIn.of(source.path)
-        if found is not None:
-            keys = {**found.sizes.sites, EMBEDDING: (found.sizes.vocabulary, found.sizes.width)}
-            sites = [
-                Site(key=key, node=key, role=Role.OTHER, layer=None, shape=shape, input="")
-                for key, shape in keys.items()
-            ]
-            try:
-                refuse_unfit_patterns(sites, self.recipe)
-            except UsageError:
-                return None
-        return found
+        found = StandIn.of(source.path, tokenizer=source.tokenizer is None and self.data.reads_text)
+        return found if found is not None and self._fits(found) else None
+
+    def _fits(self, found: StandIn) -> bool:
+        """Whether what the recipe sets by hand is known to be there."""
+        sites = [
+            Site(key=key, node=key, role=Role.OTHER, layer=None, shape=shape, input="")
+            for key, shape in found.named.items()
+        ]
+        try:
+            refuse_unfit_patterns(sites, self.recipe)
+        except UsageError:
+            return False
+        return True

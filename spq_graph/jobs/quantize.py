@@ -98,6 +98,7 @@ def quantize(
 def fulfil(order: Order, *, command: str = "", steps: Steps | None = None) -> Outcome:
     """Carry out what was ordered; as `quantize`."""
     recipe = order.recipe
+    order.check()
     with order.begun(steps or Steps()) as (bench, given), staged(order.out, force=order.force) as staging:
         expect(bench, given, order)
         ranges, sequences = measured(bench, given, recipe)

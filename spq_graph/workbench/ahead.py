@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import replace
-from functools import partial
 
 from spq_graph.documents.recipe import Recipe
 from spq_graph.models.sample import BATCH
 from spq_graph.models.stand_in import StandIn
 from spq_graph.passes.files.read import size_of
-from spq_graph.workbench.pilot import Pilot, timed
+from spq_graph.workbench.pilot import OBSERVED, Pilot, Rate, timed
 from spq_graph.workbench.workbench import Workbench
 
 UNCHECKED = (
@@ -19,12 +17,18 @@ UNCHECKED = (
     "whether its weights are finite, and the model has a place for each of them",
     "what of a target's opset and operators only the exported graph shows",
 )
-# What was seen of exports and of sampling in torch, in turns of `_turn`, each of which took 2 ms there: to begin, and
-# for every layer; and for every layer of a step, however little is in it.
-_TURN, _TURNS = 100_000, 5
-_EXPORT, _EXPORT_LAYER, _STEP_LAYER = 2_400.0, 560.0, 0.75
-# Bytes that the exporter writes of a graph without its weights, and of every layer.
-_GRAPH, _GRAPH_LAYER = 11_000, 16_400
+OF_OTHERS = "what the family does beside its products, and which of those are no sites: a plain decoder stands for it"
+OF_GGUF = "whether transformers unpacks the file into a folder, with its types of weights and its rotary positions"
+# What was seen of exports and of sampling in torch, in turns of `_turn`, each of which took 2 ms there: to begin, for
+# every layer, for what chooses between experts, and for each of those; and for every layer of a step, however little is
+# in it, and every expert.
+_TURN, _TURNS = 100_000, 40
+_EXPORT, _EXPORT_LAYER, _EXPORT_CHOICE, _EXPORT_EXPERT = 2_400.0, 560.0, 225.0, 50.0
+_STEP_LAYER, _STEP_EXPERT = 0.75, 0.1
+# Likewise of unpacking a GGUF: to begin, and for every million numbers.
+_UNPACK, _UNPACK_MILLION = 1_300.0, 9.0
+# Bytes that the exporter writes of a graph without its weights, of every layer, and of every expert.
+_GRAPH, _GRAPH_LAYER, _GRAPH_EXPERT = 11_000, 16_400, 3_000
 # How much longer the exported graph of a small model takes to be opened: cache, mask and positions are nodes as well.
 _EXPORTED = 1.6
 # Of trained models the share of sites whose ratio makes them candidates: numbers at random have no spikes.
@@ -35,20 +39,21 @@ def counted(bench: Workbench, recipe: Recipe) -> list[tuple[int, int]]:
     """K and N of every site that counts in shares."""
     if bench.stand_in is None:
         return [s.shape for s in bench.found.sites if not s.left_alone(recipe.quantize_lm_head)]
-    *layers, head = bench.stand_in.sizes.sites.values()
-    return [*layers, *([head] if recipe.quantize_lm_head else [])]
+    sizes = bench.stand_in.sizes
+    return [*sizes.counted, *([sizes.head] if recipe.quantize_lm_head else [])]
 
 
 def glu_blocks(bench: Workbench) -> int:
     """How many the model has."""
-    return len(bench.found.blocks) if bench.stand_in is None else bench.stand_in.sizes.layers
+    return len(bench.found.blocks) if bench.stand_in is None else bench.stand_in.sizes.gated
 
 
 def bytes_of(bench: Workbench) -> int:
     """Of the model as ONNX."""
     if bench.stand_in is None:
         return size_of(bench.model)
-    return bench.stand_in.bytes + _GRAPH + _GRAPH_LAYER * bench.stand_in.sizes.layers
+    layers, experts = _layers(bench.stand_in)
+    return bench.stand_in.bytes + _GRAPH + _GRAPH_LAYER * layers + _GRAPH_EXPERT * experts
 
 
 def files_of(bench: Workbench) -> tuple[str, ...]:
@@ -56,9 +61,17 @@ def files_of(bench: Workbench) -> tuple[str, ...]:
     return (bench.model.name,) if bench.stand_in is None else bench.stand_in.files
 
 
+def unmatched(bench: Workbench) -> int:
+    """How many products are no sites, as far as is known."""
+    return 0 if bench.stand_in is not None and not bench.stand_in.exact else len(bench.found.unmatched)
+
+
 def unchecked(bench: Workbench) -> tuple[str, ...]:
     """What only the export shows."""
-    return () if bench.stand_in is None else UNCHECKED
+    if bench.stand_in is None:
+        return ()
+    more = [] if bench.stand_in.exact else [OF_OTHERS]
+    return (*UNCHECKED, *([OF_GGUF] if bench.stand_in.packed else []), *more)
 
 
 def tried(bench: Workbench, recipe: Recipe) -> Recipe:
@@ -71,33 +84,36 @@ def tried(bench: Workbench, recipe: Recipe) -> Recipe:
 def enlarged(pilot: Pilot, stand_in: StandIn) -> Pilot:
     """What the model takes, by what its stand-in takes: time goes by nodes where it is small, and else by weights.
 
-    Where the stand-in holds other numbers than the model, decisions are taken to be those of a trained one.
+    Where the stand-in says something else than the model, decisions are taken to be those of a trained one.
     """
+    rates = {name: getattr(pilot, name) for name in ("everywhere", "alone", "row")}
     if stand_in.whole:
-        everywhere, alone, row = (
-            replace(one, fixed=_EXPORTED * one.fixed) for one in (pilot.everywhere, pilot.alone, pilot.row)
-        )
-        return replace(pilot, everywhere=everywhere, alone=alone, row=row, build=_EXPORTED * pilot.build)
-    factor, layers = stand_in.sizes.weights / stand_in.written.weights, stand_in.sizes.layers / stand_in.written.layers
-    sites = round(pilot.sites * layers)
-    return replace(
-        pilot,
-        reference=pilot.reference.times(factor),
-        calibrate=pilot.calibrate.times(factor),
-        everywhere=pilot.everywhere.times(factor),
-        alone=pilot.alone.times(factor),
-        row=pilot.row.times(factor),
-        build=pilot.build * factor,
-        sites=sites,
-        candidates=round(_CANDIDATES * sites),
-        kl=math.inf,
-        kl_kept=math.inf,
-    )
+        rates = {name: replace(rate, fixed=_EXPORTED * rate.fixed) for name, rate in rates.items()}
+        found = replace(pilot, **rates, build=_EXPORTED * pilot.build)
+    else:
+        held, run = stand_in.sizes.weights / stand_in.written.weights, stand_in.sizes.run / stand_in.written.run
+        rates = {name: rate.times(held, run) for name, rate in (rates | {"reference": pilot.reference}).items()}
+        # It ends in front of the head, which is most of what stands in for a model with a large vocabulary.
+        calibrate = Rate(held * pilot.calibrate.fixed, OBSERVED * rates["reference"].token)
+        found = replace(pilot, **rates, calibrate=calibrate, build=pilot.build * held)
+    if stand_in.whole and stand_in.exact:
+        return found
+    sites = len(stand_in.sizes.counted)
+    return replace(found, sites=sites, candidates=round(_CANDIDATES * sites), kl=math.inf, kl_kept=math.inf)
 
 
-def exporting(stand_in: StandIn) -> float:
-    """Seconds of the export: it goes by layers, and by how fast this machine runs Python."""
-    return _turn() * (_EXPORT + _EXPORT_LAYER * stand_in.sizes.layers)
+def opening(stand_in: StandIn) -> dict[str, float]:
+    """Seconds of what comes before the graph: by layers and experts, and by how fast this machine runs Python."""
+    turn, (layers, experts) = _turn(), _layers(stand_in)
+    routed = sum(bool(layer.experts) for layer in stand_in.sizes.layers)
+    export = _EXPORT + _EXPORT_LAYER * layers + _EXPORT_CHOICE * routed + _EXPORT_EXPERT * experts
+    unpack = {"unpack": turn * (_UNPACK + _UNPACK_MILLION * stand_in.bytes / 4e6)} if stand_in.packed else {}
+    return unpack | {"export": turn * export}
+
+
+def _layers(stand_in: StandIn) -> tuple[int, int]:
+    """How many layers there are, and experts in all of them."""
+    return len(stand_in.sizes.layers), sum(len(layer.experts) for layer in stand_in.sizes.layers)
 
 
 def sampling(stand_in: StandIn, sequences: int, length: int, token: float) -> float:
@@ -110,9 +126,10 @@ def sampling(stand_in: StandIn, sequences: int, length: int, token: float) -> fl
         token: seconds that a pass takes for each token.
     """
     steps = -(-sequences // BATCH) * length
-    return steps * stand_in.sizes.layers * _STEP_LAYER * _turn() + sequences * length * token
+    layers, experts = _layers(stand_in)
+    return steps * (_STEP_LAYER * layers + _STEP_EXPERT * experts) * _turn() + sequences * length * token
 
 
 def _turn() -> float:
-    """Seconds of a little work in Python."""
-    return statistics.median(timed(partial(sum, map(float, range(_TURN))))[1] for _ in range(_TURNS))
+    """Seconds of a little work in Python, on average: a machine with other work gives some turns, and others not."""
+    return timed(lambda: [sum(map(float, range(_TURN))) for _ in range(_TURNS)])[1] / _TURNS

@@ -56,6 +56,11 @@ class Data:
         given = (self.calibration, self.text, self.ranges)
         return tuple(path for place in given if isinstance(place, str | Path) and (path := Path(place)).exists())
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether something that was given becomes tokens only by the model's tokenizer."""
+        return any(Path(given).suffix != ".npz" for given in (self.calibration, self.text) if given is not None)
+
     def check(self, source: Source) -> None:
         """Refuse what can be known to be wrong before the model is opened.
 

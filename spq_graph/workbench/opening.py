@@ -109,7 +109,7 @@ class Opening:
                 quantized or not, and an OUT folder is opened with its own tokenizer.
             looked: the model's graph and sites, where somebody looked at it already; none are sought then.
             targets: that it is for, where sites are sought: it is held against what these, and the CPU, have.
-            stand_in: what is opened in place of a folder, so that it need not be exported.
+            stand_in: what is opened in place of a folder or GGUF, so that it need not be unpacked and exported.
 
         Raises:
             SourceError: the model cannot be read or exported.
@@ -117,7 +117,7 @@ class Opening:
         """
         source, steps = self.resolve(find_sites=find_sites), steps or Steps()
         with temporary_folder() as work:
-            source = at_hand(source, work, steps)
+            source = at_hand(source, work, steps) if stand_in is None else _stood_in_for(source, stand_in, work)
             tokenizer = TextTokenizer.load(source.tokenizer) if source.tokenizer is not None else None
             model = _as_onnx(source, work, steps) if stand_in is None else work / artifact.MODEL
             if stand_in is not None:
@@ -180,6 +180,25 @@ def at_hand(source: Source, work: Path, steps: Steps) -> Source:
     with steps.step("unpack", f"Unpacking {source.origin}"):
         unpack(source.path, folder, tokenizer=source.tokenizer is None, heard=steps.heard)
     return replace(resolve(str(folder), source.tokenizer), origin=source.origin, came=source.came)
+
+
+def _stood_in_for(source: Source, stand_in: StandIn, work: Path) -> Source:
+    """The source as `at_hand` would have it, as far as the header of a GGUF says it; a folder is that itself."""
+    if source.kind != "gguf":
+        return source
+    folder = work / "tokenizer"
+    folder.mkdir()
+    for name, content in stand_in.tokenizer.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return replace(
+        source,
+        kind="folder",
+        tokenizer=folder if stand_in.tokenizer else source.tokenizer,
+        bos_token_id=stand_in.token("bos_token_id"),
+        eos_token_id=stand_in.token("eos_token_id"),
+        max_length=stand_in.max_length,
+        vocab_size=stand_in.sizes.vocabulary,
+    )
 
 
 def _as_onnx(source: Source, work: Path, steps: Steps) -> Path:

@@ -38,6 +38,8 @@ FEW, SOME, EVALUATED = 32, 512, 128
 # What was seen of models from 1 to 135 million weights: seconds of a product in integers in those of float32; and in
 # seconds to open the sessions of an evaluation, to build and prove the artifact, and to build and prove a row.
 INTEGER, BUILD, ROW = 0.7, 3.0, 1.5
+# Likewise of a token that is observed, at most, in those of a pass: what else calibration takes, it takes at all.
+OBSERVED = 1.2
 # Seconds that a file takes to be made, written, opened and proved, however small it is.
 FILE = 0.07
 
@@ -53,9 +55,9 @@ class Rate:
         """Seconds for so many tokens."""
         return self.fixed + self.token * tokens
 
-    def times(self, factor: float) -> Rate:
-        """Of something that takes so many times as long."""
-        return Rate(self.fixed * factor, self.token * factor)
+    def times(self, fixed: float, token: float) -> Rate:
+        """Of something that takes so many times as long at all, and for each token."""
+        return Rate(self.fixed * fixed, self.token * token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         _let_go()
         ranges, calibrated = timed(lambda: bench.calibrate(some))
         _let_go()
-        token = min(rate.token * 1.2, calibrated / some.tokens)
+        token = min(OBSERVED * rate.token, calibrated / some.tokens)
         plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
         keys = [s.key for s in plan.counted if (s.evidence.ratio or 0.0) > recipe.candidate_ratio]
         everywhere, alone, kl, kl_kept, compared = Rate(0.0, 0.0), Rate(0.0, 0.0), 0.0, 0.0, 0.0
@@ -197,8 +199,14 @@ def _some(bench: Workbench, sequences: Sequences) -> tuple[Sequences, Rate]:
     few = beginnings(sequences, 1, FEW if free else length)
     if isinstance(reference, Runner):  # it is opened once, and pays in its first pass for what is done once
         _pass(reference, some)
-    short, long = (timed(partial(_pass, reference, one))[1] for one in (few, some))
+    short, long = (_least(partial(_pass, reference, one)) for one in (few, some))
     return some, _rate(few.tokens, short, some.tokens, long)
+
+
+def _least(work: Callable[[], object]) -> float:
+    """Seconds of work, which is done again where that is soon over: their difference is to tell what a token takes."""
+    seconds = timed(work)[1]
+    return min(seconds, timed(work)[1], timed(work)[1]) if seconds < SHORT else seconds
 
 
 def _rate(few: int, short: float, many: int, long: float) -> Rate:

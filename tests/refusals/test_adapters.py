@@ -250,7 +250,7 @@ def test_no_onnx_anywhere(refusal: Told, tmp_path: Path) -> None:
     assert onnx_of(tmp_path) == onnx_of(file) == file
 
 
-@follows("models/source.py:_check_weights", "The folder holds ONNX")
+@follows("models/source.py:weight_files", "The folder holds ONNX")
 def test_a_configuration_beside_onnx(refusal: Told, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(RIGHT), encoding="utf-8")
     (tmp_path / "onnx").mkdir()

@@ -132,7 +132,7 @@ def test_quantized_by_its_tensors(refusal: Told, folder: Path) -> None:
     assert resolve(str(folder)).kind == "folder"
 
 
-@follows("models/source.py:_check_weights", "Download")
+@follows("models/source.py:weight_files", "Download")
 def test_no_weights(refusal: Told, folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / WEIGHTS, tmp_path / WEIGHTS)
     with refusal:
