@@ -59,7 +59,8 @@ def _loss(row: Mapping[str, Any]) -> list[str]:
         return [f"{row['perplexity']:.2f} ± {row['perplexity_stderr']:.2f}", "–"]
     change = row["perplexity_over_fp32"]
     # Where nothing is left of a model, per cent are no way to say it.
-    perplexity = f"{row['perplexity']:.2f} ({100 * change:+.1f} %)" if change < 10 else f"{row['perplexity']:,.0f}"
+    per_cent = round(100 * change, 1) + 0.0  # and no zero below zero
+    perplexity = f"{row['perplexity']:.2f} ({per_cent:+.1f} %)" if change < 10 else f"{row['perplexity']:,.0f}"
     return [perplexity, f"{row['kl']:.4f} ± {row['kl_stderr']:.4f}"]
 
 

@@ -34,8 +34,9 @@ _HEADS = {"Attention": "q_num_heads", "RotaryEmbedding": "num_heads"}
 def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
     """Cut a model into segments whose weights take at most `limit` bytes, or that hold a single node.
 
-    The model must have been through `Canonicalize`. Products that alone exceed the limit are parted in it; beyond that
-    it is not changed, and must stay as it is while segments are used. Time is linear in the number of nodes.
+    The model must have been through `Canonicalize`. Products that alone exceed the limit are parted in it, but where
+    the weight is mapped from its file and takes no memory of the session's; beyond that it is not changed, and must
+    stay as it is while segments are used. Time is linear in the number of nodes.
 
     Args:
         model: the model.
@@ -43,11 +44,11 @@ def split(model: ir.Model, where: Path, limit: int | None = None) -> Segmented:
         limit: bytes of weights in a session; None for those of the largest tensor in float32, within 128 and 256 MiB.
     """
     limit = limit or limit_for(model.graph)
-    run(model, [PartWide(limit)])
-    graph = model.graph
-    cutter = Cutter(graph, limit // LIGHT_SHARE)
+    folder = where.resolve()
+    run(model, [PartWide(limit, lambda value: _is_mapped(value, folder))])
+    cutter = Cutter(model.graph, limit // LIGHT_SHARE)
     pieces = cutter.pieces(limit)
-    return Segmented(where, *signature(model), [segment_of(model, cutter, piece, where.resolve()) for piece in pieces])
+    return Segmented(where, *signature(model), [segment_of(model, cutter, piece, folder, limit) for piece in pieces])
 
 
 def signature(model: ir.Model) -> tuple[list[Spec], list[Spec]]:
@@ -68,22 +69,24 @@ def _spec(value: ir.Value) -> Spec:
     return Spec(value.name or "", f"tensor({kind})", dims)
 
 
-def segment_of(model: ir.Model, cutter: Cutter, piece: Piece, where: Path) -> Segment:
-    """A piece as something that runs alone; `where` is the resolved path of the model's file."""
+def segment_of(model: ir.Model, cutter: Cutter, piece: Piece, where: Path, limit: int | None = None) -> Segment:
+    """A piece as something that runs alone; `where` is the resolved path of the model's file, `limit` as in `split`."""
     graph = model.graph
     returned = [v for v in piece.gives if v.producer() is None]  # inputs and constants that the graph gives as they are
     used = list(dict.fromkeys([*(v for node in piece.nodes for v in cutter.reads[node]), *returned]))
     initializers = [v for v in used if v.producer() is None and v.const_value is not None]
     inputs = [v for v in used if v.is_graph_input() and v.const_value is None]
     lazy = {v.name or "": v.const_value for v in initializers if _is_held(v, where)}
+    own = sum(widened(v.const_value) for v in initializers if v.const_value is not None and not _is_mapped(v, where))
     return Segment(
         reads=tuple(v.name or "" for v in piece.reads),
         gives=tuple(v.name or "" for v in piece.gives),
         size=piece.bytes,
         proto=partial(_serialized, model, graph, piece, inputs, initializers, frozenset(lazy)),
         weights={name: partial(_weight, tensor) for name, tensor in lazy.items() if tensor is not None},
-        own=sum(widened(v.const_value) for v in initializers if v.const_value is not None and not _is_mapped(v, where)),
+        own=own,
         codes=any(v.const_value.dtype.itemsize <= 1 for v in initializers if _is_weight(v.const_value)),
+        wide=limit is not None and piece.bytes - own > limit,
     )
 
 

@@ -14,10 +14,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.run import run
 from spq_graph.passes.pieces.cutter import Cutter, Piece, read_by
 from spq_graph.passes.pieces.split import LIGHT_SHARE, limit_for, segment_of, signature
-from spq_graph.passes.pieces.wide import PartWide
 from spq_graph.terms.segment import Cut, Segmented, Stage, Staged
 
 # As many stages as a graph is cut into at most, and the bytes of weights that one holds at least: a session for less
@@ -46,17 +44,18 @@ def cuts_of(model: ir.Model, output: str) -> list[Cut]:
     return cuts
 
 
-def staged(model: ir.Model, where: Path, output: str, cuts: Sequence[Cut], limit: int | None = None) -> Staged:
-    """Cut a graph at these values, where it has them. Products too large for a session are parted in it.
+def staged(model: ir.Model, where: Path, output: str, cuts: Sequence[Cut]) -> Staged:
+    """Cut a graph at these values, where it has them.
+
+    A product is never parted, however large: its parts would be in one stage all the same, as copies in memory of what
+    is mapped from a file otherwise.
 
     Args:
         model: the graph, canonical.
         where: the file that it was read from.
         output: the value that is asked for.
         cuts: names of values, in the order of the graph.
-        limit: bytes of weights in one product; as `split` takes it.
     """
-    run(model, [PartWide(limit or limit_for(model.graph))])
     graph = model.graph
     cutter = Cutter(graph, 0)
     values = {v.name: v for node in cutter.needed for v in node.outputs}

@@ -5,6 +5,7 @@ Every column of a product is computed from the same row of activations, so the p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -18,15 +19,15 @@ _FLOAT32_BYTES = 4
 
 
 class PartWide(CanonicalPass):
-    """Part every MatMul whose constant weight takes more than `limit` bytes as float32.
+    """Part every MatMul whose constant weight takes more than `limit` bytes as float32, and is not mapped from a file.
 
     The result is for running, not for keeping: parts are nodes and weights of their own. The graph must have been
     through `Canonicalize`.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, mapped: Callable[[ir.Value], bool] = lambda _: False) -> None:
         super().__init__()
-        self.limit = limit
+        self.limit, self.mapped = limit, mapped
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         wide = [(node, weight) for node in model.graph if (weight := self._too_wide(node)) is not None]
@@ -44,8 +45,11 @@ class PartWide(CanonicalPass):
     def _too_wide(self, node: ir.Node) -> Weight | None:
         if not is_product(node) or node.op_type != "MatMul":
             return None
-        weight = weight_of(node.inputs[1])
+        operand = node.inputs[1]
+        weight = weight_of(operand)
         if weight is None or weight.dtype not in FLOATS or len(weight.shape) != 2:
+            return None
+        if operand is not None and self.mapped(operand):
             return None
         return weight if _FLOAT32_BYTES * weight.tensor.size > self.limit else None
 

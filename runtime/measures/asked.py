@@ -21,6 +21,8 @@ from spq_graph.runtime.text.sequences import Ids, Sequences
 Stream: TypeAlias = Runner | SegmentedRunner
 # Rows and columns of a batch.
 Places: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+# Of one batch: several models' are at hand at a time, and in float32 these take 400 MB.
+MOST_LOGITS = 100 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,8 +93,14 @@ def asked(reference: Stream, models: Sequence[Stream], sequences: Sequences) -> 
     if any(gives_last_only(stream) for stream in streams):
         columns = next((size for stream in streams if (size := stream.fixed_shape[1]) is not None), None)
         return list(behind_last(sequences, (reference.fixed_shape[0], columns)))
-    batches = sequences.batches(batch_size(reference, sequences))
+    rows = reference.fixed_shape[0] or min(batch_size(reference, sequences), _rows_of(reference, sequences))
+    batches = sequences.batches(rows)
     return [behind_every(ids, mask, sequences.prefix) for ids, mask in batches]
+
+
+def _rows_of(reference: Stream, sequences: Sequences) -> int:
+    """So many rows as have no more logits than `MOST_LOGITS`; one in any case."""
+    return max(1, MOST_LOGITS // ((reference.vocabulary or 1) * int(sequences.ids.shape[1])))
 
 
 def gives_last_only(stream: Stream) -> bool:

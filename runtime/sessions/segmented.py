@@ -86,7 +86,7 @@ class SegmentedRunner(Decoder):
     ) -> None:
         super().__init__(model.where, model.inputs, model.outputs, outputs, logits)
         self._model = model
-        self._side_by_side = side_by_side
+        self._side_by_side, self._arena = side_by_side, True
         self._wanted = {name for segment in model.segments for name in segment.reads} | set(self.outputs)
         self._open: Any = None
         self._handed = 0  # bytes a token, at most, that segments were seen to hand over
@@ -205,15 +205,16 @@ class SegmentedRunner(Decoder):
     def _session(self, segment: Segment, values: dict[str, Array]) -> Any:
         # Those of the runtime's own pool help whoever asks: with the callers there is one thread for each core.
         threads = max(1, cores() + 1 - self._side_by_side) if self._side_by_side > 1 else 0
-        if len(self._model.segments) > 1:
-            return open_segment(segment, values, self._model.where, threads=threads, packed=self._packs(segment))
-        if self._open is None:
-            self._open = open_segment(segment, values, self._model.where, threads=threads, packed=self._packs(segment))
-        return self._open
+        if self._open is not None:
+            return self._open
+        packed = self._packs(segment)
+        session = open_segment(segment, values, self._model.where, threads=threads, packed=packed, arena=self._arena)
+        self._open = session if len(self._model.segments) == 1 else None
+        return session
 
     def _packs(self, segment: Segment) -> bool:
         """Whether a session copies weights into the order in which products read them, once, when it is opened."""
-        return True
+        return not segment.wide
 
     def execute_once(self, ids: Ids) -> Executed:
         """Run one short batch, int64 [batch, length], under the profiler and list the kernels that ran."""
@@ -223,7 +224,7 @@ class SegmentedRunner(Decoder):
             profiles: list[Path] = []
             for number, segment in enumerate(self._model.segments):
                 profile = folder / f"profile-{number}"
-                session = open_segment(segment, passing.values, self._model.where, profile=profile)
+                session = open_segment(segment, passing.values, self._model.where, profile, packed=not segment.wide)
                 passing.values |= self._run(session, segment, passing)
                 profiles.append(Path(session.end_profiling()))
             return executed_in(profiles)
@@ -242,6 +243,7 @@ def open_segment(
     threads: int = 0,
     *,
     packed: bool = True,
+    arena: bool = True,
 ) -> Any:
     """A session over a segment.
 
@@ -253,14 +255,15 @@ def open_segment(
         threads: of the runtime's own; 0 takes all cores.
         packed: whether weights are copied into the order in which products read them; otherwise floating-point ones
             stay mapped from their files, and products of many rows take no longer.
+        arena: whether it keeps, for its next run, the most that was ever between its operators.
 
     Raises:
         SourceError: ONNX Runtime cannot load it.
     """
-    handed: dict[str, Handed] = {
-        name: (type_of(values[name]), values[name].shape) for name in segment.reads if name in values
-    }
+    known = [name for name in segment.reads if name in values]
+    handed: dict[str, Handed] = {name: (type_of(values[name]), values[name].shape) for name in known}
     options = session_options(threads, profile)
+    options.enable_cpu_mem_arena = arena
     options.add_session_config_entry(FOLDER_KEY, str(where.resolve().parent))
     if not packed:
         options.add_session_config_entry(PACKING_KEY, "1")

@@ -134,6 +134,7 @@ class StagedRunner(SegmentedRunner):
 
     def __init__(self, origin: Origin, staged: Staged, first: int, logits: Logits) -> None:
         super().__init__(staged.segmented(first), side_by_side=min(cores(), MOST_SIDE_BY_SIDE), logits=logits)
+        self._arena = False  # several dozen sessions would keep gigabytes, and are no faster for it
         self.first = first
         self._origin = origin
         self._records = staged is origin.staged

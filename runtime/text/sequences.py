@@ -97,6 +97,11 @@ def spread(sequences: Sequences, tokens: int) -> Sequences:
     return sequences.take(tokens)
 
 
+def beginnings(sequences: Sequences, rows: int | None, length: int) -> Sequences:
+    """So many rows at most, None for all, and so many tokens of each."""
+    return replace(sequences, ids=sequences.ids[:rows, :length], mask=sequences.mask[:rows, :length])
+
+
 def padded_behind(ids: Ids, mask: Ids) -> tuple[Ids, Ids]:
     """The same rows, int64 [n, length] both, with what pads them in front moved behind.
 

@@ -48,6 +48,7 @@ class Segment:
         own: bytes of `size` that a session holds for itself even where it packs nothing beforehand: what it cannot map
             from a file as it is.
         codes: whether some weights are numbers of 8 bits or fewer, which products want packed beforehand.
+        wide: whether what a session maps from a file is more than it is to hold, as packing it beforehand would.
     """
 
     reads: tuple[str, ...]
@@ -57,6 +58,7 @@ class Segment:
     weights: Mapping[str, Callable[[], Weight]]
     own: int = 0
     codes: bool = True
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Beside:
             raise in_source(error, bench) from error
 
     def _staged(self, graph: ir.Model) -> Staged:
-        return staged(graph, self._bench.model, self._output, self._cuts, self._bench.memory)
+        return staged(graph, self._bench.model, self._output, self._cuts)
 
     def score(self, candidate: ir.Model, batches: int | None = None) -> Score:
         """KL of a candidate, which is edited for running, with its standard error.

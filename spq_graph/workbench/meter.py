@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
@@ -20,7 +20,7 @@ from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.kept import MEMORY
 from spq_graph.runtime.measures.score import Score
-from spq_graph.runtime.text.sequences import Sequences, spread
+from spq_graph.runtime.text.sequences import Sequences, beginnings, spread
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
 from spq_graph.workbench.beside import Beside
@@ -146,8 +146,3 @@ def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
         sites=sites,
         budget_met=True,
     )
-
-
-def beginnings(sequences: Sequences, rows: int | None, length: int) -> Sequences:
-    """So many rows at most, None for all, and so many tokens of each."""
-    return replace(sequences, ids=sequences.ids[:rows, :length], mask=sequences.mask[:rows, :length])

@@ -19,7 +19,7 @@ from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.sessions.segmented import SegmentedRunner, give_back_memory
-from spq_graph.runtime.text.sequences import Sequences, spread
+from spq_graph.runtime.text.sequences import Sequences, beginnings, spread
 from spq_graph.terms.errors import ActivationError, NotFiniteError
 from spq_graph.terms.targets import PROFILES
 from spq_graph.workbench.built import Built
@@ -94,7 +94,9 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
         NotFiniteError: those of what was made of it are not.
     """
     nothing = bench.probe_ids()
-    text = spread(sequences, TOKENS) if sequences is not None else Sequences(nothing, np.ones_like(nothing))
+    text = Sequences(nothing, np.ones_like(nothing))
+    if sequences is not None:  # a row in full where the graph insists on its length
+        text = spread(beginnings(sequences, None, bench.decoder.fixed_shape[1] or TOKENS), TOKENS)
     if not text.predicted.any():
         return  # a graph that takes one token at a time
     if sequences is None:  # calibration, which is finite or refused, has run the source on what is given

@@ -23,9 +23,9 @@ from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.sessions.segmented import give_back_memory
 from spq_graph.runtime.sessions.session import Runner
-from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.runtime.text.sequences import Sequences, beginnings
 from spq_graph.terms.precision import Precision
-from spq_graph.workbench.meter import beginnings, meter
+from spq_graph.workbench.meter import meter
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
 

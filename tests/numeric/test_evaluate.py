@@ -256,6 +256,7 @@ class Edited:
     def __init__(self, model: Runner, edit: Callable[[npt.NDArray[np.float32]], None]) -> None:
         self.model, self.edit = model, edit
         self.path, self.fixed_shape, self.last_only = model.path, model.fixed_shape, model.last_only
+        self.vocabulary = model.vocabulary
 
     def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
         for logits in self.model.stream(batches):

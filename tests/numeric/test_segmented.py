@@ -111,7 +111,26 @@ def test_rounds_grow_as_far_as_what_is_handed_over_has_room(
         opened.clear()
         list(SegmentedRunner(model, side_by_side=side_by_side).results(batches))
         assert len(opened) == rounds * len(model.segments)
-        assert opened[0] == {"threads": 0 if side_by_side == 1 else 2, "packed": True}
+        assert opened[0] == {"threads": 0 if side_by_side == 1 else 2, "packed": True, "arena": True}
+
+
+def test_a_product_that_is_mapped_is_neither_parted_nor_packed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = in_pieces(path, 64)  # bytes, which every product exceeds
+    products = [segment for segment in model.segments if segment.size - segment.own > 64]
+    assert products
+    assert all(segment.wide for segment in products)
+    own, size = (sum(getattr(segment, name) for segment in model.segments) for name in ("own", "size"))
+    assert own < size / 2  # a tied head is transposed, and parted then
+    opened: list[tuple[Any, Any]] = []
+    open_it = segmented.open_segment
+
+    def seen(segment: Any, *given: Any, **more: Any) -> Any:
+        opened.append((segment, more["packed"]))
+        return open_it(segment, *given, **more)
+
+    monkeypatch.setattr(segmented, "open_segment", seen)
+    list(SegmentedRunner(model).results(list(rows(1).batches(1))))
+    assert all(packed is not segment.wide for segment, packed in opened)
 
 
 def test_a_failure_in_one_of_several_batches_is_told(path: Path) -> None:

@@ -136,8 +136,9 @@ def test_what_several_threads_keep_in_one_file_does_not_mix(tmp_path: Path) -> N
         np.testing.assert_array_equal(back, array)
 
 
-def test_what_is_mapped_from_a_file_stays_open_whatever_its_size(path: Path) -> None:
+def test_what_is_mapped_from_a_file_stays_open_whatever_its_size(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session over floating-point weights in a file holds nothing for itself, but what it computes of them once."""
+    monkeypatch.setattr(stages, "limit_for", lambda _: 256)  # bytes, which every product exceeds
     case = Case(path)
     stages_of = case.origin.staged.stages
     assert not any(stage.segment.codes for stage in stages_of)
@@ -145,3 +146,9 @@ def test_what_is_mapped_from_a_file_stays_open_whatever_its_size(path: Path) -> 
     assert own < size / 2  # a tied head is transposed once, and kept
     small = Origin(case.origin.staged, case.logits, None, own)
     assert small.stay == {id(stage.segment) for stage in stages_of}
+
+
+def test_sessions_that_stay_open_hold_no_arena(path: Path) -> None:
+    sessions = Case(path).origin.sessions.values()
+    assert sessions
+    assert not any(session.get_session_options().enable_cpu_mem_arena for session in sessions)
