@@ -80,7 +80,7 @@ def make(bench: Bench, name: str) -> dict[str, Any]:
         command += ["--tokenizer", str(float_model.parent), "--calibration", str(bench.calibration)]
         command += ["--calibration-tokens", str(bench.calibration_tokens), "--window", str(WINDOW)]
         command += ["--no-eval", "--force"]
-        return _run(command + (["--preset", "w8a8-token"] if name == "ours_by_token" else []), bench.work)
+        return _run(command + (["--preset", "w8a8-static"] if name == "ours_static" else []), bench.work)
     python = bench.python(METHODS[name])
     out.mkdir(exist_ok=True)
     for file in out.iterdir():

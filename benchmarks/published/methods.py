@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OURS = ("ours", "ours_by_token")
+OURS = ("ours", "ours_static")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ _TORCH = {"engine": "torchao", "files": "model*.safetensors", "environment": "to
 METHODS = {
     "fp32": Method("FP32, ONNX Runtime", "FP32"),
     "ours": Method("**spq-graph**", "spq-graph"),
-    "ours_by_token": Method("**spq-graph**, `--preset w8a8-token`", "spq-graph by token"),
+    "ours_static": Method("**spq-graph**, `--preset w8a8-static`", "spq-graph static"),
     "ort_dynamic": Method("ONNX Runtime, dynamic INT8", "ORT dynamic"),
     "ort_static": Method("ONNX Runtime, static INT8 (QDQ)", "ORT static"),
     "ort_weights_8": Method("ONNX Runtime, 8-bit weights (`MatMulNBits`)", "MatMulNBits 8"),

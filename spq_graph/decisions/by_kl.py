@@ -31,12 +31,13 @@ _OF_WEIGHTS, _LEAST_SOUGHT = 1.5, 0.003
 
 @dataclass(slots=True)
 class ByKl:
-    """The rule `auto`: the cheapest set of kept sites and outlier branches that meets the budget.
+    """The rule `auto`: the cheapest set of kept sites, scales and outlier branches that meets the budget.
 
     Precision alone comes first: a model that few kept sites make whole needs no more operators. Where it does not
-    suffice within the cap, the fewest channels of the recipe are peeled off at every activation whose range they
-    narrow, nothing kept, that meet the budget; and where the most do not, sites are kept besides, in the order of what
-    each costs with its branch.
+    suffice within the cap, all get scales by token, as far as the target and the recipe have them. Where these do not
+    suffice, or cannot be had, the fewest channels of the recipe are peeled off at every activation whose range they
+    narrow, nothing kept, that meet the budget; and where the most do not, scales are static, and sites are kept
+    besides, in the order of what each costs with its branch.
 
     Attributes:
         choices: what is known of every site, by key.
@@ -178,17 +179,18 @@ class ByKl:
         use = self.recipe.remedies.peel.use
         if use == "always" or (use == "auto" and kl > self.body.kl_aim):
             self._peel()
-        if self._keeping([]) <= self.body.kl_aim:
+        if self._keeping([]) <= self.body.kl_budget:
             self.search.scales = "by_token"
             for key in static:
                 choice = self.choices[key]
                 choice.kl = choice.kl_stderr = choice.threshold = None  # of static scales
                 choice.note = f"static scales miss the KL budget with {self.cap} kept sites, the most that may be"
             return True
-        self._branch(NONE)
-        self._scale = 1.0
         for key, precision in static.items():
             self.choices[key].precision = precision
+        self._branch(NONE)
+        self._leave_room(self.recipe)
+        self._scale, self.search.sought, self.search.kl_peeled = 1.0, None, None
         return False
 
     def _peel(self) -> bool:

@@ -99,6 +99,17 @@ def test_branches_come_where_they_alone_do_not_suffice(times: float, branches: b
     assert plan.budget_met
 
 
+@pytest.mark.parametrize(
+    "recipe", [{}, {"kl_budget": 0.005, "kl_margin": 0.0}, {"remedies": {"peel": {"use": "never"}}}]
+)
+def test_where_they_do_not_help_the_plan_is_that_of_static_scales(recipe: Mapping[str, object]) -> None:
+    tried, static = branched(1e-3, **recipe), branched(1e-3, **recipe, scales="static")
+    assert tried.search.kl_by_token is not None
+    assert (tried.sites, tried.treatments) == (static.sites, static.treatments)
+    told = {"kl_by_token", "evaluations", "formats"}
+    assert tried.search.model_dump(exclude=told) == static.search.model_dump(exclude=told)
+
+
 def test_always_gives_branches_and_never_gives_none() -> None:
     always, never = (branched(1e6, remedies={"peel": {"use": use}}) for use in ("always", "never"))
     assert len(always.peels) == len(MANY)
