@@ -33,7 +33,7 @@ class _Whole(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """As text, empty where nothing is known."""
-        place, left = self._course.place, self._course.left
+        place, left = self._course.place, self._course.left_with(task.time_remaining)
         if place is None or left is None:
             return Text()
         return Text(f"step {place[0]}/{place[1]}, {duration(left)} left in all", style="dim")

@@ -94,13 +94,13 @@ class Lines:
                 self._write(self._line(label, step, now - step.begun))
 
     def _line(self, label: str, step: _Open, seconds: float) -> str:
-        place, left = self._course.place, self._course.left
-        parts = [step.phase] if step.phase else []
+        parts, rest = [step.phase] if step.phase else [], None
         if step.total and step.done:
             rest = seconds / step.done * (step.total - step.done)
             parts += [f"{step.done / step.total:.0%}", f"{duration(seconds)}, about {duration(rest)} left"]
         elif seconds >= self._every:
             parts.append(f"{duration(seconds)} so far")
+        place, left = self._course.place, self._course.left_with(rest)
         if left and place is not None:
             parts.append(f"{duration(left)} left of the whole run")
         before = f"step {place[0]} of {place[1]}: " if place is not None else ""

@@ -54,14 +54,21 @@ class Course:
     @property
     def left(self) -> float | None:
         """Seconds to the end of the run, as far as is known; None where nothing is."""
+        return self.left_with(None)
+
+    def left_with(self, rest: float | None) -> float | None:
+        """The same, where the step under way is seen to take so many seconds more, whatever was expected of it."""
         if not self.expected:
             return None
-        now = time.perf_counter()
-        return sum(
-            max(0.0, seconds - (now - self.begun[name] if name in self.begun else 0.0))
+        now, place = time.perf_counter(), self.place
+        left = {
+            name: max(0.0, seconds - (now - self.begun[name] if name in self.begun else 0.0))
             for name, seconds in self.expected.items()
             if name not in self.over
-        )
+        }
+        if rest is not None and place is not None and (here := list(self.expected)[place[0] - 1]) in left:
+            left[here] = rest
+        return sum(left.values())
 
 
 @dataclass(slots=True)

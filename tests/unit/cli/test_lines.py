@@ -136,4 +136,8 @@ def test_the_course_counts_down(clock: Clock) -> None:
     assert course.left == 3.5
     course.begun["b"] -= 10
     assert course.left == 3.0
+    assert course.left_with(7.0) == 10.0  # what is seen of the step under way
+    course.over.add("b")
+    del course.begun["b"]
+    assert course.left_with(7.0) == 3.0
     assert Course().left is None
