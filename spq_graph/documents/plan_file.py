@@ -25,13 +25,12 @@ def refuse_senseless(text: bytes) -> None:
     """Hold what a plan's JSON says against itself; which keys it has is for its schema to say.
 
     Raises:
-        ValueError: it is no JSON, a number is out of its bounds, a range is upside down, a site has two entries, or an
-            activation two ranges. The message begins with the place.
+        ValueError: it is no JSON, a number is out of its bounds, a range is upside down, or a site has two entries. The
+            message begins with the place.
     """
     data = read_json(text, _BOUNDS)
     entries = data.get("sites") if isinstance(data, dict) else None
     first: dict[Any, int] = {}
-    ranges: dict[str, tuple[int, list[Any]]] = {}
     for index, entry in enumerate(entries if isinstance(entries, list) else ()):
         if not isinstance(entry, dict):
             continue
@@ -41,11 +40,6 @@ def refuse_senseless(text: bytes) -> None:
         match ends:
             case [int() | float() as low, int() | float() as high] if low > high:
                 raise ValueError(f"sites.{index}.range: the minimum {low:g} is above the maximum {high:g}")
-        read = entry.get("input")
-        if isinstance(read, str) and isinstance(ends, list):
-            other, known = ranges.setdefault(read, (index, ends))
-            if known != ends:  # one quantizer serves all that read it
-                raise ValueError(f"sites.{index}.range: sites.{other} reads '{read:.80}' as well, and has another")
 
 
 def refuse_misfit(planned: Iterable[Site], sites: Iterable[Site], name: str, tables: Iterable[Site] = ()) -> None:
