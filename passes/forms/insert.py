@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.documents.plan import Plan
+from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.editor import Editor, drop_unused
 from spq_graph.passes.base.marks import ADDED, OLDEST_IR, is_ours
@@ -36,6 +36,7 @@ class InsertPrecisions(NamedPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         require_opset(model, self.plan)
+        require_one_range(self.plan)
         editor, opset = Editor(model), model.graph.opset_imports.get("", 1)
         replaced: list[ir.Value] = []
         peels = self.plan.peels
@@ -72,6 +73,23 @@ def _complete(model: ir.Model, opset: int) -> None:
         model.ir_version = max(model.ir_version, OLDEST_IR)
     for function in (own_functions(opset)[name] for name in sorted(called)):
         model.functions.setdefault(function.identifier(), function)
+
+
+def require_one_range(plan: Plan) -> None:
+    """Check that sites which one quantizer serves have one range: a plan can be written by hand.
+
+    Raises:
+        GraphError: they have two.
+    """
+    first: dict[tuple[str, str], SitePlan] = {}
+    for site in plan.sites:
+        other = first.setdefault((site.input, site.precision), site)
+        if site.precision.needs_range and other.range != site.range:
+            raise GraphError(
+                f"the plan has another range for it than for {other.key}, which reads the same activation",
+                where=site.key,
+                remedy="make the plan again with `spq-graph plan`",
+            )
 
 
 def require_opset(model: ir.Model, plan: Plan) -> None:

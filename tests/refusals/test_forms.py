@@ -30,6 +30,19 @@ def test_sums_that_32_bits_do_not_hold(refusal: Told, tmp_path: Path) -> None:
     apply_plan(path, plan_for(path, feeds, Precision.W8A8_BLOCK))
 
 
+@follows("passes/forms/insert.py:require_one_range")
+def test_two_ranges_of_one_activation(refusal: Told, tmp_path: Path) -> None:
+    path, builder = tmp_path / "model.onnx", Builder()
+    both = [builder.op("MatMul", "x", builder.const(builder.random(32, 8))) for _ in range(2)]
+    builder.op("Add", *both, outputs=["y"])
+    onnx.save(builder.model({"x": (1, ["n", 32])}, {"y": (1, ["n", 8])}), path)
+    plan = plan_for(path, {"x": activations(4, 32)}, Precision.INT8)
+    plan.sites[1].range = (-1.0, 0.5)
+    with refusal:
+        apply_plan(path, plan)
+    apply_plan(path, plan_for(path, {"x": activations(4, 32)}, Precision.INT8))
+
+
 @follows("passes/forms/int8_operator.py:Int8Operator._branch")
 def test_rows_of_a_branch_that_float16_does_not_hold(refusal: Told, tmp_path: Path) -> None:
     path, builder = tmp_path / "model.onnx", Builder()
