@@ -83,8 +83,10 @@ def require_one_range(plan: Plan) -> None:
     """
     first: dict[tuple[str, str], SitePlan] = {}
     for site in plan.sites:
+        if site.range is None or not site.precision.needs_range:
+            continue
         other = first.setdefault((site.input, site.precision), site)
-        if site.precision.needs_range and other.range != site.range:
+        if other.range != site.range:
             raise GraphError(
                 f"the plan has another range for it than for {other.key}, which reads the same activation",
                 where=site.key,
