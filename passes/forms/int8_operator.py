@@ -17,7 +17,7 @@ from spq_graph.passes.base.values import holds
 from spq_graph.passes.forms.branch import OTHER_CHANNELS, OTHER_ROWS, BranchRows, channels_of, channels_tensor
 from spq_graph.passes.forms.encode import Storage
 from spq_graph.passes.forms.int8_function import Int8Kind, add_int8_function
-from spq_graph.passes.forms.integer import OTHER_QUANTIZER
+from spq_graph.passes.forms.integer import OTHER_QUANTIZER, hold
 from spq_graph.passes.forms.rules import FormRules, Place, Wanted
 from spq_graph.passes.forms.steps import Step
 from spq_graph.passes.forms.storages import Int8Panels
@@ -106,12 +106,7 @@ class Int8Operator(FormRules):
             return "its node adds a bias, where the plan asks for none"
         if self._by_token:
             return None
-        quantizer = wanted.quantizer
-        expected = (quantizer.scale, quantizer.zero_point)
-        same = len(static) == 2 and all(
-            holds(value, ir.Tensor(number)) for value, number in zip(static, expected, strict=True)
-        )
-        return None if same else OTHER_QUANTIZER
+        return None if hold(static, wanted.quantizer.scale, wanted.quantizer.zero_point) else OTHER_QUANTIZER
 
     def differing_branch(
         self, node: ir.Node, activation: Sequence[ir.Node], result: Sequence[ir.Node], wanted: Wanted, operand: Operand

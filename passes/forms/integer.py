@@ -68,17 +68,16 @@ def differing_quantizer(quantize: ir.Node | None, wanted: ActivationQuantizer) -
     """Whether a node is the quantizer that a range asks for, and a Clip in front of it keeps to its bits."""
     if quantize is None:
         return NEVER_QUANTIZED
-    if not _reads(quantize, wanted.scale, wanted.zero_point):
+    if not hold(quantize.inputs[1:], wanted.scale, wanted.zero_point):
         return OTHER_QUANTIZER
     clip = producer_of(quantize.inputs[0], "Clip")
-    if wanted.bits < 8 and not (clip is not None and _reads(clip, wanted.low, wanted.high)):
+    if wanted.bits < 8 and not (clip is not None and hold(clip.inputs[1:], wanted.low, wanted.high)):
         return f"no Clip keeps its activation within {wanted.bits} bits"
     return None
 
 
-def _reads(node: ir.Node, *expected: np.generic) -> bool:
-    """Whether a node reads these constants behind its first input."""
-    found = node.inputs[1:]
+def hold(found: Sequence[ir.Value | None], *expected: np.generic) -> bool:
+    """Whether values are these constants, one by one, and no others."""
     return len(found) == len(expected) and all(
         holds(value, ir.Tensor(number)) for value, number in zip(found, expected, strict=True)
     )

@@ -19,8 +19,8 @@ from spq_graph.passes.numbers.int8 import int8_matmul_reference, unpack_int8_pan
 from spq_graph.runtime.sessions.executed import executed_by
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import PROFILES
-from tests.support.decoder_graphs import Decoder, decoder, token_feeds
-from tests.support.graphs import LINEAR_FORMS, Array, Builder, Glu, LinearForm
+from tests.support.decoder_graphs import SHAPES, Decoder, decoder, token_feeds
+from tests.support.graphs import LINEAR_FORMS, Array, Builder, LinearForm
 from tests.support.inserting import activations, applied, plan_for, run
 from tests.support.inserting_fp8 import product
 from tests.support.operator_files import LIBRARY, session
@@ -108,14 +108,6 @@ class TestOneSite:
 def run_any(path: Path, x: Array) -> Array:
     result: Array = session(onnx.load(path), library=LIBRARY is not None).run(None, {"x": x})[0]
     return result
-
-
-SHAPES = {
-    "plain": Decoder(),
-    "bias, packed": Decoder(attention="packed", glu=Glu(packing="split", bias=True, form="transpose")),
-    "tied": Decoder(tied=True),
-    "grouped": Decoder(kv_heads=1),
-}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

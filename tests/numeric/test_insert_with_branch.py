@@ -15,8 +15,8 @@ from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.forms.reading import precision_of
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import PROFILES
-from tests.support.decoder_graphs import Decoder, decoder, token_feeds
-from tests.support.graphs import Array, Glu
+from tests.support.decoder_graphs import SHAPES, Decoder, decoder, token_feeds
+from tests.support.graphs import Array
 from tests.support.inserting import activations, applied, plan_for
 from tests.support.inserting_fp8 import product
 from tests.support.operator_files import LIBRARY, session
@@ -32,14 +32,6 @@ def results(path: Path, feeds: dict[str, Array]) -> list[Array]:
 
 def operators(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
-
-
-SHAPES = {
-    "plain": Decoder(),
-    "bias, packed": Decoder(attention="packed", glu=Glu(packing="split", bias=True, form="transpose")),
-    "tied": Decoder(tied=True),
-    "grouped": Decoder(kv_heads=1),
-}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -45,6 +45,15 @@ class Decoder:
 _PLAIN = Decoder()
 
 
+# What differs between decoders where their products are concerned.
+SHAPES = {
+    "plain": Decoder(),
+    "bias, packed": Decoder(attention="packed", glu=Glu(packing="split", bias=True, form="transpose")),
+    "tied": Decoder(tied=True),
+    "grouped": Decoder(kv_heads=1),
+}
+
+
 def decoder(
     shape: Decoder = _PLAIN, *, opset: int = 21, naming: Naming = "dynamo", dtype: type[np.generic] = np.float32
 ) -> ModelProto:
