@@ -11,7 +11,7 @@ from spq_graph.documents.plan import Plan
 from spq_graph.documents.plan_file import refuse_misfit
 from spq_graph.documents.results import Applied
 from spq_graph.documents.staging import staged
-from spq_graph.terms.form import OWN
+from spq_graph.terms.form import OWN, Form
 from spq_graph.terms.targets import target_named
 from spq_graph.workbench.carded import write_card
 from spq_graph.workbench.companions import add_companions, check_companions
@@ -58,6 +58,16 @@ def apply(
         plan.save(staging / artifact.PLAN)
         write_card(staging, plan)
         add_companions(bench.source, staging)
-    fp8, by_token, with_branch = (executed.operator_run(form, plan) for form in OWN)
+    ran = {form: executed.operator_run(form, plan) for form in OWN}
     folded = {s.key: executed.folded[s.node] for s in plan.sites if s.node in executed.folded}
-    return Applied(out, plan, executed.absent, executed.ops, executed.providers, fp8, folded, by_token, with_branch)
+    return Applied(
+        out,
+        plan,
+        absent=executed.absent,
+        executed=executed.ops,
+        providers=executed.providers,
+        fp8=ran[Form.OPERATOR],
+        folded=folded,
+        by_token=ran[Form.BY_TOKEN],
+        with_branch=ran[Form.WITH_BRANCH],
+    )
