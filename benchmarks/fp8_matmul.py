@@ -146,12 +146,16 @@ def session(
     weight = rng.standard_normal(shape).astype(np.float32)
     # Rolled, so that no two are the same and none can be shared.
     products = [write(f"w{i}", np.roll(weight, i, axis=1)) for i in range(copies)]
+    # One row of a result leaves the graph: the runtime then reuses the memory of the whole of it, as it does in a model,
+    # where it is neither fresh nor copied.
+    rows = [helper.make_node("Gather", [f"w{i}.Y", "first"], [f"w{i}.row"]) for i in range(copies)]
     graph = helper.make_graph(
-        [node for product in products for node in product.nodes],
+        [node for product, row in zip(products, rows, strict=True) for node in (*product.nodes, row)],
         "products",
         [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["M", shape[0]])],
-        [helper.make_tensor_value_info(f"w{i}.Y", TensorProto.FLOAT, ["M", shape[1]]) for i in range(copies)],
-        [tensor for product in products for tensor in product.initializers],
+        [helper.make_tensor_value_info(f"w{i}.row", TensorProto.FLOAT, [shape[1]]) for i in range(copies)],
+        [tensor for product in products for tensor in product.initializers]
+        + [numpy_helper.from_array(np.asarray(0), "first")],
     )
     imports = [helper.make_opsetid(*pair) for pair in (("", OPSET), (DOMAIN, VERSION), ("com.microsoft", 1))]
     model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=10)

@@ -126,7 +126,7 @@ def test_the_function(kind: Int8Kind, shape: tuple[int, int, int], opset: int) -
 
 
 @NEEDS_LIBRARY
-@pytest.mark.parametrize("isa", [*SETS, "avx_vnni"])  # the last is of these operators alone; others take the best
+@pytest.mark.parametrize("isa", [*SETS, "avx_vnni", "avx512_vnni"])  # these two are of these operators alone
 @SHAPES
 class TestTheLibrary:
     @EACH_KIND

@@ -13,7 +13,7 @@ namespace spq::cpu::int8 {
 namespace {
 
 template <int kRows>
-struct Rows {
+struct Block {
   static void run(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc) {
     for (int64_t column = 0; column < kColumns; column += 16) half(a, panel + 4 * column, steps, acc + column);
   }
@@ -55,7 +55,7 @@ struct Rows {
 }  // namespace
 
 const Kernels& avx2() {
-  static const Kernels kernels{"avx2", 4, block<Rows, 4>, quantize, range, finish, widen, branch};
+  static const Kernels kernels{"avx2", 4, block<Block, 4>, quantize, range, finish, widen, kBranch};
   return kernels;
 }
 

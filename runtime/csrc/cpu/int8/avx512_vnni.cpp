@@ -28,7 +28,7 @@ constexpr int64_t kStreams = 8;
 constexpr int64_t kAhead = 1024;
 
 template <int kRows>
-struct Rows {
+struct Block {
   static void run(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc) {
     constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // an instruction waits for the one before it
     __m512i sums[kChains][kRows][2];
@@ -80,7 +80,7 @@ struct Rows {
 }  // namespace
 
 const Kernels& avx512_vnni() {
-  static const Kernels kernels{"avx512_vnni", 12, block<Rows, 12>, quantize, range, finish, widen, branch};
+  static const Kernels kernels{"avx512_vnni", 12, block<Block, 12>, quantize, range, finish, widen, kBranch};
   return kernels;
 }
 

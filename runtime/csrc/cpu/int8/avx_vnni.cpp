@@ -16,7 +16,7 @@ constexpr int64_t kAhead = 1024;
 constexpr int kVectors = 4;  // of a row of the panel
 
 template <int kRows>
-struct Rows {
+struct Block {
   static void run(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc) {
     constexpr int kChains = kRows == 1 ? 2 : 1;  // an instruction waits for the one before it
     __m256i sums[kChains][kRows][kVectors];
@@ -65,7 +65,7 @@ struct Rows {
 }  // namespace
 
 const Kernels& avx_vnni() {
-  static const Kernels kernels{"avx_vnni", 3, block<Rows, 3>, quantize, range, finish, widen, branch};
+  static const Kernels kernels{"avx_vnni", 3, block<Block, 3>, quantize, range, finish, widen, kBranch};
   return kernels;
 }
 

@@ -13,23 +13,28 @@ namespace spq::cpu::int8 {
 namespace {
 
 #if defined(SPQ_X86)
-// AVX512_VNNI, and AVX-VNNI, of leaf 7.
-bool has_vnni(bool avx512) {
+// Leaf 7 of the processor's features.
+struct Features {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid_count(7, avx512 ? 0 : 1, &a, &b, &c, &d) == 0) return false;
-  return ((avx512 ? c >> 11 : a >> 4) & 1u) != 0;
-}
+  explicit Features(unsigned sub) { __get_cpuid_count(7, sub, &a, &b, &c, &d); }
+};
+
+bool has_avx_vnni() { return ((Features(1).a >> 4) & 1u) != 0; }
+bool has_avx512_vnni() { return ((Features(0).c >> 11) & 1u) != 0; }
+bool has_amx_int8() { return ((Features(0).d >> 25) & 1u) != 0; }
 #endif
 
 struct Found {
-  const Kernels* sets[5] = {&generic()};
+  const Kernels* sets[6] = {&generic()};
   int count = 1;
   Found() {
 #if defined(SPQ_X86)
     if (cpu::find("avx2") == nullptr) return;
     sets[count++] = &avx2();
-    if (has_vnni(false)) sets[count++] = &avx_vnni();
-    if (cpu::find("avx512") != nullptr && has_vnni(true)) sets[count++] = &avx512_vnni();
+    if (has_avx_vnni()) sets[count++] = &avx_vnni();
+    if (cpu::find("avx512") == nullptr || !has_avx512_vnni()) return;
+    sets[count++] = &avx512_vnni();
+    if (cpu::find("amx") != nullptr && has_amx_int8()) sets[count++] = &amx();
 #endif
   }
 };
@@ -48,10 +53,10 @@ const Kernels& best() {
   const char* wanted = std::getenv("SPQ_GRAPH_ISA");
   const Kernels* chosen = found().sets[found().count - 1];
   if (wanted == nullptr) return *chosen;
-  const bool narrow = std::strcmp(wanted, "avx2") == 0 || std::strcmp(wanted, "avx512") == 0;  // neither has VNNI
+  if (std::strcmp(wanted, "avx512") == 0) wanted = "avx2";  // it has no VNNI
+  if (std::strcmp(wanted, "avx512_bf16") == 0) wanted = "avx512_vnni";
   for (int i = 0; i < found().count; ++i) {
-    const Kernels* set = found().sets[i];
-    if (std::strcmp(set->name, narrow ? "avx2" : wanted) == 0) chosen = set;
+    if (std::strcmp(found().sets[i]->name, wanted) == 0) chosen = found().sets[i];
   }
   return *chosen;
 }

@@ -19,7 +19,7 @@ void widen(const uint16_t* half, int64_t count, float* x) {
 
 namespace {
 
-void products(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc) {
+void products(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc, const Ahead&) {
   for (int64_t row = 0; row < rows; ++row) {
     int32_t sums[kColumns] = {};
     for (int64_t k = 0; k < steps * kDepth; k += 4) {
@@ -34,7 +34,7 @@ void products(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows
 }  // namespace
 
 const Kernels& generic() {
-  static const Kernels kernels{"generic", 4, products, quantize, range, finish, widen, branch};
+  static const Kernels kernels{"generic", 4, products, quantize, range, finish, widen, kBranch};
   return kernels;
 }
 

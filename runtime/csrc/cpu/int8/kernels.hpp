@@ -11,27 +11,64 @@
 namespace spq::cpu::int8 {
 
 constexpr int64_t kColumns = 32, kDepth = 64, kStepBytes = kColumns * kDepth;
-constexpr int64_t kMostRows = 12;  // of a block, for any set
+constexpr int64_t kMostRows = 32;  // of a block, for any set
 // 255 * 128 * this fits into 31 bits.
 constexpr int64_t kMostDepth = 65536;
+
+// What belongs to the columns of one panel.
+struct Columns {
+  const int32_t* sums;    // of the weight's codes, [32]; b_scale and bias too
+  const float *b_scale, *bias;
+  int64_t channels;       // of the branch
+  const float* branch;    // its rows of the weight, as the set's `rows` lays them out
+};
+
+// What belongs to some rows of a block.
+struct Rows {
+  int64_t count;
+  const int32_t* acc;     // [count][32]
+  const int32_t* zero;
+  const float* scale;
+  const float* outliers;  // of the block, as the set's `gather` lays them out; the first of these rows is number `first`
+  int64_t first, block;   // and the block has so many
+};
+
+struct Branch {
+  int64_t (*weight_size)(int64_t channels);
+  void (*weight)(const uint16_t* half, int64_t channels, float* w);
+  int64_t (*row_size)(int64_t channels);
+  void (*row)(const float* x, const int64_t* channel, int64_t channels, int64_t row, int64_t block, float* outliers);
+};
+
+// What is read while a block is multiplied: bytes that come next.
+struct Ahead {
+  const int8_t* start;
+  int64_t bytes;
+};
 
 struct Kernels {
   const char* name;
   int64_t block_rows;
   // acc [rows][32] = A . B, exact; rows at most block_rows.
-  void (*block)(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc);
+  void (*block)(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc, const Ahead& ahead);
   // Codes of one row in groups of 64, `stride` bytes apart; the last group is filled up with zeros.
   void (*quantize)(const float* x, int64_t count, float scale, int32_t zero, uint8_t* codes, int64_t stride);
   // Smallest and largest of x and zero. Where limits are given they are infinite, or zero where a number does not count.
   void (*range)(const float* x, const float* limit, int64_t count, float* low, float* high);
-  // y [32] = (acc - zero * sums) * scale * b_scale + bias
-  void (*finish)(const int32_t* acc, int32_t zero, float scale, const int32_t* sums, const float* b_scale,
-                 const float* bias, float* y);
+  // y [count][stride], 32 of a row = (acc - zero * sums) * scale * b_scale + bias + outliers . branch
+  void (*finish)(const Columns& columns, const Rows& rows, float* y, int64_t stride);
   // Numbers in float16 as float32, a multiple of 32 of them.
   void (*widen)(const uint16_t* half, int64_t count, float* x);
-  // y [rows][32] += x [channel][row] . w [channel][32], for `channels` of them, which lie `stride` numbers of x apart; at
-  // most block_rows rows.
-  void (*branch)(const float* x, int64_t stride, const float* w, int64_t channels, int64_t rows, float* y);
+  // How the branch is multiplied: what its rows of the weight in one panel, float16 [channels][32], and the outliers of one
+  // row of a block become, and how many numbers that takes.
+  Branch branch;
+  // Of tiles, else as they stand here: a thread's first and last call around blocks of `rows` rows, which are even.
+  bool even = false;
+  void (*begin)(int64_t rows) = [](int64_t) {};
+  void (*end)() = [] {};
+  // What multiplies at most few_rows rows faster.
+  const Kernels* few = nullptr;
+  int64_t few_rows = 0;
 };
 
 const Kernels& generic();
@@ -39,6 +76,7 @@ const Kernels& generic();
 const Kernels& avx2();
 const Kernels& avx_vnni();
 const Kernels& avx512_vnni();
+const Kernels& amx();
 #endif
 
 // The best for this machine, or what SPQ_GRAPH_ISA names: one of these, or one of the FP8 operator's sets.

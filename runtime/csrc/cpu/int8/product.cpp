@@ -14,7 +14,9 @@ namespace {
 
 constexpr int64_t kMaxRows = 512;                // of A that are quantized at a time
 constexpr int64_t kMaxBytes = int64_t{1} << 19;  // of their codes: half of a usual second cache
-constexpr int64_t kFewRows = 4 * kMostRows;
+constexpr int64_t kFewRows = 64;
+constexpr int64_t kMostPanels = 4;  // of a task: it writes half a KiB of a row before it goes on to the next
+constexpr int64_t kTasks = 16;      // for all threads to have some
 
 thread_local Scratch codes_scratch;  // of the calling thread: A
 thread_local Scratch limit_scratch;  // of the calling thread: which channels are in the range of a token
@@ -28,7 +30,10 @@ struct Job {
   uint8_t* codes;    // [block][step][row][64]
   float* scale;      // of rows
   int32_t* zero;
-  float* outliers;     // [block][channel][row]
+  float* outliers;     // of each block, as the kernels lay them out
+  int64_t group, groups;  // panels of one task, and how many of those there are
+  int64_t outlier_size;   // numbers of one row's
+  int64_t part, parts;    // blocks of one task, and how many of those there are
   const float* limit;  // by token with a branch: zero at its channels, infinite elsewhere
   std::atomic<bool> failed{false};
 };
@@ -75,8 +80,9 @@ void quantize_row(Job& job, int64_t block, int64_t r) {
   job.scale[local] = scale;
   job.zero[local] = zero;
   job.kernels.quantize(x, p.depth, scale, zero, job.codes + block * job.steps * stride + r * kDepth, stride);
-  float* outliers = job.outliers + block * p.channels * job.block + r;
-  for (int64_t c = 0; c < p.channels; ++c) outliers[c * job.block] = x[p.channel[c]];
+  if (p.channels > 0) {
+    job.kernels.branch.row(x, p.channel, p.channels, r, job.block, job.outliers + block * job.block * job.outlier_size);
+  }
 }
 
 void quantize_task(void* user, size_t index) {
@@ -91,63 +97,89 @@ void quantize_task(void* user, size_t index) {
   }
 }
 
-// What belongs to the columns of a panel, filled up to 32 of them.
-struct Columns {
-  int64_t start, count;
-  float b_scale[kColumns], bias[kColumns];
-  Columns(const Problem& p, int64_t panel)
-      : start(panel * kColumns), count(std::min(kColumns, p.columns - panel * kColumns)), b_scale{}, bias{} {
-    for (int64_t i = 0; i < count; ++i) {
-      b_scale[i] = p.b_scale[p.per_channel ? start + i : 0];
-      bias[i] = p.bias[p.biased ? start + i : 0];
-    }
-  }
+// Panels whose results are written beside each other, filled up to 32 columns each.
+struct Group {
+  int64_t first, count;
+  Columns columns[kMostPanels];
+  float b_scale[kMostPanels * kColumns], bias[kMostPanels * kColumns];
 };
 
-// The branch's rows of the weight in float32, [channels][32] of a panel; nullptr where there is no memory for them.
-const float* weights_of(const Job& job, int64_t panel) {
-  const int64_t count = job.problem.channels * kColumns;
-  float* w = static_cast<float*>(rows_scratch.reserve(count * 4));
-  if (w != nullptr) job.kernels.widen(job.problem.branch + panel * count, count, w);
-  return w;
+// Returns false where there is no memory for the branch's rows of the weight in float32.
+bool describe(const Job& job, int64_t first, Group* group) {
+  const Problem& p = job.problem;
+  const int64_t panels = ceil_div(p.columns, kColumns), weights = job.kernels.branch.weight_size(p.channels);
+  group->first = first;
+  group->count = std::min(job.group, panels - first);
+  float* w = nullptr;
+  if (p.channels > 0) {
+    w = static_cast<float*>(rows_scratch.reserve(group->count * weights * 4));
+    if (w == nullptr) return false;
+    for (int64_t g = 0; g < group->count; ++g) {
+      job.kernels.branch.weight(p.branch + (first + g) * p.channels * kColumns, p.channels, w + g * weights);
+    }
+  }
+  for (int64_t i = 0; i < group->count * kColumns; ++i) {
+    const int64_t column = first * kColumns + i;
+    const bool there = column < p.columns;
+    group->b_scale[i] = there ? p.b_scale[p.per_channel ? column : 0] : 0.0f;
+    group->bias[i] = there ? p.bias[p.biased ? column : 0] : 0.0f;
+  }
+  for (int64_t g = 0; g < group->count; ++g) {
+    group->columns[g] = {p.sums + (first + g) * kColumns, group->b_scale + g * kColumns, group->bias + g * kColumns,
+                         p.channels, w + g * weights};
+  }
+  return true;
 }
 
-void write(const Problem& p, const Columns& columns, int64_t row, const float* y) {
-  const int64_t place = row * p.columns + columns.start;
+// Columns of Y that are not whole panels of float32.
+void write(const Problem& p, int64_t row, int64_t column, const float* y) {
+  const int64_t place = row * p.columns + column, count = std::min(kColumns, p.columns - column);
   if (!p.half) {
-    std::memcpy(static_cast<float*>(p.y) + place, y, static_cast<size_t>(columns.count) * 4);
+    std::memcpy(static_cast<float*>(p.y) + place, y, static_cast<size_t>(count) * 4);
     return;
   }
   uint16_t* out = static_cast<uint16_t*>(p.y) + place;
-  for (int64_t i = 0; i < columns.count; ++i) out[i] = half_from_float(y[i]);
+  for (int64_t i = 0; i < count; ++i) out[i] = half_from_float(y[i]);
+}
+
+void finish(const Job& job, const Columns& columns, int64_t panel, int64_t block, const int32_t* acc) {
+  const Problem& p = job.problem;
+  const int64_t start = block * job.block, row = job.first + start, column = panel * kColumns;
+  const Rows rows{std::min(job.block, job.rows - start), acc, job.zero + start, job.scale + start,
+                  job.outliers + start * job.outlier_size, 0, job.block};
+  if (!p.half && column + kColumns <= p.columns) {
+    job.kernels.finish(columns, rows, static_cast<float*>(p.y) + row * p.columns + column, p.columns);
+    return;
+  }
+  alignas(64) float y[kMostRows * kColumns];
+  job.kernels.finish(columns, rows, y, kColumns);
+  for (int64_t r = 0; r < rows.count; ++r) write(p, row + r, column, y + r * kColumns);
 }
 
 void panel_task(void* user, size_t index) {
   Job& job = *static_cast<Job*>(user);
-  const Problem& p = job.problem;
-  const int64_t panel = static_cast<int64_t>(index);
-  const Columns columns(p, panel);
-  const int8_t* b = p.b + panel * job.steps * kStepBytes;
-  alignas(64) int32_t acc[kMostRows * kColumns];
-  alignas(64) float y[kMostRows * kColumns];
-  const float* w = nullptr;
-  for (int64_t block = 0; block < job.blocks; ++block) {
-    const int64_t start = block * job.block, rows = std::min(job.block, job.rows - start);
-    job.kernels.block(job.codes + start * job.steps * kDepth, b, job.steps, job.block, acc);
-    for (int64_t r = 0; r < rows; ++r) {
-      job.kernels.finish(acc + r * kColumns, job.zero[start + r], job.scale[start + r], p.sums + columns.start,
-                         columns.b_scale, columns.bias, y + r * kColumns);
-    }
-    if (p.channels > 0) {
-      if (w == nullptr) w = weights_of(job, panel);
-      if (w == nullptr) {
-        job.failed = true;
-        return;
-      }
-      job.kernels.branch(job.outliers + start * p.channels, job.block, w, p.channels, rows, y);
-    }
-    for (int64_t r = 0; r < rows; ++r) write(p, columns, job.first + start + r, y + r * kColumns);
+  const int64_t part = static_cast<int64_t>(index) / job.groups, group_index = static_cast<int64_t>(index) % job.groups;
+  Group group;
+  if (!describe(job, group_index * job.group, &group)) {
+    job.failed = true;
+    return;
   }
+  alignas(64) int32_t acc[kMostRows * kColumns];
+  job.kernels.begin(job.block);
+  const int64_t first = part * job.part, last = std::min(job.blocks, first + job.part), bytes = job.steps * kStepBytes;
+  const int8_t* const panels = job.problem.b + group.first * bytes;
+  // The next task is most likely this thread's too.
+  const int64_t left = ceil_div(job.problem.columns, kColumns) - group.first - group.count;
+  const int64_t ahead = std::min(left, group.count) * bytes / ((last - first) * group.count);
+  const int8_t* next = panels + group.count * bytes;
+  for (int64_t block = first; block < last; ++block) {
+    const uint8_t* codes = job.codes + block * job.block * job.steps * kDepth;
+    for (int64_t g = 0; g < group.count; ++g, next += ahead) {
+      job.kernels.block(codes, panels + g * bytes, job.steps, job.block, acc, {next, ahead});
+      finish(job, group.columns[g], group.first + g, block, acc);
+    }
+  }
+  job.kernels.end();
 }
 
 }  // namespace
@@ -172,7 +204,8 @@ void sum_panel(const int8_t* panel, int64_t steps, int32_t* sums) {
 
 bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) noexcept {
   if (p.rows == 0 || p.columns == 0) return true;
-  Job job{p, kernels, steps_of(p.depth), 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+  if (p.rows <= kernels.few_rows) return matmul(p, *kernels.few, parallel);
+  Job job{p, kernels, steps_of(p.depth), 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, 0, 0, kernels.branch.row_size(p.channels), 0, 0, nullptr};
   if (p.a_scale == nullptr && p.channels > 0) {
     job.limit = limit_of(p);
     if (job.limit == nullptr) return false;
@@ -184,16 +217,22 @@ bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) 
     // Blocks of equal height: 32 rows are three times 11 rather than 12, 12 and 8.
     job.blocks = ceil_div(job.rows, kernels.block_rows);
     job.block = ceil_div(job.rows, job.blocks);
+    if (kernels.even) job.block = round_up(job.block, 2);
+    // Results of one block are few enough to be anywhere.
+    job.group = job.blocks > 1 ? kMostPanels : 1;
+    job.groups = ceil_div(ceil_div(p.columns, kColumns), job.group);
+    job.part = ceil_div(job.blocks, ceil_div(kTasks, job.groups));
+    job.parts = ceil_div(job.blocks, job.part);
     const int64_t padded = job.block * job.blocks;
-    const int64_t bytes = padded * (row_bytes + 8 + 4 * p.channels);
+    const int64_t bytes = padded * (row_bytes + 8 + 4 * job.outlier_size);
     job.codes = static_cast<uint8_t*>(codes_scratch.reserve(bytes));
     if (job.codes == nullptr) return false;
-    job.scale = reinterpret_cast<float*>(job.codes + padded * row_bytes);
+    job.outliers = reinterpret_cast<float*>(job.codes + padded * row_bytes);
+    job.scale = job.outliers + padded * job.outlier_size;
     job.zero = reinterpret_cast<int32_t*>(job.scale + padded);
-    job.outliers = reinterpret_cast<float*>(job.zero + padded);
     parallel.run(parallel.self, static_cast<size_t>(job.blocks), quantize_task, &job);
     if (job.failed) return false;
-    parallel.run(parallel.self, static_cast<size_t>(ceil_div(p.columns, kColumns)), panel_task, &job);
+    parallel.run(parallel.self, static_cast<size_t>(job.groups * job.parts), panel_task, &job);
     if (job.failed) return false;
   }
   return true;

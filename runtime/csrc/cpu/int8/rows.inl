@@ -81,33 +81,33 @@ void range(const float* x, const float* limit, int64_t count, float* low, float*
   limit == nullptr ? range_within<false>(x, limit, count, low, high) : range_within<true>(x, limit, count, low, high);
 }
 
-void finish(const int32_t* acc, int32_t zero, float scale, const int32_t* sums, const float* b_scale,
-            const float* bias, float* y) {
-  for (int64_t i = 0; i < kColumns; ++i) {
-    y[i] = static_cast<float>(acc[i] - zero * sums[i]) * scale * b_scale[i] + bias[i];
-  }
-}
+using Integers = int32_t __attribute__((vector_size(kVectorBytes)));
 
-// A tile of the branch, which stays in registers.
+// Rows of one panel's results, whose branch stays in registers.
 template <int kRows>
 struct Tile {
-  static void run(const float* x, int64_t stride, const float* w, int64_t channels, float* y) {
+  static void run(const Columns& of, const Rows& rows, float* y, int64_t stride) {
     constexpr int kChains = kRows * kParts < 8 ? 8 / (kRows * kParts) : 1;  // an instruction waits for the one before it
     Vector sums[kChains][kRows][kParts] = {};
+    const float *x = rows.outliers + rows.first, *w = of.branch;
     int64_t c = 0;
-    for (; c + kChains <= channels; c += kChains) {
+    for (; c + kChains <= of.channels; c += kChains) {
 #pragma GCC unroll 4
-      for (int chain = 0; chain < kChains; ++chain, x += stride, w += kColumns) add(sums[chain], x, w);
+      for (int chain = 0; chain < kChains; ++chain, x += rows.block, w += kColumns) add(sums[chain], x, w);
     }
-    for (; c < channels; ++c, x += stride, w += kColumns) add(sums[0], x, w);
+    for (; c < of.channels; ++c, x += rows.block, w += kColumns) add(sums[0], x, w);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      float* out = y + r * kColumns;
 #pragma GCC unroll 8
       for (int v = 0; v < kParts; ++v) {
 #pragma GCC unroll 4
         for (int chain = 1; chain < kChains; ++chain) sums[0][r][v] += sums[chain][r][v];
-        store(load(out + v * kWidth) + sums[0][r][v], out + v * kWidth);
+        const int64_t j = v * kWidth;
+        Integers acc, column;
+        std::memcpy(&acc, rows.acc + r * kColumns + j, sizeof acc);
+        std::memcpy(&column, of.sums + j, sizeof column);
+        const Vector whole = __builtin_convertvector(acc - rows.zero[r] * column, Vector);
+        store(whole * rows.scale[r] * load(of.b_scale + j) + load(of.bias + j) + sums[0][r][v], y + r * stride + j);
       }
     }
   }
@@ -124,23 +124,34 @@ struct Tile {
 };
 
 template <int kRows>
-void tile(const float* x, int64_t stride, const float* w, int64_t channels, int64_t rows, float* y) {
+void tile(const Columns& of, const Rows& rows, float* y, int64_t stride) {
   if constexpr (kRows > 0) {
-    rows == kRows ? Tile<kRows>::run(x, stride, w, channels, y) : tile<kRows - 1>(x, stride, w, channels, rows, y);
+    rows.count == kRows ? Tile<kRows>::run(of, rows, y, stride) : tile<kRows - 1>(of, rows, y, stride);
   }
 }
 
-void branch(const float* x, int64_t stride, const float* w, int64_t channels, int64_t rows, float* y) {
-  for (int64_t r = 0; r < rows; r += kTileRows) {
-    tile<kTileRows>(x + r, stride, w, channels, rows - r < kTileRows ? rows - r : kTileRows, y + r * kColumns);
+void finish(const Columns& of, const Rows& rows, float* y, int64_t stride) {
+  for (int64_t r = 0; r < rows.count; r += kTileRows) {
+    const int64_t count = rows.count - r < kTileRows ? rows.count - r : kTileRows;
+    tile<kTileRows>(of, {count, rows.acc + r * kColumns, rows.zero + r, rows.scale + r, rows.outliers, r, rows.block},
+                    y + r * stride, stride);
   }
 }
+
+// [channel][32] of a panel, and [channel][row] of a block.
+const Branch kBranch{
+    [](int64_t channels) { return channels * kColumns; },
+    [](const uint16_t* half, int64_t channels, float* w) { widen(half, channels * kColumns, w); },
+    [](int64_t channels) { return channels; },
+    [](const float* x, const int64_t* channel, int64_t channels, int64_t row, int64_t block, float* outliers) {
+      for (int64_t c = 0; c < channels; ++c) outliers[c * block + row] = x[channel[c]];
+    }};
 
 // Hands a block to the code that was made for its number of rows.
-template <template <int> class Rows, int kMost>
-void block(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc) {
+template <template <int> class Block, int kMost>
+void block(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc, const Ahead& ahead) {
   if constexpr (kMost > 0) {
-    rows == kMost ? Rows<kMost>::run(a, panel, steps, acc) : block<Rows, kMost - 1>(a, panel, steps, rows, acc);
+    rows == kMost ? Block<kMost>::run(a, panel, steps, acc) : block<Block, kMost - 1>(a, panel, steps, rows, acc, ahead);
   }
 }
 
