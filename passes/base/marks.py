@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from spq_graph.passes.numbers.fp8 import WEIGHTS
-from spq_graph.terms.kernels import FP8_KERNEL, OPERATORS
+from spq_graph.terms.kernels import FP8_KERNEL, GATHERS, INT8_OPERATORS, OPERATORS
 from spq_graph.terms.targets import OURS
 
 PREFIX = "spq_graph."
@@ -27,4 +27,14 @@ def is_fp8_matmul(node: ir.Node) -> bool:
 
 def is_int8_matmul(node: ir.Node) -> bool:
     """Whether a node is spq::Int8MatMul, of any kind."""
-    return is_ours(node) and node.op_type != OP
+    return node.domain == DOMAIN and node.op_type in INT8_OPERATORS
+
+
+def is_int8_gather(node: ir.Node) -> bool:
+    """Whether a node is spq::Int8Gather, of any kind."""
+    return node.domain == DOMAIN and node.op_type in GATHERS
+
+
+def multiplies(node: ir.Node) -> bool:
+    """Whether a node is one of our operators that multiply."""
+    return is_fp8_matmul(node) or is_int8_matmul(node)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import is_int8_matmul, is_ours
+from spq_graph.passes.base.marks import is_int8_matmul, multiplies
 from spq_graph.passes.base.values import is_product, is_standard, same_tensor
 
 Array = npt.NDArray[np.generic]
@@ -106,7 +106,7 @@ def twins_of(model: ir.Model, names: Collection[str]) -> dict[str, list[str]]:
 
 
 def _multiplies(node: ir.Node) -> bool:
-    return is_product(node) or node.op_type in _PRODUCTS or is_ours(node)
+    return is_product(node) or node.op_type in _PRODUCTS or multiplies(node)
 
 
 def _results(node: ir.Node, known: dict[ir.Value, Array | None]) -> tuple[Array | None] | None:

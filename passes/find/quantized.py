@@ -16,11 +16,11 @@ from spq_graph.passes.find.collect import QUANTIZED_LINEAR
 from spq_graph.passes.find.identify import Identified, identify
 from spq_graph.passes.find.unquantize import LookThroughQuantization
 from spq_graph.terms.errors import GraphError
-from spq_graph.terms.kernels import OPERATORS
+from spq_graph.terms.kernels import GATHERS, OPERATORS
 from spq_graph.terms.site import Unmatched
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-_NO_PRODUCTS = _QUANTIZERS | {"GatherBlockQuantized", "ConvInteger", "QLinearConv", "QMoE"}
+_NO_PRODUCTS = _QUANTIZERS | GATHERS | {"GatherBlockQuantized", "ConvInteger", "QLinearConv", "QMoE"}
 # What only shows in a graph that somebody has quantized already.
 QUANTIZED_OPS = QUANTIZED_LINEAR | _NO_PRODUCTS | OPERATORS
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.base.conditions import CanonicalPass, promise
-from spq_graph.passes.base.marks import ADDED, PREFIX, is_ours
+from spq_graph.passes.base.marks import ADDED, PREFIX, is_int8_gather, multiplies
 from spq_graph.passes.base.values import codes_looked_up, made_by, scalar_of, users_of, weight_of
 
 _PASSING = frozenset({"Clip", "Reshape", "Sum"})  # what we inserted that a reader sees through
@@ -62,7 +62,7 @@ def _without_branch(graph: ir.Graph, total: ir.Node) -> None:
 
 
 def _is_product_of_codes(node: ir.Node) -> bool:
-    return node.op_type == "MatMulNBits" or is_ours(node)
+    return node.op_type == "MatMulNBits" or multiplies(node)
 
 
 def _look_through_dequantize(graph: ir.Graph, node: ir.Node) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from spq_graph.passes.forms.fp8_function import fp8_matmul_function
+from spq_graph.passes.forms.gather_function import gather_name, int8_gather_function
 from spq_graph.passes.forms.int8_function import OLDEST_OPSET, Int8Kind, int8_matmul_function
 from spq_graph.terms.kernels import FP8_KERNEL
 
@@ -15,4 +16,9 @@ def own_functions(opset: int) -> Mapping[str, ir.Function]:
     """Every function as we write it into a model of this opset; those that it can have."""
     kinds = [Int8Kind(by_token, branch) for by_token in (False, True) for branch in (False, True)]
     integer = {kind.op_type: int8_matmul_function(kind, opset) for kind in kinds} if opset >= OLDEST_OPSET else {}
-    return {FP8_KERNEL: fp8_matmul_function(opset), **integer}
+    gathers = {
+        gather_name(branch=branch): int8_gather_function(opset, branch=branch)
+        for branch in (False, True)
+        if opset >= OLDEST_OPSET
+    }
+    return {FP8_KERNEL: fp8_matmul_function(opset), **integer, **gathers}

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import DOMAIN, OLDEST_IR, VERSION
+from spq_graph.passes.forms.body import Body
 from spq_graph.passes.forms.steps import QUANTIZE
-from spq_graph.passes.numbers.int8 import COLUMNS, DEPTH, FOUR
 from spq_graph.passes.numbers.scales import SMALLEST
 
 OLDEST_OPSET = 15  # that has CastLike
@@ -69,50 +68,17 @@ def int8_call(kind: Int8Kind, inputs: Sequence[ir.Value], shape: tuple[int, int]
 def int8_matmul_function(kind: Int8Kind, opset: int) -> ir.Function:
     """A kind of the operator in terms of ONNX's own, for a model of this opset, 15 or later."""
     body = _Body(kind, opset)
-    result = body.result()
-    graph = ir.Graph(
-        list(body.inputs.values()), [result], nodes=body.nodes, opset_imports={"": opset}, name=kind.op_type
-    )
-    attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in ("K", "N")]
-    return ir.Function(DOMAIN, kind.op_type, graph=graph, attributes=attributes)
+    return body.function(kind.op_type, body.result(), opset)
 
 
-class _Body:
+class _Body(Body):
     """The nodes of a function."""
 
     def __init__(self, kind: Int8Kind, opset: int) -> None:
+        super().__init__(kind.inputs)
         self.kind, self.opset = kind, opset
-        self.inputs = {name: ir.Value(name=name) for name in kind.inputs}
-        self.nodes: list[ir.Node] = []
         self.x = self.op("A32", "Cast", self.inputs["A"], to=_FLOAT)
-        self.weight = self._weight()
-
-    def op(self, output: str, op_type: str, *operands: ir.Value, **attributes: Any) -> ir.Value:
-        node = ir.node(op_type, operands, attributes, outputs=[ir.Value(name=output)], name=output)
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def integers(self, name: str, *values: int) -> ir.Value:
-        return self.op(name, "Constant", value_ints=values)
-
-    def number(self, name: str, value: float) -> ir.Value:
-        return self.op(name, "Constant", value_float=value)
-
-    def size(self, name: str) -> ir.Value:
-        value = ir.RefAttr("value_int", name, ir.AttributeType.INT)
-        return self.op(f"{name}_end", "Reshape", self.op(f"{name}_value", "Constant", value_int=value), self.one)
-
-    @property
-    def one(self) -> ir.Value:
-        return next((n.outputs[0] for n in self.nodes if n.name == "one"), None) or self.integers("one", 1)
-
-    def _weight(self) -> ir.Value:
-        split = self.op(
-            "B_split", "Reshape", self.inputs["B"], self.integers("B_axes", 0, 0, DEPTH // FOUR, COLUMNS, FOUR)
-        )
-        padded = self.op("B_padded", "Flatten", self.op("B_rows", "Transpose", split, perm=[1, 2, 4, 0, 3]), axis=3)
-        ends = self.op("B_ends", "Concat", self.size("K"), self.size("N"), axis=0)
-        return self.op("W", "Slice", padded, self.integers("B_starts", 0, 0), ends)
+        self.codes = self.weight()
 
     def _reduced(self, output: str, op_type: str, value: ir.Value) -> ir.Value:
         name, by_row = f"{output}_all", self.opset >= _AXES_ARE_INPUTS
@@ -139,7 +105,7 @@ class _Body:
     def _static(self) -> tuple[ir.Value, ir.Value]:
         scale, zero = self.inputs["a_scale"], self.inputs["a_zero_point"]
         codes = self.op("codes", QUANTIZE.op_type, self.x, scale, zero)
-        sums = self.op("sums", "MatMulInteger", codes, self.weight, zero)
+        sums = self.op("sums", "MatMulInteger", codes, self.codes, zero)
         return sums, scale
 
     def _by_token(self) -> tuple[ir.Value, ir.Value]:
@@ -153,15 +119,15 @@ class _Body:
         zero = op("zero", "Round", below)
         around = op("A_codes", "Add", op("A_round", "Round", op("A_units", "Div", self.x, scale)), zero)
         codes = op("codes", "Cast", op("A_clipped", "Clip", around, none, top), to=int(ir.DataType.UINT8))
-        products = op("products", "MatMulInteger", codes, self.weight)
-        columns = op("W_sums", "ReduceSum", op("W32", "Cast", self.weight, to=_INT32), self.integers("rows_axis", 0))
+        products = op("products", "MatMulInteger", codes, self.codes)
+        columns = op("W_sums", "ReduceSum", op("W32", "Cast", self.codes, to=_INT32), self.integers("rows_axis", 0))
         offset = op("offset", "Mul", op("zero32", "Cast", zero, to=_INT32), columns)
         return op("sums", "Sub", products, offset), scale
 
     def _kept(self) -> ir.Value:
         """Which channels are in the range, bool [K]."""
         first = self.op("first", "Constant", value_int=0)
-        size = self.op("K_size", "Shape", self.op("W_column", "Gather", self.weight, first, axis=1))
+        size = self.op("K_size", "Shape", self.op("W_column", "Gather", self.codes, first, axis=1))
         ones = self.op("all", "Expand", self.number("keep", 1.0), size)
         count = self.op("C_size", "Shape", self.inputs["channels"])
         out = self.op("out", "Expand", self.number("leave", 0.0), count)

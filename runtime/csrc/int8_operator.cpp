@@ -38,7 +38,7 @@ struct Kernel {
 
   Status* wrong(const std::string& what) const { return invalid(api, op.name(), what); }
   int64_t panels() const { return ceil_div(columns, int8::kColumns); }
-  std::vector<int64_t> stored() const { return {panels(), int8::steps_of(depth), int8::kStepBytes}; }
+  std::vector<int64_t> stored() const { return int8::panels_of(depth, columns); }
   std::vector<int32_t> sums_of(const int8_t* b) const {
     const int64_t steps = int8::steps_of(depth);
     std::vector<int32_t> found(static_cast<size_t>(panels() * int8::kColumns));
@@ -68,8 +68,7 @@ Status* read_constant(const Api* api, const ort::KernelInfo* info, size_t index,
 Status* create(const ort::CustomOp* op, const Api* api, const ort::KernelInfo* info, void** out) {
   const Overload& overload = *static_cast<const Overload*>(op);
   const int64_t depth = attribute(api, info, "K", 0), columns = attribute(api, info, "N", 0);
-  constexpr int64_t kMost = int64_t{1} << 31;
-  if (depth <= 0 || depth > int8::kMostDepth || columns <= 0 || columns > kMost) {
+  if (depth <= 0 || depth > int8::kMostDepth || columns <= 0 || columns > int8::kMostColumns) {
     return invalid(api, overload.name(), "attributes K, at most 65536 so that sums fit into int32, and N must be the "
                    "weight's true size; found K = " + std::to_string(depth) + ", N = " + std::to_string(columns));
   }

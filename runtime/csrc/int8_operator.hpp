@@ -6,6 +6,10 @@
 //   ...Branch           and channels [C], rows [C, N] behind them
 // The channels do not count for the range; they are multiplied by their rows of the weight in float32, and added. B has
 // zeros in those rows.
+//
+// spq::Int8Gather looks rows up in the transpose of such a weight, an embedding that is tied to it, in float32:
+//   Int8Gather          B, ids [...], b_scale                       -> [..., K]
+//   Int8GatherBranch    and channels [C], rows [C, N] behind them
 #pragma once
 
 #include <vector>
@@ -16,5 +20,6 @@ namespace spq {
 
 // Adds all overloads; they live as long as the process.
 void add_int8(std::vector<const ort::CustomOp*>& all);
+void add_int8_gather(std::vector<const ort::CustomOp*>& all);
 
 }  // namespace spq

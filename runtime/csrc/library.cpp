@@ -28,6 +28,7 @@ ort::Status* add_domain(const ort::Api* api, ort::SessionOptions* options) {
     std::vector<const ort::CustomOp*> operators;
     add_fp8(operators);
     add_int8(operators);
+    add_int8_gather(operators);
     for (const ort::CustomOp* op : operators) {
       if (ort::Status* status = ort::call<ort::CustomOpDomain_Add>(api, domain, op)) return status;
     }

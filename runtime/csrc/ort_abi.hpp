@@ -23,7 +23,7 @@ struct ShapeInferContext;
 constexpr uint32_t kApiVersion = 18;
 
 enum ElementType : int {
-  kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt64 = 7, kFloat16 = 10, kFloat8E4M3FN = 17, kFloat8E5M2 = 19
+  kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10, kFloat8E4M3FN = 17, kFloat8E5M2 = 19
 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };

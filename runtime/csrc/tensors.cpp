@@ -67,11 +67,17 @@ namespace {
 
 const Api* inference_api = nullptr;
 
-Status* infer(const Api* api, ort::ShapeInferContext* context, ort::TypeAndShape* output, const char* name,
-              size_t index) {
+// What is inferred of a result: the shape of an input, of which the last size or one more is an attribute.
+struct Inferred {
+  const char* attribute;
+  size_t input, output;
+  bool one_more;
+};
+
+Status* infer(const Api* api, ort::ShapeInferContext* context, ort::TypeAndShape* output, const Inferred& of) {
   // The input's info belongs to the context.
   ort::TypeAndShape* input = nullptr;
-  if (Status* status = call<ort::ShapeInferContext_GetInputTypeShape>(api, context, size_t{0}, &input)) return status;
+  if (Status* status = call<ort::ShapeInferContext_GetInputTypeShape>(api, context, of.input, &input)) return status;
   size_t rank = 0;
   if (Status* status = call<ort::GetDimensionsCount>(api, input, &rank)) return status;
   if (rank == 0) return nullptr;
@@ -79,25 +85,41 @@ Status* infer(const Api* api, ort::ShapeInferContext* context, ort::TypeAndShape
   std::vector<const char*> names(rank);
   if (Status* status = call<ort::GetDimensions>(api, input, shape.data(), rank)) return status;
   if (Status* status = call<ort::GetSymbolicDimensions>(api, input, names.data(), rank)) return status;
+  if (of.one_more) {
+    shape.push_back(0);
+    names.push_back("");
+    ++rank;
+  }
   // A size that is neither known nor named is set as -1, and two of -1 count as equal: values of different sizes would
   // share a buffer. Of the rows of experts, say, nothing is told.
   for (size_t i = 0; i + 1 < rank; ++i) {
     if (shape[i] < 0 && (names[i] == nullptr || *names[i] == '\0')) return nullptr;
   }
   const void* attribute = nullptr;
-  if (Status* status = call<ort::ShapeInferContext_GetAttribute>(api, context, name, &attribute)) return status;
-  int64_t columns = 0;
+  if (Status* status = call<ort::ShapeInferContext_GetAttribute>(api, context, of.attribute, &attribute)) return status;
+  int64_t last = 0;
   size_t size = 0;
   constexpr int kInt = 1;
-  if (Status* status = call<ort::ReadOpAttr>(api, attribute, kInt, &columns, sizeof columns, &size)) return status;
-  shape.back() = columns;
+  if (Status* status = call<ort::ReadOpAttr>(api, attribute, kInt, &last, sizeof last, &size)) return status;
+  shape.back() = last;
   names.back() = "";
   if (Status* status = call<ort::SetDimensions>(api, output, shape.data(), rank)) return status;
   if (Status* status = call<ort::SetSymbolicDimensions>(api, output, names.data(), rank)) return status;
-  ort::ElementType type = ort::kUndefined;
-  if (Status* status = call<ort::GetTensorElementType>(api, input, &type)) return status;
+  ort::ElementType type = ort::kFloat;
+  if (!of.one_more) {
+    if (Status* status = call<ort::GetTensorElementType>(api, input, &type)) return status;
+  }
   if (Status* status = call<ort::SetTensorElementType>(api, output, type)) return status;
-  return call<ort::ShapeInferContext_SetOutputTypeShape>(api, context, index, output);
+  return call<ort::ShapeInferContext_SetOutputTypeShape>(api, context, of.output, output);
+}
+
+Status* infer_one(ort::ShapeInferContext* context, const Inferred& of) {
+  const Api* api = inference_api;
+  ort::TypeAndShape* output = nullptr;
+  if (Status* status = call<ort::CreateTensorTypeAndShapeInfo>(api, &output)) return status;
+  Status* status = infer(api, context, output, of);
+  call<ort::ReleaseTensorTypeAndShapeInfo>(api, output);
+  return status;
 }
 
 }  // namespace
@@ -105,16 +127,13 @@ Status* infer(const Api* api, ort::ShapeInferContext* context, ort::TypeAndShape
 void keep_for_inference(const Api* api) { inference_api = api; }
 
 Status* infer_widths(ort::ShapeInferContext* context, const char* const* names, size_t count) {
-  const Api* api = inference_api;
   Status* status = nullptr;
-  for (size_t i = 0; i < count && status == nullptr; ++i) {
-    ort::TypeAndShape* output = nullptr;
-    status = call<ort::CreateTensorTypeAndShapeInfo>(api, &output);
-    if (status != nullptr) return status;
-    status = infer(api, context, output, names[i], i);
-    call<ort::ReleaseTensorTypeAndShapeInfo>(api, output);
-  }
+  for (size_t i = 0; i < count && status == nullptr; ++i) status = infer_one(context, {names[i], 0, i, false});
   return status;
+}
+
+Status* infer_rows(ort::ShapeInferContext* context, size_t index, const char* name) {
+  return infer_one(context, {name, index, 0, true});
 }
 
 void describe_common(ort::CustomOp* op, const Provider& provider) {

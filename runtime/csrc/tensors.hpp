@@ -38,6 +38,8 @@ int64_t attribute(const ort::Api* api, const ort::KernelInfo* info, const char* 
 void keep_for_inference(const ort::Api* api);
 // Gives every result the shape of the first input with its last size replaced by the attribute of that name.
 ort::Status* infer_widths(ort::ShapeInferContext* context, const char* const* names, size_t count);
+// Gives the only result, float32, the shape of input `index` and behind it the attribute of that name.
+ort::Status* infer_rows(ort::ShapeInferContext* context, size_t index, const char* name);
 
 // What a provider adds to what all overloads of an operator share.
 struct Provider {

@@ -5,7 +5,9 @@ from __future__ import annotations
 # Operators of our own: under these names where their kernels ran, and otherwise as the operators of their functions.
 FP8_KERNEL, TOKEN_KERNEL, BRANCH_KERNEL = "Fp8MatMul", "Int8MatMulByToken", "Int8MatMulBranch"
 INT8_OPERATORS = frozenset({TOKEN_KERNEL, f"{TOKEN_KERNEL}Branch", "Int8MatMul", BRANCH_KERNEL})
-OPERATORS = INT8_OPERATORS | {FP8_KERNEL}
+GATHER_KERNEL = "Int8Gather"
+GATHERS = frozenset({GATHER_KERNEL, f"{GATHER_KERNEL}Branch"})
+OPERATORS = INT8_OPERATORS | GATHERS | {FP8_KERNEL}
 
 # What ONNX Runtime fuses Q/DQ around a product into, what multiplies in integers without it, and our own.
 INTEGER_KERNELS = INT8_OPERATORS | frozenset(
@@ -17,4 +19,4 @@ INTEGER_KERNELS = INT8_OPERATORS | frozenset(
 WEIGHT_KERNELS = frozenset({"MatMulNBits", "FullyConnected_float_weights_int8", "MatMul_float_weights_int8"})
 
 # What looks tokens up in a table of codes: in one operator, or as the first of several.
-LOOKUP_KERNELS = frozenset({"GatherBlockQuantized", "Gather"})
+LOOKUP_KERNELS = GATHERS | frozenset({"GatherBlockQuantized", "Gather"})

@@ -14,6 +14,7 @@ constexpr int64_t kColumns = 32, kDepth = 64, kStepBytes = kColumns * kDepth;
 constexpr int64_t kMostRows = 32;  // of a block, for any set
 // 255 * 128 * this fits into 31 bits.
 constexpr int64_t kMostDepth = 65536;
+constexpr int64_t kMostColumns = int64_t{1} << 31;
 
 // What belongs to the columns of one panel.
 struct Columns {

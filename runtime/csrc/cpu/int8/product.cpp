@@ -186,6 +186,10 @@ void panel_task(void* user, size_t index) {
 
 int64_t steps_of(int64_t depth) { return ceil_div(depth, kDepth); }
 
+std::vector<int64_t> panels_of(int64_t depth, int64_t columns) {
+  return {ceil_div(columns, kColumns), steps_of(depth), kStepBytes};
+}
+
 void pack_branch(const uint16_t* rows, int64_t channels, int64_t columns, uint16_t* packed) {
   for (int64_t start = 0; start < columns; start += kColumns) {
     const int64_t count = std::min(kColumns, columns - start);

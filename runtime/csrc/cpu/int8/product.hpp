@@ -1,6 +1,8 @@
 // Y = X . W with W in int8: quantizing, blocks and threads, over the kernels of one instruction set.
 #pragma once
 
+#include <vector>
+
 #include "../working.hpp"
 #include "kernels.hpp"
 
@@ -24,6 +26,8 @@ struct Problem {
 };
 
 int64_t steps_of(int64_t depth);
+// The shape that a weight is stored in.
+std::vector<int64_t> panels_of(int64_t depth, int64_t columns);
 // Rows of a weight, float16 [channels, N], as panels [N/32, channels, 32] filled up with zeros: a panel's lie together.
 void pack_branch(const uint16_t* rows, int64_t channels, int64_t columns, uint16_t* packed);
 // Sums of the columns of one panel, int32 [32].
