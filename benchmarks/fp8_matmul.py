@@ -146,8 +146,8 @@ def session(
     weight = rng.standard_normal(shape).astype(np.float32)
     # Rolled, so that no two are the same and none can be shared.
     products = [write(f"w{i}", np.roll(weight, i, axis=1)) for i in range(copies)]
-    # One row of a result leaves the graph: the runtime then reuses the memory of the whole of it, as in a model, where it
-    # is neither fresh nor copied.
+    # One row of a result leaves the graph: the runtime then reuses the memory of the whole of it, as in a model, where
+    # it is neither fresh nor copied.
     rows = [helper.make_node("Gather", [f"w{i}.Y", "first"], [f"w{i}.row"]) for i in range(copies)]
     graph = helper.make_graph(
         [node for product, row in zip(products, rows, strict=True) for node in (*product.nodes, row)],

@@ -1,4 +1,6 @@
-"""Calls of spq::Int8MatMul that its library refuses, told before anything runs: the functions have no way to refuse.
+"""Calls of spq::Int8MatMul and spq::Int8Gather that the library refuses, told before anything runs.
+
+The functions have no way to refuse.
 
 Where no library is, ONNX Runtime computes the function that the file carries, and that takes channels that are counted
 from the end, and biases in shapes that happen to broadcast.
@@ -11,11 +13,12 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import is_int8_matmul
+from spq_graph.passes.base.marks import is_int8_gather, is_int8_matmul
 from spq_graph.passes.base.values import Weight, weight_of
 from spq_graph.passes.numbers.int8 import MOST_DEPTH, int8_panel_shape
 
 _MOST = 1 << 31  # columns
+_GATHERED = ("B", "ids", "b_scale")
 _COMMON, _STATIC, _BRANCH = ("A", "B", "b_scale", "bias"), ("a_scale", "a_zero_point"), ("channels", "rows")
 _TYPES = {
     "B": ir.DataType.INT8,
@@ -31,7 +34,7 @@ _TYPES = {
 def wrong_int8_calls(model: ir.Model) -> Iterator[str]:
     """What is wrong with calls of the operator, node by node, in words; one thing of each node."""
     for node in model.graph.all_nodes():
-        if is_int8_matmul(node):
+        if is_int8_matmul(node) or is_int8_gather(node):
             text = next(_wrong(node), None)
             if text is not None:
                 yield f"{node.name or 'a node without a name'}: {text}"
@@ -45,21 +48,30 @@ def _wrong(node: ir.Node) -> Iterator[str]:
             f"{rows} and {columns}"
         )
         return
-    static = () if "ByToken" in node.op_type else _STATIC
-    names = (*_COMMON, *static, *(_BRANCH if node.op_type.endswith("Branch") else ()))
+    names = (*_read_by(node), *(_BRANCH if node.op_type.endswith("Branch") else ()))
     if len(node.inputs) != len(names) or any(value is None for value in node.inputs):
         yield f"it has not the {len(names)} inputs {', '.join(names)}"
         return
-    last = node.inputs[0].shape[-1] if node.inputs[0] is not None and node.inputs[0].shape else None
+    activation = node.inputs[0] if names[0] == "A" else None
+    shape = activation.shape if activation is not None else None
+    last = shape[-1] if shape else None
     if isinstance(last, int) and last != rows:
         yield f"its activation has {last} columns, and its weight K = {rows} rows"
     constants = {name: held for name, value in zip(names, node.inputs, strict=True) if (held := weight_of(value))}
-    constants.pop("A", None)
+    for name in ("A", "ids"):
+        constants.pop(name, None)
     for name, held in constants.items():
         if held.tensor.dtype is not _TYPES[name]:
             yield f"{name} is {held.tensor.dtype.name}, not {_TYPES[name].name}"
     yield from _wrong_shapes(constants, rows, columns)
     yield from _wrong_numbers(constants, rows)
+
+
+def _read_by(node: ir.Node) -> tuple[str, ...]:
+    """What a node reads besides a branch."""
+    if is_int8_gather(node):
+        return _GATHERED
+    return _COMMON if "ByToken" in node.op_type else (*_COMMON, *_STATIC)
 
 
 def _integer(node: ir.Node, name: str) -> int:

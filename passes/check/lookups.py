@@ -12,6 +12,7 @@ from spq_graph.passes.check.outline import Line, line_of
 from spq_graph.passes.check.surroundings import Belonging, behind
 from spq_graph.passes.forms.differs import unlike_stored
 from spq_graph.passes.forms.lookup import LOOKUPS, Behind, by_row, fused_step
+from spq_graph.passes.forms.panel_lookup import PanelLookup
 from spq_graph.passes.forms.rules import Wanted
 from spq_graph.passes.forms.steps import Step
 from spq_graph.passes.forms.storages import Blocks
@@ -35,16 +36,16 @@ def differing_lookup(
     Returns:
         What is wrong, in words; None where nothing is.
     """
-    form, storage = LOOKUPS[wanted.form], Blocks(operand, wanted.size)
+    form = LOOKUPS[wanted.form]
+    if isinstance(form, PanelLookup):
+        return _differing_panels(node, form, wanted, operand, line, belonging)
+    storage = Blocks(operand, wanted.size)
     text = fused_step(storage).differs(node) if form.fused else _unlike_before(node, line)
     if text is not None:
         return f"its lookup is {text}"
-    if (ids := node.inputs[1]) is None or ids.name != line.reads[1]:
-        return f"it looks up {ids.name if ids is not None else 'nothing'}, and did {line.reads[1]}"
-    chain = behind(node, line)
-    given = chain[-1].outputs[0] if chain else node.outputs[0]
-    if (given.name, given.dtype) != (line.gives[0], line.types[0] or given.dtype):
-        return f"it gives {given.name} ({given.dtype}), and gave {line.gives[0]} ({line.types[0]})"
+    ids, chain = node.inputs[1], behind(node, line)
+    if (text := _unlike_ends(node, chain, line)) is not None:
+        return text
     inserted = [node, *chain]
     rows = node.inputs[2] if form.fused else chain[2].inputs[1] if len(chain) > 2 else None
     if not form.fused:
@@ -61,6 +62,33 @@ def differing_lookup(
     return _unlike_chain(chain, form.chain(operand, storage, axes)) or unlike_stored(
         node.inputs[0], shaped.inputs[0], storage, lambda held: held.scales
     )
+
+
+def _differing_panels(
+    node: ir.Node, form: PanelLookup, wanted: Wanted, operand: Operand, line: Line, belonging: Belonging
+) -> str | None:
+    """The same of a lookup in the panels of a head."""
+    if (text := form.step(wanted).differs(node)) is not None:
+        return f"its lookup is {text}"
+    chain = behind(node, line)
+    for part in (node, *chain):
+        belonging.add(part)
+    return (
+        _unlike_ends(node, chain, line)
+        or _unlike_chain(chain, [Behind(step, (), operand.dtype) for step in form.chain(operand)])
+        or unlike_stored(node.inputs[0], node.inputs[2], form.storage(wanted, operand), lambda held: held.scales)
+        or form.differing_branch(node.inputs, wanted, operand)
+    )
+
+
+def _unlike_ends(node: ir.Node, chain: list[ir.Node], line: Line) -> str | None:
+    """How the ids that a lookup reads, or what it gives, differ from what they were."""
+    if (ids := node.inputs[1]) is None or ids.name != line.reads[1]:
+        return f"it looks up {ids.name if ids is not None else 'nothing'}, and did {line.reads[1]}"
+    given = chain[-1].outputs[0] if chain else node.outputs[0]
+    if (given.name, given.dtype) != (line.gives[0], line.types[0] or given.dtype):
+        return f"it gives {given.name} ({given.dtype}), and gave {line.gives[0]} ({line.types[0]})"
+    return None
 
 
 def _unlike_before(node: ir.Node, line: Line) -> str | None:

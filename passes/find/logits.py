@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from spq_graph.passes.base.marks import is_int8_gather
 from spq_graph.passes.base.values import FLOATS, codes_looked_up, is_product, is_standard, weight_of
 from spq_graph.passes.find.collect import QUANTIZED_LINEAR
 from spq_graph.passes.find.tables import comes_from, ids_of
+from spq_graph.terms.kernels import GATHERS
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CONTRIB
 
@@ -255,11 +257,13 @@ def _tables(graph: ir.Graph) -> Iterator[_Table]:
         table, index = _LOOKUPS.get(node.op_type, (0, 0))
         if table == index or len(node.inputs) <= max(table, index) or not comes_from(node.inputs[index], ids):
             continue
-        if codes_looked_up(node) and (codes := node.inputs[table]) is not None and codes.const_value is not None:
+        if is_int8_gather(node) and (panels := node.inputs[table]) is not None:
+            yield _Table(int(node.attributes["N"].value), int(node.attributes["K"].value), panels)
+        elif codes_looked_up(node) and (codes := node.inputs[table]) is not None and codes.const_value is not None:
             yield _Table(int(codes.const_value.shape.numpy()[0]), None, codes)
         elif (found := _matrix(node.inputs[table])) is not None:
             plain = node.op_type != "GatherBlockQuantized"  # which packs several channels into a byte
             yield _Table(found.shape[0], found.shape[1] if plain else None, found.initializer)
 
 
-_LOOKUPS = {"Gather": (0, 1), "GatherBlockQuantized": (0, 1), "EmbedLayerNormalization": (2, 0)}
+_LOOKUPS = {"EmbedLayerNormalization": (2, 0)} | dict.fromkeys({"Gather", "GatherBlockQuantized"} | GATHERS, (0, 1))

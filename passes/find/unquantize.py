@@ -28,7 +28,7 @@ class LookThroughQuantization(CanonicalPass):
                 _look_through_dequantize(graph, node)
             elif _is_product_of_codes(node):
                 _as_matmul(graph, node)
-            elif codes_looked_up(node) and f"{PREFIX}site" in node.metadata_props:
+            elif (codes_looked_up(node) or is_int8_gather(node)) and f"{PREFIX}site" in node.metadata_props:
                 _as_gather(graph, node)
         for node in list(graph):
             if node.op_type in _PASSING and ADDED in node.metadata_props:
@@ -92,10 +92,7 @@ def _as_gather(graph: ir.Graph, node: ir.Node) -> None:
     last = node
     while len(users := list(users_of(last.outputs[0]))) == 1 and users[0].metadata_props.get(ADDED) == node.name:
         last = users[0]
-    tokens, blocks, block = _constant_shape(node.inputs[0])
-    cut = made_by(last.outputs[0], "Slice") or made_by(last.inputs[0], "Slice")  # a Cast may stand behind it
-    channels = scalar_of(cut.inputs[2]) if cut is not None and cut.metadata_props.get(ADDED) == node.name else None
-    table = _stand_in(graph, node, ir.Shape([tokens, int(channels or blocks * block)]))
+    table = _stand_in(graph, node, ir.Shape(_table_shape(node, last)))
     gather = ir.node("Gather", [table, node.inputs[1]], name=node.name)
     gather.metadata_props.update(node.metadata_props)
     node.name = f"{node.name}.replaced"
@@ -104,6 +101,16 @@ def _as_gather(graph: ir.Graph, node: ir.Node) -> None:
     new.type, new.shape = old.type, old.shape
     old.name, new.name = f"{old.name}.replaced", old.name  # readers know the value by its name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _table_shape(node: ir.Node, last: ir.Node) -> tuple[int, int]:
+    """Tokens and channels of the table that a lookup reads, of which `last` is the last node."""
+    if is_int8_gather(node):
+        return int(node.attributes["N"].value), int(node.attributes["K"].value)
+    tokens, blocks, block = _constant_shape(node.inputs[0])
+    cut = made_by(last.outputs[0], "Slice") or made_by(last.inputs[0], "Slice")  # a Cast may stand behind it
+    channels = scalar_of(cut.inputs[2]) if cut is not None and cut.metadata_props.get(ADDED) == node.name else None
+    return tokens, int(channels or blocks * block)
 
 
 def _constant_shape(value: ir.Value | None) -> list[int]:

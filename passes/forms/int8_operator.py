@@ -62,7 +62,7 @@ class Int8Operator(FormRules):
         name = "spq_graph.no_bias"
         if name not in editor.shared:
             editor.shared[name] = editor.constant(name, ir.Tensor(_NO_BIAS))
-        inputs = [at.node.inputs[0], panels, scale, editor.shared[name], *static, *self._branch(at)]
+        inputs = [at.node.inputs[0], panels, scale, editor.shared[name], *static, *branch_constants(at)]
         kind = self._kind(at.wanted)
         editor.substitute(at.node, kind.op_type, inputs, DOMAIN, self._attributes(at.wanted))
         add_int8_function(editor.model, kind)
@@ -78,26 +78,9 @@ class Int8Operator(FormRules):
                 shared[name] = at.editor.constant(name, ir.Tensor(number))
         return [shared[f"{at.activation}.scale"], shared[f"{at.activation}.zero_point"]]
 
-    def _branch(self, at: Place) -> list[ir.Value]:
-        """Channels and rows, where the plan has a branch there."""
-        peel = at.wanted.peel
-        if peel is None:
-            return []
-        channels, rows = channels_of(at, peel), BranchRows(at.operand, peel.channels)
-        key = (rows, "halves")
-        if key not in at.editor.stored:
-            if (tensor := rows.halves()) is None:
-                raise GraphError(
-                    "the rows of its outlier branch hold a weight that does not fit float16",
-                    where=at.site.key,
-                    remedy="--no-remedy peel",
-                )
-            at.editor.stored[key] = at.editor.constant(f"{at.weight}.branch.rows", tensor)
-        return [channels, at.editor.stored[key]]
-
     def storage(self, wanted: Wanted, operand: Operand) -> Storage:
         """Symmetric codes in panels."""
-        return Int8Panels(wanted.in_integers(operand), 7 if wanted.recipe.reduce_range else 8, wanted.recipe.weights)
+        return panels_of(wanted, operand)
 
     def differs(self, node: ir.Node, wanted: Wanted) -> str | None:
         """Whether it adds nothing of its own, and quantizes by the range of the plan."""
@@ -112,14 +95,7 @@ class Int8Operator(FormRules):
         self, node: ir.Node, activation: Sequence[ir.Node], result: Sequence[ir.Node], wanted: Wanted, operand: Operand
     ) -> str | None:
         """Whether its channels are the plan's, and their rows the source's."""
-        peel = wanted.peel
-        if peel is None:
-            return None
-        channels, rows = node.inputs[-2:]
-        if not holds(channels, channels_tensor(peel)):
-            return OTHER_CHANNELS
-        tensor = BranchRows(operand, peel.channels).halves()
-        return None if tensor is not None and holds(rows, tensor) else OTHER_ROWS
+        return differing_constants(node.inputs[-2:], wanted, operand)
 
     def product(self, wanted: Wanted) -> Step:
         """The operator, with panels, their scales and no bias, and channels and rows of a branch."""
@@ -136,3 +112,42 @@ class Int8Operator(FormRules):
 
     def _kind(self, wanted: Wanted) -> Int8Kind:
         return Int8Kind(by_token=self._by_token, branch=wanted.peel is not None)
+
+
+def panels_of(wanted: Wanted, operand: Operand) -> Int8Panels:
+    """How the weight of a product is stored; outlier channels of its branch have the code of zero."""
+    return Int8Panels(wanted.in_integers(operand), 7 if wanted.recipe.reduce_range else 8, wanted.recipe.weights)
+
+
+def branch_constants(at: Place) -> list[ir.Value]:
+    """Channels and rows of the branch, where the plan has one there.
+
+    Raises:
+        GraphError: a row does not fit float16, or the plan names channels that the activation does not have.
+    """
+    peel = at.wanted.peel
+    if peel is None:
+        return []
+    channels, rows = channels_of(at, peel), BranchRows(at.operand, peel.channels)
+    key = (rows, "halves")
+    if key not in at.editor.stored:
+        if (tensor := rows.halves()) is None:
+            raise GraphError(
+                "the rows of its outlier branch hold a weight that does not fit float16",
+                where=at.site.key,
+                remedy="--no-remedy peel",
+            )
+        at.editor.stored[key] = at.editor.constant(f"{at.weight}.branch.rows", tensor)
+    return [channels, at.editor.stored[key]]
+
+
+def differing_constants(reads: Sequence[ir.Value | None], wanted: Wanted, operand: Operand) -> str | None:
+    """How the last two of what a node reads differ from channels and rows of its plan's branch, in words."""
+    peel = wanted.peel
+    if peel is None:
+        return None
+    channels, rows = reads[-2:]
+    if not holds(channels, channels_tensor(peel)):
+        return OTHER_CHANNELS
+    tensor = BranchRows(operand, peel.channels).halves()
+    return None if tensor is not None and holds(rows, tensor) else OTHER_ROWS

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spq_graph.documents.plan import Plan
+from spq_graph.documents.plan import Plan, SitePlan
 from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.forms.panel_lookup import PanelLookup
 from spq_graph.passes.forms.rules import Place
 from spq_graph.passes.forms.steps import Step, cast_to
 from spq_graph.passes.forms.storages import Blocks
 from spq_graph.terms.form import Form
-from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
 from spq_graph.terms.targets import CONTRIB
 
@@ -95,18 +95,23 @@ class Lookup:
         return found
 
 
-LOOKUPS: Mapping[Form, Lookup] = {Form.LOOKUP: Lookup(fused=True), Form.LOOKUP_NODES: Lookup(fused=False)}
+LOOKUPS: Mapping[Form, Lookup | PanelLookup] = {
+    Form.LOOKUP: Lookup(fused=True),
+    Form.LOOKUP_NODES: Lookup(fused=False),
+    Form.LOOKUP_PANELS: PanelLookup(),
+}
 
 
-def tied_to(plan: Plan, operands: Mapping[str, Operand]) -> dict[str, Precision]:
-    """By key of a lookup, the precision of a head that reads its table in 8 bits by block: the two are stored once.
+def tied_to(plan: Plan, operands: Mapping[str, Operand]) -> dict[str, SitePlan]:
+    """By key of a lookup, a head that reads its table in 8 bits, by block or by token: the two are stored once.
 
     Args:
         plan: what was decided.
         operands: the source's weights and tables, by node.
     """
-    ends = [s for s in plan.sites if s.precision.row.by_block and s.node in operands]
-    heads = {operands[s.node]: s.precision for s in ends if s.role is not Role.EMBEDDING}
+    rows = {s.key: s.precision.row for s in plan.sites}
+    ends = [s for s in plan.sites if (rows[s.key].by_block or rows[s.key].by_token) and s.node in operands]
+    heads = {operands[s.node]: s for s in ends if s.role is not Role.EMBEDDING}
     tables = [s for s in ends if s.role is Role.EMBEDDING]
     return {s.key: heads[operands[s.node]] for s in tables if operands[s.node] in heads}
 

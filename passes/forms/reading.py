@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.marks import FP8, is_fp8_matmul, is_int8_matmul
+from spq_graph.passes.base.marks import FP8, is_fp8_matmul, is_int8_gather, is_int8_matmul
 from spq_graph.passes.base.values import attribute_of, codes_looked_up, weight_of
 from spq_graph.passes.forms.fp8_function import precision_of_call
 from spq_graph.passes.forms.nbits import ACCURACY_LEVELS
@@ -40,7 +40,7 @@ def _said_by_operator(node: ir.Node) -> Precision | None:
         return precision_of_call(node)
     if is_int8_matmul(node):
         return Precision.W8A8_TOKEN if node.op_type.startswith(TOKEN_KERNEL) else Precision.INT8
-    if codes_looked_up(node):
+    if codes_looked_up(node) or is_int8_gather(node):
         return Precision.W8A16
     if node.op_type == "MatMulNBits":
         return Precision.W8A8_BLOCK if level_of(node) == ACCURACY_LEVELS[Form.NBITS] else Precision.W8A16

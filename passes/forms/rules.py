@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -39,7 +39,7 @@ class Wanted:
         profile: of what is to run it: the recipe's target, or its emulation.
         opset: of the graph, in ONNX's own domain.
         peels: of the plan, by activation value.
-        tied: of a lookup, the precision of the head that reads the same table by block; None where none does.
+        tied: of a lookup, the head that reads the same table in 8 bits; None where none does.
     """
 
     site: SitePlan
@@ -47,19 +47,27 @@ class Wanted:
     profile: Profile
     opset: int
     peels: Mapping[str, Peel] = field(default_factory=dict, repr=False)
-    tied: Precision | None = None
+    tied: SitePlan | None = None
 
     @property
     def form(self) -> Form:
         """What its product becomes, or its lookup."""
+        if self.tied is not None and self.tied.precision.row.by_token and self.site.precision.row.by_block:
+            return Form.LOOKUP_PANELS
         return self.profile.form_at(self.site.role, self.site.precision, branch=self.peel is not None)
 
     @property
     def size(self) -> int | None:
         """Of the blocks of its weight, where that is not what `block_size_for` says."""
-        block = (self.tied or self.site.precision).row.block
+        block = (self.tied or self.site).precision.row.block
         channels = self.site.shape[1 if self.site.role is Role.EMBEDDING else 0]
         return None if block == block_size_for(channels) else block
+
+    @property
+    def head(self) -> Wanted:
+        """What the plan asks for at the head that reads the same table; of a lookup that is tied to one."""
+        assert self.tied is not None
+        return replace(self, site=self.tied, tied=None)
 
     @property
     def range(self) -> tuple[float, float]:

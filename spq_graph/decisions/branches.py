@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from spq_graph.decisions.choices import Choice, six
 from spq_graph.documents.changes import Peel
+from spq_graph.documents.plan import Reason
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.treatment import Cause, Treatment
 from spq_graph.remedies.peel import Peeled, peeled
+from spq_graph.terms.precision import Precision
 
 Branches = Mapping[str, Peeled]
 """By activation value, its branch."""
@@ -18,6 +21,7 @@ NONE: Branches = MappingProxyType({})
 WORTH = 1.25
 # Of so many channels a branch has at most one: rows in float32 are then no more than half of the weight in INT8.
 LEAST_SHARE = 8
+HEAD_CHANNELS = 16  # of a head by token; a hundredth of what its table takes
 WHY = {
     Cause.BUDGET: "keeping sites alone does not meet the KL budget",
     Cause.OVERRIDE: "by hand: remedies.peel",
@@ -38,6 +42,25 @@ def everywhere(choices: Iterable[Choice], recipe: Recipe, count: int) -> Branche
     counts = {value: min(count, r.channel_high.size // LEAST_SHARE) for value, r in seen.items()}
     found = {value: peeled(value, r, counts[value], symmetric=symmetric) for value, r in seen.items() if counts[value]}
     return {value: branch for value, branch in found.items() if branch is not None and branch.narrower >= WORTH}
+
+
+def of_heads(
+    choices: Mapping[str, Choice], held: Collection[str], recipe: Recipe, precisions: Mapping[str, Precision]
+) -> Branches:
+    """The branches of heads that are to be by token, where nobody said so: they are no part of the search for others.
+
+    Args:
+        choices: every site, by key.
+        held: keys of heads and embeddings.
+        recipe: says how many channels branches have, and whether there are any.
+        precisions: of what is measured, by key.
+    """
+    by_token = [choices[key] for key in held if (to := precisions.get(key)) is not None and to.row.by_token]
+    heads = [c for c in by_token if c.site.left_alone(recipe.quantize_lm_head) and c.reason is not Reason.OVERRIDE]
+    if not heads or recipe.remedies.peel.use == "never":
+        return NONE
+    count = min(HEAD_CHANNELS, max(recipe.remedies.peel.channels))
+    return everywhere((replace(c, precision=precisions[c.site.key]) for c in heads), recipe, count)
 
 
 def changes(branches: Branches) -> dict[str, Peel]:

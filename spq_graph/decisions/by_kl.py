@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 
-from spq_graph.decisions.branches import NONE, Branches, everywhere, reach, treatments
+from spq_graph.decisions.branches import NONE, Branches, everywhere, of_heads, reach, treatments
 from spq_graph.decisions.choices import Choice, above, assigned, cap_of, keep, rounded, six
 from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
 from spq_graph.decisions.formats import Formats
@@ -63,6 +63,7 @@ class ByKl:
     def run(self) -> tuple[Search, bool, list[Treatment]]:
         """Decide over every choice; what was measured, whether the budget is met, and the treatments."""
         recipe, oracle = self.recipe, self.oracle
+        oracle.further = self.single.further = partial(of_heads, self.choices, self.held, recipe)
         self.cap = cap_of(self.choices, recipe)
         self._leave_room(recipe)
         everywhere = self._keeping([])
@@ -88,7 +89,8 @@ class ByKl:
         self._thin(names)
         self._note(order, kept, met)
         ends = Measured(plan=lambda: or_infinite(oracle, self._assigned(names)), alone=self._single)
-        settle_ends(self.choices.values(), self.held, self.sought, ends, self._room)
+        by_token = self.search.scales == "by_token"
+        settle_ends(self.choices.values(), self.held, self.sought, ends, self._room, by_token=by_token)
         final = oracle.settled(self._assigned(names))
         self.search.candidates = len(found)
         self.search.kl, self.search.kl_stderr = six(final), oracle.stderr(self._assigned(names))
@@ -276,7 +278,8 @@ class ByKl:
 
     def _treatments(self) -> list[Treatment]:
         cause = Cause.OVERRIDE if self.recipe.remedies.peel.use == "always" else Cause.BUDGET
-        return treatments(self.choices.values(), self.oracle.branches, cause)
+        branches = self.oracle.having({key: choice.precision for key, choice in self.choices.items()})
+        return treatments(self.choices.values(), branches, cause)
 
 
 def told(kl: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -63,13 +63,20 @@ def room_for_ends(choices: Collection[Choice], held: Mapping[str, Held], recipe:
 
 
 def settle_ends(
-    choices: Collection[Choice], held: Mapping[str, Held], recipe: Recipe, by: Measured | None, room: float = 0.0
+    choices: Collection[Choice],
+    held: Mapping[str, Held],
+    recipe: Recipe,
+    by: Measured | None,
+    room: float = 0.0,
+    *,
+    by_token: bool = False,
 ) -> None:
     """Decide over heads and embeddings that nothing else was said of, in place.
 
     What the recipe asks for is done. What it leaves open goes into 8 bits where the KL of the whole plan then stays
-    within `allowance`: both, with the head in the fastest blocks that do; or else the head, or the embedding. That is
-    left alone where it would store more, since the table of a tied head that stays as it is stays as well.
+    within `allowance`: both, with the head by token where all else is, or in the fastest blocks that do; or else the
+    head, or the embedding. That is left alone where it would store more, since the table of a tied head that stays as
+    it is stays as well.
 
     Args:
         choices: of all sites, where everything else is settled.
@@ -77,11 +84,13 @@ def settle_ends(
         recipe: what is wanted.
         by: what measures; None where nothing is.
         room: what the rest was asked to leave free for them.
+        by_token: whether all else has scales by token.
     """
     free = _undecided(choices, held, recipe, measured=by is not None)
     if free and by is not None:
-        allowed = allowance(by.plan(), recipe, room)
-        _by_kl(free, [c for c in choices if c.site.key in held], held, recipe, by, allowed)
+        ends = [c for c in choices if c.site.key in held]
+        options = list(_options(free, ends, held, recipe, by_token=by_token))
+        _by_kl(free, options, by, allowance(by.plan(), recipe, room))
 
 
 def _undecided(
@@ -142,12 +151,10 @@ def _formats(choice: Choice, recipe: Recipe) -> list[Precision]:
     return [p for p in profile.head_formats if p.row.block is None or channels % (2 * p.row.block) == 0]
 
 
-def _by_kl(
-    free: Free, ends: Sequence[Choice], held: Mapping[str, Held], recipe: Recipe, by: Measured, allowed: float
-) -> None:
+def _by_kl(free: Free, options: Iterable[Option], by: Measured, allowed: float) -> None:
     for choice in (c for some in free.values() for c in some):
         choice.note = f"{_STAYS}: its table would be stored a second time, beside the one that the head reads"
-    for option in _options(free, ends, held, recipe):
+    for option in options:
         tried = [(choice, to) for role, to in option.items() for choice in free[role]]
         for choice, to in tried:
             choice.precision = to
@@ -158,9 +165,14 @@ def _by_kl(
             return
 
 
-def _options(free: Free, ends: Sequence[Choice], held: Mapping[str, Held], recipe: Recipe) -> Iterator[Option]:
+def _options(
+    free: Free, ends: Sequence[Choice], held: Mapping[str, Held], recipe: Recipe, *, by_token: bool = False
+) -> Iterator[Option]:
     """What to try, in this order; nothing by which the embedding makes the file larger."""
-    heads: list[Option] = [{Role.LM_HEAD: to} for c in free.get(Role.LM_HEAD, ())[:1] for to in _formats(c, recipe)]
+    first = [Precision.W8A8_TOKEN] if by_token else []
+    heads: list[Option] = [
+        {Role.LM_HEAD: to} for c in free.get(Role.LM_HEAD, ())[:1] for to in (*first, *_formats(c, recipe))
+    ]
     table: Option = {Role.EMBEDDING: Precision.W8A16} if Role.EMBEDDING in free else {}
 
     def smaller(head: Option) -> bool:
@@ -178,6 +190,7 @@ def _options(free: Free, ends: Sequence[Choice], held: Mapping[str, Held], recip
 def _stored(ends: Sequence[Choice], option: Option, free: Free, held: Mapping[str, Held], recipe: Recipe) -> int:
     """Bytes that heads and embeddings take: each table that is read as it is, and each layout of its codes, once."""
     found: dict[tuple[str, object], int] = {}
+    tables = {held[choice.site.key].table for choice in ends if choice.site.role is Role.LM_HEAD}
     for choice in ends:
         own, role = held[choice.site.key], choice.site.role
         to = option.get(role, choice.precision) if choice in free.get(role, ()) else choice.precision
@@ -185,6 +198,8 @@ def _stored(ends: Sequence[Choice], option: Option, free: Free, held: Mapping[st
             found[own.table, None] = own.size
         if to is not choice.stored:
             form = recipe.profile.form_at(role, to)
+            if role is Role.EMBEDDING and option.get(Role.LM_HEAD) is Precision.W8A8_TOKEN and own.table in tables:
+                form = Form.BY_TOKEN  # it reads the panels of the head
             found[own.table, _AS_ONE if form in _AS_ONE else form] = own.coded
     return sum(found.values())
 

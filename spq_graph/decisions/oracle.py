@@ -31,11 +31,13 @@ class Oracle:
 
     Attributes:
         branches: what all that is measured has; settled in the course of a search.
+        further: branches that sites have besides, for the precisions that they are to have.
     """
 
     measure: Measure
     stderr_of: Stderr | None
     branches: Branches = field(default_factory=lambda: NONE)
+    further: Callable[[Mapping[str, Precision]], Branches] = lambda precisions: NONE
     known: dict[_Key, float] = field(default_factory=dict)
     errors: dict[_Key, NotFiniteError] = field(default_factory=dict)
 
@@ -46,14 +48,16 @@ class Oracle:
         key = self._key(precisions)
         if key not in self.known:
             try:
-                self.known[key] = self.measure(precisions, *self._peels)
+                self.known[key] = self.measure(precisions, *self._peels(precisions))
             except NotFiniteError as error:
                 self.known[key], self.errors[key] = math.inf, error
         return self.known[key]
 
     def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
         """Standard error of the KL of these precisions, to six digits; None where it is not known."""
-        found = self.stderr_of(precisions, *self._peels) if self.stderr_of is not None and precisions else None
+        if self.stderr_of is None or not precisions:
+            return None
+        found = self.stderr_of(precisions, *self._peels(precisions))
         return six(found) if found is not None else None
 
     def settled(self, precisions: Mapping[str, Precision]) -> float:
@@ -67,12 +71,15 @@ class Oracle:
             raise error
         return kl
 
-    @property
-    def _peels(self) -> tuple[Peels, ...]:
-        return (changes(self.branches),) if self.branches else ()
+    def having(self, precisions: Mapping[str, Precision]) -> Branches:
+        """All branches of a plan with these precisions."""
+        return {**further, **self.branches} if (further := self.further(precisions)) else self.branches
+
+    def _peels(self, precisions: Mapping[str, Precision]) -> tuple[Peels, ...]:
+        return (changes(found),) if (found := self.having(precisions)) else ()
 
     def _key(self, precisions: Mapping[str, Precision]) -> _Key:
-        branches = frozenset((value, branch.change.channels) for value, branch in self.branches.items())
+        branches = frozenset((value, branch.change.channels) for value, branch in self.having(precisions).items())
         return frozenset(precisions.items()), branches
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from spq_graph.terms.kernels import BRANCH_KERNEL, FP8_KERNEL, TOKEN_KERNEL
+from spq_graph.terms.kernels import BRANCH_KERNEL, FP8_KERNEL, GATHER_KERNEL, TOKEN_KERNEL
 
 
 class Form(StrEnum):
@@ -24,6 +24,7 @@ class Form(StrEnum):
     COMPUTED = "computed"  # the product itself computed in it
     AS_IS = "as_is"  # float32
     LOOKUP = "gather_block_quantized"  # com.microsoft::GatherBlockQuantized in place of a Gather from a table
+    LOOKUP_PANELS = "gather_panels"  # spq::Int8Gather, from the panels of a head by token that is tied to the table
     LOOKUP_NODES = "gather_codes"  # Gather of codes and of scales, and what dequantizes the rows
     # What emulations have in place of what ONNX Runtime's CPU provider cannot run:
     FP8_QDQ_WIDENED = "fp8_qdq_widened"  # Cast and Mul on the weight
@@ -51,6 +52,7 @@ _WRITTEN = {
     Form.COMPUTED: "MatMul in it",
     Form.AS_IS: "MatMul",
     Form.LOOKUP: "GatherBlockQuantized",
+    Form.LOOKUP_PANELS: f"spq::{GATHER_KERNEL}",
     Form.LOOKUP_NODES: "Gather of codes and scales, Cast, Sub, Mul",
     Form.FP8_QDQ_WIDENED: "Q/DQ on the activation, Cast and Mul on the weight",
     Form.FP8_WEIGHT_WIDENED: "Cast and Mul on the weight",
