@@ -1,14 +1,12 @@
 """Calls of spq::Int8MatMul and spq::Int8Gather that the library refuses, told before anything runs.
 
-The functions have no way to refuse.
-
-Where no library is, ONNX Runtime computes the function that the file carries, and that takes channels that are counted
-from the end, and biases in shapes that happen to broadcast.
+The functions have no way to refuse: where no library is, ONNX Runtime computes the function that the file carries, and
+that takes channels that are counted from the end, and biases in shapes that happen to broadcast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -32,12 +30,20 @@ _TYPES = {
 
 
 def wrong_int8_calls(model: ir.Model) -> Iterator[str]:
-    """What is wrong with calls of the operator, node by node, in words; one thing of each node."""
-    for node in model.graph.all_nodes():
-        if is_int8_matmul(node) or is_int8_gather(node):
-            text = next(_wrong(node), None)
-            if text is not None:
-                yield f"{node.name or 'a node without a name'}: {text}"
+    """What is wrong with calls of spq::Int8MatMul, node by node, in words; one thing of each node."""
+    yield from _wrong_calls(model, is_int8_matmul)
+
+
+def wrong_gather_calls(model: ir.Model) -> Iterator[str]:
+    """The same of spq::Int8Gather."""
+    yield from _wrong_calls(model, is_int8_gather)
+
+
+def _wrong_calls(model: ir.Model, wanted: Callable[[ir.Node], bool]) -> Iterator[str]:
+    for node in filter(wanted, model.graph.all_nodes()):
+        text = next(_wrong(node), None)
+        if text is not None:
+            yield f"{node.name or 'a node without a name'}: {text}"
 
 
 def _wrong(node: ir.Node) -> Iterator[str]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
 from spq_graph.passes.base.fp8_calls import wrong_fp8_calls
-from spq_graph.passes.base.int8_calls import wrong_int8_calls
+from spq_graph.passes.base.int8_calls import wrong_gather_calls, wrong_int8_calls
 from spq_graph.terms.errors import GraphError
+
+_WRONG: Mapping[str, Callable[[ir.Model], Iterator[str]]] = {
+    "Fp8MatMul": wrong_fp8_calls,
+    "Int8MatMul": wrong_int8_calls,
+    "Int8Gather": wrong_gather_calls,
+}
 
 
 def refuse_wrong_calls(model: ir.Model, where: str) -> None:
@@ -21,8 +27,8 @@ def refuse_wrong_calls(model: ir.Model, where: str) -> None:
     Raises:
         GraphError: naming the node and what is wrong.
     """
-    for operator, wrong in (("Fp8MatMul", wrong_fp8_calls(model)), ("Int8MatMul", wrong_int8_calls(model))):
-        for text in wrong:
+    for operator, wrong in _WRONG.items():
+        for text in wrong(model):
             raise GraphError(
                 f"spq::{operator}: {text}",
                 where=where,
@@ -32,5 +38,5 @@ def refuse_wrong_calls(model: ir.Model, where: str) -> None:
 
 def wrong_calls(model: ir.Model) -> Iterator[str]:
     """What is wrong with calls of our operators, in words."""
-    yield from wrong_fp8_calls(model)
-    yield from wrong_int8_calls(model)
+    for wrong in _WRONG.values():
+        yield from wrong(model)

@@ -89,7 +89,7 @@ class ByKl:
         self._thin(names)
         self._note(order, kept, met)
         ends = Measured(plan=lambda: or_infinite(oracle, self._assigned(names)), alone=self._single)
-        by_token = self.search.scales == "by_token"
+        by_token = "by_token" in (self.search.scales, self.recipe.scales)
         settle_ends(self.choices.values(), self.held, self.sought, ends, self._room, by_token=by_token)
         final = oracle.settled(self._assigned(names))
         self.search.candidates = len(found)

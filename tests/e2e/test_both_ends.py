@@ -79,6 +79,28 @@ def test_a_tied_model_holds_one_table(at: Path) -> None:
     assert saved > VOCABULARY * WIDTH * 4 - VOCABULARY * (WIDTH + 4)
 
 
+@pytest.mark.parametrize("name", ["tied", "apart"])
+def test_where_all_is_by_token_the_head_is_too(at: Path, name: str) -> None:
+    recipe = at / "by_token.toml"
+    recipe.write_text('kl_budget = 1.0\nscales = "by_token"\n')
+    out, ends, report = quantized(at, name, "--recipe", recipe)
+    assert (ends["lm_head"]["precision"], ends["embedding"]["precision"]) == ("w8a8_token", "w8a16")
+    assert ends["lm_head"]["reason"] == "within_budget"
+    lookup = "Int8Gather" if name == "tied" else "GatherBlockQuantized"
+    model = onnx.load(out / "model.onnx")
+    lookups = [n.op_type.removesuffix("Branch") for n in model.graph.node if n.domain and "Gather" in n.op_type]
+    assert lookups == [lookup]
+    tables = [t for t in model.graph.initializer if t.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)]
+    large = [t for t in tables if len(t.raw_data) >= VOCABULARY * WIDTH]
+    assert len(large) == (1 if name == "tied" else 2)
+    rows = {row["name"]: row for row in report["ladder"]}
+    assert rows["spike_aware"]["bytes"] < rows[ROW]["bytes"]
+    done("verify", out, at / f"{name}.onnx")
+    found = done("inspect", out / "model.onnx", "--json").json
+    source = done("inspect", at / f"{name}.onnx", "--json").json
+    assert {s["key"]: s["shape"] for s in found["sites"]} == {s["key"]: s["shape"] for s in source["sites"]}
+
+
 def test_they_stay_where_they_are_asked_to(at: Path) -> None:
     out, ends, _ = quantized(at, "tied", "--head", "as_is", "--embedding", "as_is", text=False)
     assert {(end["precision"], end["reason"]) for end in ends.values()} == {("fp32", "default")}

@@ -147,6 +147,12 @@ def same(text: str, name: str) -> None:
     assert text == golden.read_text(encoding="utf-8")
 
 
+def test_an_embedding_reads_the_panels_of_its_head(tmp_path: Path) -> None:
+    path = Ends(channels=96, scale=8.0, capped=True).write(tmp_path / "model.onnx")
+    made = applied(path, plan_of(path, {Role.EMBEDDING: Precision.W8A16, Role.LM_HEAD: Precision.W8A8_TOKEN}))
+    same(listing(onnx.load(made)), "ends_by_token")
+
+
 @pytest.mark.parametrize("target", ["cpu", "portable"])
 def test_ends_that_are_tied_share_a_table(tmp_path: Path, target: str) -> None:
     ends = Ends(channels=96, scale=8.0, capped=True)

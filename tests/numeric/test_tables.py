@@ -136,6 +136,28 @@ def test_what_is_tied_is_stored_once(tmp_path: Path, head: str, half: ir.DataTyp
     assert len(matrices) == (2 if head == "own" else 1)
 
 
+def by_row(table: np.ndarray) -> np.ndarray:
+    """What 8-bit codes with a scale for each row make of a table [tokens, channels], float32: from the definition."""
+    wide = table.astype(np.float32)
+    scales = np.abs(wide).max(axis=1, keepdims=True) / np.float32(127)
+    codes = np.rint(np.divide(wide, scales, out=np.zeros_like(wide), where=scales > 0))
+    return np.asarray(codes * scales)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "untied"])
+def test_a_table_that_is_tied_to_a_head_by_token_is_read_from_its_panels(tmp_path: Path, kind: str) -> None:
+    ends = KINDS[kind]
+    path = made(tmp_path, ends, {**TABLE, Role.LM_HEAD: Precision.W8A8_TOKEN})
+    (hidden,) = run(path, ends.feeds(), ["hidden"])
+    expected, _ = ends.reference(rounded(by_row(ends.table), ends), ends.weight)
+    tolerance = 2e-6 if ends.half is not ir.DataType.FLOAT16 else 2e-3
+    assert np.abs(hidden.astype(np.float64) - expected).max() < tolerance
+    panels = -(-ends.tokens // 32) * -(-ends.channels // 64) * 2048
+    assert panels + 4 * ends.tokens <= size_of_constants(path) <= panels + 4 * ends.tokens + 200
+    operators = [node.op_type for node in onnx.load(path).graph.node if node.domain == "spq"]
+    assert operators == [*["Int8Gather"] * ends.lookups, "Int8MatMulByToken"]
+
+
 def test_a_table_that_another_reads_as_it_is_stays_beside_the_codes(tmp_path: Path) -> None:
     path = made(tmp_path, Ends(), TABLE)
     kinds = sorted(t.data_type for t in onnx.load(path).graph.initializer if len(t.dims) > 1)

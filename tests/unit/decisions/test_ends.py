@@ -57,6 +57,23 @@ def test_both_go_into_8_bits_where_the_budget_holds_and_say_what_that_cost() -> 
     assert table.range is None
 
 
+BY_TOKEN = Precision.W8A8_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("token", "coarse", "found"),
+    [(0.001, 0.001, BY_TOKEN), (0.9, 0.001, COARSE), (0.9, 0.9, Precision.FP32)],
+    ids=["by token", "by block", "as it is"],
+)
+def test_where_all_is_by_token_the_head_is_tried_so_first(token: float, coarse: float, found: Precision) -> None:
+    costs = {BY_TOKEN: token, COARSE: coarse, FINE: coarse, FAST: coarse}
+    _, head, table = run(Costs(costs, 0.0001), scales="by_token")
+    assert head.precision is found
+    assert table.precision is (FAST if found is not Precision.FP32 else Precision.FP32)
+    _, head, _ = run(Costs(costs, 0.0001))
+    assert head.precision is not BY_TOKEN
+
+
 def test_what_blocks_of_64_cost_too_much_for_goes_into_blocks_of_32() -> None:
     _, head, table = run(Costs({COARSE: 0.003, FINE: 0.001}, 0.0001, rest=0.002))
     assert (head.precision, table.precision) == (FINE, FAST)

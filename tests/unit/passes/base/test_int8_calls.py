@@ -9,8 +9,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from spq_graph.passes.base.int8_calls import wrong_int8_calls
+from spq_graph.passes.base.int8_calls import wrong_gather_calls, wrong_int8_calls
 from spq_graph.passes.base.own_calls import refuse_wrong_calls
+from spq_graph.passes.forms.gather_function import gather_inputs, gather_name
 from spq_graph.passes.forms.int8_function import Int8Kind
 from spq_graph.passes.numbers.int8 import int8_panel_shape
 from spq_graph.terms.errors import GraphError
@@ -74,3 +75,41 @@ def test_what_is_wrong(name: str) -> None:
     assert words in text
     with pytest.raises(GraphError, match="spq::Int8MatMul: product"):
         refuse_wrong_calls(model, "model.onnx")
+
+
+def lookup(inputs: int | None = None, attributes: Any = None, **tensors: Any) -> ir.Model:
+    given = {
+        "B": np.zeros(int8_panel_shape((K, N)), np.int8),
+        "b_scale": np.ones(N, np.float32),
+        "channels": np.array([0, K - 1]),
+        "rows": np.zeros((2, N), np.float16),
+        **tensors,
+    }
+    names = gather_inputs(branch=True)[:inputs]
+    constants = [numpy_helper.from_array(np.asarray(given[name]), name) for name in names if name != "ids"]
+    sizes = {"K": K, "N": N, **(attributes or {})}
+    node = helper.make_node(gather_name(branch=True), names, ["Y"], "lookup", domain="spq", **sizes)
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["t"])
+    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["t", K])
+    graph = helper.make_graph([node], "g", [ids], [y], constants)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("spq", 1)]))
+
+
+WRONG_LOOKUPS: dict[str, tuple[dict[str, Any], str]] = {
+    "N of 0": ({"attributes": {"N": 0}}, "both positive; they are 7 and 0"),
+    "too few": ({"inputs": 4}, "it has not the 5 inputs B, ids, b_scale, channels, rows"),
+    "another N": ({"attributes": {"N": 70}}, "B is [2, 1, 2048], but K = 7 and N = 70 want panels"),
+    "b_scale": ({"b_scale": np.ones(3, np.float32)}, "b_scale is [3]; it must hold one number or N = 35"),
+    "channel K": ({"channels": np.array([0, K])}, "channel 7 is not below K = 7"),
+    "rows": ({"rows": np.zeros((3, N), np.float16)}, "channels is [2] and rows is [3, 35]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LOOKUPS)
+def test_what_is_wrong_with_a_lookup(name: str) -> None:
+    changes, words = WRONG_LOOKUPS[name]
+    assert list(wrong_gather_calls(lookup())) == list(wrong_int8_calls(lookup(**changes))) == []
+    [text] = wrong_gather_calls(lookup(**changes))
+    assert words in text
+    with pytest.raises(GraphError, match="spq::Int8Gather: lookup"):
+        refuse_wrong_calls(lookup(**changes), "model.onnx")

@@ -1,4 +1,4 @@
-"""Whatever is changed at a lookup after it was written is found, in both forms."""
+"""Whatever is changed at a lookup after it was written is found, in every form."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from spq_graph.documents.plan import Plan
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.apply import apply_plan, check_applied
 from spq_graph.passes.files.read import load_graph
@@ -118,7 +119,42 @@ BOTH: dict[str, Change] = {
     "a node behind it": one_more,
     "the table": table_again,
 }
+
+
+def panel_code(array: np.ndarray) -> np.ndarray:
+    array[0, 0, 7] ^= 16
+    return array
+
+
+def another_width(graph: onnx.GraphProto) -> None:
+    node_of(graph, "Int8Gather").attribute[1].i -= 1
+
+
+def behind_panels(graph: onnx.GraphProto) -> None:
+    node = node_of(graph, "Int8Gather")
+    node.output[0] += ".before"
+    name = node.output[0].removesuffix(".before")
+    graph.node.insert(list(graph.node).index(node) + 1, helper.make_node("Neg", [node.output[0]], [name], name="sign"))
+
+
+def own_panels(graph: onnx.GraphProto) -> None:
+    panels = constant(graph, ".panels")
+    graph.initializer.append(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(panels)), "again"))
+    node_of(graph, "Int8Gather").input[0] = "again"
+
+
+def other_ids_of_panels(graph: onnx.GraphProto) -> None:
+    first, second = node_of(graph, "Int8Gather"), node_of(graph, "Int8Gather", 1)
+    second.input[1] = first.input[1]
+
+
 CHANGES = {
+    ("panels", "a code"): edit(".panels", panel_code),
+    ("panels", "a scale"): edit(".scale", another_scale),
+    ("panels", "an attribute"): another_width,
+    ("panels", "a node behind it"): behind_panels,
+    ("panels", "the table"): own_panels,
+    ("panels", "the ids"): other_ids_of_panels,
     **{("cpu", name): change for name, change in BOTH.items()},
     **{("portable", name): change for name, change in BOTH.items()},
     ("cpu", "an attribute"): attribute,
@@ -127,16 +163,21 @@ CHANGES = {
 }
 
 
+def plan_for(source: Path, target: str) -> Plan:
+    """A plan for a target; panels are what a tied head by token is stored in."""
+    head = {Role.LM_HEAD: Precision.W8A8_TOKEN} if target == "panels" else {}
+    return plan_of(source, {Role.EMBEDDING: Precision.W8A16, **head}, target="cpu" if target == "panels" else target)
+
+
 def written(folder: Path, target: str) -> tuple[Path, Path]:
     source = ENDS.write(folder / "model.onnx")
     path = folder / "made.onnx"
-    save_model(apply_plan(source, plan_of(source, {Role.EMBEDDING: Precision.W8A16}, target=target)), path)
+    save_model(apply_plan(source, plan_for(source, target)), path)
     return source, path
 
 
 def check(source: Path, path: Path, target: str) -> None:
-    plan = plan_of(source, {Role.EMBEDDING: Precision.W8A16}, target=target)
-    check_applied(load_graph(path), prepared(source), plan)
+    check_applied(load_graph(path), prepared(source), plan_for(source, target))
 
 
 @pytest.mark.parametrize(("target", "name"), CHANGES)
