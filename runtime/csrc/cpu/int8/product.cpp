@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kMaxRows = 512;                // of A that are quantized at a time
 constexpr int64_t kMaxBytes = int64_t{1} << 19;  // of their codes: half of a usual second cache
 constexpr int64_t kFewRows = 64;
-constexpr int64_t kMostPanels = 4;  // of a task: it writes half a KiB of a row before it goes on to the next
+constexpr int64_t kMostPanels = 8;  // of a task: it writes half a KiB of a row before it goes on to the next
 constexpr int64_t kTasks = 16;      // for all threads to have some
 
 thread_local Scratch codes_scratch;  // of the calling thread: A
@@ -85,11 +85,19 @@ void quantize_row(Job& job, int64_t block, int64_t r) {
   }
 }
 
+void fetch(const int8_t* start, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kAlignment) __builtin_prefetch(start + i, 0, 2);
+}
+
 void quantize_task(void* user, size_t index) {
   Job& job = *static_cast<Job*>(user);
   const int64_t block = static_cast<int64_t>(index);
   const int64_t rows = std::min(job.block, job.rows - block * job.block);
-  for (int64_t r = 0; r < rows; ++r) quantize_row(job, block, r);
+  const int64_t share = job.group * job.steps * kStepBytes / job.rows;  // of the first task's weights, which nothing else fetches
+  for (int64_t r = 0; r < rows; ++r) {
+    fetch(job.problem.b + (block * job.block + r) * share, share);
+    quantize_row(job, block, r);
+  }
   for (int64_t r = rows; r < job.block; ++r) {  // beyond the last row: multiplied, and not written
     for (int64_t s = 0; s < job.steps; ++s) {
       std::memset(job.codes + ((block * job.steps + s) * job.block + r) * kDepth, 0, kDepth);
@@ -158,7 +166,8 @@ void finish(const Job& job, const Columns& columns, int64_t panel, int64_t block
 
 void panel_task(void* user, size_t index) {
   Job& job = *static_cast<Job*>(user);
-  const int64_t part = static_cast<int64_t>(index) / job.groups, group_index = static_cast<int64_t>(index) % job.groups;
+  // Parts of one group follow each other, so that its weights are at hand.
+  const int64_t group_index = static_cast<int64_t>(index) / job.parts, part = static_cast<int64_t>(index) % job.parts;
   Group group;
   if (!describe(job, group_index * job.group, &group)) {
     job.failed = true;
@@ -168,10 +177,10 @@ void panel_task(void* user, size_t index) {
   job.kernels.begin(job.block);
   const int64_t first = part * job.part, last = std::min(job.blocks, first + job.part), bytes = job.steps * kStepBytes;
   const int8_t* const panels = job.problem.b + group.first * bytes;
-  // The next task is most likely this thread's too.
+  // The next group is most likely this thread's too: every product of this one fetches a share of it.
   const int64_t left = ceil_div(job.problem.columns, kColumns) - group.first - group.count;
-  const int64_t ahead = std::min(left, group.count) * bytes / ((last - first) * group.count);
-  const int8_t* next = panels + group.count * bytes;
+  const int64_t ahead = std::min(left, group.count) * bytes / (job.blocks * group.count);
+  const int8_t* next = panels + group.count * bytes + first * group.count * ahead;
   for (int64_t block = first; block < last; ++block) {
     const uint8_t* codes = job.codes + block * job.block * job.steps * kDepth;
     for (int64_t g = 0; g < group.count; ++g, next += ahead) {
