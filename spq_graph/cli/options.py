@@ -146,7 +146,7 @@ NoRemedy = Annotated[
         "--no-remedy", help="leave this remedy out (repeatable): peel", metavar="NAME", rich_help_panel=RECIPE
     ),
 ]
-_ENDS = "auto (8-bit weights by block where measuring allows), 8bit, as_is"
+_ENDS = "auto (8-bit weights where measuring allows), 8bit (by block), as_is"
 Head = Annotated[
     str | None,
     typer.Option(help=f"what lm_head becomes: {_ENDS}", metavar="HOW", show_default="auto", rich_help_panel=RECIPE),

@@ -108,7 +108,7 @@ class Recipe(BaseModel):
     )
     quantize_lm_head: bool = Field(False, description="treat lm_head like any other site")
     head: Ends = Field(
-        "auto", description="lm_head: 8-bit weights by block where measured KL allows (auto), in any case, or never"
+        "auto", description="lm_head: 8-bit weights where measured KL allows (auto), by block in any case, or never"
     )
     embedding: Ends = Field(
         "auto", description="the table that tokens are looked up in, alike; one with lm_head where the two are tied"
