@@ -83,8 +83,17 @@ class Meter:
     fewer: str | None
 
 
-def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]) -> Meter:
-    """What decisions are measured by: KL against the source, on as many tokens as the recipe says."""
+def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[int], None]) -> Meter:
+    """What decisions are measured by: KL against the source, on as many tokens as the recipe says.
+
+    Args:
+        bench: the source.
+        sequences: what to measure on.
+        recipe: how much of that, and how candidates are built.
+        ranges: of the activations.
+        tick: called after every pass, that of the source first, with its tokens in units of what a candidate alone is
+            measured on.
+    """
     if bench.decoder.fixed_shape[1] is None:
         enough = max(WINDOW, -(-recipe.sensitivity_tokens // len(sequences)))  # few long windows are taken as they are
         sequences = beginnings(sequences, None, SHORT if gives_last_only(bench.reference) else enough)
@@ -109,9 +118,10 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
                 raise in_source(error, bench) from error
             raise once_quantized(error, bench, graph(precisions, peels), bench.model) from error
         finally:
-            tick()
+            tick(SHARE_ALONE if batches is None else 1)
 
     kl_of = beside.meter
+    tick(SHARE_ALONE)
     share = kl_of.batches_of(-(-kl_of.tokens // SHARE_ALONE))
     whole, alone = Gauge(kl_of.tokens, partial(measure, None)), Gauge(kl_of.tokens_of(share), partial(measure, share))
     return Meter(whole, alone, why_fewer(sequences, few, recipe, fits=kl_of.fits))

@@ -242,7 +242,7 @@ def _evaluations(
     if bench.reference.fixed_shape[1] is None:
         on = beginnings(some, None, max(2, EVALUATED // len(some)))
     asked = recipe.model_copy(update={"sensitivity_tokens": on.tokens})
-    measure = meter(bench, on, asked, ranges, lambda: None).whole
+    measure = meter(bench, on, asked, ranges, lambda _: None).whole
 
     def taken(precisions: Mapping[str, Precision], token: float) -> tuple[float, Rate]:
         kl, seconds = timed(partial(measure.kl, precisions))
