@@ -136,7 +136,7 @@ class StagedRunner(SegmentedRunner):
     """
 
     def __init__(self, origin: Origin, staged: Staged, first: int, logits: Logits) -> None:
-        super().__init__(staged.segmented(first), side_by_side=min(cores(), MOST_SIDE_BY_SIDE), logits=logits)
+        super().__init__(staged.segmented(first), logits=logits)
         self._arena = False  # several dozen sessions would keep gigabytes, and are no faster for it
         self.first = first
         self._origin = origin
@@ -150,6 +150,8 @@ class StagedRunner(SegmentedRunner):
 
     def results(self, batches: Sequence[Batch], progress: Progress | None = None) -> Iterator[list[Array]]:
         """As `SegmentedRunner.results`, where sessions are opened one ahead."""
+        # Where there are fewer batches than cores, those that are left over help with each.
+        self._side_by_side = max(1, min(cores(), MOST_SIDE_BY_SIDE, len(batches)))
         with ThreadPoolExecutor(1) as self._opener:
             yield from super().results(batches, progress)
 

@@ -21,6 +21,7 @@ from spq_graph.passes.find.logits import find_logits
 from spq_graph.passes.pieces import stages
 from spq_graph.passes.pieces.stages import cuts_of, staged
 from spq_graph.runtime.sessions import segmented
+from spq_graph.runtime.sessions import staged as staged_sessions
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.sessions.staged import Held, Origin
 from spq_graph.terms.errors import SourceError
@@ -130,6 +131,25 @@ def test_the_next_session_is_opened_while_a_stage_runs(path: Path, monkeypatch: 
     assert by_caller[0]
     assert len(by_caller) > 3
     assert not any(by_caller[1:])
+
+
+@pytest.mark.parametrize(("batches", "threads"), [(1, 0), (2, 1)])
+def test_cores_that_have_no_batch_of_their_own_help_with_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch, batches: int, threads: int
+) -> None:
+    case = Case(path)
+    right, given = segmented.open_segment, set[int]()
+
+    def open_segment(*arguments: Any, **named: Any) -> Any:
+        given.add(named["threads"])  # 0 takes all cores
+        return right(*arguments, **named)
+
+    for module in (segmented, staged_sessions):
+        monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(segmented, "open_segment", open_segment)
+    runner = case.origin.beside(staged(case.changed(*np.linspace(0, 1, 99)), path, case.output, case.cuts))
+    assert len(list(runner.stream(BATCHES[:batches]))) == batches
+    assert given == {threads}
 
 
 def test_a_session_that_cannot_be_opened_meanwhile_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
