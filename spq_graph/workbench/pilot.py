@@ -246,7 +246,7 @@ def _evaluations(
 
     def taken(precisions: Mapping[str, Precision], token: float) -> tuple[float, Rate]:
         kl, seconds = timed(partial(measure.kl, precisions))
-        if seconds < SHORT:  # what is done once would be much of it
+        if seconds < SHORT or len(precisions) > 1:  # what is done once would be much of it: encoding all weights is
             seconds = min(seconds, timed(partial(measure.kl, precisions))[1])
         return kl, Rate(max(0.0, seconds - (token + compared) * on.tokens), token + compared)
 
