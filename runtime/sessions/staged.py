@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -68,6 +69,7 @@ class Held:
     def _written(self, array: Array) -> Array:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)  # what is mapped of it stays so
         start = self._file.seek(-(-self._file.seek(0, 2) // _ALIGNED) * _ALIGNED)
         self._file.write(array.data)
         self._file.flush()

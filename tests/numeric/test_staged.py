@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -186,6 +187,18 @@ def test_numbers_come_back_from_a_file_as_they_went_there(tmp_path: Path) -> Non
         np.testing.assert_array_equal(back, array)
     assert not list(tmp_path.iterdir())
     assert Held(None, memory=0).keep(arrays[0]) is None
+
+
+def test_a_file_is_closed_with_what_keeps_arrays_in_it_and_its_numbers_stay(tmp_path: Path) -> None:
+    held = Held(tmp_path, memory=0)
+    array = np.arange(7, dtype=np.float32)
+    kept, file = held.keep(array), held._file
+    assert file is not None
+    assert not file.closed
+    del held
+    gc.collect()
+    assert file.closed
+    np.testing.assert_array_equal(kept, array)
 
 
 def test_what_several_threads_keep_in_one_file_does_not_mix(tmp_path: Path) -> None:
