@@ -92,7 +92,7 @@ class Encoded(ir.LazyTensor):
     __slots__ = ("key", "stock", "storage")
 
     def __init__(self, storage: Storage, name: str, key: str, stock: Stock) -> None:
-        super().__init__(self._made, dtype=storage.dtype, shape=ir.Shape(storage.shape), name=name)
+        super().__init__(self._stored, dtype=storage.dtype, shape=ir.Shape(storage.shape), name=name)
         self.storage = storage
         self.key = key
         self.stock = stock
@@ -100,10 +100,10 @@ class Encoded(ir.LazyTensor):
     def __repr__(self) -> str:
         return f"{self._repr_base()}({type(self.storage).__name__} of {self.key!r})"
 
-    def _made(self) -> ir.TensorProtocol:
-        return ir.Tensor(self.stock.codes(self.storage, self._codes), dtype=self.storage.dtype)
+    def _stored(self) -> ir.TensorProtocol:
+        return ir.Tensor(self.stock.codes(self.storage, self._made), dtype=self.storage.dtype)
 
-    def _codes(self) -> Codes:
+    def _made(self) -> Codes:
         storage, operand = self.storage, self.storage.operand
         codes = np.empty(operand.shape, dtype=storage.dtype.numpy())
         for rows, block in operand.blocks():
