@@ -12,6 +12,7 @@ from spq_graph.documents.plan import Plan
 from spq_graph.passes.adapt.prepared import Prepared, prepared
 from spq_graph.passes.annotate import Annotate
 from spq_graph.passes.base.run import Pass, run
+from spq_graph.passes.base.stock import Stock
 from spq_graph.passes.canon.canonicalize import strip_exporter_noise
 from spq_graph.passes.check.outline import Outline, outline
 from spq_graph.passes.check.plan import VerifyPlan
@@ -24,7 +25,12 @@ from spq_graph.terms.targets import Profile
 
 
 def apply_plan(
-    source: Path | Prepared, plan: Plan, profile: Profile | None = None, *, measured: bool = False
+    source: Path | Prepared,
+    plan: Plan,
+    profile: Profile | None = None,
+    *,
+    measured: bool = False,
+    stock: Stock | None = None,
 ) -> ir.Model:
     """The model in `source` with every site of the plan in its precision.
 
@@ -34,6 +40,7 @@ def apply_plan(
         profile: what runs it; by default the plan's target. Given the target's emulation, the result is for measuring
             only, and not held against the target's rules.
         measured: for measuring only, whatever runs it: nothing of the result is held against the plan again.
+        stock: what was made of weights for other plans for the same source; None for nothing.
 
     Raises:
         UsageError: the plan asks for what its target cannot run.
@@ -44,7 +51,7 @@ def apply_plan(
     profile = profile or plan.recipe.profile
     delivered = profile == plan.recipe.profile
     model = _adapted(source, plan, delivered)
-    run(model, applying(plan, profile, outline(model) if delivered and not measured else None))
+    run(model, applying(plan, profile, outline(model) if delivered and not measured else None, stock))
     strip_exporter_noise(model)
     return model
 
@@ -87,13 +94,14 @@ def checking(plan: Plan, before: Outline) -> Sequence[Pass]:
     return VerifyPlan(plan, before), VerifyTarget(plan)
 
 
-def applying(plan: Plan, profile: Profile, before: Outline | None) -> Sequence[Pass]:
+def applying(plan: Plan, profile: Profile, before: Outline | None, stock: Stock | None = None) -> Sequence[Pass]:
     """The passes that bring a plan into an adapted graph, in their order.
 
     Args:
         plan: what was decided.
         profile: what runs it.
         before: the graph as it was, to check against; None for a graph that is only measured.
+        stock: what was made of weights for other graphs of the same source; None for nothing.
     """
-    writing = (InsertPrecisions(plan, profile), Annotate(plan))
+    writing = (InsertPrecisions(plan, profile, stock), Annotate(plan))
     return writing if before is None else (*writing, *checking(plan, before))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from spq_graph.documents.plan import SitePlan
 from spq_graph.passes.base.marks import ADDED
 from spq_graph.passes.base.operand import Operand, operand_of
+from spq_graph.passes.base.stock import Stock
 from spq_graph.passes.base.values import is_lookup, names_in
 from spq_graph.terms.errors import GraphError
 
@@ -24,7 +25,7 @@ class Editor:
         model: what is edited.
         nodes: nodes by name.
         shared: inserted values that several sites read, by what they are.
-        storages: how weights are stored, each once.
+        stock: how weights are stored, each once; several graphs may share it.
         stored: constants that stand for a weight, by how it is stored, and those that belong to them.
         taken: every name in use, so that no inserted one collides with the graph's own.
     """
@@ -32,7 +33,7 @@ class Editor:
     model: ir.Model
     nodes: dict[str, ir.Node] = field(init=False)
     shared: dict[str, ir.Value] = field(default_factory=dict)
-    storages: dict[Hashable, Hashable] = field(default_factory=dict)
+    stock: Stock = field(default_factory=Stock)
     stored: dict[Hashable, ir.Value] = field(default_factory=dict)
     taken: set[str] = field(init=False)
 

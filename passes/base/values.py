@@ -26,21 +26,22 @@ _PRODUCTS = frozenset({"MatMul", "Gemm"})
 class Weight:
     """A constant operand: the initializer behind it and the nodes in between, the nearest to the operand last.
 
-    Equal to another that gives the same numbers of the same initializer, whichever nodes make them.
+    Equal to another that gives the same numbers of the same tensor, whichever nodes make them, and of whichever copy of
+    a graph: copies share tensors.
     """
 
     initializer: ir.Value
     through: tuple[ir.Node, ...]
 
     @property
-    def numbers(self) -> tuple[ir.Value, tuple[ir.DataType, ...]]:
-        """What tells its numbers, but not how they lie: the initializer, and the types that it is rounded to."""
+    def numbers(self) -> tuple[ir.TensorProtocol, tuple[ir.DataType, ...]]:
+        """What tells its numbers, but not how they lie: the tensor, and the types that it is rounded to."""
         kinds = [self.tensor.dtype]
         for node in self.through:
             if node.op_type == "Cast":
                 to = _cast_to(node)
                 kinds += [] if to in _WIDER.get(kinds[-1], (kinds[-1],)) else [to]
-        return self.initializer, tuple(kinds)
+        return self.tensor, tuple(kinds)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Weight):

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from spq_graph.passes.base.operand import Operand
+from spq_graph.passes.base.stock import Codes, Stock
 from spq_graph.terms.errors import CheckError
 
 Granularity = Literal["per_channel", "per_tensor"]
 Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class Storage(ABC):
         """The codes [K, N] in what is stored: the inverse of `pack`."""
         return stored
 
-    def tensor(self, name: str, key: str) -> Encoded:
-        """What is stored, as a constant of the graph for the site of that key."""
-        return Encoded(self, name, key)
+    def tensor(self, name: str, key: str, stock: Stock | None = None) -> Encoded:
+        """What is stored, as a constant of the graph for the site of that key; its codes may be in stock."""
+        return Encoded(self, name, key, stock or Stock())
 
 
 class Encoded(ir.LazyTensor):
@@ -89,17 +89,21 @@ class Encoded(ir.LazyTensor):
     Reading it raises CheckError where what was made does not stand for the weight.
     """
 
-    __slots__ = ("key", "storage")
+    __slots__ = ("key", "stock", "storage")
 
-    def __init__(self, storage: Storage, name: str, key: str) -> None:
-        super().__init__(self._made, dtype=storage.dtype, shape=ir.Shape(storage.shape), name=name)
+    def __init__(self, storage: Storage, name: str, key: str, stock: Stock) -> None:
+        super().__init__(self._stored, dtype=storage.dtype, shape=ir.Shape(storage.shape), name=name)
         self.storage = storage
         self.key = key
+        self.stock = stock
 
     def __repr__(self) -> str:
         return f"{self._repr_base()}({type(self.storage).__name__} of {self.key!r})"
 
-    def _made(self) -> ir.TensorProtocol:
+    def _stored(self) -> ir.TensorProtocol:
+        return ir.Tensor(self.stock.codes(self.storage, self._made), dtype=self.storage.dtype)
+
+    def _made(self) -> Codes:
         storage, operand = self.storage, self.storage.operand
         codes = np.empty(operand.shape, dtype=storage.dtype.numpy())
         for rows, block in operand.blocks():
@@ -117,7 +121,7 @@ class Encoded(ir.LazyTensor):
                 where=f"{self.key} ({self.name})",
                 remedy="please report this",
             )
-        return ir.Tensor(stored, dtype=storage.dtype)
+        return stored
 
 
 def _same_bytes(one: Codes, other: Codes) -> bool:

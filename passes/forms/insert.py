@@ -9,6 +9,7 @@ from spq_graph.passes.base.conditions import NamedPass, promise
 from spq_graph.passes.base.editor import Editor, drop_unused
 from spq_graph.passes.base.marks import ADDED, OLDEST_IR, is_ours
 from spq_graph.passes.base.operand import operand_of
+from spq_graph.passes.base.stock import Stock
 from spq_graph.passes.forms.functions import own_functions
 from spq_graph.passes.forms.lookup import LOOKUPS, tied_to
 from spq_graph.passes.forms.registry import FORM_RULES
@@ -25,19 +26,21 @@ class InsertPrecisions(NamedPass):
         plan: what was decided.
         profile: what runs it: the plan's target, or its emulation, which has the same quantizers, for measuring what a
             plan for another device costs, and never for delivery.
+        stock: what was made of weights for other graphs of the same source; None for nothing.
 
     Calling it raises GraphError where a site of the plan is not in the graph, or cannot take its precision.
     """
 
-    def __init__(self, plan: Plan, profile: Profile) -> None:
+    def __init__(self, plan: Plan, profile: Profile, stock: Stock | None = None) -> None:
         super().__init__()
         self.plan = plan
         self.profile = profile
+        self.stock = stock or Stock()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         require_opset(model, self.plan)
         require_one_range(self.plan)
-        editor, opset = Editor(model), model.graph.opset_imports.get("", 1)
+        editor, opset = Editor(model, stock=self.stock), model.graph.opset_imports.get("", 1)
         replaced: list[ir.Value] = []
         peels = self.plan.peels
         nodes = {name: editor.nodes[name] for site in self.plan.sites if (name := site.node) in editor.nodes}

@@ -156,7 +156,7 @@ class Place:
 
     def known(self, storage: Stored) -> Stored:
         """The same, or the one that equals it and was asked for first: scales are worked out once for a matrix."""
-        return cast(Stored, self.editor.storages.setdefault(storage, storage))
+        return cast(Stored, self.editor.stock.storages.setdefault(storage, storage))
 
     def stored(self, storage: Storage, name: str) -> ir.Value:
         """The weight as a constant of the graph; products that share a matrix and a form share it.
@@ -165,7 +165,9 @@ class Place:
             GraphError: the weight is not finite.
         """
         if storage not in self.editor.stored:
-            self.editor.stored[storage] = self.editor.constant(name, storage.tensor(name, self.site.key))
+            self.editor.stored[storage] = self.editor.constant(
+                name, storage.tensor(name, self.site.key, self.editor.stock)
+            )
         return self.editor.stored[storage]
 
     def beside(self, storage: Storage, name: str, array: npt.NDArray[Any]) -> ir.Value:

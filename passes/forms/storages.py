@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from spq_graph.passes.base.marks import FP8
 from spq_graph.passes.base.operand import Operand
-from spq_graph.passes.forms.encode import Codes, Floats, Granularity, Storage
+from spq_graph.passes.base.stock import Codes
+from spq_graph.passes.forms.encode import Floats, Granularity, Storage
 from spq_graph.passes.numbers.fp8 import WEIGHTS, fp8_near, fp8_weight_codes, pack_panels, panel_shape, unpack_panels
 from spq_graph.passes.numbers.int8 import int8_panel_shape, pack_int8_panels, unpack_int8_panels
 from spq_graph.passes.numbers.scales import (

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any
@@ -18,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spq_graph.runtime.sessions.feeds import Array
-from spq_graph.runtime.sessions.segmented import Batch, Passing, SegmentedRunner, cores, give_back_memory
+from spq_graph.runtime.sessions.segmented import Batch, Passing, Progress, SegmentedRunner, cores, give_back_memory
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Segment, Staged
@@ -66,6 +69,7 @@ class Held:
     def _written(self, array: Array) -> Array:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)  # what is mapped of it stays so
         start = self._file.seek(-(-self._file.seek(0, 2) // _ALIGNED) * _ALIGNED)
         self._file.write(array.data)
         self._file.flush()
@@ -129,17 +133,29 @@ def key_of(ids: Ids, mask: Ids) -> bytes:
 class StagedRunner(SegmentedRunner):
     """A graph in stages, begun where it first differs from another that has run before; made by `Origin`.
 
-    Several batches run at the same time where there are cores for them.
+    Several batches run at the same time where there are cores for them, and the session of the next stage is opened
+    meanwhile.
     """
 
     def __init__(self, origin: Origin, staged: Staged, first: int, logits: Logits) -> None:
-        super().__init__(staged.segmented(first), side_by_side=min(cores(), MOST_SIDE_BY_SIDE), logits=logits)
+        super().__init__(staged.segmented(first), logits=logits)
         self._arena = False  # several dozen sessions would keep gigabytes, and are no faster for it
         self.first = first
         self._origin = origin
         self._records = staged is origin.staged
         self._before = staged.stages[first].before
         self._keys: dict[int, bytes] = {}
+        self._next = {id(one): other for one, other in pairwise(self._model.segments)}
+        self._opener: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, Future[Any]] = {}
+        self._alike: dict[str, Array] = {}  # values of one batch, as long as they are the origin's
+
+    def results(self, batches: Sequence[Batch], progress: Progress | None = None) -> Iterator[list[Array]]:
+        """As `SegmentedRunner.results`, where sessions are opened one ahead."""
+        # Where there are fewer batches than cores, those that are left over help with each.
+        self._side_by_side = max(1, min(cores(), MOST_SIDE_BY_SIDE, len(batches)))
+        with ThreadPoolExecutor(1) as self._opener:
+            yield from super().results(batches, progress)
 
     def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of one batch after the other; those of a candidate only of batches that the origin has run."""
@@ -152,7 +168,7 @@ class StagedRunner(SegmentedRunner):
             self._keys[id(ids)] = key
             self._origin.known.setdefault(key, {})
             return {}
-        known = self._origin.known.get(key, {})
+        self._alike = known = self._origin.known.get(key, {})
         return {name: known[name] for name in self._before}
 
     def _pass(self, session: Any, segment: Segment, later: set[str], batch: Passing) -> None:
@@ -164,13 +180,22 @@ class StagedRunner(SegmentedRunner):
                     self._origin.keep(key, name, batch.values[name])
 
     def _session(self, segment: Segment, values: dict[str, Array]) -> Any:
-        known = self._origin.sessions
-        if id(segment) in known:
-            return known[id(segment)]
-        session = super()._session(segment, values)
-        if id(segment) in self._origin.stay:
-            known[id(segment)] = session
+        known, ahead = self._origin.sessions, self._ahead.pop(id(segment), None)
+        session = known.get(id(segment))
+        if session is None:
+            session = ahead.result() if ahead is not None else super()._session(segment, values)
+            if id(segment) in self._origin.stay:
+                known[id(segment)] = session
+        self._open_ahead(segment)
         return session
+
+    def _open_ahead(self, segment: Segment) -> None:
+        """Begin to open the session of the stage behind one, where it is known what that is handed."""
+        later = self._next.get(id(segment))
+        if later is None or self._opener is None or id(later) in self._origin.sessions:
+            return
+        if all(name in self._alike for name in later.reads):
+            self._ahead[id(later)] = self._opener.submit(super()._session, later, self._alike)
 
     def _packs(self, segment: Segment) -> bool:
         # The same for a stage wherever it is run: packed products add up in another order.

@@ -16,10 +16,12 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
 from spq_graph.documents.treatment import tried
 from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.base.stock import Stock
 from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.kept import MEMORY
 from spq_graph.runtime.measures.score import Score
+from spq_graph.runtime.sessions.staged import Held
 from spq_graph.runtime.text.sequences import Sequences, beginnings, spread
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
@@ -81,19 +83,30 @@ class Meter:
     fewer: str | None
 
 
-def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[], None]) -> Meter:
-    """What decisions are measured by: KL against the source, on as many tokens as the recipe says."""
+def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[int], None]) -> Meter:
+    """What decisions are measured by: KL against the source, on as many tokens as the recipe says.
+
+    Args:
+        bench: the source.
+        sequences: what to measure on.
+        recipe: how much of that, and how candidates are built.
+        ranges: of the activations.
+        tick: called after every pass, that of the source first, with its tokens in units of what a candidate alone is
+            measured on.
+    """
     if bench.decoder.fixed_shape[1] is None:
         enough = max(WINDOW, -(-recipe.sensitivity_tokens // len(sequences)))  # few long windows are taken as they are
         sequences = beginnings(sequences, None, SHORT if gives_last_only(bench.reference) else enough)
     few = spread(sequences, recipe.sensitivity_tokens)
     base, stored = _skeleton(bench, ranges, recipe), bench.stored
+    # Encoding all weights takes as long as running thousands of tokens, and candidates have most of them in common.
+    stock = Stock(Held(bench.work, memory=0).keep)
 
     def graph(precisions: Mapping[str, Precision], peels: Peels = NO_PEELS) -> ir.Model:
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
         plan = plan.with_treatments(tried([s.site for s in plan.sites], peels))
-        return apply_plan(bench.prepared, plan, recipe.profile.emulation, measured=True)
+        return apply_plan(bench.prepared, plan, recipe.profile.emulation, measured=True, stock=stock)
 
     beside = Beside(bench, graph({}), few)
 
@@ -105,9 +118,10 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
                 raise in_source(error, bench) from error
             raise once_quantized(error, bench, graph(precisions, peels), bench.model) from error
         finally:
-            tick()
+            tick(SHARE_ALONE if batches is None else 1)
 
     kl_of = beside.meter
+    tick(SHARE_ALONE)
     share = kl_of.batches_of(-(-kl_of.tokens // SHARE_ALONE))
     whole, alone = Gauge(kl_of.tokens, partial(measure, None)), Gauge(kl_of.tokens_of(share), partial(measure, share))
     return Meter(whole, alone, why_fewer(sequences, few, recipe, fits=kl_of.fits))

@@ -242,11 +242,11 @@ def _evaluations(
     if bench.reference.fixed_shape[1] is None:
         on = beginnings(some, None, max(2, EVALUATED // len(some)))
     asked = recipe.model_copy(update={"sensitivity_tokens": on.tokens})
-    measure = meter(bench, on, asked, ranges, lambda: None).whole
+    measure = meter(bench, on, asked, ranges, lambda _: None).whole
 
     def taken(precisions: Mapping[str, Precision], token: float) -> tuple[float, Rate]:
         kl, seconds = timed(partial(measure.kl, precisions))
-        if seconds < SHORT:  # what is done once would be much of it
+        if seconds < SHORT or len(precisions) > 1:  # what is done once would be much of it: encoding all weights is
             seconds = min(seconds, timed(partial(measure.kl, precisions))[1])
         return kl, Rate(max(0.0, seconds - (token + compared) * on.tokens), token + compared)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 
 from spq_graph.decisions.decide import decide
 from spq_graph.decisions.effort import effort
@@ -17,7 +16,7 @@ from spq_graph.passes.find.results import largest_results
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.workbench.meter import meter
+from spq_graph.workbench.meter import SHARE_ALONE, meter
 from spq_graph.workbench.not_finite import sized
 from spq_graph.workbench.steps import Tick
 from spq_graph.workbench.workbench import Workbench
@@ -74,8 +73,11 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
     return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})
 
 
-def _counted(bench: Workbench, recipe: Recipe, ranges: Ranges, tick: Tick) -> Callable[[], None]:
-    """What to call after every evaluation: a search goes on from what meets the budget at once to what does not."""
+def _counted(bench: Workbench, recipe: Recipe, ranges: Ranges, tick: Tick) -> Callable[[int], None]:
+    """What to call after every pass: a search goes on from what meets the budget at once to what does not.
+
+    That a model is sensitive does not say which way a search goes: the shorter one is expected as long as it can be.
+    """
     sites = [s for s in bench.found.sites if s.input in ranges.values and not s.left_alone(recipe.quantize_lm_head)]
     asks = partial(
         effort,
@@ -85,11 +87,13 @@ def _counted(bench: Workbench, recipe: Recipe, ranges: Ranges, tick: Tick) -> Ca
         candidates=sum(ranges.values[site.input].ratio > recipe.candidate_ratio for site in sites),
     )
     efforts = (asks(lossy=lossy, peels=peels) for lossy, peels in ((False, False), (True, False), (True, True)))
-    totals, counter = [one.together + one.alone for one in efforts], count(1)
+    totals = sorted(SHARE_ALONE * (1 + one.together) + one.alone for one in efforts)  # the source is run as well
+    done = 0
 
-    def after() -> None:
-        done = next(counter)
-        tick(done, next((total for total in totals if total > done), done + 1))
+    def after(measured: int) -> None:
+        nonlocal done
+        done += measured
+        tick(done, next((total for total in totals if total > done), done + SHARE_ALONE))
 
     return after
 

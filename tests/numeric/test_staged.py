@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from threading import current_thread, main_thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +21,11 @@ from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.find.logits import find_logits
 from spq_graph.passes.pieces import stages
 from spq_graph.passes.pieces.stages import cuts_of, staged
+from spq_graph.runtime.sessions import segmented
+from spq_graph.runtime.sessions import staged as staged_sessions
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.sessions.staged import Held, Origin
+from spq_graph.terms.errors import SourceError
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Cut
 from tests.support.decoder_graphs import Decoder, decoder
@@ -48,14 +55,15 @@ class Case:
         self.origin = Origin(base, self.logits, folder, open_bytes)
         self.said = list(self.origin.runner().stream(BATCHES))
 
-    def changed(self, place: float) -> ir.Model:
-        """The graph with one product's weight doubled: that of the place, from 0 to 1, among those with their own."""
+    def changed(self, *places: float) -> ir.Model:
+        """The graph with products' weights doubled: those of the places, from 0 to 1, among those with their own."""
         graph = self.graph.clone()
         operands = [n.inputs[1] for n in graph.graph if n.op_type == "MatMul"]
         own = [v for v in operands if v is not None and v.const_value is not None and len(v.uses()) == 1]
-        weight = own[round(place * (len(own) - 1))]
-        assert weight.const_value is not None
-        weight.const_value = ir.tensor(2 * weight.const_value.numpy(), name=weight.name)
+        for index in {round(place * (len(own) - 1)) for place in places}:
+            weight = own[index]
+            assert weight.const_value is not None
+            weight.const_value = ir.tensor(2 * weight.const_value.numpy(), name=weight.name)
         return graph
 
 
@@ -106,6 +114,60 @@ def test_one_that_differs_in_nothing_runs_the_last_stage_alone(path: Path) -> No
         np.testing.assert_array_equal(found, said)
 
 
+def test_the_next_session_is_opened_while_a_stage_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(path)
+    candidate = staged(case.changed(*np.linspace(0, 1, 99)), path, case.output, case.cuts)
+    whole = Origin(candidate, case.logits, None).runner()  # which knows nothing of what stages hand over
+    said = list(whole.stream(BATCHES))
+    right, by_caller = segmented.open_segment, list[bool]()
+
+    def open_segment(*given: Any, **named: Any) -> Any:
+        by_caller.append(current_thread() is main_thread())
+        return right(*given, **named)
+
+    monkeypatch.setattr(segmented, "open_segment", open_segment)
+    runner = case.origin.beside(candidate)
+    for found, wanted in zip(runner.stream(BATCHES), said, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert by_caller[0]
+    assert len(by_caller) > 3
+    assert not any(by_caller[1:])
+
+
+@pytest.mark.parametrize(("batches", "threads"), [(1, 0), (2, 1)])
+def test_cores_that_have_no_batch_of_their_own_help_with_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch, batches: int, threads: int
+) -> None:
+    case = Case(path)
+    right, given = segmented.open_segment, set[int]()
+
+    def open_segment(*arguments: Any, **named: Any) -> Any:
+        given.add(named["threads"])  # 0 takes all cores
+        return right(*arguments, **named)
+
+    for module in (segmented, staged_sessions):
+        monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(segmented, "open_segment", open_segment)
+    runner = case.origin.beside(staged(case.changed(*np.linspace(0, 1, 99)), path, case.output, case.cuts))
+    assert len(list(runner.stream(BATCHES[:batches]))) == batches
+    assert given == {threads}
+
+
+def test_a_session_that_cannot_be_opened_meanwhile_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(path)
+    runner = case.origin.beside(staged(case.changed(*np.linspace(0, 1, 99)), path, case.output, case.cuts))
+    right, given = segmented.open_segment, count()
+
+    def open_segment(*arguments: Any, **named: Any) -> Any:
+        if next(given) == 2:
+            raise SourceError("it cannot be loaded")
+        return right(*arguments, **named)
+
+    monkeypatch.setattr(segmented, "open_segment", open_segment)
+    with pytest.raises(SourceError, match="it cannot be loaded"):
+        list(runner.stream(BATCHES))
+
+
 def test_what_has_room_neither_in_memory_nor_on_disk_is_computed_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +187,18 @@ def test_numbers_come_back_from_a_file_as_they_went_there(tmp_path: Path) -> Non
         np.testing.assert_array_equal(back, array)
     assert not list(tmp_path.iterdir())
     assert Held(None, memory=0).keep(arrays[0]) is None
+
+
+def test_a_file_is_closed_with_what_keeps_arrays_in_it_and_its_numbers_stay(tmp_path: Path) -> None:
+    held = Held(tmp_path, memory=0)
+    array = np.arange(7, dtype=np.float32)
+    kept, file = held.keep(array), held._file
+    assert file is not None
+    assert not file.closed
+    del held
+    gc.collect()
+    assert file.closed
+    np.testing.assert_array_equal(kept, array)
 
 
 def test_what_several_threads_keep_in_one_file_does_not_mix(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""What was made of weights, for all graphs that are made of one source: a matrix is read and encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Codes: TypeAlias = npt.NDArray[Any]
+Keep: TypeAlias = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8] | None]
+"""Keeps bytes, in whatever shape, and gives them back to be read; None where there is no room for them."""
+
+
+@dataclass(slots=True)
+class Stock:
+    """How weights are stored, each once, and their codes where these are kept.
+
+    A graph that is written needs codes once, and keeps none: memory would hold all of them. Of candidates that are
+    measured one after the other most have most codes in common.
+
+    Attributes:
+        keep: where codes are kept; None for nowhere.
+        storages: how weights are stored, by what they are equal to: scales are worked out once for each.
+    """
+
+    keep: Keep | None = None
+    storages: dict[Hashable, Hashable] = field(default_factory=dict)
+    _codes: dict[Hashable, Codes] = field(default_factory=dict)
+
+    def codes(self, storage: Hashable, make: Callable[[], Codes]) -> Codes:
+        """The codes of a weight as they are stored; made where they are not kept."""
+        if storage in self._codes:
+            return self._codes[storage]
+        made = make()
+        kept = self.keep(made.view(np.uint8)) if self.keep is not None else None
+        if kept is None:
+            return made
+        self._codes[storage] = kept.view(made.dtype)
+        return self._codes[storage]
