@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spq_graph import __version__
 from spq_graph.documents.plan import Plan
@@ -87,7 +87,12 @@ def _table(axes: Axes, report: Report, rows: Sequence[Rung], below: float, palet
         y = below - step * (place - 0.1)
         ours = words.stress(rung.id) == "ours"
         colour = palette.good if ours else palette.bad if rung.id.kind is RowKind.EVERYWHERE else palette.muted
-        style = {"size": 16.5, "color": palette.ink, "va": "center", "weight": "bold" if ours else "normal"}
+        style: dict[str, Any] = {
+            "size": 16.5,
+            "color": palette.ink,
+            "va": "center",
+            "weight": "bold" if ours else "normal",
+        }
         axes.plot([_LEFT, _RIGHT], [y + step / 2] * 2, color=palette.line, linewidth=1)
         axes.text(_LEFT, y, words.rung_name(rung), **style)
         axes.plot([_BAR, _BAR_END], [y, y], color=palette.line, linewidth=2)
