@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Progress = Callable[[int, int], None]
+# What says, position by position behind the first, which tokens stand where these were drawn: int64 [rows] both.
+Stands = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 BATCH: Final = 64
 # Steps that are timed: so many in any case, and more until so much time is over, of which the later half counts.
 _TIMED: Final = 4
@@ -33,7 +35,14 @@ _SMALL: Final = 20_000_000
 
 
 def sample_ids(
-    folder: Path, *, sequences: int, length: int, seed: int, bos: int | None, progress: Progress | None = None
+    folder: Path,
+    *,
+    sequences: int,
+    length: int,
+    seed: int,
+    bos: int | None,
+    turns: Callable[[int], Stands] | None = None,
+    progress: Progress | None = None,
 ) -> NDArray[np.int64]:
     """Samples token sequences from the model in `folder`.
 
@@ -47,10 +56,12 @@ def sample_ids(
         length: tokens in each, the first one included.
         seed: same seed, same tokens. The caller's random state is left alone.
         bos: the first token; where None, what the configuration has for BOS, or else EOS, or else token 0.
+        turns: makes for so many rows what says which tokens stand where others were drawn; None for what was drawn.
         progress: called with tokens done and in all.
 
     Returns:
-        Token ids, int64 [sequences, length]. EOS never follows the first token, so no sequence ends early.
+        Token ids, int64 [sequences, length]. Without turns EOS never follows the first token, so that no sequence ends
+        early.
 
     Raises:
         SourceError: the folder cannot be loaded.
@@ -59,13 +70,19 @@ def sample_ids(
     """
     if sequences < 1 or length < 1:
         raise UsageError(f"nothing to sample: {sequences} sequences of {length} tokens", remedy="Ask for at least 1.")
-    return sample_from(
-        load_causal_lm(folder), sequences=sequences, length=length, seed=seed, bos=bos, progress=progress
-    )
+    model = load_causal_lm(folder)
+    return sample_from(model, sequences=sequences, length=length, seed=seed, bos=bos, turns=turns, progress=progress)
 
 
 def sample_from(
-    model: PreTrainedModel, *, sequences: int, length: int, seed: int, bos: int | None, progress: Progress | None = None
+    model: PreTrainedModel,
+    *,
+    sequences: int,
+    length: int,
+    seed: int,
+    bos: int | None,
+    turns: Callable[[int], Stands] | None = None,
+    progress: Progress | None = None,
 ) -> NDArray[np.int64]:
     """Does what `sample_ids` does, with a model that is loaded already."""
     import torch
@@ -87,7 +104,8 @@ def sample_from(
                     progress(done * length + tokens * count, sequences * length)
 
             start = torch.full((count, 1), first, dtype=torch.int64)
-            batches.append(continue_from(model, start, length, generator, tick))
+            stands = turns(count) if turns is not None else None
+            batches.append(continue_from(model, start, length, generator, stands, tick))
     ids: NDArray[np.int64] = torch.cat(batches).numpy()
     return ids
 
@@ -166,11 +184,13 @@ def continue_from(
     ids: Tensor,
     length: int,
     generator: torch.Generator,
+    stands: Stands | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Extends `ids`, int64 [batch, prompt], to [batch, length] over the KV cache; EOS is never drawn.
+    """Extends `ids`, int64 [batch, prompt], to [batch, length] over the KV cache.
 
-    `tick` is told how many tokens each row has.
+    `stands` says which tokens stand where others were drawn; without it EOS is never drawn. `tick` is told how many
+    tokens each row has.
     """
     import torch
 
@@ -186,8 +206,11 @@ def continue_from(
                     where=f"position {ids.shape[1] - 1}",
                     remedy="Check the weights, or give calibration data to learn which layer it starts in.",
                 )
-            logits[:, ends] = -torch.inf
+            if stands is None:
+                logits[:, ends] = -torch.inf
             token = _drawn(logits, generator)
+            if stands is not None:
+                token = torch.from_numpy(stands(token[:, 0].numpy()))[:, None]
             ids = torch.cat([ids, token], dim=1)
             if tick is not None:
                 tick(ids.shape[1])

@@ -23,6 +23,7 @@ def sample_ids(
     length: int,
     seed: int,
     bos: int | None,
+    turns: Callable[[int], Callable[[Ids], Ids]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ids:
     """Sample token sequences at temperature 1 from the full distribution (as LLM-QAT does, arXiv 2305.17888).
@@ -35,6 +36,8 @@ def sample_ids(
         length: tokens in each, with the first one.
         seed: same seed, same tokens.
         bos: the first token; where None, a random one for each sequence.
+        turns: makes for so many rows what says, position by position behind the first, which tokens stand where these
+            were drawn, int64 [rows]; None for what was drawn.
         progress: called with tokens done and in all.
 
     Returns:
@@ -49,11 +52,13 @@ def sample_ids(
     for start in range(0, sequences, batch):
         count = runner.fixed_shape[0] or min(batch, sequences - start)
         ids = np.empty((count, length), dtype=np.int64)
-        state = Decoding(runner, count)
+        state, stands = Decoding(runner, count), turns(count) if turns is not None else None
         for position in range(length):
             ids[:, position] = _next(state, ids[:, :position], bos, generator)
             if position == 0:
                 state = Decoding(runner, count)  # what stood in for a beginning is no part of the text
+            elif stands is not None:
+                ids[:, position] = stands(ids[:, position])
             if progress is not None:
                 progress(start * length + (position + 1) * count, sequences * length)
         rows.append(ids)

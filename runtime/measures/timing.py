@@ -7,7 +7,6 @@ its own and prints what that took, since memory that was given back is not seen 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from spq_graph.documents.json_text import json_text
 from spq_graph.runtime.measures.finite import not_finite
 from spq_graph.runtime.proof.held import runner_on
 from spq_graph.runtime.sessions.feeds import Array
+from spq_graph.runtime.sessions.memory import resident
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import ActivationError, GraphError, SpqError
@@ -143,27 +143,16 @@ def load_apart(path: Path, target: str, threads: int) -> Loaded:
     return Loaded(found["seconds"], found["resident_bytes"])
 
 
-def _resident() -> int:
-    """Resident bytes of this process; the peak where the system does not tell the present."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _main(path: str, target: str, threads: str) -> None:
     profile = PROFILES[target]
     if profile.runtime == "openvino":
         import openvino  # noqa: F401 - what the runtime itself takes is not the model's
-    before, start = _resident(), time.perf_counter()
+    before, start = resident(), time.perf_counter()
     runner = runner_on(profile, Path(path), threads=int(threads))
     seconds = time.perf_counter() - start
     ids = np.zeros((1, runner.fixed_shape[1] or 16), dtype=np.int64)
     runner.run(*runner.filled(ids, np.ones_like(ids)))
-    print(json_text({"seconds": seconds, "resident_bytes": _resident() - before}, "timing", indent=None))
+    print(json_text({"seconds": seconds, "resident_bytes": resident() - before}, "timing", indent=None))
 
 
 if __name__ == "__main__":

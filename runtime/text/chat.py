@@ -31,18 +31,20 @@ def has_template(folder: Path | None) -> bool:
     return folder is not None and _template(folder, read_json(folder / "tokenizer_config.json")) is not None
 
 
-def render(messages: list[Any], folder: Path | None) -> str:
-    """Messages as data to calibrate or judge on: without a BOS in front, which the tokenizer adds itself.
+def render(messages: list[Any], folder: Path | None, *, led: bool = False) -> str:
+    """Messages as data to calibrate or judge on.
 
     Args:
         messages: each with `role` and `content`.
         folder: of the tokenizer, with `chat_template.jinja`, or a template in `tokenizer_config.json`; None has none.
+        led: leave out a BOS that the text begins with, because whoever makes tokens of it puts one there. Not every
+            tokenizer does: SmolLM2's BOS is the token that each of its turns begins with.
 
     Raises:
         DataError: the folder has no template, or it does not take these messages.
     """
     text, bos = _rendered(messages, folder, answer=False, day=_DAY)
-    return text.removeprefix(bos)
+    return text.removeprefix(bos) if led else text
 
 
 def to_answer(messages: list[Any], folder: Path | None) -> str:

@@ -101,8 +101,8 @@ def load_sequences(
         return sequences if max_tokens is None else sequences.take(max_tokens)
     if tokenizer is None:
         raise UsageError("text needs a tokenizer", where=str(path), remedy="Pass --tokenizer DIR, or ids as .npz.")
-    folder = tokenizer.folder
-    text = read_documents(path, partial(render, folder=folder), templated=has_template(folder))
+    folder, led = tokenizer.folder, tokenizer.bos_id in tokenizer.prepended(bos)
+    text = read_documents(path, partial(render, folder=folder, led=led), templated=has_template(folder))
     sequences = windows(
         tokenizer, text, window=window, bos=bos, origin=str(path), min_windows=min_windows, max_tokens=max_tokens
     )

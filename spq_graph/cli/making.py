@@ -25,6 +25,7 @@ def quantize(
     bits: o.LadderBits = None,
     calibration: o.Calibration = None,
     calibration_tokens: o.CalibrationTokens = None,
+    no_chat: o.NoChat = False,
     text: o.Text = None,
     max_eval_tokens: o.MaxLadderTokens = None,
     tokenizer: o.Tokenizer = None,
@@ -72,6 +73,7 @@ def quantize(
         head=head,
         embedding=embedding,
         seed=seed,
+        sample_chat=False if no_chat else None,
         calibration_tokens=calibration_tokens,
     )
     if no_eval:
@@ -80,6 +82,8 @@ def quantize(
         unused("without --text FILE", max_eval_tokens=max_eval_tokens, ladder=ladder)
     if ranges is not None and calibration is None:
         unused("where --ranges were measured, without --calibration FILE", calibration_tokens=calibration_tokens)
+    if calibration is not None or ranges is not None:
+        unused("where --calibration or --ranges is given, since nothing is sampled", no_chat=no_chat)
     opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
     data = Data(calibration, ranges, text, max_eval_tokens)
     order = Order(opening, out, given, data, not no_eval and (ladder or True), tuple(shown[1:]), force)
@@ -141,6 +145,7 @@ def calibrate(
     merge: Annotated[
         list[Path] | None, typer.Option(help="merge these ranges files instead of measuring (repeatable)")
     ] = None,
+    no_chat: o.NoChat = False,
     seed: o.Seed = None,
     bos: o.Bos = False,
     window: o.Window = None,
@@ -155,18 +160,20 @@ def calibrate(
 
     if merge:
         model_options = {"tokenizer": tokenizer, "bos": bos, "window": window, "memory_limit": memory_limit}
-        measuring = {"calibration": calibration, "calibration_tokens": calibration_tokens, "shard": shard, "seed": seed}
-        unused("where ranges are merged", **measuring, **model_options, allow_no_glu=allow_no_glu)
+        measuring = {"calibration": calibration, "calibration_tokens": calibration_tokens, "shard": shard}
+        drawing = {"no_chat": no_chat, "seed": seed}
+        unused("where ranges are merged", **measuring, **drawing, **model_options, allow_no_glu=allow_no_glu)
         ranges = job.merge(merge, out)
     else:
         if calibration is not None:
-            unused("where --calibration names the data, since nothing is sampled", seed=seed)
+            unused("where --calibration names the data, since nothing is sampled", seed=seed, no_chat=no_chat)
         ranges = job.calibrate(
             Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu),
             out,
             calibration=calibration,
             tokens=calibration_tokens,
             seed=seed or 0,
+            chat=not no_chat,
             shard=shard,
             steps=steps(),
         )

@@ -117,6 +117,14 @@ SpikeRatio = Annotated[
 QuantizeLmHead = Annotated[
     bool, typer.Option("--quantize-lm-head", help="treat lm_head like any other site", rich_help_panel=RECIPE)
 ]
+NoChat = Annotated[
+    bool,
+    typer.Option(
+        "--no-chat",
+        help="sample plain text where no data is given, not conversations by the model's chat template",
+        rich_help_panel=DATA,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(

@@ -11,7 +11,7 @@ from spq_graph.documents.leftovers import recover, recover_files, resolved
 from spq_graph.terms.errors import OutputError, SourceError, UsageError
 
 MODEL, PLAN, RANGES, REPORT, PAGE = "model.onnx", "plan.json", "ranges.json", "report.json", "report.html"
-CARD, RECIPE = "README.md", "recipe.toml"
+CARD, RECIPE, PICTURE = "README.md", "recipe.toml", "report.png"
 # What a runtime needs beside the weights, as far as the source folder has it.
 COMPANIONS = (
     "config.json",

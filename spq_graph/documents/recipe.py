@@ -123,6 +123,7 @@ class Recipe(BaseModel):
         64, ge=0, le=MOST, description="calibration tokens that an expert must have seen for its range to be trusted"
     )
     calibration_tokens: int = Field(CALIBRATION_TOKENS, ge=1, le=MOST, description="how much calibration data is read")
+    sample_chat: bool = Field(True, description="sample calibration text by a chat template, where there is one")
     seed: int = Field(0, ge=0, le=MOST, description="seeds the sampling of calibration text and the random controls")
 
     @model_validator(mode="before")

@@ -23,6 +23,7 @@ def calibrate(
     calibration: str | Path | None = None,
     tokens: int | None = None,
     seed: int = 0,
+    chat: bool = True,
     shard: str | None = None,
     steps: Steps | None = None,
 ) -> Ranges:
@@ -36,6 +37,7 @@ def calibrate(
         calibration: text, JSON, JSON lines, or .npz of input_ids; None for text sampled from the model itself.
         tokens: how much of it; None for the default of a recipe, or for as much sampled text as settles ranges.
         seed: of the sampling.
+        chat: whether conversations are sampled where the model has a chat template.
         shard: I/N for the I-th of N shards of the sequences, from 0, to be merged by `merge`.
         steps: times and shows what is done.
 
@@ -49,7 +51,7 @@ def calibrate(
     artifact.check_file(out, inputs, arrays=True)
     part = _shard(shard) if shard is not None else None
     with opening.open(steps) as bench:
-        sequences = calibration_data(bench, calibration, tokens, seed)
+        sequences = calibration_data(bench, calibration, tokens, seed, chat=chat)
         if part is not None:
             sequences = sequences.shard(*part)
         checkpoint = Checkpoint(out)

@@ -19,9 +19,10 @@ from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import Extent
 from spq_graph.terms.site import Site
 from spq_graph.workbench import ahead
-from spq_graph.workbench.data import Given, sampled_shape
+from spq_graph.workbench.data import Given
 from spq_graph.workbench.meter import SHARE_ALONE
 from spq_graph.workbench.pilot import Pilot, fly, sampling
+from spq_graph.workbench.sampled import sampled_shape
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
 

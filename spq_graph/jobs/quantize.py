@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.jobs.forecast import expect
 from spq_graph.jobs.order import Order
 from spq_graph.passes.files.read import size_of
+from spq_graph.runtime.sessions import memory
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.form import Form
@@ -160,8 +159,6 @@ def _target_run(bench: Workbench, proved: _Proved) -> TargetRun:
 
 def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], texts: _Texts, command: str) -> Report:
     plan, executed, text = proved.plan, proved.executed, texts.ladder
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
     report = Report(
         verdict=Verdict(ready=False, status=Standing.NOT_MEASURED, summary=""),
         ladder=ladder,
@@ -178,7 +175,7 @@ def _report(bench: Workbench, proved: _Proved, ladder: list[Rung], texts: _Texts
         kernels={s.key: executed.kernels[s.node] for s in plan.sites if s.node in executed.kernels},
         seconds=bench.steps.seconds,
         expected_seconds=bench.steps.course.expected,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        peak_rss_bytes=memory.peak(),
         bytes=proved.built.bytes,
         source_bytes=size_of(bench.model),
         environment=environment(),

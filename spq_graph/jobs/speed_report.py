@@ -15,6 +15,7 @@ from spq_graph.documents.staging import written
 from spq_graph.terms.errors import UsageError
 from spq_graph.views.card import render_card
 from spq_graph.views.page import render, shown_profiles
+from spq_graph.views.picture import render_picture
 from spq_graph.views.words import headline
 
 
@@ -53,6 +54,7 @@ def add_to_report(out: Path, speed: Speed) -> None:
                 out / artifact.REPORT: report.to_json().encode(),
                 out / artifact.PAGE: page.encode(),
                 out / artifact.CARD: render_card(plan, report).encode(),
+                out / artifact.PICTURE: render_picture(plan, report),
             }
         )
         completed(f"the report of {out} is complete")

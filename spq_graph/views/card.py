@@ -46,9 +46,6 @@ def render_card(plan: Plan, report: Report | None = None) -> str:
         undefined=StrictUndefined,
     )
     environment.filters |= {"code": _code, "number": words.number, "percent": words.percent, "error": words.error}
-    rows = [
-        rung for row in _ROWS for rung in (report.ladder if report else ()) if rung.id == row and _shown(rung, plan)
-    ]
     kept = sorted(plan.kept, key=lambda site: (-(site.evidence.ratio or 0.0), site.key))
     return environment.get_template("card.md.j2").render(
         metadata="\n".join(_yaml(_metadata(plan, report))),
@@ -58,13 +55,19 @@ def render_card(plan: Plan, report: Report | None = None) -> str:
         scheme=scheme(plan),
         version=__version__,
         came=_came(plan),
-        rows=rows,
+        rows=main_rows(plan, report),
         kept=kept[:_MOST_KEPT],
         more=len(kept) - _MOST_KEPT,
         remedies=sorted(Counter(t.remedy for t in plan.treatments if t.applied for _ in t.sites).items()),
         recipe=recipe_file(plan.recipe),
         operators=[f"spq::{OWN[form]}" for form in OWN if plan.in_form(form)],
     )
+
+
+def main_rows(plan: Plan, report: Report | None) -> list[Rung]:
+    """What is decided between, in the widths of the plan: the source, everywhere, the plan, and weights alone."""
+    ladder = report.ladder if report is not None else ()
+    return [rung for row in _ROWS for rung in ladder if rung.id == row and _shown(rung, plan)]
 
 
 def recipe_file(recipe: Recipe) -> str:

@@ -8,25 +8,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from spq_graph.decisions.enough import tokens_to_evaluate
 from spq_graph.documents.content import refuse_special
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import CALIBRATION_TOKENS, Recipe
 from spq_graph.models.source import Source, embedded_text
-from spq_graph.runtime.sessions.cache import cache_pairs
 from spq_graph.runtime.text.named_sets import NamedSet, fetched, nearest
 from spq_graph.runtime.text.reading import check_readable
-from spq_graph.runtime.text.sequences import Ids, Sequences
-from spq_graph.terms.errors import ActivationError, SourceError, UsageError
-from spq_graph.workbench.answers import require_continuing, require_logits
-from spq_graph.workbench.steps import Tick
+from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.errors import SourceError, UsageError
+from spq_graph.workbench.sampled import sampled
 from spq_graph.workbench.workbench import Workbench
-
-# Text sampled from the model is as slow as generation: this much of it settles ranges, and more is there on request.
-SAMPLED_TOKENS = 8_192
-SAMPLED_TOKENS_WITHOUT_CACHE = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +29,7 @@ class Data:
 
     Attributes:
         calibration: what ranges and decisions are measured on; None for text sampled from the model itself. How much of
-            it, and from which seed, the recipe says.
+            it, from which seed, and whether as conversations, the recipe says.
         ranges: what `calibrate` measured of this model, or its file; sites are then chosen by KL only with
             `calibration`. None to measure them.
         text: what the ladder is measured on, never the calibration data; None for the embedded text with "reference",
@@ -203,13 +195,13 @@ def measured(bench: Workbench, given: Given, recipe: Recipe) -> tuple[Ranges, Se
         return given.ranges, given.calibration
     sequences = given.calibration
     if sequences is None:
-        sequences = sampled(bench, recipe.tokens_asked, recipe.seed)
+        sequences = sampled(bench, recipe.tokens_asked, recipe.seed, chat=recipe.sample_chat)
         _refuse_overlap(given.text, sequences)
     return bench.calibrate(sequences), sequences
 
 
 def calibration_data(
-    bench: Workbench, calibration: str | Path | None, tokens: int | None = None, seed: int = 0
+    bench: Workbench, calibration: str | Path | None, tokens: int | None = None, seed: int = 0, *, chat: bool = True
 ) -> Sequences:
     """The calibration data that was named, or text sampled from the model.
 
@@ -218,13 +210,14 @@ def calibration_data(
         calibration: text, JSON, JSON lines, Parquet, .npz of input_ids, or a set by name; None to sample.
         tokens: how much of it; None for a recipe's default, or for as much sampled text as settles ranges.
         seed: of the sampling.
+        chat: whether conversations are sampled where the model has a chat template.
 
     Raises:
         DataError: the data cannot be read.
     """
     if calibration is not None:
         return bench.sequences(data_file(calibration), max_tokens=tokens or CALIBRATION_TOKENS)
-    return sampled(bench, tokens, seed)
+    return sampled(bench, tokens, seed, chat=chat)
 
 
 def _refuse_overlap(text: Sequences | None, calibration: Sequences) -> None:
@@ -238,41 +231,3 @@ def _refuse_overlap(text: Sequences | None, calibration: Sequences) -> None:
             where=text.origin,
             remedy="evaluate on another text",
         )
-
-
-def sampled(bench: Workbench, tokens: int | None, seed: int) -> Sequences:
-    """Sequences sampled from the model itself, for calibration without data."""
-    folder = bench.source.kind == "folder"
-    require_logits(bench, "text to sample from it", "pass --calibration FILE")
-    if not folder:
-        require_continuing(bench, "pass --calibration FILE")
-    count, length = sampled_shape(bench, tokens)
-    bos = bench.tokenizer.bos_id if bench.tokenizer is not None else None
-    bos = bench.source.bos_token_id if bos is None else bos
-    origin = f"{count} sequences of {length} tokens sampled from the model, seed {seed}"
-    with bench.steps.step("sample", "Sampling calibration text from the model itself") as tick:
-        try:
-            ids = _sample(bench, count, length, seed, bos, tick)
-        except ActivationError as cause:
-            # What was sampled is gone: any tokens of the vocabulary stand in for it.
-            some = np.random.default_rng(seed).integers(0, bench.decoder.vocabulary or 2, (1, length))
-            raise bench.not_finite(some, np.ones_like(some), "text sampled from the model") from cause
-    return Sequences(ids, np.ones_like(ids), 1, origin)
-
-
-def sampled_shape(bench: Workbench, tokens: int | None) -> tuple[int, int]:
-    """How many sequences are sampled, and of how many tokens each."""
-    cached = bench.source.kind == "folder" or cache_pairs(bench.runner)
-    wanted = tokens or (SAMPLED_TOKENS if cached else SAMPLED_TOKENS_WITHOUT_CACHE)
-    length = min(bench.sequence_length, 256)
-    return max(1, wanted // length), length
-
-
-def _sample(bench: Workbench, count: int, length: int, seed: int, bos: int | None, tick: Tick) -> Ids:
-    if bench.source.kind == "folder":
-        from spq_graph.models.sample import sample_ids as sample_in_torch
-
-        return sample_in_torch(bench.source.path, sequences=count, length=length, seed=seed, bos=bos, progress=tick)
-    from spq_graph.runtime.generation.sample import sample_ids
-
-    return sample_ids(bench.runner, sequences=count, length=length, seed=seed, bos=bos, progress=tick)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from spq_graph.passes.adapt.prepared import Prepared, prepared
@@ -10,6 +9,7 @@ from spq_graph.passes.files.save import save_model
 from spq_graph.passes.pieces.split import split
 from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.sessions.executed import Executed
+from spq_graph.runtime.sessions.memory import installed
 from spq_graph.runtime.sessions.segmented import SegmentedRunner, give_back_memory
 from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
@@ -59,7 +59,7 @@ def open_whole(source: Prepared, size: int, work: Path, logits: Logits | None = 
     Raises:
         UsageError: the machine has less memory than it takes.
     """
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    has = installed()
     if size > has:
         raise UsageError(
             f"in one session this model takes {size / 1e9:.1f} GB, and the machine has {has / 1e9:.1f} GB",

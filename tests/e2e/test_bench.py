@@ -69,6 +69,7 @@ def test_the_figures_stand_in_the_report_where_that_is_asked_for(cached: tuple[P
         assert f"{row['decode']['tokens_per_second']:.1f}" in page
     assert {path.name for path in out.iterdir()} == {path.name for path in made.iterdir()}
     assert "How fast" not in (made / "report.html").read_text()
+    assert (out / "report.png").read_bytes() != (made / "report.png").read_bytes()
 
 
 def test_a_report_that_is_not_there_is_said_before_anything_is_timed(cached: tuple[Path, Path]) -> None:

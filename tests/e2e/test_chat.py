@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -176,3 +177,34 @@ def test_a_model_that_nothing_says_how_to_talk_with(model: Path, tmp_path: Path)
         with pytest.raises(UsageError, match="no chat template"):
             generate(Opening(model / "model.onnx", tmp_path), "w1", **asked)  # type: ignore[arg-type]
     assert generate(Opening(model / "model.onnx", tmp_path), "w1", max_new_tokens=2).chat is False
+
+
+def test_calibration_is_a_conversation_where_no_data_is_given(model: Path, tmp_path: Path) -> None:
+    given = ["calibrate", model / "model.onnx", "--window", 32, "--calibration-tokens", 640]
+    talks = done(*given, "-o", tmp_path / "talks.json")
+    assert "conversations by the model's chat template: --no-chat samples plain text" in talks.err
+    plain = done(*given, "-o", tmp_path / "plain.json", "--no-chat")
+    assert "chat" not in plain.err
+    ranges = [json.loads((tmp_path / name).read_text()) for name in ("talks.json", "plain.json")]
+    assert ranges[0]["data"] != ranges[1]["data"]
+    assert ranges[0]["tokens"] == ranges[1]["tokens"] == 640
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('tools come first') }}", "does not write plain turns of a user and an assistant"),
+        ("w1 " * 40 + TEMPLATE, "opens with 43 tokens, and a sequence has 32"),
+    ],
+)
+def test_calibration_is_plain_text_where_no_conversation_can_be_drawn(
+    model: Path, tmp_path: Path, template: str, why: str
+) -> None:
+    shutil.copytree(model, tmp_path / "odd")
+    (tmp_path / "odd" / "chat_template.jinja").write_text(template)
+    given = ["--window", 32, "--calibration-tokens", 640]
+    odd = done("calibrate", tmp_path / "odd" / "model.onnx", "-o", tmp_path / "odd.json", *given)
+    assert why in " ".join(odd.err.split())
+    done("calibrate", model / "model.onnx", "-o", tmp_path / "plain.json", "--no-chat", *given)
+    odd_data, plain_data = (json.loads((tmp_path / f"{name}.json").read_text())["data"] for name in ("odd", "plain"))
+    assert odd_data == plain_data

@@ -27,6 +27,7 @@ FILES = {
     "ranges.safetensors",
     "report.json",
     "report.html",
+    "report.png",
     "README.md",
     "recipe.toml",
 }

@@ -18,9 +18,11 @@ pytest.importorskip("onnxruntime")
 from spq_graph import Data, Opening, Plan, Ranges, Recipe, calibrate, plan, quantize
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.files.save import save_model
+from tests.conftest import write_tokenizer
 from tests.support.decoder_graphs import Decoder, decoder
 from tests.support.decoders import write_decoder, write_ids
 from tests.support.graphs import Glu
+from tests.support.serving import TEMPLATE
 
 SPIKES = {0: 300.0, 1: 100.0, 2: 30.0}
 DOWN = "layers.1.mlp.down_proj"
@@ -68,6 +70,7 @@ ROWS: dict[str, Row] = {
     "remedies": Row({"peel": {"use": "always"}}, {"spike_ratio": 5.0}, told="written"),
     "min_expert_tokens": Row(100_000, {"spike_ratio": 1e6}, told="experts"),
     "calibration_tokens": Row(256, told="whole"),
+    "sample_chat": Row(False, told="conversing"),
     "seed": Row(7, told="sampled"),
 }
 
@@ -77,6 +80,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fields")
     model = write_decoder(folder / "model.onnx", spikes=SPIKES)
     ids = write_ids(folder / "ids.npz")
+    (folder / "chatty").mkdir()
+    write_decoder(folder / "chatty" / "model.onnx", layers=1, cache=True, positions=True)
+    write_tokenizer(folder / "chatty")
+    (folder / "chatty" / "chat_template.jinja").write_text(TEMPLATE)
     write_ids(folder / "text.npz", seed=1)
     calibrate(Opening(model, window=32), folder / "r.json", calibration=ids)
     experts = decoder(Decoder(layers=1, experts=3, routed=True, glu=Glu()), naming="dynamo")
@@ -126,14 +133,21 @@ def sampled(folder: Path, recipe: Recipe) -> str:
     return _run(folder, recipe.model_copy(update={"spike_ratio": 1.5}), None)
 
 
-def _run(folder: Path, recipe: Recipe, calibration: Path | None) -> str:
-    opening, data = Opening(folder / "model.onnx", window=32), Data(calibration, text=folder / "text.npz")
+def conversing(folder: Path, recipe: Recipe) -> str:
+    """The same, of a model with a chat template."""
+    return _run(folder, recipe, None, folder / "chatty" / "model.onnx")
+
+
+def _run(folder: Path, recipe: Recipe, calibration: Path | None, model: Path | None = None) -> str:
+    opening, data = Opening(model or folder / "model.onnx", window=32), Data(calibration, text=folder / "text.npz")
     made = quantize(opening, folder / "out", recipe, data=data, force=True)
     rungs = [rung.model_dump(mode="json") for rung in made.report.ladder]
     return json.dumps([rungs, made.plan.calibration.model_dump(mode="json")], sort_keys=True)
 
 
-TOLD: dict[str, Callable[[Path, Recipe], str]] = {f.__name__: f for f in (decided, written, experts, whole, sampled)}
+TOLD: dict[str, Callable[[Path, Recipe], str]] = {
+    f.__name__: f for f in (decided, written, experts, whole, sampled, conversing)
+}
 
 
 def test_every_field_has_a_row() -> None:

@@ -210,6 +210,8 @@ def test_what_is_not_used_is_said(world: World, seen: list[object]) -> None:
             "--shard: not used",
         ),
         ([*base("calibrate", w), "--seed", 3], "--seed: not used where --calibration names the data"),
+        ([*base("calibrate", w), "--no-chat"], "--no-chat: not used where --calibration names the data"),
+        ([*base("quantize", w), "--no-chat", "--no-eval", "--force"], "--no-chat: not used where --calibration or"),
         ([*base("eval", w), "--limit", 3], "--limit: not used without --tasks"),
         ([*base("generate", w), "--seed", 3], "--seed: not used where the likeliest token is taken"),
         ([*base("quantize", w), "--no-eval", "--text", w.text__npz, "--force"], "--text: not used with --no-eval"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from spq_graph.runtime.generation.sample import finite, sample_ids
 from spq_graph.runtime.generation.sampling import Sampling
 from spq_graph.runtime.sessions.cache import Decoding, cache_pairs
 from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.text.turns import Conversation, Turns
 from spq_graph.terms.errors import ActivationError, GraphError, UsageError
 from tests.support.decoder_graphs import decoder
 from tests.support.decoders import VOCABULARY, random_ids, write_decoder
@@ -217,6 +219,14 @@ def test_calibration_text_is_the_same_over_the_cache(cached: Runner, plain: Runn
         np.testing.assert_array_equal(over, sample_ids(plain, **wanted))
         assert over.shape == (5, 12)
         assert bos is None or (over[:, 0] == 1).all()
+    turns = Turns(opening=(1, 50, 51), to_answer=(53, 52), to_ask=(53, 51), stops=frozenset({2}))
+    talk = {"sequences": 5, "length": 24, "seed": 4, "bos": 1, "turns": partial(Conversation, turns, longest=5)}
+    over = sample_ids(cached, **talk)
+    np.testing.assert_array_equal(over, sample_ids(plain, **talk))
+    assert (over[:, :3] == turns.opening).all()
+    behind = [row[3:].tolist().index(53) for row in over]
+    assert max(behind) <= 5
+    assert all(row[3 + end : 5 + end].tolist() == [53, 52] for row, end in zip(over, behind, strict=True))
     fixed = Runner(write_decoder(folder / "sampled.onnx", positions=True, fixed=(3, 16)))
     assert sample_ids(fixed, sequences=4, length=12, seed=4, bos=1).shape == (4, 12)
 

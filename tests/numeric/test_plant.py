@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -150,6 +153,25 @@ def test_small_models_are_sampled_in_one_thread(tiny_llama: Path, monkeypatch: p
     assert (seen, torch.get_num_threads()) == ({1, 2}, 2)
     assert (one == several).all()
     torch.set_num_threads(threads)
+
+
+def test_conversations_are_sampled_where_turns_are_given(tiny_llama: Path) -> None:
+    """What stands is fed back, so that a row goes on behind it, and EOS may be drawn: it ends a turn."""
+    seen = []
+
+    def turns(rows: int) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+        def stands(drawn: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+            seen.append(drawn)
+            return np.where(drawn == 2, 7, drawn)
+
+        assert rows == 40
+        return stands
+
+    ids = sample_ids(tiny_llama, sequences=40, length=24, seed=3, bos=1, turns=turns)
+    drawn = np.stack(seen, axis=1)
+    assert drawn.shape == (40, 23)
+    assert (drawn == 2).any()
+    np.testing.assert_array_equal(ids, np.concatenate([np.ones((40, 1)), np.where(drawn == 2, 7, drawn)], axis=1))
 
 
 def test_sampling(tiny_llama: Path, tmp_path: Path) -> None:

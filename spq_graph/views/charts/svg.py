@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -45,11 +45,11 @@ PAGE = Palette(*(f"#{n:02d}{n:02d}{n:02d}" for n in range(1, len(fields(Palette)
 
 
 @contextmanager
-def drawing_style() -> Iterator[None]:
-    """The style that all drawings share."""
+def drawing_style(more: Mapping[Any, Any] | None = None) -> Iterator[None]:
+    """The style that all drawings share, and what one of them has besides."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context({**_STYLE, **(more or {})}), warnings.catch_warnings():
         # The reader's fonts show the text, not those that it is measured with here.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield

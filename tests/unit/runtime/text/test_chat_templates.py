@@ -83,10 +83,12 @@ def test_an_answer_is_asked_for_as_transformers_asks(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("name", ["chatml", "gemma", "trained"])
-def test_data_is_the_same_without_bos(tmp_path: Path, name: str) -> None:
+def test_data_is_the_same_and_has_bos_where_nobody_else_puts_it(tmp_path: Path, name: str) -> None:
     """Of a template that tells the day, data is that of one day for ever."""
-    text = render(CONVERSATION, folder_with(tmp_path, TEMPLATES[name]))
-    assert text == by_transformers(TEMPLATES[name], CONVERSATION, answer=False).removeprefix("<s>")
+    folder = folder_with(tmp_path, TEMPLATES[name])
+    whole = by_transformers(TEMPLATES[name], CONVERSATION, answer=False)
+    assert render(CONVERSATION, folder) == whole
+    assert render(CONVERSATION, folder, led=True) == whole.removeprefix("<s>")
 
 
 def test_data_does_not_change_by_the_day_and_an_answer_does(tmp_path: Path) -> None:

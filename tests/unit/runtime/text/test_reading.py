@@ -150,6 +150,18 @@ class TestFiles:
         with pytest.raises(DataError, match="users come first"):
             self.load(tmp_path / "chat.jsonl", tokenizer)
 
+    @pytest.mark.parametrize(("post_processing", "bos"), [(None, False), (None, True), ("<s> $A", False)])
+    def test_messages_begin_with_bos_once_whoever_puts_it_there(
+        self, tmp_path: Path, post_processing: str | None, bos: bool
+    ) -> None:
+        words(post_processing).save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+        (tmp_path / "chat_template.jinja").write_text("{{ bos_token }} {{ messages[0]['content'] }}")
+        (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": text_of(9)}]}))
+        tokenizer = TextTokenizer.load(tmp_path)
+        read = self.load(tmp_path / "chat.jsonl", tokenizer, window=16, bos=bos, min_windows=0)
+        assert read.ids.tolist() == [[tokenizer.bos_id, *tokenizer.encode(text_of(9))]]
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
