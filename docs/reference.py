@@ -17,10 +17,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from spq_graph.documents.calibration_ref import CalibrationRef
 from spq_graph.documents.changes import Peel
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.model_ref import ModelRef
-from spq_graph.documents.plan import CalibrationRef, Evidence, Plan, Reason, SitePlan
+from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.documents.preset import presets
 from spq_graph.documents.recipe import OneOf, Override, Recipe, json_schema
 from spq_graph.documents.remedies import PeelSettings, Remedies

@@ -10,8 +10,9 @@ from spq_graph.decisions.by_kl import ByKl
 from spq_graph.decisions.choices import Choice, above, apply_overrides, cap_of, keep, planned, start
 from spq_graph.decisions.ends import settle_ends
 from spq_graph.decisions.oracle import Measure, Oracle, Stderr
+from spq_graph.documents.calibration_ref import CalibrationRef
 from spq_graph.documents.model_ref import ModelRef
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason
+from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
-from spq_graph.documents.plan import CalibrationRef, Evidence, Reason, SitePlan
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.plan import Evidence, Reason, SitePlan
 from spq_graph.terms.rows import RowId
 from spq_graph.terms.site import OfSite, Site, Unmatched
 

@@ -9,8 +9,9 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
+from spq_graph.documents.calibration_ref import CalibrationRef
 from spq_graph.documents.changes import Peel
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason, SitePlan
+from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 from rich.console import Console
 
+from spq_graph.documents.calibration_ref import CalibrationRef
 from spq_graph.documents.findings import (
     ComparedRung,
     Decision,
@@ -23,7 +24,7 @@ from spq_graph.documents.findings import (
     SeenStretch,
     SeenToken,
 )
-from spq_graph.documents.plan import CalibrationRef, Evidence, SitePlan
+from spq_graph.documents.plan import Evidence, SitePlan
 from spq_graph.terms.rows import RowId
 from spq_graph.terms.site import Role, Site, Unmatched
 from spq_graph.views.inspected import show_difference, show_inspection

@@ -1,0 +1,142 @@
+"""Which tensors can take a factor for each channel of an activation, and why others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import onnx_ir as ir
+
+from spq_graph.passes.base.operand import operand_of
+from spq_graph.passes.base.values import SEEN_THROUGH, is_standard, users_of, weight_of
+from spq_graph.passes.find.identify import GluBlock
+from spq_graph.terms.absorber import Absorber, Place, Unabsorbed
+from spq_graph.terms.site import Site
+from spq_graph.terms.targets import CONTRIB
+
+# Norms as one operator, by the place of the weight that multiplies what they give first. A LayerNormalization adds a
+# bias behind its weight, which would have to take the factors as well.
+# bfloat16 has the exponents of float32.
+_EXACT = frozenset({ir.DataType.FLOAT, ir.DataType.BFLOAT16})
+_NORMS = {"RMSNormalization": 1, "SimplifiedLayerNormalization": 1, "SkipSimplifiedLayerNormalization": 2}
+
+
+def find_absorbers(
+    graph: ir.Graph, sites: Iterable[Site], blocks: Iterable[GluBlock]
+) -> tuple[list[Absorber], list[Unabsorbed]]:
+    """For every activation that sites read, in their order, what takes factors of its channels, or why nothing does.
+
+    Factors are exact where they are powers of two and nothing leaves the normal numbers of float32: half precision is
+    refused.
+
+    Args:
+        graph: canonical.
+        sites: those of the graph.
+        blocks: its GLUs.
+    """
+    nodes = {node.name or "": node for node in graph}
+    ups = {block.product: block.up for block in blocks if block.up != block.gate}
+    products = {site.key: nodes[site.node] for site in sites}
+    reading: dict[str, list[Site]] = {}
+    for site in sites:
+        reading.setdefault(site.input, []).append(site)
+    absorbers: list[Absorber] = []
+    others: list[Unabsorbed] = []
+    for name, readers in reading.items():
+        keys = tuple(site.key for site in readers)
+        value = nodes[readers[0].node].inputs[0]
+        found = _takes(value, readers, nodes, products.get(ups.get(_maker(value), "")))
+        if isinstance(found, str):
+            others.append(Unabsorbed(name, keys, found))
+        else:
+            place, tensor, axis = found
+            absorbers.append(Absorber(name, place, tensor.name or "", axis, keys))
+    return absorbers, others
+
+
+def _maker(value: ir.Value | None) -> str:
+    node = value.producer() if value is not None else None
+    return node.name or "" if node is not None else ""
+
+
+def _takes(
+    value: ir.Value | None, readers: list[Site], nodes: dict[str, ir.Node], up: ir.Node | None
+) -> tuple[Place, ir.Value, int] | str:
+    """What takes the factors of an activation, and along which axis; or why nothing does, in words.
+
+    Args:
+        value: the activation.
+        readers: sites that read it.
+        nodes: of the graph, by name.
+        up: product of the up projection, where a GLU gives the activation.
+    """
+    node = value.producer() if value is not None else None
+    if value is None or node is None:
+        return "it is an input of the graph"
+    products = {nodes[site.node] for site in readers}
+    if value.is_graph_output() or (other := _another(value, products)) is not None:
+        return f"{'an output of the graph' if value.is_graph_output() else other} reads it as well"
+    for product in products:
+        operand = operand_of(product)
+        assert operand is not None  # it is a site
+        if operand.dtype is not ir.DataType.FLOAT:
+            return f"{product.name} is in {operand.dtype.name.lower()}, where factors are not exact"
+        if (text := _not_free(operand.weight.initializer, products)) is not None:
+            return text
+    found = _glu(value, up) if up is not None else _norm(value, node, readers[0].shape[0])
+    if isinstance(found, str):
+        return found
+    return _not_free(found[1], {node if up is None else up}) or found
+
+
+def _norm(value: ir.Value, node: ir.Node, channels: int) -> tuple[Place, ir.Value, int] | str:
+    """The weight of a norm, or of whatever multiplies by a constant for each channel."""
+    at = _NORMS.get(node.op_type) if is_standard(node) or node.domain == CONTRIB else None
+    if at is not None and value is node.outputs[0]:
+        candidates = list(node.inputs[at : at + 1])
+    elif node.op_type == "Mul" and is_standard(node):
+        candidates = list(node.inputs)
+    else:
+        return f"{node.op_type} {node.name} gives it, which has no weight for each channel"
+    for candidate in candidates:
+        weight = weight_of(candidate)
+        if weight is None or weight.through or not weight.shape:
+            continue
+        if weight.tensor.size == weight.shape[-1] == channels:
+            return Place.NORM, weight.initializer, len(weight.shape) - 1
+    return f"{node.op_type} {node.name} gives it, which has no weight for each channel"
+
+
+def _glu(value: ir.Value, up: ir.Node) -> tuple[Place, ir.Value, int] | str:
+    """The weight of an up projection whose result the GLU multiplies as it is."""
+    product, result = value.producer(), up.outputs[0]
+    if product is None or not any(read is result for read in product.inputs) or len(up.inputs) > 2:
+        return f"something stands between the up projection {up.name} and it, or adds to it"
+    if (other := _another(result, {product})) is not None or result.is_graph_output():
+        return f"{other or 'an output of the graph'} reads the result of {up.name} as well"
+    operand = operand_of(up)
+    assert operand is not None  # it is a site
+    return Place.GLU, operand.weight.initializer, operand.axes[1]
+
+
+def _another(value: ir.Value, readers: Collection[ir.Node]) -> str | None:
+    """The first node but these that reads a value, by name."""
+    return next((node.name or node.op_type for node in users_of(value) if node not in readers), None)
+
+
+def _not_free(tensor: ir.Value, readers: Collection[ir.Node]) -> str | None:
+    """Why a constant cannot be scaled for these readers alone, in words; None where it can."""
+    name, held = tensor.name, tensor.const_value
+    if held is None or held.dtype not in _EXACT:
+        return f"{name} is in {'no constant' if held is None else held.dtype.name.lower()}, where factors are not exact"
+    pending = [tensor]
+    while pending:
+        value = pending.pop()
+        if value.is_graph_output():
+            return f"{name} is an output of the graph"
+        for node in users_of(value):
+            if node in readers:
+                continue
+            if node.op_type not in SEEN_THROUGH or not is_standard(node):
+                return f"{node.name} reads {name} as well"
+            pending += node.outputs
+    return None

@@ -1,0 +1,47 @@
+"""What in front of an activation can take a factor for each of its channels, so that nothing is computed for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Place(StrEnum):
+    """Where such an activation stands in a decoder layer."""
+
+    NORM = "norm"  # behind a norm: the norm's weight takes the factors
+    GLU = "glu"  # in front of a down projection: the output channels of the up projection do
+
+
+@dataclass(frozen=True, slots=True)
+class Absorber:
+    """A tensor that makes an activation channel by channel, and the sites that read this activation, and nothing else.
+
+    Attributes:
+        value: name of the activation.
+        place: where it stands.
+        tensor: name of the tensor whose factors by channel are those of the activation.
+        axis: of that tensor, along which the channels lie.
+        sites: keys of the sites that read the activation.
+    """
+
+    value: str
+    place: Place
+    tensor: str
+    axis: int
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unabsorbed:
+    """An activation whose factors nothing can take.
+
+    Attributes:
+        value: its name.
+        sites: keys of the sites that read it.
+        why: in words.
+    """
+
+    value: str
+    sites: tuple[str, ...]
+    why: str
