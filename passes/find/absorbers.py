@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from spq_graph.passes.base.operand import operand_of
@@ -140,3 +142,16 @@ def _not_free(tensor: ir.Value, readers: Collection[ir.Node]) -> str | None:
                 return f"{node.name} reads {name} as well"
             pending += node.outputs
     return None
+
+
+def largest_rows(graph: ir.Graph, sites: Iterable[Site]) -> npt.NDArray[np.float32]:
+    """Largest |weight| by input channel over all weights of sites that read one activation, float32 [K].
+
+    Args:
+        graph: canonical.
+        sites: at least one.
+    """
+    names = {site.node for site in sites}
+    operands = [operand for node in graph if node.name in names and (operand := operand_of(node)) is not None]
+    by_weight = [np.concatenate([np.abs(block).max(axis=1) for _, block in operand.blocks()]) for operand in operands]
+    return np.asarray(np.max(by_weight, axis=0), dtype=np.float32)

@@ -8,17 +8,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 
-from spq_graph.decisions.branches import NONE, Branches, everywhere, reach, treatments
+from spq_graph.decisions.branches import NONE, Branches, everywhere, reach
 from spq_graph.decisions.choices import Choice, above, assigned, cap_of, keep, rounded, six
 from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
 from spq_graph.decisions.formats import Formats
 from spq_graph.decisions.oracle import Oracle, or_infinite
 from spq_graph.decisions.prefix import smallest_prefix
+from spq_graph.decisions.smoothing import Smoothing
 from spq_graph.decisions.thinning import thin
+from spq_graph.decisions.treated import treated
 from spq_graph.documents.plan import Reason
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
-from spq_graph.documents.treatment import Cause, Treatment
+from spq_graph.documents.treatment import Treatment
+from spq_graph.terms.absorber import Absorbers
 from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 
@@ -52,6 +55,7 @@ class ByKl:
     recipe: Recipe
     oracle: Oracle
     single: Oracle
+    absorbers: Absorbers | None = None
     search: Search = field(init=False)
     cap: int = field(init=False)
     sought: Recipe = field(init=False)
@@ -68,6 +72,9 @@ class ByKl:
         everywhere = self._keeping([])
         self.search = Search(rule="auto", budget=recipe.kl_budget, cap=self.cap, kl_everywhere=told(everywhere))
         self.search.kl_everywhere_stderr = oracle.stderr(self._assigned([]))
+        if recipe.remedies.smooth.use == "always":
+            self._smooth()
+            everywhere = self._keeping([])
         found = above(self.choices, recipe.candidate_ratio)
         order: list[Choice] = []
         kept, met, needed = 0, everywhere <= self.body.kl_budget, everywhere > self.body.kl_aim
@@ -76,11 +83,14 @@ class ByKl:
             order, kept, met = self._keep(found)
         if needed and not met and self._by_token():
             order, kept, met = [], 0, True
-        elif use == "always" or (use == "auto" and needed and not met):
-            if self._peel():
+        elif use == "always" or (needed and not met):
+            smoother = needed and recipe.remedies.smooth.use == "auto" and self._smooth()
+            if smoother and self._keeping([]) <= self.body.kl_aim:
+                order, kept, met = [], 0, True
+            elif use != "never" and self._peel():
                 found = self._costliest()
                 order, kept, met = self._keep(found) if self._keeping([]) > self.body.kl_aim else ([], 0, True)
-            elif needed and not order:
+            elif needed and (smoother or not order):
                 order, kept, met = self._keep(found)
         names = [c.site.key for c in order[:kept]]
         if not (oracle.branches and order):
@@ -93,7 +103,8 @@ class ByKl:
         self.search.candidates = len(found)
         self.search.kl, self.search.kl_stderr = six(final), oracle.stderr(self._assigned(names))
         self.search.evaluations = len(oracle.known) + (len(self.single.known) if self.single is not oracle else 0)
-        return self.search, final <= recipe.kl_budget, self._treatments()
+        made = treated(self.choices, recipe, self.absorbers, oracle.scales, oracle.branches)
+        return self.search, final <= recipe.kl_budget, made
 
     def _leave_room(self, sought: Recipe) -> None:
         """Take from a budget what head and embedding are to cost: the rest is for all other sites."""
@@ -225,6 +236,14 @@ class ByKl:
         """KL as a few tokens have it, scaled to all."""
         return self._scale * self.single(precisions)
 
+    def _smooth(self) -> bool:
+        """Divide channels by powers of two where something takes them; whether that helps."""
+        if self.absorbers is None:
+            return False
+        smooth = Smoothing(self.choices, self.recipe, self.absorbers)
+        helps, self.search.kl_smoothed = smooth.settle(self.oracle, self.single)
+        return helps
+
     def _branch(self, branches: Branches) -> None:
         self.oracle.branches = self.single.branches = branches
 
@@ -273,10 +292,6 @@ class ByKl:
         """Measure what kept sites may become, and give it to them: see `Formats.settle`."""
         formats = Formats(self.choices, self.recipe, self.oracle, self._roughly)
         self.search.formats = formats.settle(names, everywhere, self.body, whole=whole) or self.search.formats
-
-    def _treatments(self) -> list[Treatment]:
-        cause = Cause.OVERRIDE if self.recipe.remedies.peel.use == "always" else Cause.BUDGET
-        return treatments(self.choices.values(), self.oracle.branches, cause)
 
 
 def told(kl: float) -> float | None:

@@ -26,6 +26,7 @@ class Choice:
         high: what it becomes if it is kept.
         wants_high: whether it is kept by hand.
         instead: why the target made `high` another format than was asked for.
+        smooth: what calibration would have seen with the factors that its channels have; None where they have none.
         result: more than any result of its product was on what calibration saw; None where that is not known.
     """
 
@@ -44,11 +45,17 @@ class Choice:
     formats: dict[str, float] | None = None
     instead: str | None = None
     result: float | None = None
+    smooth: ValueRange | None = None
+
+    @property
+    def reads(self) -> ValueRange | None:
+        """What its product reads: what calibration saw, with the factors of its channels in force."""
+        return self.smooth or self.seen
 
     @property
     def largest(self) -> float | None:
         """Largest absolute number that its product reads, or may give; None where nothing is known."""
-        known = [n for n in (largest_of(self.seen), self.result) if n is not None]
+        known = [n for n in (largest_of(self.reads), self.result) if n is not None]
         return max(known, default=None)
 
     @property

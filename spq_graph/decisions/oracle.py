@@ -9,20 +9,24 @@ from dataclasses import dataclass, field
 from spq_graph.decisions.branches import NONE, Branches, changes
 from spq_graph.decisions.choices import six
 from spq_graph.documents.changes import Peel
+from spq_graph.remedies.smooth import UNSCALED, Scales
 from spq_graph.terms.errors import GraphError, NotFiniteError
 from spq_graph.terms.precision import Precision
 
 Peels = Mapping[str, Peel]
+Changes = tuple[()] | tuple[Peels] | tuple[Peels, Scales]
 
 
 # KL(FP || model), nats a token, where the named sites have the given precisions and the rest is as the graph has it.
-# Outlier branches are passed behind them where there are any, by activation value: what measures none is not asked to.
+# Outlier branches are passed behind them where there are any, by activation value, and factors of channels behind
+# those: what measures none is not asked to.
 Measure = Callable[..., float]
 # The standard error of what a measure said of the same; None where it is not known.
 Stderr = Callable[..., float | None]
 
 
-_Key = tuple[frozenset[tuple[str, Precision]], frozenset[tuple[str, tuple[int, ...]]]]
+_Channels = frozenset[tuple[str, tuple[int, ...]]]
+_Key = tuple[frozenset[tuple[str, Precision]], _Channels, _Channels]
 
 
 @dataclass(slots=True)
@@ -30,12 +34,13 @@ class Oracle:
     """Measures every choice once, and counts; one whose logits are not finite is infinitely far away.
 
     Attributes:
-        branches: what all that is measured has; settled in the course of a search.
+        branches, scales: what all that is measured has; settled in the course of a search.
     """
 
     measure: Measure
     stderr_of: Stderr | None
     branches: Branches = field(default_factory=lambda: NONE)
+    scales: Scales = field(default_factory=lambda: UNSCALED)
     known: dict[_Key, float] = field(default_factory=dict)
     errors: dict[_Key, NotFiniteError] = field(default_factory=dict)
 
@@ -46,14 +51,14 @@ class Oracle:
         key = self._key(precisions)
         if key not in self.known:
             try:
-                self.known[key] = self.measure(precisions, *self._peels)
+                self.known[key] = self.measure(precisions, *self._changes)
             except NotFiniteError as error:
                 self.known[key], self.errors[key] = math.inf, error
         return self.known[key]
 
     def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
         """Standard error of the KL of these precisions, to six digits; None where it is not known."""
-        found = self.stderr_of(precisions, *self._peels) if self.stderr_of is not None and precisions else None
+        found = self.stderr_of(precisions, *self._changes) if self.stderr_of is not None and precisions else None
         return six(found) if found is not None else None
 
     def settled(self, precisions: Mapping[str, Precision]) -> float:
@@ -68,12 +73,15 @@ class Oracle:
         return kl
 
     @property
-    def _peels(self) -> tuple[Peels, ...]:
+    def _changes(self) -> Changes:
+        if self.scales:
+            return changes(self.branches), self.scales
         return (changes(self.branches),) if self.branches else ()
 
     def _key(self, precisions: Mapping[str, Precision]) -> _Key:
         branches = frozenset((value, branch.change.channels) for value, branch in self.branches.items())
-        return frozenset(precisions.items()), branches
+        factors = frozenset((value, scale.exponents) for value, scale in self.scales.items())
+        return frozenset(precisions.items()), branches, factors
 
 
 def or_infinite(measure: Callable[[Mapping[str, Precision]], float], precisions: Mapping[str, Precision]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,9 @@ from spq_graph.documents.changes import MOST_EXPONENT, Scale
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.terms.absorber import Absorber
 
+Scales = Mapping[str, Scale]
+"""By activation value, its factors."""
+UNSCALED: Scales = MappingProxyType({})
 Floats = npt.NDArray[np.float32]
 
 
@@ -50,7 +55,7 @@ def _scale(absorber: Absorber, seen: ValueRange, exponents: npt.NDArray[np.int32
     )
 
 
-def scaled(seen: ValueRange, exponents: tuple[int, ...]) -> ValueRange:
+def scaled(seen: ValueRange, exponents: Sequence[int]) -> ValueRange:
     """What calibration would have seen, to the bit, of channels divided by 2^e; of token maxima what it did see."""
     by = -np.asarray(exponents, dtype=np.int32)
     low, high = np.ldexp(seen.channel_low, by), np.ldexp(seen.channel_high, by)

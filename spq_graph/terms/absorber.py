@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
 
 
 class Place(StrEnum):
@@ -45,3 +49,19 @@ class Unabsorbed:
     value: str
     sites: tuple[str, ...]
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbers:
+    """What of a graph takes factors, and what does not.
+
+    Attributes:
+        found: in the order of the activations.
+        others: activations whose factors nothing can take.
+        rows: largest |weight| by channel of an activation over all weights that read it, float32 [K]; every weight is
+            read for it.
+    """
+
+    found: tuple[Absorber, ...]
+    others: tuple[Unabsorbed, ...]
+    rows: Callable[[Absorber], npt.NDArray[np.float32]]
