@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from spq_graph.documents.changes import MOST_EXPONENT
 from spq_graph.passes.base.operand import operand_of
 from spq_graph.passes.base.values import SEEN_THROUGH, is_standard, users_of, weight_of
 from spq_graph.passes.find.identify import GluBlock
@@ -15,10 +17,12 @@ from spq_graph.terms.absorber import Absorber, Place, Unabsorbed
 from spq_graph.terms.site import Site
 from spq_graph.terms.targets import CONTRIB
 
-# Norms as one operator, by the place of the weight that multiplies what they give first. A LayerNormalization adds a
-# bias behind its weight, which would have to take the factors as well.
 # bfloat16 has the exponents of float32.
 _EXACT = frozenset({ir.DataType.FLOAT, ir.DataType.BFLOAT16})
+# So far from the ends of float32 that factors along both axes of a weight lead to neither.
+_LEAST, _MOST = 2.0 ** (-126 + 2 * MOST_EXPONENT), 2.0 ** (127 - 2 * MOST_EXPONENT)
+# Norms as one operator, by the place of the weight that multiplies what they give first. A LayerNormalization adds a
+# bias behind its weight, which would have to take the factors as well.
 _NORMS = {"RMSNormalization": 1, "SimplifiedLayerNormalization": 1, "SkipSimplifiedLayerNormalization": 2}
 
 
@@ -144,14 +148,32 @@ def _not_free(tensor: ir.Value, readers: Collection[ir.Node]) -> str | None:
     return None
 
 
-def largest_rows(graph: ir.Graph, sites: Iterable[Site]) -> npt.NDArray[np.float32]:
-    """Largest |weight| by input channel over all weights of sites that read one activation, float32 [K].
+def largest_rows(graph: ir.Graph, absorber: Absorber, sites: Iterable[Site]) -> npt.NDArray[np.float32] | None:
+    """Largest |weight| by channel of an activation over all weights that read it, float32 [K]; all are read for it.
+
+    None where one of them, or what takes the factors, holds a number so near to the ends of float32 that the factors
+    of both its axes could round it.
 
     Args:
         graph: canonical.
-        sites: at least one.
+        absorber: what takes the factors.
+        sites: those that read the activation.
     """
     names = {site.node for site in sites}
     operands = [operand for node in graph if node.name in names and (operand := operand_of(node)) is not None]
-    by_weight = [np.concatenate([np.abs(block).max(axis=1) for _, block in operand.blocks()]) for operand in operands]
-    return np.asarray(np.max(by_weight, axis=0), dtype=np.float32)
+    taking = graph.initializers[absorber.tensor].const_value
+    if taking is None or not _far_from_ends(np.asarray(taking.numpy())):
+        return None
+    largest = np.zeros(operands[0].shape[0], dtype=np.float32)
+    for operand in operands:
+        for rows, block in operand.blocks():
+            if not _far_from_ends(block):
+                return None
+            largest[rows] = np.maximum(largest[rows], np.abs(block).max(axis=1))
+    return largest
+
+
+def _far_from_ends(array: npt.NDArray[Any]) -> bool:
+    sizes = np.abs(array.astype(np.float32, copy=False))
+    smallest, largest = sizes.min(where=sizes > 0, initial=np.inf), sizes.max(initial=0.0)
+    return bool(smallest >= _LEAST and largest <= _MOST)

@@ -39,12 +39,15 @@ class Smoothing:
 
     def at(self, alphas: Mapping[Place, float]) -> dict[str, Scale]:
         """The factors of every activation of these places that a site reads in integers, by their exponents."""
-        found = {
-            a.value: smoothed(a, reader.seen, self.absorbers.rows(a), alphas[a.place])
-            for a in self.absorbers.found
-            if a.place in alphas and (reader := self._reader(a.sites)) is not None and reader.seen is not None
-        }
-        return {value: scale for value, scale in found.items() if scale is not None}
+        found: dict[str, Scale] = {}
+        for absorber in (a for a in self.absorbers.found if a.place in alphas):
+            reader = self._reader(absorber.sites)
+            if reader is None or reader.seen is None or (rows := self.absorbers.rows(absorber)) is None:
+                continue
+            change = smoothed(absorber, reader.seen, rows, alphas[absorber.place])
+            if change is not None:
+                found[absorber.value] = change
+        return found
 
     def by_hand(self) -> dict[str, Scale]:
         """Factors that nothing was measured for: by the exponent in the middle."""

@@ -59,9 +59,9 @@ class Absorbers:
         found: in the order of the activations.
         others: activations whose factors nothing can take.
         rows: largest |weight| by channel of an activation over all weights that read it, float32 [K]; every weight is
-            read for it.
+            read for it. None where numbers are so small or so large that factors could round them.
     """
 
     found: tuple[Absorber, ...]
     others: tuple[Unabsorbed, ...]
-    rows: Callable[[Absorber], npt.NDArray[np.float32]]
+    rows: Callable[[Absorber], npt.NDArray[np.float32] | None]

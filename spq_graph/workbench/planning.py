@@ -89,8 +89,8 @@ def _absorbers(bench: Workbench, recipe: Recipe) -> Absorbers | None:
     sites = {site.key: site for site in found.sites}
 
     @cache
-    def rows(absorber: Absorber) -> npt.NDArray[np.float32]:
-        return largest_rows(graph, [sites[key] for key in absorber.sites])
+    def rows(absorber: Absorber) -> npt.NDArray[np.float32] | None:
+        return largest_rows(graph, absorber, [sites[key] for key in absorber.sites])
 
     return Absorbers(tuple(absorbers), tuple(others), rows)
 

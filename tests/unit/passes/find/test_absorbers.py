@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from spq_graph.passes.canon.canonicalize import Canonicalize
-from spq_graph.passes.find.absorbers import find_absorbers
+from spq_graph.passes.find.absorbers import find_absorbers, largest_rows
 from spq_graph.passes.find.identify import identify
 from spq_graph.terms.absorber import Absorber, Place, Unabsorbed
 from tests.support.decoder_graphs import Decoder, decoder
@@ -78,6 +78,27 @@ def test_norms_in_one_operator(norm: str) -> None:
     absorbers, others = found_in(b.model({"x": (1, ["n", 8])}, {"y": (1, ["n", 4])}))
     assert others == []
     assert [(a.place, a.axis) for a in absorbers] == [(Place.NORM, 0)]
+
+
+@pytest.mark.parametrize("number", [1e-36, 1e36])
+def test_numbers_that_factors_could_round_are_told(number: float) -> None:
+    b = Builder()
+    weight = np.full((8, 4), 0.5, np.float32)
+    weight[3] = 2.0
+    normed = b.op("Mul", "x", b.const(np.ones(8, np.float32)))
+    b.op("MatMul", normed, b.const(weight), outputs=["y"])
+    proto = b.model({"x": (1, ["n", 8])}, {"y": (1, ["n", 4])})
+    model = ir.from_proto(proto)
+    Canonicalize()(model)
+    found = identify(model)
+    (absorber,), _ = find_absorbers(model.graph, found.sites, found.blocks)
+    rows = largest_rows(model.graph, absorber, found.sites)
+    assert rows is not None
+    assert rows.tolist() == [0.5] * 3 + [2.0] + [0.5] * 4
+    weight[5, 1] = number
+    held = next(v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.size == 32)
+    held.const_value = ir.tensor(weight, name=held.name)
+    assert largest_rows(model.graph, absorber, found.sites) is None
 
 
 def test_what_others_read_as_well_is_refused_by_name() -> None:
