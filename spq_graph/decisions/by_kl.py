@@ -37,10 +37,10 @@ class ByKl:
     """The rule `auto`: the cheapest set of kept sites, scales and outlier branches that meets the budget.
 
     Precision alone comes first: a model that few kept sites make whole needs no more operators. Where it does not
-    suffice within the cap, all get scales by token, as far as the target and the recipe have them. Where these do not
-    suffice, or cannot be had, the fewest channels of the recipe are peeled off at every activation whose range they
-    narrow, nothing kept, that meet the budget; and where the most do not, scales are static, and sites are kept
-    besides, in the order of what each costs with its branch.
+    suffice within the cap, all get scales by token, as far as target and recipe have them; where these cannot be had,
+    channels are smoothed as far as that helps. Where that does not suffice, the fewest channels of the recipe are peeled
+    off at every activation whose range they narrow, nothing kept, that meet the budget; and where the most do not,
+    scales are static, and sites are kept besides, in the order of what each costs with its branch.
 
     Attributes:
         choices: what is known of every site, by key.
@@ -90,7 +90,7 @@ class ByKl:
             elif use != "never" and self._peel():
                 found = self._costliest()
                 order, kept, met = self._keep(found) if self._keeping([]) > self.body.kl_aim else ([], 0, True)
-            elif needed and (smoother or not order):
+            elif needed and (smoother or (use != "never" and not order)):
                 order, kept, met = self._keep(found)
         names = [c.site.key for c in order[:kept]]
         if not (oracle.branches and order):

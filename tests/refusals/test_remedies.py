@@ -71,7 +71,7 @@ def test_factors_that_would_round_a_weight(refusal: Told, made: Made, tmp_path: 
     array[0, 0] = 3e-38  # what may stand in a file, and no rule would scale
     up.CopyFrom(onnx.numpy_helper.from_array(array, up.name))
     onnx.save(model, tmp_path / "model.onnx")
-    given = ["quantize", tmp_path / "model.onnx", "--calibration", made.data, "--spike-ratio", 50]
+    given = ["quantize", tmp_path / "model.onnx", "--calibration", made.data, "--spike-ratio", 1e6]
     done(*given, "-o", tmp_path / "with", "--remedy", "smooth")
     said = json.loads((tmp_path / "with" / "plan.json").read_text())
     change = next(c for t in said["treatments"] for c in t["changes"] if t["applied"])
