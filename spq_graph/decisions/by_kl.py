@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 
@@ -21,6 +21,7 @@ from spq_graph.documents.plan import Reason
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
 from spq_graph.documents.treatment import Treatment
+from spq_graph.remedies.smooth import UNSCALED
 from spq_graph.terms.absorber import Absorbers
 from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
@@ -36,11 +37,10 @@ _OF_WEIGHTS, _LEAST_SOUGHT = 1.5, 0.003
 class ByKl:
     """The rule `auto`: the cheapest set of kept sites, scales and outlier branches that meets the budget.
 
-    Precision alone comes first: a model that few kept sites make whole needs no more operators. Where it does not
-    suffice within the cap, all get scales by token, as far as target and recipe have them; where these cannot be had,
-    channels are smoothed as far as that helps. Where that does not suffice, the fewest channels of the recipe are peeled
-    off at every activation whose range they narrow, nothing kept, that meet the budget; and where the most do not,
-    scales are static, and sites are kept besides, in the order of what each costs with its branch.
+    Precision alone comes first: a model that few kept sites make whole needs no more operators. Otherwise all get
+    scales by token, as far as target and recipe have them; where these cannot be had, channels are smoothed as far as that
+    helps. Where that does not do, the fewest channels of the recipe are peeled off at every activation whose range they
+    narrow, nothing kept; and where the most do not, sites are kept besides, by what each costs with its branch.
 
     Attributes:
         choices: what is known of every site, by key.
@@ -117,7 +117,8 @@ class ByKl:
         recipe, (target, precision) = self.recipe, self.recipe.profile.weight_only
         if "kl_budget" in recipe.model_fields_set or target != recipe.target:
             return
-        kl = or_infinite(self.oracle, dict.fromkeys(rounded(self.choices, self._assigned([])), precision))
+        weights = dict.fromkeys(rounded(self.choices, self._assigned([])), precision)
+        kl = or_infinite(replace(self.oracle, scales=UNSCALED), weights)
         sought = max(_OF_WEIGHTS * kl, min(_LEAST_SOUGHT, recipe.kl_budget))
         self.search.kl_weights = told(kl)
         if sought < recipe.kl_budget:

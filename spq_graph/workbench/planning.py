@@ -68,7 +68,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             alone=found.alone.kl if found is not None else None,
             alone_stderr_of=found.alone.stderr if found is not None else None,
             tokens=found.whole.tokens if found is not None else 0,
-            absorbers=_absorbers(bench, recipe),
+            absorbers=absorbers_of(bench) if recipe.remedies.smooth.use != "never" else None,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
     if found is not None and made.search.rule == "auto":
@@ -80,10 +80,8 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
     return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})
 
 
-def _absorbers(bench: Workbench, recipe: Recipe) -> Absorbers | None:
-    """What takes factors of channels, where smoothing is not left out."""
-    if recipe.remedies.smooth.use == "never":
-        return None
+def absorbers_of(bench: Workbench) -> Absorbers:
+    """What of a model takes factors of channels."""
     graph, found = bench.prepared.graph.graph, bench.found
     absorbers, others = find_absorbers(graph, found.sites, found.blocks)
     sites = {site.key: site for site in found.sites}
