@@ -38,9 +38,9 @@ class ByKl:
     """The rule `auto`: the cheapest set of kept sites, scales and outlier branches that meets the budget.
 
     Precision alone comes first: a model that few kept sites make whole needs no more operators. Otherwise all get
-    scales by token, as far as target and recipe have them; where these cannot be had, channels are smoothed as far as that
-    helps. Where that does not do, the fewest channels of the recipe are peeled off at every activation whose range they
-    narrow, nothing kept; and where the most do not, sites are kept besides, by what each costs with its branch.
+    scales by token, as far as target and recipe have them; where these cannot be had, channels are smoothed as far as
+    that helps. Where that does not do, the fewest channels of the recipe are peeled off at every activation whose range
+    they narrow, nothing kept; and where the most do not, sites are kept besides, by what each costs with its branch.
 
     Attributes:
         choices: what is known of every site, by key.
