@@ -21,6 +21,7 @@ from spq_graph.passes.forms.insert import InsertPrecisions
 from spq_graph.passes.forms.int8_function import OLDEST_OPSET as INT8_OPSET
 from spq_graph.passes.numbers.fp8 import OLDEST_OPSET as FP8_OPSET
 from spq_graph.terms.form import Form
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import Profile
 
 
@@ -76,7 +77,8 @@ def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
     fp8 = FP8_OPSET if any(site.precision.is_fp8 for site in plan.sites) else 0
     int8 = INT8_OPSET if any(plan.in_form(form) for form in (Form.WITH_BRANCH, Form.BY_TOKEN)) else 0
     model = whole.adapted(target, max(fp8, int8))
-    run(model, [ScaleChannels(list(plan.scales.values()))])
+    products = [site.site for site in plan.sites if site.role is not Role.EMBEDDING]
+    run(model, [ScaleChannels(list(plan.scales.values()), products)])
     return model
 
 

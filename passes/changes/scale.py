@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from spq_graph.documents.changes import Scale
 from spq_graph.passes.base.conditions import NamedPass
-from spq_graph.passes.base.operand import operand_of
+from spq_graph.passes.base.operand import Operand, operand_of
 from spq_graph.passes.find.absorbers import find_absorbers
-from spq_graph.passes.find.identify import identify
 from spq_graph.terms.errors import GraphError
+from spq_graph.terms.site import Site
 
 _ANEW = "make the plan again with `spq-graph plan`"
 
@@ -26,23 +26,24 @@ class ScaleChannels(NamedPass):
 
     Args:
         scales: what to do; each activation at most once.
+        sites: products of the graph.
 
     Calling it raises GraphError where the graph has nothing at that place that takes the factors, or not so many.
     Reading a constant raises it where its numbers do not take them exactly.
     """
 
-    def __init__(self, scales: Sequence[Scale]) -> None:
+    def __init__(self, scales: Sequence[Scale], sites: Sequence[Site]) -> None:
         super().__init__()
         self.scales = scales
+        self.sites = sites
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if not self.scales:
             return ir.passes.PassResult(model, modified=False)
-        found = identify(model)
-        absorbers, others = find_absorbers(model.graph, found.sites, found.blocks)
+        absorbers, others = find_absorbers(model.graph, self.sites)
         there, why = {a.value: a for a in absorbers}, {o.value: o.why for o in others}
-        named = {node.name: node for node in model.graph}
-        nodes = {site.key: named[site.node] for site in found.sites}
+        nodes = {node.name: node for node in model.graph}
+        operands = {site.key: operand for site in self.sites if (operand := _operand_at(nodes.get(site.node)))}
         for scale in self.scales:
             absorber = there.get(scale.value)
             if absorber is None or (absorber.tensor, absorber.axis) != (scale.tensor, scale.axis):
@@ -52,9 +53,9 @@ class ScaleChannels(NamedPass):
                     where=scale.value,
                     remedy=_ANEW,
                 )
-            operands = [operand for key in absorber.sites if (operand := operand_of(nodes[key])) is not None]
-            if any(operand.shape[0] != len(scale.exponents) for operand in operands):
-                has = operands[0].shape[0]
+            reading = [operands[key] for key in absorber.sites]
+            has = reading[0].shape[0]
+            if len(scale.exponents) != has:
                 raise GraphError(
                     f"the plan has factors for {len(scale.exponents)} channels, and the activation has {has}",
                     where=scale.value,
@@ -62,9 +63,13 @@ class ScaleChannels(NamedPass):
                 )
             exponents = np.asarray(scale.exponents, dtype=np.int32)
             _multiply(model.graph.initializers[scale.tensor], scale.axis, -exponents)
-            for initializer, axis in {(o.weight.initializer, o.axes[0]) for o in operands}:
+            for initializer, axis in {(o.weight.initializer, o.axes[0]) for o in reading}:
                 _multiply(initializer, axis, exponents)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _operand_at(node: ir.Node | None) -> Operand | None:
+    return operand_of(node) if node is not None else None
 
 
 def _multiply(constant: ir.Value, axis: int, exponents: npt.NDArray[np.int32]) -> None:

@@ -12,7 +12,6 @@ import onnx_ir as ir
 from spq_graph.documents.changes import MOST_EXPONENT
 from spq_graph.passes.base.operand import operand_of
 from spq_graph.passes.base.values import SEEN_THROUGH, is_standard, users_of, weight_of
-from spq_graph.passes.find.identify import GluBlock
 from spq_graph.terms.absorber import Absorber, Place, Unabsorbed
 from spq_graph.terms.site import Site
 from spq_graph.terms.targets import CONTRIB
@@ -26,9 +25,7 @@ _LEAST, _MOST = 2.0 ** (-126 + 2 * MOST_EXPONENT), 2.0 ** (127 - 2 * MOST_EXPONE
 _NORMS = {"RMSNormalization": 1, "SimplifiedLayerNormalization": 1, "SkipSimplifiedLayerNormalization": 2}
 
 
-def find_absorbers(
-    graph: ir.Graph, sites: Iterable[Site], blocks: Iterable[GluBlock]
-) -> tuple[list[Absorber], list[Unabsorbed]]:
+def find_absorbers(graph: ir.Graph, sites: Iterable[Site]) -> tuple[list[Absorber], list[Unabsorbed]]:
     """For every activation that sites read, in their order, what takes factors of its channels, or why nothing does.
 
     Factors are exact where they are powers of two and nothing leaves the normal numbers of float32: half precision is
@@ -36,21 +33,19 @@ def find_absorbers(
 
     Args:
         graph: canonical.
-        sites: those of the graph.
-        blocks: its GLUs.
+        sites: products of the graph; one that it does not have is left out.
     """
     nodes = {node.name or "": node for node in graph}
-    ups = {block.product: block.up for block in blocks if block.up != block.gate}
-    products = {site.key: nodes[site.node] for site in sites}
-    reading: dict[str, list[Site]] = {}
-    for site in sites:
-        reading.setdefault(site.input, []).append(site)
+    products = {site: nodes[site.node] for site in sites if site.node in nodes}
+    reading: dict[ir.Value, list[Site]] = {}
+    for site, node in products.items():
+        if node.inputs and node.inputs[0] is not None:
+            reading.setdefault(node.inputs[0], []).append(site)
     absorbers: list[Absorber] = []
     others: list[Unabsorbed] = []
-    for name, readers in reading.items():
-        keys = tuple(site.key for site in readers)
-        value = nodes[readers[0].node].inputs[0]
-        found = _takes(value, readers, nodes, products.get(ups.get(_maker(value), "")))
+    for value, readers in reading.items():
+        name, keys = value.name or "", tuple(site.key for site in readers)
+        found = _takes(value, {products[site] for site in readers}, set(products.values()))
         if isinstance(found, str):
             others.append(Unabsorbed(name, keys, found))
         else:
@@ -59,39 +54,42 @@ def find_absorbers(
     return absorbers, others
 
 
-def _maker(value: ir.Value | None) -> str:
-    node = value.producer() if value is not None else None
-    return node.name or "" if node is not None else ""
-
-
 def _takes(
-    value: ir.Value | None, readers: list[Site], nodes: dict[str, ir.Node], up: ir.Node | None
+    value: ir.Value, readers: Collection[ir.Node], products: Collection[ir.Node]
 ) -> tuple[Place, ir.Value, int] | str:
     """What takes the factors of an activation, and along which axis; or why nothing does, in words.
 
     Args:
         value: the activation.
-        readers: sites that read it.
-        nodes: of the graph, by name.
-        up: product of the up projection, where a GLU gives the activation.
+        readers: products that read it.
+        products: all of the graph.
     """
-    node = value.producer() if value is not None else None
-    if value is None or node is None:
+    node = value.producer()
+    if node is None:
         return "it is an input of the graph"
-    products = {nodes[site.node] for site in readers}
-    if value.is_graph_output() or (other := _another(value, products)) is not None:
+    if value.is_graph_output() or (other := _another(value, readers)) is not None:
         return f"{'an output of the graph' if value.is_graph_output() else other} reads it as well"
-    for product in products:
+    channels = 0
+    for product in readers:
         operand = operand_of(product)
-        assert operand is not None  # it is a site
-        if operand.dtype is not ir.DataType.FLOAT:
-            return f"{product.name} is in {operand.dtype.name.lower()}, where factors are not exact"
-        if (text := _not_free(operand.weight.initializer, products)) is not None:
+        if operand is None or operand.dtype is not ir.DataType.FLOAT:
+            return f"{product.name} is no product in float32, where factors are exact"
+        if (text := _not_free(operand.weight.initializer, readers)) is not None:
             return text
-    found = _glu(value, up) if up is not None else _norm(value, node, readers[0].shape[0])
+        channels = operand.shape[0]
+    up = _up_of(node, products)
+    found = _glu(node, up) if up is not None else _norm(value, node, channels)
     if isinstance(found, str):
         return found
     return _not_free(found[1], {node if up is None else up}) or found
+
+
+def _up_of(node: ir.Node, products: Collection[ir.Node]) -> ir.Node | None:
+    """The product whose result a Mul multiplies as it is: the up projection of a GLU, whose gate is activated."""
+    if node.op_type != "Mul" or not is_standard(node):
+        return None
+    makers = [value.producer() if value is not None else None for value in node.inputs]
+    return next((maker for maker in makers if maker is not None and maker in products), None)
 
 
 def _norm(value: ir.Value, node: ir.Node, channels: int) -> tuple[Place, ir.Value, int] | str:
@@ -112,15 +110,13 @@ def _norm(value: ir.Value, node: ir.Node, channels: int) -> tuple[Place, ir.Valu
     return f"{node.op_type} {node.name} gives it, which has no weight for each channel"
 
 
-def _glu(value: ir.Value, up: ir.Node) -> tuple[Place, ir.Value, int] | str:
-    """The weight of an up projection whose result the GLU multiplies as it is."""
-    product, result = value.producer(), up.outputs[0]
-    if product is None or not any(read is result for read in product.inputs) or len(up.inputs) > 2:
-        return f"something stands between the up projection {up.name} and it, or adds to it"
-    if (other := _another(result, {product})) is not None or result.is_graph_output():
+def _glu(node: ir.Node, up: ir.Node) -> tuple[Place, ir.Value, int] | str:
+    """The weight of an up projection, whose output channels are those of the GLU's product."""
+    result, operand = up.outputs[0], operand_of(up)
+    if operand is None or len(up.inputs) > 2:
+        return f"{up.name} adds a bias to it"
+    if (other := _another(result, {node})) is not None or result.is_graph_output():
         return f"{other or 'an output of the graph'} reads the result of {up.name} as well"
-    operand = operand_of(up)
-    assert operand is not None  # it is a site
     return Place.GLU, operand.weight.initializer, operand.axes[1]
 
 

@@ -83,7 +83,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
 def absorbers_of(bench: Workbench) -> Absorbers:
     """What of a model takes factors of channels."""
     graph, found = bench.prepared.graph.graph, bench.found
-    absorbers, others = find_absorbers(graph, found.sites, found.blocks)
+    absorbers, others = find_absorbers(graph, found.sites)
     sites = {site.key: site for site in found.sites}
 
     @cache

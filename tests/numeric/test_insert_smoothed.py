@@ -40,7 +40,7 @@ def model(tmp_path: Path) -> Path:
         for scale in even.scales.values()
     ]
     graph = load_graph(path)
-    run_passes(graph, [Canonicalize(), ScaleChannels(uneven)])
+    run_passes(graph, [Canonicalize(), ScaleChannels(uneven, [s.site for s in even.sites])])
     onnx.save(ir.to_proto(graph), tmp_path / "uneven.onnx")
     return tmp_path / "uneven.onnx"
 

@@ -76,9 +76,8 @@ def plan_for(
     """
     graph = load_graph(model)
     Canonicalize()(graph)
-    found = identify(graph)
-    sites = found.sites
-    absorbers, _ = find_absorbers(graph.graph, sites, found.blocks)
+    sites = identify(graph).sites
+    absorbers, _ = find_absorbers(graph.graph, sites)
     names = list(dict.fromkeys(site.input for site in sites))
     proto = ir.to_proto(graph)
     fed = {value.name for value in proto.graph.input}
