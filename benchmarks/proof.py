@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.keeping import keep
 from benchmarks.shaped import SHAPES, write
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, SitePlan
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.plan import ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
 from spq_graph.passes.adapt.prepared import Prepared, prepared

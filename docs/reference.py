@@ -17,13 +17,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from spq_graph.documents.changes import Peel
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.changes import Peel, Scale
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.model_ref import ModelRef
-from spq_graph.documents.plan import CalibrationRef, Evidence, Plan, Reason, SitePlan
+from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.documents.preset import presets
 from spq_graph.documents.recipe import OneOf, Override, Recipe, json_schema
-from spq_graph.documents.remedies import PeelSettings, Remedies
+from spq_graph.documents.remedies import PeelSettings, Remedies, SmoothSettings
 from spq_graph.documents.search import Search
 from spq_graph.documents.treatment import Cause, Treatment
 from spq_graph.terms.precision import Precision
@@ -129,6 +130,12 @@ def recipe() -> str:
         "",
         *fields_of(PeelSettings, defaults=True),
         "",
+        "## SmoothSettings",
+        "",
+        "Smoothing, [on a page of its own](smoothing.md): the table `[remedies.smooth]`.",
+        "",
+        *fields_of(SmoothSettings, defaults=True),
+        "",
         "```toml",
         "bits = 6",
         "kl_budget = 0.01",
@@ -169,7 +176,7 @@ def plan() -> str:
         "",
         *fields_of(Plan, defaults=False),
     ]
-    for model in (SitePlan, Evidence, Treatment, Peel, Search, ModelRef, CalibrationRef, Unmatched):
+    for model in (SitePlan, Evidence, Treatment, Peel, Scale, Search, ModelRef, CalibrationRef, Unmatched):
         text += [
             "",
             f"## {model.__name__}",

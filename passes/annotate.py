@@ -23,13 +23,15 @@ class Annotate(NamedPass):
         self.plan = plan
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes, peels = {node.name: node for node in model.graph}, self.plan.peels
+        nodes, peels, scales = {node.name: node for node in model.graph}, self.plan.peels, self.plan.scales
         for site in self.plan.sites:
             node = nodes.get(site.node)
             if node is not None:
                 notes = _notes(site)
                 if site.precision.takes_branch and (peel := peels.get(site.input)) is not None:
                     notes["peeled"] = " ".join(map(str, peel.channels))
+                if (scale := scales.get(site.input)) is not None:
+                    notes["smoothed"] = scale.tensor
                 node.metadata_props.update({f"{PREFIX}{name}": text for name, text in notes.items()})
         model.metadata_props.update({f"{PREFIX}version": __version__, f"{PREFIX}plan": self.plan.digest})
         model.producer_name, model.producer_version = "spq-graph", __version__

@@ -14,6 +14,7 @@ from spq_graph.passes.annotate import Annotate
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.base.stock import Stock
 from spq_graph.passes.canon.canonicalize import strip_exporter_noise
+from spq_graph.passes.changes.scale import ScaleChannels
 from spq_graph.passes.check.outline import Outline, outline
 from spq_graph.passes.check.plan import VerifyPlan
 from spq_graph.passes.check.target import VerifyTarget, refuse_foreign
@@ -21,6 +22,7 @@ from spq_graph.passes.forms.insert import InsertPrecisions
 from spq_graph.passes.forms.int8_function import OLDEST_OPSET as INT8_OPSET
 from spq_graph.passes.numbers.fp8 import OLDEST_OPSET as FP8_OPSET
 from spq_graph.terms.form import Form
+from spq_graph.terms.site import Role
 from spq_graph.terms.targets import Profile
 
 
@@ -73,7 +75,7 @@ def check_applied(model: ir.Model, source: Path | Prepared, plan: Plan) -> None:
 
 
 def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
-    """The source as the plan's passes find it."""
+    """The source as the plan's passes find it: with its factors for channels, which all else is then held against."""
     target = plan.recipe.profile
     whole = source if isinstance(source, Prepared) else prepared(source)
     if delivered:
@@ -81,7 +83,10 @@ def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
     # Whatever the form of FP8: the type itself is of a newer opset.
     fp8 = FP8_OPSET if any(site.precision.is_fp8 for site in plan.sites) else 0
     int8 = INT8_OPSET if any(plan.in_form(form) for form in (Form.WITH_BRANCH, Form.BY_TOKEN)) else 0
-    return whole.adapted(target, max(fp8, int8))
+    model = whole.adapted(target, max(fp8, int8))
+    products = [site.site for site in plan.sites if site.role is not Role.EMBEDDING]
+    run(model, [ScaleChannels(list(plan.scales.values()), products)])
+    return model
 
 
 def checking(plan: Plan, before: Outline) -> Sequence[Pass]:

@@ -54,6 +54,11 @@ class Operand:
         """K and N."""
         return self.weight.shape[::-1] if self.flipped else self.weight.shape
 
+    @property
+    def axes(self) -> tuple[int, int]:
+        """Along which axes of the initializer K and N lie."""
+        return (1, 0) if self.weight.transposed is not self.flipped else (0, 1)
+
     def leaving_out(self, rows: Sequence[int]) -> Operand:
         """The same with zeros in these rows of K, in ascending order."""
         return replace(self, without=tuple(rows))

@@ -37,7 +37,7 @@ class VerifyPlan(ir.passes.InPlacePass):
 
     Args:
         plan: what should be there.
-        before: `outline` of the model before the plan was applied.
+        before: `outline` of the model before the plan was applied, but for the factors that it has for channels.
 
     Calling it raises CheckError, naming what differs.
     """
@@ -46,7 +46,7 @@ class VerifyPlan(ir.passes.InPlacePass):
         super().__init__()
         self.plan = plan
         self.before = before
-        self.tied, self.peels = tied_to(plan, before.weights), plan.peels
+        self.tied, self.peels, self.scales = tied_to(plan, before.weights), plan.peels, plan.scales
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         belonging = Belonging()
@@ -67,7 +67,7 @@ class VerifyPlan(ir.passes.InPlacePass):
     def _wanted(self, site: SitePlan) -> Wanted:
         recipe = self.plan.recipe
         tied = self.tied.get(site.key)
-        return Wanted(site, recipe, recipe.profile, self.before.opset, self.peels, tied)
+        return Wanted(site, recipe, recipe.profile, self.before.opset, self.peels, self.scales, tied)
 
     @property
     def _written(self) -> list[SitePlan]:

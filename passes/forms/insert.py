@@ -42,7 +42,7 @@ class InsertPrecisions(NamedPass):
         require_one_range(self.plan)
         editor, opset = Editor(model, stock=self.stock), model.graph.opset_imports.get("", 1)
         replaced: list[ir.Value] = []
-        peels = self.plan.peels
+        peels, scales = self.plan.peels, self.plan.scales
         nodes = {name: editor.nodes[name] for site in self.plan.sites if (name := site.node) in editor.nodes}
         tied = tied_to(self.plan, {name: weight for name, n in nodes.items() if (weight := operand_of(n)) is not None})
         # In the graph's order: what several sites share stands in front of the first of them.
@@ -50,7 +50,7 @@ class InsertPrecisions(NamedPass):
         for site in sorted(self.plan.sites, key=lambda s: order.get(s.node, -1)):
             node, operand = editor.find(site)
             old = node.inputs[0 if site.role is Role.EMBEDDING else 1]
-            wanted = Wanted(site, self.plan.recipe, self.profile, opset, peels, tied.get(site.key))
+            wanted = Wanted(site, self.plan.recipe, self.profile, opset, peels, scales, tied.get(site.key))
             try:
                 if not wanted.is_as_it_was(operand):
                     rules = LOOKUPS.get(wanted.form) or FORM_RULES[wanted.form]

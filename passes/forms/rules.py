@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from spq_graph.documents.changes import Peel
+from spq_graph.documents.changes import Peel, Scale
 from spq_graph.documents.plan import SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.base.editor import Editor
@@ -39,6 +39,7 @@ class Wanted:
         profile: of what is to run it: the recipe's target, or its emulation.
         opset: of the graph, in ONNX's own domain.
         peels: of the plan, by activation value.
+        scales: of the plan, by activation value; the graph has them.
         tied: of a lookup, the head that reads the same table in 8 bits; None where none does.
     """
 
@@ -47,6 +48,7 @@ class Wanted:
     profile: Profile
     opset: int
     peels: Mapping[str, Peel] = field(default_factory=dict, repr=False)
+    scales: Mapping[str, Scale] = field(default_factory=dict, repr=False)
     tied: SitePlan | None = None
 
     @property
@@ -71,7 +73,7 @@ class Wanted:
 
     @property
     def range(self) -> tuple[float, float]:
-        """Smallest and largest activation.
+        """Smallest and largest activation, once its channels are scaled where the plan does that.
 
         Raises:
             GraphError: the plan holds none.
@@ -82,7 +84,8 @@ class Wanted:
                 where=self.site.key,
                 remedy="set the site to fp32 in the plan, or make the plan again with `spq-graph plan`",
             )
-        return self.site.range
+        scale = self.scales.get(self.site.input)
+        return self.site.range if scale is None else (scale.low, scale.high)
 
     @property
     def quantizer(self) -> ActivationQuantizer:

@@ -210,7 +210,7 @@ def plan(
     from spq_graph.documents.tables import printable
     from spq_graph.jobs.plan import plan as run
     from spq_graph.views.made import spike_table
-    from spq_graph.views.words import branches
+    from spq_graph.views.remedied import remedies
     from spq_graph.workbench.opening import Opening
 
     if calibration is None:
@@ -234,7 +234,7 @@ def plan(
         print_json(made.to_dict())
     else:
         Console().print(spike_table(made))
-        if (said := branches(made)) is not None:
+        for said in remedies(made):
             typer.echo(said)
         if made.calibration.remark is not None:
             typer.echo(printable(f"! {made.calibration.remark}"))

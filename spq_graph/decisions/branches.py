@@ -37,7 +37,7 @@ def everywhere(choices: Iterable[Choice], recipe: Recipe, count: int) -> Branche
         recipe: says whether ranges are symmetric.
         count: how many channels; where that is more than an eighth of all, an eighth.
     """
-    seen = {c.site.input: c.seen for c in choices if c.precision.takes_branch and c.seen is not None}
+    seen = {c.site.input: c.reads for c in choices if c.precision.takes_branch and c.reads is not None}
     symmetric = recipe.activations == "symmetric"
     counts = {value: min(count, r.channel_high.size // LEAST_SHARE) for value, r in seen.items()}
     found = {value: peeled(value, r, counts[value], symmetric=symmetric) for value, r in seen.items() if counts[value]}
@@ -70,7 +70,7 @@ def changes(branches: Branches) -> dict[str, Peel]:
 
 def reach(choice: Choice, branches: Branches) -> float:
     """Width of what its quantizer covers, branches in force, over the median of its token maxima."""
-    seen = choice.seen
+    seen = choice.reads
     if seen is None or seen.median <= 0:
         return 0.0
     branch = branches.get(choice.site.input)

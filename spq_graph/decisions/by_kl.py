@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 
-from spq_graph.decisions.branches import NONE, Branches, everywhere, of_heads, reach, treatments
-from spq_graph.decisions.choices import Choice, above, assigned, cap_of, keep, rounded, six
+from spq_graph.decisions.branches import NONE, Branches, everywhere, of_heads, reach
+from spq_graph.decisions.choices import Choice, above, assigned, cap_of, rank, rounded, six
 from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
 from spq_graph.decisions.formats import Formats
 from spq_graph.decisions.oracle import Oracle, or_infinite
 from spq_graph.decisions.prefix import smallest_prefix
+from spq_graph.decisions.smoothing import Smoothing
 from spq_graph.decisions.thinning import thin
-from spq_graph.documents.plan import Reason
+from spq_graph.decisions.treated import treated
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
-from spq_graph.documents.treatment import Cause, Treatment
+from spq_graph.documents.treatment import Treatment
+from spq_graph.remedies.smooth import UNSCALED
+from spq_graph.terms.absorber import Absorbers
 from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 
@@ -33,11 +36,10 @@ _OF_WEIGHTS, _LEAST_SOUGHT = 1.5, 0.003
 class ByKl:
     """The rule `auto`: the cheapest set of kept sites, scales and outlier branches that meets the budget.
 
-    Precision alone comes first: a model that few kept sites make whole needs no more operators. Where it does not
-    suffice within the cap, all get scales by token, as far as the target and the recipe have them. Where these do not
-    suffice, or cannot be had, the fewest channels of the recipe are peeled off at every activation whose range they
-    narrow, nothing kept, that meet the budget; and where the most do not, scales are static, and sites are kept
-    besides, in the order of what each costs with its branch.
+    Precision alone comes first: a model that few kept sites make whole needs no more operators. Otherwise all get
+    scales by token, as far as target and recipe have them; where these cannot be had, channels are smoothed as far as
+    that helps. Where that does not do, the fewest channels of the recipe are peeled off at every activation whose range
+    they narrow, nothing kept; and where the most do not, sites are kept besides, by what each costs with its branch.
 
     Attributes:
         choices: what is known of every site, by key.
@@ -52,6 +54,7 @@ class ByKl:
     recipe: Recipe
     oracle: Oracle
     single: Oracle
+    absorbers: Absorbers | None = None
     search: Search = field(init=False)
     cap: int = field(init=False)
     sought: Recipe = field(init=False)
@@ -63,12 +66,14 @@ class ByKl:
     def run(self) -> tuple[Search, bool, list[Treatment]]:
         """Decide over every choice; what was measured, whether the budget is met, and the treatments."""
         recipe, oracle = self.recipe, self.oracle
-        oracle.further = self.single.further = partial(of_heads, self.choices, self.held, recipe)
         self.cap = cap_of(self.choices, recipe)
         self._leave_room(recipe)
         everywhere = self._keeping([])
         self.search = Search(rule="auto", budget=recipe.kl_budget, cap=self.cap, kl_everywhere=told(everywhere))
         self.search.kl_everywhere_stderr = oracle.stderr(self._assigned([]))
+        if recipe.remedies.smooth.use == "always":
+            self._smooth()
+            everywhere = self._keeping([])
         found = above(self.choices, recipe.candidate_ratio)
         order: list[Choice] = []
         kept, met, needed = 0, everywhere <= self.body.kl_budget, everywhere > self.body.kl_aim
@@ -77,25 +82,37 @@ class ByKl:
             order, kept, met = self._keep(found)
         if needed and not met and self._by_token():
             order, kept, met = [], 0, True
-        elif use == "always" or (use == "auto" and needed and not met):
-            if self._peel():
+        elif use == "always" or (needed and not met):
+            smoother = needed and recipe.remedies.smooth.use == "auto" and self._smooth()
+            if smoother and self._keeping([]) <= self.body.kl_aim:
+                order, kept, met = [], 0, True
+            elif use != "never" and self._peel():
                 found = self._costliest()
                 order, kept, met = self._keep(found) if self._keeping([]) > self.body.kl_aim else ([], 0, True)
-            elif needed and not order:
+            elif needed and (smoother or (use != "never" and not order)):
                 order, kept, met = self._keep(found)
         names = [c.site.key for c in order[:kept]]
         if not (oracle.branches and order):
             self._settle_formats(names, everywhere)
         self._thin(names)
-        self._note(order, kept, met)
-        ends = Measured(plan=lambda: or_infinite(oracle, self._assigned(names)), alone=self._single)
-        by_token = "by_token" in (self.search.scales, self.recipe.scales)
-        settle_ends(self.choices.values(), self.held, self.sought, ends, self._room, by_token=by_token)
+        rank(order, kept, self._alone, None if met or kept < self.cap else self.cap)
+        self._settle_ends(names)
         final = oracle.settled(self._assigned(names))
         self.search.candidates = len(found)
         self.search.kl, self.search.kl_stderr = six(final), oracle.stderr(self._assigned(names))
         self.search.evaluations = len(oracle.known) + (len(self.single.known) if self.single is not oracle else 0)
-        return self.search, final <= recipe.kl_budget, self._treatments()
+        branches = oracle.having({key: choice.precision for key, choice in self.choices.items()})
+        made = treated(self.choices, recipe, self.absorbers, oracle.scales, branches)
+        return self.search, final <= recipe.kl_budget, made
+
+    def __post_init__(self) -> None:
+        self.oracle.further = self.single.further = partial(of_heads, self.choices, self.held, self.recipe)
+
+    def _settle_ends(self, names: Collection[str]) -> None:
+        """Decide over head and embedding, once all else is."""
+        by = Measured(plan=lambda: or_infinite(self.oracle, self._assigned(names)), alone=self._single)
+        by_token = "by_token" in (self.search.scales, self.recipe.scales)
+        settle_ends(self.choices.values(), self.held, self.sought, by, self._room, by_token=by_token)
 
     def _leave_room(self, sought: Recipe) -> None:
         """Take from a budget what head and embedding are to cost: the rest is for all other sites."""
@@ -108,7 +125,8 @@ class ByKl:
         recipe, (target, precision) = self.recipe, self.recipe.profile.weight_only
         if "kl_budget" in recipe.model_fields_set or target != recipe.target:
             return
-        kl = or_infinite(self.oracle, dict.fromkeys(rounded(self.choices, self._assigned([])), precision))
+        weights = dict.fromkeys(rounded(self.choices, self._assigned([])), precision)
+        kl = or_infinite(replace(self.oracle, scales=UNSCALED), weights)
         sought = max(_OF_WEIGHTS * kl, min(_LEAST_SOUGHT, recipe.kl_budget))
         self.search.kl_weights = told(kl)
         if sought < recipe.kl_budget:
@@ -227,6 +245,14 @@ class ByKl:
         """KL as a few tokens have it, scaled to all."""
         return self._scale * self.single(precisions)
 
+    def _smooth(self) -> bool:
+        """Divide channels by powers of two where something takes them; whether that helps."""
+        if self.absorbers is None:
+            return False
+        smooth = Smoothing(self.choices, self.recipe, self.absorbers)
+        helps, self.search.kl_smoothed = smooth.settle(self.oracle, self.single)
+        return helps
+
     def _branch(self, branches: Branches) -> None:
         self.oracle.branches = self.single.branches = branches
 
@@ -256,30 +282,10 @@ class ByKl:
         rough, exact = partial(measured, self._roughly), partial(measured, self.oracle)
         self._branch(thin(self.choices, self.oracle.branches, precisions, self.body, rough, exact))
 
-    def _note(self, order: Sequence[Choice], kept: int, met: bool) -> None:
-        """Say at every candidate why it is kept or not."""
-        for rank, choice in enumerate(order):
-            choice.rank = rank
-            if rank < kept:
-                error = f" ± {choice.kl_stderr:.1g}" if choice.kl_stderr is not None else ""
-                cost = f"{self._alone[choice.site.key]:.3g}{error}"
-                keep(choice, f"quantizing it alone costs KL {cost}, place {rank + 1} of {len(order)}")
-            else:
-                choice.reason = Reason.BUDGET
-                enough = met or kept < self.cap
-                choice.note = (
-                    "keeping it as well is not needed" if enough else f"the cap of {self.cap} sites is reached"
-                )
-
     def _settle_formats(self, names: Sequence[str], everywhere: float, *, whole: bool = False) -> None:
         """Measure what kept sites may become, and give it to them: see `Formats.settle`."""
         formats = Formats(self.choices, self.recipe, self.oracle, self._roughly)
         self.search.formats = formats.settle(names, everywhere, self.body, whole=whole) or self.search.formats
-
-    def _treatments(self) -> list[Treatment]:
-        cause = Cause.OVERRIDE if self.recipe.remedies.peel.use == "always" else Cause.BUDGET
-        branches = self.oracle.having({key: choice.precision for key, choice in self.choices.items()})
-        return treatments(self.choices.values(), branches, cause)
 
 
 def told(kl: float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spq_graph.decisions.kept_formats import by_rule
@@ -26,6 +26,7 @@ class Choice:
         high: what it becomes if it is kept.
         wants_high: whether it is kept by hand.
         instead: why the target made `high` another format than was asked for.
+        smooth: what calibration would have seen with the factors that its channels have; None where they have none.
         result: more than any result of its product was on what calibration saw; None where that is not known.
     """
 
@@ -44,11 +45,17 @@ class Choice:
     formats: dict[str, float] | None = None
     instead: str | None = None
     result: float | None = None
+    smooth: ValueRange | None = None
+
+    @property
+    def reads(self) -> ValueRange | None:
+        """What its product reads: what calibration saw, with the factors of its channels in force."""
+        return self.smooth or self.seen
 
     @property
     def largest(self) -> float | None:
         """Largest absolute number that its product reads, or may give; None where nothing is known."""
-        known = [n for n in (largest_of(self.seen), self.result) if n is not None]
+        known = [n for n in (largest_of(self.reads), self.result) if n is not None]
         return max(known, default=None)
 
     @property
@@ -174,6 +181,26 @@ def _table_by_hand(choice: Choice, recipe: Recipe, wanted: str, where: str, *, a
 def keep(choice: Choice, note: str) -> None:
     """Keep a site in its high precision."""
     choice.precision, choice.reason, choice.note = choice.high, Reason.SPIKE, note
+
+
+def rank(order: Sequence[Choice], kept: int, alone: Mapping[str, float], cap: int | None) -> None:
+    """Say at every candidate, in their order, why it is kept or not.
+
+    Args:
+        order: the costliest first.
+        kept: how many of them are kept.
+        alone: what each costs alone, by key.
+        cap: how many may be kept, where that is what is in the way; None where no more is needed.
+    """
+    why = "keeping it as well is not needed" if cap is None else f"the cap of {cap} sites is reached"
+    for place, choice in enumerate(order):
+        choice.rank = place
+        if place < kept:
+            error = f" ± {choice.kl_stderr:.1g}" if choice.kl_stderr is not None else ""
+            cost = f"{alone[choice.site.key]:.3g}{error}"
+            keep(choice, f"quantizing it alone costs KL {cost}, place {place + 1} of {len(order)}")
+        else:
+            choice.reason, choice.note = Reason.BUDGET, why
 
 
 def above(choices: dict[str, Choice], threshold: float) -> list[Choice]:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from spq_graph.decisions.branches import everywhere, treatments
+from spq_graph.decisions import smoothing
+from spq_graph.decisions.branches import NONE, everywhere
 from spq_graph.decisions.by_kl import ByKl
 from spq_graph.decisions.choices import Choice, above, apply_overrides, cap_of, keep, planned, start
 from spq_graph.decisions.ends import settle_ends
 from spq_graph.decisions.oracle import Measure, Oracle, Stderr
+from spq_graph.decisions.smoothing import Smoothing
+from spq_graph.decisions.treated import treated
+from spq_graph.documents.calibration_ref import CalibrationRef
 from spq_graph.documents.model_ref import ModelRef
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason
+from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
-from spq_graph.documents.treatment import Cause, Treatment
+from spq_graph.documents.treatment import Treatment
+from spq_graph.remedies.smooth import UNSCALED
+from spq_graph.terms.absorber import Absorbers
 from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site, Unmatched
@@ -37,6 +43,7 @@ def decide(
     alone: Measure | None = None,
     alone_stderr_of: Stderr | None = None,
     tokens: int = 0,
+    absorbers: Absorbers | None = None,
     token_text: Callable[[int], str] | None = None,
 ) -> Plan:
     """Decide the precision of every site.
@@ -66,6 +73,7 @@ def decide(
         alone: KL of one site alone, on fewer tokens: it only puts candidates in order; None for `measure`.
         alone_stderr_of: standard error of what `alone` said.
         tokens: how many tokens `measure` runs on, to be noted.
+        absorbers: what takes factors of channels; None where nothing is to be smoothed.
         token_text: decodes a token id, to be noted beside it.
 
     Raises:
@@ -81,11 +89,11 @@ def decide(
     if recipe.spike_ratio is not None or measure is None:
         search, met = _by_ratio(choices, recipe)
         settle_ends(choices.values(), held, recipe, None)
-        treated = _unmeasured(choices, recipe)
+        treated = _unmeasured(choices, recipe, absorbers)
     else:
         oracle = Oracle(measure, stderr_of)
         single = Oracle(alone, alone_stderr_of) if alone is not None else oracle
-        search, met, treated = ByKl(choices, held, recipe, oracle, single).run()
+        search, met, treated = ByKl(choices, held, recipe, oracle, single, absorbers).run()
         search.tokens = tokens
     if recipe.scales == "by_token":
         search.scales = "by_token"
@@ -117,10 +125,12 @@ def _by_ratio(choices: dict[str, Choice], recipe: Recipe) -> tuple[Search, bool]
     return Search(rule="ratio", candidates=len(hits), cap=cap), len(hits) <= cap
 
 
-def _unmeasured(choices: dict[str, Choice], recipe: Recipe) -> list[Treatment]:
-    """Branches by hand, of as many channels as the recipe allows: nothing says that fewer will do."""
-    settings = recipe.remedies.peel
-    if settings.use != "always":
-        return []
-    branches = everywhere(choices.values(), recipe, settings.channels[-1])
-    return treatments(choices.values(), branches, Cause.OVERRIDE)
+def _unmeasured(choices: dict[str, Choice], recipe: Recipe, absorbers: Absorbers | None) -> list[Treatment]:
+    """Smoothing and branches by hand, of as many channels as the recipe allows: nothing says that fewer will do."""
+    remedies, scales, branches = recipe.remedies, UNSCALED, NONE
+    if remedies.smooth.use == "always" and absorbers is not None:
+        scales = Smoothing(choices, recipe, absorbers).by_hand()
+        smoothing.scale(choices.values(), scales)
+    if remedies.peel.use == "always":
+        branches = everywhere(choices.values(), recipe, remedies.peel.channels[-1])
+    return treated(choices, recipe, absorbers, scales, branches)

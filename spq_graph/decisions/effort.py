@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from spq_graph.decisions.by_kl import FEWEST_MEASURED
 from spq_graph.decisions.kept_formats import candidates as formats
 from spq_graph.documents.recipe import ROUNDED, Recipe
+from spq_graph.terms.absorber import Place
 from spq_graph.terms.precision import Precision
 
 # What fewer channels, and kept sites and their formats beside branches, are about measured for on all tokens; and about
@@ -24,7 +25,14 @@ class Effort:
 
 
 def effort(
-    recipe: Recipe, stored: frozenset[Precision], *, sites: int, candidates: int, lossy: bool, peels: bool
+    recipe: Recipe,
+    stored: frozenset[Precision],
+    *,
+    sites: int,
+    candidates: int,
+    lossy: bool,
+    peels: bool,
+    smooths: bool = False,
 ) -> Effort:
     """What `ByKl` measures, about.
 
@@ -35,6 +43,7 @@ def effort(
         candidates: sites whose ratio makes them candidates.
         lossy: whether everything in integers costs more than the KL to aim at.
         peels: whether outlier branches are tried.
+        smooths: whether smoothing is tried.
     """
     settings, cap = recipe.remedies.peel, math.floor(recipe.max_kept * sites)
     together, alone, tried = 1, 0, candidates
@@ -47,6 +56,9 @@ def effort(
         together += 1 + _THINNED + ("kl_budget" not in recipe.model_fields_set) + recipe.may_scale_by_token
         alone += len(settings.channels) + 1 + 2 * _ROLES
         tried = min(max(FEWEST_MEASURED, cap), sites)
+    if smooths:
+        together += 1
+        alone += 1 + len(Place) * len(recipe.remedies.smooth.alpha)
     if lossy and not (peels and recipe.may_scale_by_token):  # which leaves no site to keep
         alone += tried
         if peels:
@@ -56,3 +68,14 @@ def effort(
         if recipe.high_precision == "fp8":
             alone += len(ROUNDED) * min(cap, tried)
     return Effort(together, alone)
+
+
+def smooths(recipe: Recipe, *, missed: bool) -> bool:
+    """Whether smoothing is tried.
+
+    Args:
+        recipe: what is wanted.
+        missed: whether kept sites alone do not meet the budget.
+    """
+    use = recipe.remedies.smooth.use
+    return use == "always" or (use == "auto" and missed and not recipe.may_scale_by_token)

@@ -9,20 +9,24 @@ from dataclasses import dataclass, field
 from spq_graph.decisions.branches import NONE, Branches, changes
 from spq_graph.decisions.choices import six
 from spq_graph.documents.changes import Peel
+from spq_graph.remedies.smooth import UNSCALED, Scales
 from spq_graph.terms.errors import GraphError, NotFiniteError
 from spq_graph.terms.precision import Precision
 
 Peels = Mapping[str, Peel]
+Changes = tuple[()] | tuple[Peels] | tuple[Peels, Scales]
 
 
 # KL(FP || model), nats a token, where the named sites have the given precisions and the rest is as the graph has it.
-# Outlier branches are passed behind them where there are any, by activation value: what measures none is not asked to.
+# Outlier branches are passed behind them where there are any, by activation value, and factors of channels behind
+# those: what measures none is not asked to.
 Measure = Callable[..., float]
 # The standard error of what a measure said of the same; None where it is not known.
 Stderr = Callable[..., float | None]
 
 
-_Key = tuple[frozenset[tuple[str, Precision]], frozenset[tuple[str, tuple[int, ...]]]]
+_Channels = frozenset[tuple[str, tuple[int, ...]]]
+_Key = tuple[frozenset[tuple[str, Precision]], _Channels, _Channels]
 
 
 @dataclass(slots=True)
@@ -30,13 +34,14 @@ class Oracle:
     """Measures every choice once, and counts; one whose logits are not finite is infinitely far away.
 
     Attributes:
-        branches: what all that is measured has; settled in the course of a search.
+        branches, scales: what all that is measured has; settled in the course of a search.
         further: branches that sites have besides, for the precisions that they are to have.
     """
 
     measure: Measure
     stderr_of: Stderr | None
     branches: Branches = field(default_factory=lambda: NONE)
+    scales: Scales = field(default_factory=lambda: UNSCALED)
     further: Callable[[Mapping[str, Precision]], Branches] = lambda precisions: NONE
     known: dict[_Key, float] = field(default_factory=dict)
     errors: dict[_Key, NotFiniteError] = field(default_factory=dict)
@@ -48,7 +53,7 @@ class Oracle:
         key = self._key(precisions)
         if key not in self.known:
             try:
-                self.known[key] = self.measure(precisions, *self._peels(precisions))
+                self.known[key] = self.measure(precisions, *self._changes(precisions))
             except NotFiniteError as error:
                 self.known[key], self.errors[key] = math.inf, error
         return self.known[key]
@@ -57,7 +62,7 @@ class Oracle:
         """Standard error of the KL of these precisions, to six digits; None where it is not known."""
         if self.stderr_of is None or not precisions:
             return None
-        found = self.stderr_of(precisions, *self._peels(precisions))
+        found = self.stderr_of(precisions, *self._changes(precisions))
         return six(found) if found is not None else None
 
     def settled(self, precisions: Mapping[str, Precision]) -> float:
@@ -75,12 +80,16 @@ class Oracle:
         """All branches of a plan with these precisions."""
         return {**further, **self.branches} if (further := self.further(precisions)) else self.branches
 
-    def _peels(self, precisions: Mapping[str, Precision]) -> tuple[Peels, ...]:
-        return (changes(found),) if (found := self.having(precisions)) else ()
+    def _changes(self, precisions: Mapping[str, Precision]) -> Changes:
+        found = changes(self.having(precisions))
+        if self.scales:
+            return found, self.scales
+        return (found,) if found else ()
 
     def _key(self, precisions: Mapping[str, Precision]) -> _Key:
         branches = frozenset((value, branch.change.channels) for value, branch in self.having(precisions).items())
-        return frozenset(precisions.items()), branches
+        factors = frozenset((value, scale.exponents) for value, scale in self.scales.items())
+        return frozenset(precisions.items()), branches, factors
 
 
 def or_infinite(measure: Callable[[Mapping[str, Precision]], float], precisions: Mapping[str, Precision]) -> float:

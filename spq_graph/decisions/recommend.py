@@ -81,7 +81,8 @@ def changes_for(row: RowId, bits: int | None, plan: Plan) -> dict[str, Any]:
     changes: dict[str, Any] = {} if bits in (None, recipe.bits) else {"bits": bits}
     if row.kind is RowKind.EVERYWHERE:
         by_hand = _unset(recipe, "keep", "ignore", "overrides", "spike_ratio")
-        plain = {"remedies": {"peel": {"use": "never"}}} if plan.treatments else {}
+        never = {name: {"use": "never"} for name in type(recipe.remedies).model_fields}
+        plain = {"remedies": never} if plan.treatments else {}
         static = {"scales": "static"} if recipe.may_scale_by_token or plan.search.scales != "static" else {}
         return changes | {"max_kept": 0.0} | by_hand | static | plain | dict(SCHEMES[row.scheme])
     if row.kept_in is None:

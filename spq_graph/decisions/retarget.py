@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from spq_graph.decisions import smoothing
 from spq_graph.decisions.branches import WHY
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe, legal_name
@@ -51,14 +52,15 @@ def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
 
 
 def _treated(treatment: Treatment, taking: Collection[str]) -> Treatment:
-    """A branch at those of its sites that still take one; refused where none does."""
+    """A branch at those of its sites that still take one, and factors at all; refused where none is in integers."""
     if not treatment.applied:
         return treatment
-    sites = tuple(key for key in treatment.sites if key in taking)
-    if sites:
-        return treatment.model_copy(update={"sites": sites})
+    smooth = treatment.remedy == "smooth"
+    if sites := tuple(key for key in treatment.sites if key in taking):
+        return treatment if smooth else treatment.model_copy(update={"sites": sites})
     cause = Cause.NOT_NEEDED
-    return treatment.model_copy(update={"applied": False, "reason": cause, "note": WHY[cause]})
+    note = (smoothing.WHY if smooth else WHY)[cause]
+    return treatment.model_copy(update={"applied": False, "reason": cause, "note": note})
 
 
 def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:

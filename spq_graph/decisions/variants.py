@@ -6,12 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
+from spq_graph.decisions.other_treatments import retreated, throughout
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
-from spq_graph.documents.treatment import Treatment
+from spq_graph.documents.value_range import ValueRange
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, Extent, RowId, RowKind, Scheme
 
@@ -22,6 +24,9 @@ WITHOUT_HEAD = RowId(RowKind.SPIKE_AWARE, without_remedy="head_8bit")
 ROWS_ONCE = (FP32, WEIGHT_ONLY)
 # Rows of a plan in a short ladder: what quantizing costs, and what is delivered.
 SHORT_ROWS = (EVERYWHERE, SPIKE_AWARE)
+
+# What stands against each remedy: the same of it, where it should not help.
+CONTROLS: Mapping[str, RowKind] = {"peel": RowKind.CONTROL_CHANNELS, "smooth": RowKind.CONTROL_FACTORS}
 
 LadderPlace = tuple[RowId, int]  # in a ladder: which row, at how many bits
 
@@ -74,15 +79,26 @@ def rows_of(
         rows += [RowId(RowKind.CONTROL_RANDOM, seed=recipe.seed + seed) for seed in RANDOM_SEEDS]
     for remedy in remedies:
         rows += [RowId(RowKind.EVERYWHERE, with_remedy=remedy), RowId(RowKind.SPIKE_AWARE, without_remedy=remedy)]
-        rows.append(RowId(RowKind.CONTROL_CHANNELS, seed=recipe.seed))
+        rows.append(RowId(CONTROLS[remedy], seed=recipe.seed))
     return rows
 
 
-def variants(plan: Plan, stored: Mapping[str, Precision], extent: Extent = Extent.FULL) -> list[Variant]:
-    """The rows that belong to one plan, each model once; `stored` is the format of each weight in the graph, by key.
+def variants(
+    plan: Plan,
+    stored: Mapping[str, Precision],
+    extent: Extent = Extent.FULL,
+    seen: Mapping[str, ValueRange] = MappingProxyType({}),
+) -> list[Variant]:
+    """The rows that belong to one plan, each model once.
 
     Kept sites in another format are no row of their own where that is the format that the plan gave them, nor are
     controls that drew the same sites.
+
+    Args:
+        plan: what was decided.
+        stored: the format of each weight in the graph, by key.
+        extent: how much is shown.
+        seen: what calibration saw, by activation value; without it no factors can be exchanged for others.
     """
     others = sorted((s for s in plan.counted if s not in plan.kept), key=_ratio)
     count = min(len(plan.kept), len(others))
@@ -93,24 +109,24 @@ def variants(plan: Plan, stored: Mapping[str, Precision], extent: Extent = Exten
     def planned(row: RowId) -> Plan:
         if row.kind is RowKind.EVERYWHERE:
             made = _quantized_but(plan, (), stored, SCHEMES[row.scheme])
-            return _treated_throughout(made) if row.with_remedy else made.with_treatments(())
+            return throughout(made, row.with_remedy) if row.with_remedy else made.with_treatments(())
         if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM):
             picked: Sequence[int] = range(count)
             if row.kind is RowKind.CONTROL_RANDOM:
                 picked = np.random.default_rng(row.seed).choice(len(others), size=count, replace=False).tolist()
-            return _treated_throughout(_quantized_but(plan, {others[i].key for i in picked}, stored, rest=plan.usual))
-        if row.kind is RowKind.CONTROL_CHANNELS:
-            return _at_random_channels(plan, row.seed or 0)
+            return throughout(_quantized_but(plan, {others[i].key for i in picked}, stored, rest=plan.usual))
         if row == WITHOUT_HEAD:
             return plan.with_precisions(lambda s: stored[s.key] if s.key in ends else s.precision)
-        if row.without_remedy:
-            return plan.with_treatments(t for t in plan.treatments if t.remedy != row.without_remedy)
+        if row.kind in CONTROLS.values() or row.without_remedy:
+            return retreated(plan, row, seen)
         return plan if row.kept_in is None else _kept_in(plan, row.kept_in, tried)
 
     rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count), remedies=remedies, extent=extent)
     ends = {s.key for s in plan.sites if s.aside and s.precision.row.by_block}
     if ends and extent is Extent.FULL:
         rows.insert(rows.index(SPIKE_AWARE) + 1, WITHOUT_HEAD)
+    if not plan.scales.keys() <= seen.keys():
+        rows = [row for row in rows if row.kind is not RowKind.CONTROL_FACTORS]
     found = [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
     anchors = {decisions_of(plan)} | {decisions_of(row.plan) for row in found if row.id == EVERYWHERE}
     once: list[Variant] = []
@@ -128,7 +144,8 @@ def decisions_of(plan: Plan) -> object:
     sites = tuple((site.key, site.precision) for site in plan.sites)
     read = {site.input for site in plan.sites if site.precision.takes_branch}
     branches = tuple((v, peel.channels, peel.low, peel.high) for v, peel in plan.peels.items() if v in read)
-    return recipe.bits, recipe.activations, recipe.weights, sites, branches
+    factors = tuple((v, scale.exponents) for v, scale in plan.scales.items() if v in read)
+    return recipe.bits, recipe.activations, recipe.weights, sites, branches, factors
 
 
 def weight_only(plan: Plan) -> Variant:
@@ -171,34 +188,6 @@ def _quantized_but(
         return common[0][0] if common else stored[site.key]
 
     return plan.with_precisions(becomes, **scheme)
-
-
-def _treated_throughout(plan: Plan) -> Plan:
-    """The plan with every treatment that it names, also at sites that it keeps and a row does not."""
-    return plan.with_treatments(t.model_copy(update={"applied": True}) for t in plan.treatments)
-
-
-def _at_random_channels(plan: Plan, seed: int) -> Plan:
-    """The plan with as many channels in each branch, drawn: what is left then has the range that was observed."""
-    draw = np.random.default_rng(seed)
-    read = {site.input: site for site in plan.sites if site.precision.takes_branch and site.range is not None}
-
-    def drawn(treatment: Treatment) -> Treatment:
-        changes = [
-            peel.model_copy(
-                update={
-                    "channels": tuple(sorted(draw.choice(site.shape[0], len(peel.channels), replace=False).tolist())),
-                    "low": site.range[0],
-                    "high": site.range[1],
-                }
-            )
-            if (site := read.get(peel.value)) is not None and site.range is not None
-            else peel
-            for peel in treatment.changes
-        ]
-        return treatment.model_copy(update={"changes": tuple(changes)})
-
-    return plan.with_treatments(map(drawn, plan.treatments))
 
 
 def _kept_in(plan: Plan, high: Precision, tried: Collection[str]) -> Plan:

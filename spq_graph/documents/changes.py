@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeInt
 
 from spq_graph.documents.strict import Strict
+
+# Factors are no further from 1 than two to this: what is left of an activation's range beyond it is for a branch.
+MOST_EXPONENT = 8
 
 
 def _ascending(channels: tuple[int, ...]) -> tuple[int, ...]:
@@ -30,3 +33,35 @@ class Peel(Strict):
     )
     low: FiniteFloat = Field(description="smallest activation of the other channels")
     high: FiniteFloat = Field(description="largest activation of the other channels")
+
+
+class Scale(Strict):
+    """Channels of an activation by powers of two: folded into what makes it, and inversely into what reads it.
+
+    With e the exponents, the tensor that makes the activation x by channel is multiplied by 2^-e along its axis, and
+    row c of every weight W that reads x by 2^e_c: (x_c 2^-e_c) (2^e_c W[c, :]) is to the bit x_c W[c, :], as long as
+    no number leaves the normal ones of float32. SmoothQuant (arXiv 2211.10438, equation 3) with such factors alone.
+    """
+
+    kind: Literal["scale"] = Field("scale", description="what kind of change it is")
+    value: str = Field(description="the activation value; all sites read it so, in whatever precision")
+    tensor: str = Field(description="the constant that makes it by channel: a norm's weight, or an up projection's")
+    axis: NonNegativeInt = Field(description="of that constant, along which the channels lie")
+    exponents: tuple[Annotated[int, Field(ge=-MOST_EXPONENT, le=MOST_EXPONENT)], ...] = Field(
+        min_length=1, description="by channel, e: the activation is divided by 2^e, and the rows are multiplied by it"
+    )
+    low: FiniteFloat = Field(description="smallest activation once it is divided")
+    high: FiniteFloat = Field(description="largest activation once it is divided")
+    peeled: tuple[FiniteFloat, FiniteFloat] | None = Field(
+        None,
+        description="beside an outlier branch: smallest and largest activation of the other channels as they were, for "
+        "the same branch without this change; null where there is none",
+    )
+
+    @property
+    def inverse(self) -> Scale:
+        """What takes it back, in a graph: the range is not asked for there."""
+        return self.model_copy(update={"exponents": tuple(-e for e in self.exponents)})
+
+
+Change: TypeAlias = Annotated[Peel | Scale, Field(discriminator="kind")]

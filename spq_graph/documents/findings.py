@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
-from spq_graph.documents.plan import CalibrationRef, Evidence, Reason, SitePlan
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.plan import Evidence, Reason, SitePlan
 from spq_graph.terms.rows import RowId
 from spq_graph.terms.site import OfSite, Site, Unmatched
 
@@ -181,6 +182,7 @@ class Difference:
         changed: sites that both have, by key.
         only_a, only_b: keys of sites that one side has.
         branches: channels of outlier branches, by activation, that one side alone has or that differ.
+        factors: exponents of the factors of channels, by activation, that one side alone has or that differ.
         recipe: fields that differ, where both have a plan.
         operators: types whose counts differ, where both have a graph.
         bytes: of the files, where both have some and they differ.
@@ -192,6 +194,7 @@ class Difference:
     only_a: Sequence[str]
     only_b: Sequence[str]
     branches: Mapping[str, Pair[Sequence[int]]]
+    factors: Mapping[str, Pair[Sequence[int]]]
     recipe: Mapping[str, Pair[Any]]
     operators: Mapping[str, Pair[int]]
     bytes: Pair[int] | None
@@ -205,6 +208,7 @@ class Difference:
             "only_a": list(self.only_a),
             "only_b": list(self.only_b),
             "branches": [{"value": value, **asdict(pair)} for value, pair in self.branches.items()],
+            "factors": [{"value": value, **asdict(pair)} for value, pair in self.factors.items()],
             "recipe": {name: asdict(pair) for name, pair in self.recipe.items()},
             "operators": {name: asdict(pair) for name, pair in self.operators.items()},
             "bytes": {"bytes": asdict(self.bytes)} if self.bytes is not None else {},

@@ -22,7 +22,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from spq_graph.documents.changes import Peel
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.changes import Peel, Scale
 from spq_graph.documents.content import content_of
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.model_ref import ModelRef
@@ -32,7 +33,7 @@ from spq_graph.documents.search import Search
 from spq_graph.documents.staging import written
 from spq_graph.documents.strict import Strict, first_problem
 from spq_graph.documents.tables import html_table, to_frame
-from spq_graph.documents.treatment import Treatment
+from spq_graph.documents.treatment import Treatment, changes_of
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
@@ -141,16 +142,6 @@ class SitePlan(OfSite, Strict):
         return max(abs(edge) for edge in self.range) if self.range is not None else None
 
 
-class CalibrationRef(Strict):
-    """The data that the ranges come from."""
-
-    digest: str = Field(description="of the sequences, in any order")
-    tokens: int = Field(description="how many were run")
-    sequences: int = Field(description="in how many sequences")
-    origin: str = Field("", description="name of the file, or how text was sampled")
-    remark: str | None = Field(None, description="what speaks against so little of it")
-
-
 class Plan(Strict):
     """What was decided for one model."""
 
@@ -212,7 +203,12 @@ class Plan(Strict):
     @property
     def peels(self) -> dict[str, Peel]:
         """The outlier branches that are applied, by the activation value that they are of."""
-        return {change.value: change for t in self.treatments if t.applied for change in t.changes}
+        return changes_of(self.treatments, Peel)
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """The factors of channels that are applied, by the activation value that they are of."""
+        return changes_of(self.treatments, Scale)
 
     def with_precisions(self, precision_of: Callable[[SitePlan], Precision], **recipe: object) -> Plan:
         """The same plan with other precisions, and with other fields of its recipe; treatments stay."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 from spq_graph.terms.errors import UsageError
 
 Wanted = Literal["auto", "always", "never"]
+Alpha = Annotated[float, Field(ge=0.0, le=1.0)]
+Number = TypeVar("Number", int, float)
 
 
-def _ascending(counts: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(set(counts)))
+def _ascending(numbers: tuple[Number, ...]) -> tuple[Number, ...]:
+    return tuple(sorted(set(numbers)))
 
 
 class PeelSettings(BaseModel):
@@ -32,11 +34,29 @@ class PeelSettings(BaseModel):
     )
 
 
+class SmoothSettings(BaseModel):
+    """Smoothing: channels of an activation divided by powers of two, which their weights take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    use: Wanted = Field(
+        "auto",
+        description="auto: where neither kept sites nor scales by token meet the KL budget, as far as that helps; "
+        "always: wherever something takes the factors, before all else",
+    )
+    alpha: Annotated[tuple[Alpha, ...], AfterValidator(_ascending)] = Field(
+        (0.3, 0.5, 0.65),
+        min_length=1,
+        max_length=8,
+        description="how much of an activation's spread its weights take; each kind of place gets what costs least",
+    )
+
+
 class Remedies(BaseModel):
     """Every remedy, by its name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     peel: PeelSettings = Field(PeelSettings(), description="outlier branches")
+    smooth: SmoothSettings = Field(SmoothSettings(), description="smoothing")
 
 
 def wished(remedies: Collection[str], without: Collection[str]) -> dict[str, dict[str, Wanted]] | None:

@@ -41,6 +41,11 @@ class Search(Strict):
         description="KL with nothing kept and outlier branches at every activation that they narrow, by channels; from "
         "`alone_tokens`, scaled to all",
     )
+    kl_smoothed: dict[str, float] | None = Field(
+        None,
+        description="KL with nothing kept and smoothed channels, by kind of place and exponent, one after the other; "
+        "from `alone_tokens`",
+    )
     formats: dict[str, float] | None = Field(
         None,
         description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has; beside "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
+from typing import Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from spq_graph.documents.changes import Peel
+from spq_graph.documents.changes import Change, Peel, Scale
 from spq_graph.documents.strict import Strict
 from spq_graph.terms.site import Site
+
+OfKind = TypeVar("OfKind", Peel, Scale)
 
 
 class Cause(StrEnum):
@@ -19,6 +22,11 @@ class Cause(StrEnum):
     OVERRIDE = "override"  # applied by hand
     TRIED = "tried"  # applied, to be measured
     NOT_NEEDED = "not_needed"  # refused: what remains costs too little
+    IMPOSSIBLE = "impossible"  # refused: the graph has no place for it
+
+
+# The remedy that each kind of change is made by.
+REMEDIES: Mapping[str, str] = {"peel": "peel", "scale": "smooth"}
 
 
 class Treatment(Strict):
@@ -28,18 +36,38 @@ class Treatment(Strict):
     sites: tuple[str, ...] = Field(min_length=1, description="keys of the sites that it is for")
     applied: bool = Field(description="whether it is in OUT")
     reason: Cause = Field(description="why it is, or is not")
-    changes: tuple[Peel, ...] = Field(min_length=1, description="the edits that it is made of")
-    narrower: float | None = Field(None, description="`peel`: width of the range over that of the other channels'")
+    changes: tuple[Change, ...] = Field(description="the edits that it is made of; none where there can be none")
+    narrower: float | None = Field(
+        None, description="width of the range over what is left of it: of the other channels, or once it is smoothed"
+    )
     note: str | None = Field(None, description="the reason in words")
 
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.applied and not self.changes:
+            raise ValueError("what is applied changes something")
+        return self
 
-def tried(sites: Collection[Site], peels: Mapping[str, Peel]) -> list[Treatment]:
-    """Outlier branches that are only to be measured, by activation value, at these sites."""
+
+def changes_of(treatments: Iterable[Treatment], kind: type[OfKind]) -> dict[str, OfKind]:
+    """The changes of a kind that are applied, by the activation value that they are of."""
+    return {change.value: change for t in treatments if t.applied for change in t.changes if isinstance(change, kind)}
+
+
+def tried(sites: Collection[Site], *changes: Mapping[str, Change]) -> list[Treatment]:
+    """Treatments that are only to be measured, by activation value, at these sites; of each mapping in its order."""
     readers: dict[str, list[str]] = {}
     for site in sites:
         readers.setdefault(site.input, []).append(site.key)
     return [
-        Treatment(remedy=peel.kind, sites=tuple(readers[value]), applied=True, reason=Cause.TRIED, changes=(peel,))
-        for value, peel in peels.items()
+        Treatment(
+            remedy=REMEDIES[change.kind],
+            sites=tuple(readers[value]),
+            applied=True,
+            reason=Cause.TRIED,
+            changes=(change,),
+        )
+        for some in changes
+        for value, change in some.items()
         if value in readers
     ]

@@ -48,6 +48,7 @@ def _difference(a: _Side, b: _Side) -> Difference:
         only_a=[key for key in a.sites if key not in b.sites],
         only_b=[key for key in b.sites if key not in a.sites],
         branches=_pairs(_branches(a.plan), _branches(b.plan), absent=()) if a.plan and b.plan else {},
+        factors=_pairs(_factors(a.plan), _factors(b.plan), absent=()) if a.plan and b.plan else {},
         recipe=_pairs(_recipe(a.plan), _recipe(b.plan), absent=None) if a.plan and b.plan else {},
         operators=_pairs(a.operators, b.operators, absent=0) if a.operators and b.operators else {},
         bytes=Pair(a.bytes, b.bytes) if a.bytes is not None and b.bytes not in (None, a.bytes) else None,
@@ -90,6 +91,10 @@ def _recipe(plan: Plan) -> dict[str, Any]:
 
 def _branches(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {value: peel.channels for value, peel in plan.peels.items()}
+
+
+def _factors(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {value: scale.exponents for value, scale in plan.scales.items()}
 
 
 def _pairs(a: Mapping[str, T], b: Mapping[str, T], absent: T) -> dict[str, Pair[T]]:

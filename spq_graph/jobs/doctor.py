@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from spq_graph.documents.calibration_ref import CalibrationRef
 from spq_graph.documents.examination import Examination, Probed, ProbeStatus
 from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.documents.model_ref import ModelRef
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason, SitePlan
+from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
 from spq_graph.passes.apply import apply_plan

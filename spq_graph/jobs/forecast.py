@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
 
-from spq_graph.decisions.effort import effort
+from spq_graph.decisions.effort import effort, smooths
 from spq_graph.decisions.variants import in_other_formats, rows_of
 from spq_graph.documents.findings import Forecast
 from spq_graph.documents.recipe import Recipe
@@ -120,13 +121,15 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
         # Each bit less is twice the step, and four times its square.
         more = 4.0 ** (recipe.bits - bits)
         lossy, use = pilot.kl * more > recipe.kl_aim, recipe.remedies.peel.use
-        peels = use == "always" or (use == "auto" and lossy and pilot.kl_kept * more > recipe.kl_budget)
+        missed = lossy and pilot.kl_kept * more > recipe.kl_budget
+        peels = use == "always" or (use == "auto" and missed)
+        tried = {"peel": peels, "smooth": smooths(recipe, missed=missed)}
         if tokens and recipe.spike_ratio is None and measured:
             found[f"decide at {bits} bits"] = _deciding(
-                recipe, pilot, min(tokens, recipe.sensitivity_tokens), lossy=lossy, peels=peels
+                recipe, pilot, min(tokens, recipe.sensitivity_tokens), lossy=lossy, tried=tried
             )
         kept = lossy or recipe.spike_ratio is not None
-        remedies = tuple(type(recipe.remedies).model_fields) if peels else ()
+        remedies = tuple(name for name, comes in tried.items() if comes)
         every = rows_of(recipe, formats=kept, controls=kept, remedies=remedies, extent=extent)
         rows += len(every)
     rows += len(in_other_formats(pilot.plan, extent))
@@ -151,7 +154,7 @@ def _random_tokens(bench: Workbench, length: int) -> Sequences:
     return Sequences(ids, np.ones_like(ids), 1)
 
 
-def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, peels: bool) -> float:
+def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, tried: Mapping[str, bool]) -> float:
     """Seconds of the evaluations that a decision asks for."""
     asked = effort(
         recipe,
@@ -159,7 +162,8 @@ def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, peels: 
         sites=pilot.sites,
         candidates=pilot.candidates,
         lossy=lossy,
-        peels=peels,
+        peels=tried["peel"],
+        smooths=tried["smooth"],
     )
     # A candidate alone is only put in order, on a share of the tokens.
     alone, together = pilot.alone.of(-(-tokens // SHARE_ALONE)), pilot.everywhere.of(tokens)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from spq_graph.decisions.choices import evidence_of
 from spq_graph.documents import artifact
+from spq_graph.documents.calibration_ref import CalibrationRef
 from spq_graph.documents.findings import (
     GraphFacts,
     InspectedSite,
@@ -22,7 +23,7 @@ from spq_graph.documents.findings import (
     SeenToken,
     known,
 )
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason
+from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.token_profile import TokenProfile
 from spq_graph.models.onnx_folder import needs_export, onnx_of

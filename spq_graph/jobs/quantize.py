@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung, TargetRun, TextRef
 from spq_graph.documents.results import Outcome
 from spq_graph.documents.staging import staged
+from spq_graph.documents.value_range import ValueRange
 from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.jobs.forecast import expect
 from spq_graph.jobs.order import Order
@@ -53,11 +54,16 @@ class _Proved:
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """What the ladder is measured on, how much of it, and what decisions were; None where there is no such."""
+    """What the ladder is measured on, how much of it, and what decisions were; None where there is no such.
+
+    Attributes:
+        seen: what calibration saw, by activation value.
+    """
 
     ladder: Sequences | None
     extent: Extent | None
     calibration: Sequences | None
+    seen: Mapping[str, ValueRange]
 
 
 def quantize(
@@ -102,7 +108,9 @@ def fulfil(order: Order, *, command: str = "", steps: Steps | None = None) -> Ou
         expect(bench, given, order)
         ranges, sequences = measured(bench, given, recipe)
         plans = [make_plan(bench, recipe, bits, ranges, sequences) for bits in order.widths]
-        report = _write(bench, plans, ranges, _Texts(given.text, order.extent, sequences), staging, command)
+        report = _write(
+            bench, plans, ranges, _Texts(given.text, order.extent, sequences, ranges.values), staging, command
+        )
     return Outcome(order.out, plans[0], report)
 
 
@@ -136,7 +144,7 @@ def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, texts: _Texts
     """The rows of every plan; the artifact itself is the spike-aware one: what is measured is what is delivered."""
     if texts.ladder is None or texts.extent is None:
         return []
-    rows = [row for plan in plans for row in variants(plan, bench.stored, texts.extent)]
+    rows = [row for plan in plans for row in variants(plan, bench.stored, texts.extent, texts.seen)]
     known = {decisions_of(row.plan) for row in rows}
     rivals = (*in_other_formats(plans[0], texts.extent), weight_only(plans[0]))
     rows += [rival for rival in rivals if decisions_of(rival.plan) not in known]

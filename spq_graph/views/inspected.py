@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
@@ -15,6 +15,7 @@ from spq_graph.documents.findings import (
     Difference,
     InspectedSite,
     Inspection,
+    Pair,
     SeenProfile,
     SeenStretch,
     known,
@@ -156,9 +157,8 @@ def show_difference(found: Difference, console: Console) -> None:
         for key, pair in pairs.items():
             told = f"{words.printable(key)}: {_shown(pair.a)} -> {_shown(pair.b)}"
             console.print(Text.assemble((f"{title} ", "dim"), told), highlight=False, soft_wrap=True)
-    for value, pair in found.branches.items():
-        told = f"{words.printable(value)}: {_channels(pair.a)} -> {_channels(pair.b)}"
-        console.print(Text.assemble(("outlier branch ", "dim"), told), highlight=False, soft_wrap=True)
+    _show_treatments("outlier branch", found.branches, _channels, console)
+    _show_treatments("smoothed", found.factors, _exponents, console)
     if found.ladder:
         console.print(_ladder(found.ladder))
     if found.changed:
@@ -171,8 +171,16 @@ def show_difference(found: Difference, console: Console) -> None:
     for side, keys in (("A", found.only_a), ("B", found.only_b)):
         for key in keys:
             console.print(cells.name(key).append(f": only in {side}"), highlight=False, soft_wrap=True)
-    if not (found.changed or found.branches or found.only_a or found.only_b):
+    if not (found.changed or found.branches or found.factors or found.only_a or found.only_b):
         console.print("the plans decide the same")
+
+
+def _show_treatments(
+    title: str, found: Mapping[str, Pair[Sequence[int]]], shown: Callable[[Sequence[int]], str], console: Console
+) -> None:
+    for value, pair in found.items():
+        told = f"{words.printable(value)}: {shown(pair.a)} -> {shown(pair.b)}"
+        console.print(Text.assemble((f"{title} ", "dim"), told), highlight=False, soft_wrap=True)
 
 
 def _ladder(rungs: Sequence[ComparedRung]) -> Table:
@@ -183,6 +191,11 @@ def _ladder(rungs: Sequence[ComparedRung]) -> Table:
         name, bits = Text(words.rung_name(rung)), str(rung.bits or words.NOTHING)
         table.add_row(name, bits, words.number(a, 4), words.number(b, 4), change)
     return table
+
+
+def _exponents(exponents: Sequence[int]) -> str:
+    """Between which powers of two factors lie."""
+    return f"2^{min(exponents)} to 2^{max(exponents)}" if exponents else "none"
 
 
 def _channels(channels: Sequence[int]) -> str:

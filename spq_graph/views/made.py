@@ -14,6 +14,7 @@ from spq_graph.documents.report import Report
 from spq_graph.documents.verdict import Standing
 from spq_graph.terms.rows import FP32
 from spq_graph.views import cells, words
+from spq_graph.views.remedied import remedies
 
 _COLOURS = {Standing.READY: "green", Standing.NOT_READY: "red", Standing.NOT_MEASURED: "yellow"}
 _RUNG_STYLES = {"ours": "bold green", "aside": "dim", "": ""}
@@ -66,8 +67,7 @@ def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     if (better := report.verdict.recommended) is not None and not better.in_out:
         parts.append(Text(f"> its recipe: {words.recipe_lines(better.recipe, '; ')}", "cyan"))
     parts += [Text(), *_kept_lines(plan)]
-    if (said := words.branches(plan)) is not None:
-        parts.append(Text(f"{said[0].upper()}{said[1:]}."))
+    parts += [Text(f"{said[0].upper()}{said[1:]}.") for said in remedies(plan)]
     parts.append(Text())
     facts = Table.grid(padding=(0, 2))
     facts.add_row("size", f"{words.megabytes(report.source_bytes)} MB -> {words.megabytes(report.bytes)} MB")

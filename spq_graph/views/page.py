@@ -179,6 +179,8 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     if plan.peels:
         most = max(len(peel.channels) for peel in plan.peels.values())
         tiles.append(("outlier branches", str(len(plan.peels)), f"of up to {most} channels"))
+    if plan.scales:
+        tiles.append(("smoothed", str(len(plan.scales)), "activations, at no cost"))
     share = report.bytes / report.source_bytes if report.source_bytes else 1.0
     size = f"{100 * share:.0f} % of {words.megabytes(report.source_bytes)} MB"
     tiles.append(("size", f"{words.megabytes(report.bytes)} MB", size))

@@ -21,6 +21,7 @@ from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.terms.logits import Given
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme
+from spq_graph.views.remedied import remedies
 
 NOTHING = "–"
 printable = tables.printable
@@ -34,6 +35,7 @@ _KINDS = {
     RowKind.CONTROL_LOWEST: "control: lowest ratio",
     RowKind.CONTROL_RANDOM: "control: random",
     RowKind.CONTROL_CHANNELS: "control: random channels",
+    RowKind.CONTROL_FACTORS: "control: permuted factors",
     RowKind.WEIGHT_ONLY: "weight-only",
     RowKind.MODEL: "this model",
 }
@@ -59,6 +61,7 @@ CAUSES: Mapping[str, str] = {
     Cause.OVERRIDE: "applied by hand",
     Cause.TRIED: "applied, to be measured",
     Cause.NOT_NEEDED: "refused: every site that it is for is kept",
+    Cause.IMPOSSIBLE: "refused: the graph has no place for it",
 }
 
 
@@ -94,7 +97,7 @@ def stress(row: RowId) -> Literal["ours", "aside", ""]:
     """How a row stands out from the others: what the tool made, and the controls beside it."""
     if row == SPIKE_AWARE:
         return "ours"
-    return "aside" if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM, RowKind.CONTROL_CHANNELS) else ""
+    return "aside" if row.kind.startswith("control") else ""
 
 
 def why(site: SitePlan) -> str:
@@ -215,16 +218,6 @@ def precisions(plan: Plan) -> list[tuple[str, str]]:
     return [(precision.value, precision.row.words) for precision in used]
 
 
-def branches(plan: Plan) -> str | None:
-    """How many activations have an outlier branch, and of how many channels; None where none has."""
-    counts = [len(peel.channels) for peel in plan.peels.values()]
-    if not counts:
-        return None
-    least, most = min(counts), max(counts)
-    channels = f"{most} channels" if least == most else f"{least} to {most} channels"
-    return f"outlier branches of {channels} at {len(counts)} of {len({s.input for s in plan.sites})} activations"
-
-
 def kept_and_scaled(plan: Plan) -> tuple[int, int]:
     """How many sites are kept in high precision, and how many are integers with scales by token, kept or not."""
     return sum(not s.precision.row.by_token for s in plan.kept), sum(s.precision.row.by_token for s in plan.sites)
@@ -256,7 +249,7 @@ def headline(plan: Plan, report: Report) -> str:
     bits = plan.recipe.bits
     kept, scaled = kept_and_scaled(plan)
     tokens = f", {scaled} have scales by token" if scaled else ""
-    treated = f", with {said}" if (said := branches(plan)) is not None else ""
+    treated = "".join(f", with {said}" for said in remedies(plan))
     sites = f"{kept} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
     size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
     everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)

@@ -9,8 +9,9 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from spq_graph.documents.changes import Peel
-from spq_graph.documents.plan import CalibrationRef, Plan, Reason, SitePlan
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.changes import Peel, Scale
+from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
@@ -31,6 +32,8 @@ from spq_graph.workbench.workbench import Workbench
 
 Peels = Mapping[str, Peel]  # by activation value, its outlier branch
 NO_PEELS: Peels = MappingProxyType({})
+Scales = Mapping[str, Scale]  # by activation value, the factors of its channels
+NO_SCALES: Scales = MappingProxyType({})
 # Where a graph gives logits of the last token only, windows that long: each tells of one token, whatever it takes.
 SHORT = 64
 # Otherwise the beginnings of longer windows: more windows on as many tokens make a smaller standard error, and
@@ -50,22 +53,25 @@ class Gauge:
     """
 
     tokens: int
-    _measure: Callable[[Mapping[str, Precision], Peels], Score]
+    _measure: Callable[[Mapping[str, Precision], Peels, Scales], Score]
     _scores: dict[object, Score] = field(default_factory=dict)
 
-    def kl(self, precisions: Mapping[str, Precision], peels: Peels = NO_PEELS) -> float:
-        """KL of these precisions and outlier branches, nats a token."""
-        score = self._scores[_key(precisions, peels)] = self._measure(precisions, peels)
+    def kl(self, precisions: Mapping[str, Precision], peels: Peels = NO_PEELS, scales: Scales = NO_SCALES) -> float:
+        """KL of these precisions, outlier branches and factors of channels, nats a token."""
+        score = self._scores[_key(precisions, peels, scales)] = self._measure(precisions, peels, scales)
         return score.kl
 
-    def stderr(self, precisions: Mapping[str, Precision], peels: Peels = NO_PEELS) -> float | None:
+    def stderr(
+        self, precisions: Mapping[str, Precision], peels: Peels = NO_PEELS, scales: Scales = NO_SCALES
+    ) -> float | None:
         """Standard error of what `kl` said of the same; None where it is not known."""
-        score = self._scores.get(_key(precisions, peels))
+        score = self._scores.get(_key(precisions, peels, scales))
         return score.kl_stderr if score is not None else None
 
 
-def _key(precisions: Mapping[str, Precision], peels: Peels) -> object:
-    return frozenset(precisions.items()), frozenset((value, peel.channels) for value, peel in peels.items())
+def _key(precisions: Mapping[str, Precision], peels: Peels, scales: Scales) -> object:
+    branches = frozenset((value, peel.channels) for value, peel in peels.items())
+    return frozenset(precisions.items()), branches, frozenset((v, scale.exponents) for v, scale in scales.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +108,21 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
     # Encoding all weights takes as long as running thousands of tokens, and candidates have most of them in common.
     stock = Stock(Held(bench.work, memory=0).keep)
 
-    def graph(precisions: Mapping[str, Precision], peels: Peels = NO_PEELS) -> ir.Model:
+    def graph(precisions: Mapping[str, Precision], peels: Peels = NO_PEELS, scales: Scales = NO_SCALES) -> ir.Model:
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
-        plan = plan.with_treatments(tried([s.site for s in plan.sites], peels))
+        plan = plan.with_treatments(tried([s.site for s in plan.sites], scales, peels))
         return apply_plan(bench.prepared, plan, recipe.profile.emulation, measured=True, stock=stock)
 
     beside = Beside(bench, graph({}), few)
 
-    def measure(batches: int | None, precisions: Mapping[str, Precision], peels: Peels) -> Score:
+    def measure(batches: int | None, precisions: Mapping[str, Precision], peels: Peels, scales: Scales) -> Score:
         try:
-            return beside.score(graph(precisions, peels), batches)
+            return beside.score(graph(precisions, peels, scales), batches)
         except LogitsNotFiniteError as error:
             if error.number is None:
                 raise in_source(error, bench) from error
-            raise once_quantized(error, bench, graph(precisions, peels), bench.model) from error
+            raise once_quantized(error, bench, graph(precisions, peels, scales), bench.model) from error
         finally:
             tick(SHARE_ALONE if batches is None else 1)
 

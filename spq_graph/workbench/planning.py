@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
+
+import numpy as np
+import numpy.typing as npt
 
 from spq_graph.decisions.decide import decide
-from spq_graph.decisions.effort import effort
+from spq_graph.decisions.effort import effort, smooths
 from spq_graph.decisions.enough import too_few
 from spq_graph.decisions.verdict import decided_on_fewer
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, load_recipe
+from spq_graph.passes.find.absorbers import find_absorbers, largest_rows
 from spq_graph.passes.find.results import largest_results
 from spq_graph.runtime.text.sequences import Sequences
+from spq_graph.terms.absorber import Absorber, Absorbers
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
 from spq_graph.workbench.meter import SHARE_ALONE, meter
@@ -62,6 +67,7 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             alone=found.alone.kl if found is not None else None,
             alone_stderr_of=found.alone.stderr if found is not None else None,
             tokens=found.whole.tokens if found is not None else 0,
+            absorbers=absorbers_of(bench) if recipe.remedies.smooth.use != "never" else None,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
     if found is not None and made.search.rule == "auto":
@@ -71,6 +77,19 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
         bench.steps.remark(decided_on_fewer(made, found.fewer))
     remark = too_few(ranges.tokens, bench.known_length)
     return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})
+
+
+def absorbers_of(bench: Workbench) -> Absorbers:
+    """What of a model takes factors of channels."""
+    graph, found = bench.prepared.graph.graph, bench.found
+    absorbers, others = find_absorbers(graph, found.sites)
+    sites = {site.key: site for site in found.sites}
+
+    @cache
+    def rows(absorber: Absorber) -> npt.NDArray[np.float32] | None:
+        return largest_rows(graph, absorber, [sites[key] for key in absorber.sites])
+
+    return Absorbers(tuple(absorbers), tuple(others), rows)
 
 
 def _counted(bench: Workbench, recipe: Recipe, ranges: Ranges, tick: Tick) -> Callable[[int], None]:
@@ -86,7 +105,8 @@ def _counted(bench: Workbench, recipe: Recipe, ranges: Ranges, tick: Tick) -> Ca
         sites=len(sites),
         candidates=sum(ranges.values[site.input].ratio > recipe.candidate_ratio for site in sites),
     )
-    efforts = (asks(lossy=lossy, peels=peels) for lossy, peels in ((False, False), (True, False), (True, True)))
+    courses = ((False, False), (True, False), (True, True))
+    efforts = (asks(lossy=lossy, peels=peels, smooths=smooths(recipe, missed=peels)) for lossy, peels in courses)
     totals = sorted(SHARE_ALONE * (1 + one.together) + one.alone for one in efforts)  # the source is run as well
     done = 0
 

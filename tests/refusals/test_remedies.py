@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("onnxruntime")
@@ -44,3 +47,53 @@ def test_a_branch_of_channels_that_are_not_there(refusal: Told, made: Made, tmp_
     refusal.command("apply", made.model, plan, "-o", tmp_path / "out")
     done("plan", made.model, ranges, "-o", plan, "--spike-ratio", 50, "--remedy", "peel")
     done("apply", made.model, plan, "-o", tmp_path / "out")
+
+
+@follows("passes/changes/scale.py:ScaleChannels.call", "does not take the factors")
+def test_factors_for_what_does_not_take_them(refusal: Told, made: Made, tmp_path: Path) -> None:
+    plan, change = smoothed(made, tmp_path)
+    change["tensor"] = "embed_tokens.weight"
+    _refused_and_made_anew(refusal, made, tmp_path, plan)
+
+
+@follows("passes/changes/scale.py:ScaleChannels.call", "factors for")
+def test_factors_for_channels_that_are_not_there(refusal: Told, made: Made, tmp_path: Path) -> None:
+    plan, change = smoothed(made, tmp_path)
+    change["exponents"] = [1, 2, 3]
+    _refused_and_made_anew(refusal, made, tmp_path, plan)
+
+
+@follows("passes/changes/scale.py:Scaled._made")
+def test_factors_that_would_round_a_weight(refusal: Told, made: Made, tmp_path: Path) -> None:
+    model = onnx.load(made.model)
+    up = next(t for t in model.graph.initializer if t.name.endswith("layers.0.mlp.up_proj.weight"))
+    array = np.array(onnx.numpy_helper.to_array(up))
+    array[0, 0] = 3e-38  # what may stand in a file, and no rule would scale
+    up.CopyFrom(onnx.numpy_helper.from_array(array, up.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    given = ["quantize", tmp_path / "model.onnx", "--calibration", made.data, "--spike-ratio", 1e6]
+    done(*given, "-o", tmp_path / "with", "--remedy", "smooth")
+    said = json.loads((tmp_path / "with" / "plan.json").read_text())
+    change = next(c for t in said["treatments"] for c in t["changes"] if t["applied"])
+    assert "layers.0" not in change["tensor"]
+    change |= {"tensor": up.name, "value": "layers.0.mlp.product.out", "exponents": [8] * array.shape[1]}
+    (tmp_path / "plan.json").write_text(json.dumps(said))
+    refusal.command("apply", tmp_path / "model.onnx", tmp_path / "plan.json", "-o", tmp_path / "out")
+    done(*given, "-o", tmp_path / "out", "--no-remedy", "smooth")
+
+
+def smoothed(made: Made, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A plan with smoothing, and the first of its changes."""
+    ranges, plan = folder / "ranges.json", folder / "plan.json"
+    done("calibrate", made.model, "-o", ranges, "--calibration", made.data)
+    done("plan", made.model, ranges, "-o", plan, "--spike-ratio", 50, "--remedy", "smooth")
+    said = json.loads(plan.read_text())
+    return said, next(change for t in said["treatments"] for change in t["changes"])
+
+
+def _refused_and_made_anew(refusal: Told, made: Made, folder: Path, said: dict[str, Any]) -> None:
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps(said))
+    refusal.command("apply", made.model, plan, "-o", folder / "out")
+    done("plan", made.model, folder / "ranges.json", "-o", plan, "--spike-ratio", 50, "--remedy", "smooth")
+    done("apply", made.model, plan, "-o", folder / "out")

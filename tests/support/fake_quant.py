@@ -79,6 +79,10 @@ def _by_token(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
 def product(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
     """What one site makes of its activation [..., K] and its weight [K, N]."""
     precision, recipe = site.precision, plan.recipe
+    if (scale := plan.scales.get(site.input)) is not None:
+        factors = np.exp2(np.asarray(scale.exponents, np.float32))
+        x, weight = x / factors, weight * factors[:, None]
+        site = site.model_copy(update={"range": (scale.low, scale.high)})
     if precision in FLOATS:
         kind = FLOATS[precision]
         rounded = recipe.target in ("cuda", "tensorrt")

@@ -12,8 +12,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from spq_graph.documents.changes import Peel
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, SitePlan
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.changes import Peel, Scale
+from spq_graph.documents.plan import ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
 from spq_graph.documents.treatment import tried
@@ -21,7 +22,9 @@ from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.files.save import save_model
+from spq_graph.passes.find.absorbers import find_absorbers
 from spq_graph.passes.find.identify import identify
+from spq_graph.terms.absorber import Absorber
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site
 from tests.support.graphs import Array, Builder, LinearForm
@@ -52,7 +55,13 @@ def kernels(path: Path) -> Counter[str]:
 
 
 def plan_for(
-    model: Path, feeds: Mapping[str, Array], choose: Choose | Precision, *, peeled: int = 0, **recipe: Any
+    model: Path,
+    feeds: Mapping[str, Array],
+    choose: Choose | Precision,
+    *,
+    peeled: int = 0,
+    smoothed: bool = False,
+    **recipe: Any,
 ) -> Plan:
     """A plan whose ranges are the extremes of every site's input on the given feeds.
 
@@ -61,11 +70,14 @@ def plan_for(
         feeds: what it is run on.
         choose: the precision of each site, or of all.
         peeled: how many channels of each input have an outlier branch, those of the largest absolute values.
+        smoothed: whether channels are divided by the powers of two that are nearest to their largest values, wherever
+            something takes them.
         recipe: fields of the plan's recipe.
     """
     graph = load_graph(model)
     Canonicalize()(graph)
     sites = identify(graph).sites
+    absorbers, _ = find_absorbers(graph.graph, sites)
     names = list(dict.fromkeys(site.input for site in sites))
     proto = ir.to_proto(graph)
     fed = {value.name for value in proto.graph.input}
@@ -88,8 +100,24 @@ def plan_for(
             for s in sites
         ],
     )
+    scales = {a.value: _scale(a, values[a.value]) for a in absorbers if smoothed}
+    values |= {name: values[name] / np.exp2(np.asarray(s.exponents, np.float32)) for name, s in scales.items()}
     peels = {name: _peel(name, values[name], peeled) for name in names if peeled}
-    return made.with_treatments(tried([s.site for s in made.sites], peels))
+    return made.with_treatments(tried([s.site for s in made.sites], scales, peels))
+
+
+def _scale(absorber: Absorber, values: Array) -> Scale:
+    rows = values.astype(np.float32).reshape(-1, values.shape[-1])
+    exponents = np.clip(np.rint(np.log2(np.abs(rows).max(axis=0))), -8, 8)
+    rows = rows / np.exp2(exponents)
+    return Scale(
+        value=absorber.value,
+        tensor=absorber.tensor,
+        axis=absorber.axis,
+        exponents=tuple(exponents.astype(int).tolist()),
+        low=float(rows.min()),
+        high=float(rows.max()),
+    )
 
 
 def _peel(name: str, values: Array, count: int) -> Peel:

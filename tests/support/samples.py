@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spq_graph.documents.plan import CalibrationRef, Evidence, ModelRef, Plan, Reason, SitePlan
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.plan import Evidence, ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung, TextRef
 from spq_graph.documents.search import Search

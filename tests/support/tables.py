@@ -12,7 +12,8 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, Search, SitePlan
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.plan import ModelRef, Plan, Reason, Search, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.identify import Identified, identify

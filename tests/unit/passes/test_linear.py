@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from spq_graph.documents.plan import CalibrationRef, ModelRef, Plan, Reason, SitePlan
+from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.plan import ModelRef, Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
 from spq_graph.passes.adapt.lift import LiftOpset

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 from rich.console import Console
 
+from spq_graph.documents.calibration_ref import CalibrationRef
 from spq_graph.documents.findings import (
     ComparedRung,
     Decision,
@@ -23,7 +24,7 @@ from spq_graph.documents.findings import (
     SeenStretch,
     SeenToken,
 )
-from spq_graph.documents.plan import CalibrationRef, Evidence, SitePlan
+from spq_graph.documents.plan import Evidence, SitePlan
 from spq_graph.terms.rows import RowId
 from spq_graph.terms.site import Role, Site, Unmatched
 from spq_graph.views.inspected import show_difference, show_inspection
@@ -62,6 +63,7 @@ def difference(name: str) -> Difference:
         changed={name: Pair(Decision("int8", "budget", 3.0), Decision("fp32", None, None))},
         only_a=[name],
         only_b=[],
+        factors={},
         branches={name: Pair((), (1, 5))},
         recipe={"keep": Pair([name], [])},
         operators={name: Pair(1, 0)},
@@ -188,6 +190,7 @@ def test_json_of_a_difference() -> None:
         "only_a": ["x"],
         "only_b": [],
         "branches": [{"value": "x", "a": (), "b": (1, 5)}],
+        "factors": [],
         "recipe": {"keep": {"a": ["x"], "b": []}},
         "operators": {"x": {"a": 1, "b": 0}},
         "bytes": {"bytes": {"a": 1_000_000, "b": 2_000_000}},

@@ -1,0 +1,114 @@
+"""Channels of activations by powers of two, folded into constants: the model computes to the bit what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from spq_graph.documents.changes import Scale
+from spq_graph.passes.base.conditions import NamedPass
+from spq_graph.passes.base.operand import Operand, operand_of
+from spq_graph.passes.find.absorbers import find_absorbers
+from spq_graph.terms.errors import GraphError
+from spq_graph.terms.site import Site
+
+_ANEW = "make the plan again with `spq-graph plan`"
+
+
+class ScaleChannels(NamedPass):
+    """Divide channels of activations by powers of two in what makes them, and multiply the rows that read them.
+
+    Only constants change. They are worked out when they are read, one at a time: a model need not fit the memory.
+
+    Args:
+        scales: what to do; each activation at most once.
+        sites: products of the graph.
+
+    Calling it raises GraphError where the graph has nothing at that place that takes the factors, or not so many.
+    Reading a constant raises it where its numbers do not take them exactly.
+    """
+
+    def __init__(self, scales: Sequence[Scale], sites: Sequence[Site]) -> None:
+        super().__init__()
+        self.scales = scales
+        self.sites = sites
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if not self.scales:
+            return ir.passes.PassResult(model, modified=False)
+        absorbers, others = find_absorbers(model.graph, self.sites)
+        there, why = {a.value: a for a in absorbers}, {o.value: o.why for o in others}
+        nodes = {node.name: node for node in model.graph}
+        operands = {site.key: operand for site in self.sites if (operand := _operand_at(nodes.get(site.node)))}
+        for scale in self.scales:
+            absorber = there.get(scale.value)
+            if absorber is None or (absorber.tensor, absorber.axis) != (scale.tensor, scale.axis):
+                what = why.get(scale.value) or (f"{absorber.tensor} does" if absorber else "no site reads it")
+                raise GraphError(
+                    f"'{scale.tensor}' does not take the factors of this activation: {what}",
+                    where=scale.value,
+                    remedy=_ANEW,
+                )
+            reading = [operands[key] for key in absorber.sites]
+            has = reading[0].shape[0]
+            if len(scale.exponents) != has:
+                raise GraphError(
+                    f"the plan has factors for {len(scale.exponents)} channels, and the activation has {has}",
+                    where=scale.value,
+                    remedy=_ANEW,
+                )
+            exponents = np.asarray(scale.exponents, dtype=np.int32)
+            _multiply(model.graph.initializers[scale.tensor], scale.axis, -exponents)
+            for initializer, axis in {(o.weight.initializer, o.axes[0]) for o in reading}:
+                _multiply(initializer, axis, exponents)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _operand_at(node: ir.Node | None) -> Operand | None:
+    return operand_of(node) if node is not None else None
+
+
+def _multiply(constant: ir.Value, axis: int, exponents: npt.NDArray[np.int32]) -> None:
+    held = constant.const_value
+    assert held is not None
+    constant.const_value = Scaled(held, axis, exponents)
+
+
+class Scaled(ir.LazyTensor):
+    """A tensor times powers of two along one axis, worked out when it is read.
+
+    Reading it raises GraphError where the product would be rounded, or too large.
+    """
+
+    __slots__ = ("axis", "exponents", "tensor")
+
+    def __init__(self, tensor: ir.TensorProtocol, axis: int, exponents: npt.NDArray[np.int32]) -> None:
+        super().__init__(self._made, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
+        self.tensor, self.axis, self.exponents = tensor, axis, exponents
+
+    def __repr__(self) -> str:
+        return f"{self._repr_base()}(powers of two times {self.tensor.name!r})"
+
+    def _made(self) -> ir.TensorProtocol:
+        array = np.asarray(self.tensor.numpy())
+        along = [1] * array.ndim
+        along[self.axis] = -1
+        exponents = self.exponents.reshape(along)
+        scaled = _times(array, exponents)
+        if not np.array_equal(_times(scaled, -exponents), array, equal_nan=True):
+            raise GraphError(
+                f"a number of '{self.tensor.name}' is too small or too large to be scaled exactly",
+                where="smoothing",
+                remedy="leave the remedy out with --no-remedy smooth",
+            )
+        return ir.Tensor(scaled, dtype=self.dtype)
+
+
+def _times(array: npt.NDArray[Any], exponents: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+    """An array times two to the exponents, in its own type; bfloat16 has the exponents of float32."""
+    with np.errstate(over="ignore", under="ignore"):  # both are looked for
+        return np.asarray(np.ldexp(array.astype(np.float32, copy=False), exponents).astype(array.dtype))

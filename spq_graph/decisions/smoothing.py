@@ -1,0 +1,160 @@
+"""Smoothing on the way to a plan: which factors each kind of place gets, and what the plan says of them. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from spq_graph.decisions.branches import Branches
+from spq_graph.decisions.choices import Choice, assigned, six
+from spq_graph.decisions.oracle import Oracle, or_infinite
+from spq_graph.documents.changes import Scale
+from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.treatment import Cause, Treatment
+from spq_graph.documents.value_range import ValueRange
+from spq_graph.remedies.smooth import UNSCALED, Scales, scaled, smoothed
+from spq_graph.terms.absorber import Absorbers, Place
+
+# So many times as much is to be lost without it.
+WORTH = 1.25
+WHY = {
+    Cause.BUDGET: "keeping sites alone does not meet the KL budget",
+    Cause.OVERRIDE: "by hand: remedies.smooth",
+    Cause.NOT_NEEDED: "no site that reads it is in integers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Smoothing:
+    """What can be smoothed, and by which exponents.
+
+    Attributes:
+        choices: every site, by key.
+        recipe: the exponents to try.
+        absorbers: what takes factors.
+    """
+
+    choices: dict[str, Choice]
+    recipe: Recipe
+    absorbers: Absorbers
+
+    def at(self, alphas: Mapping[Place, float]) -> dict[str, Scale]:
+        """The factors of every activation of these places that a site reads in integers, by their exponents."""
+        found: dict[str, Scale] = {}
+        for absorber in (a for a in self.absorbers.found if a.place in alphas):
+            reader = self._reader(absorber.sites)
+            if reader is None or reader.seen is None or (rows := self.absorbers.rows(absorber)) is None:
+                continue
+            change = smoothed(absorber, reader.seen, rows, alphas[absorber.place])
+            if change is not None:
+                found[absorber.value] = change
+        return found
+
+    def by_hand(self) -> dict[str, Scale]:
+        """Factors that nothing was measured for: by the exponent in the middle."""
+        alphas = self.recipe.remedies.smooth.alpha
+        return self.at(dict.fromkeys(Place, alphas[len(alphas) // 2]))
+
+    def settle(self, oracle: Oracle, single: Oracle) -> tuple[bool, dict[str, float]]:
+        """Give every activation that takes some the factors that do best; with nothing kept, and branches as they are.
+
+        Each kind of place gets the exponent that costs least, one after the other, where that saves a fifth of the KL:
+        what it wins of activations it costs weights, and text that was not measured is other text. Where smoothing is
+        asked for in any case, each has one.
+
+        Args:
+            oracle: measures on all tokens whether it helps.
+            single: measures on fewer which exponent does.
+
+        Returns:
+            Whether there are factors now, and what was measured on the way, by place and exponent.
+        """
+        precisions = assigned(self.choices, [], self.recipe)
+        always = self.recipe.remedies.smooth.use == "always"
+        told: dict[str, float] = {}
+
+        def with_factors(scales: Scales) -> None:
+            scale(self.choices.values(), scales)
+            oracle.scales = single.scales = scales
+
+        def measured(alphas: Mapping[Place, float]) -> float:
+            with_factors(self.at(alphas))
+            return or_infinite(single, precisions)
+
+        before, least, taken = oracle(precisions), measured({}), dict[Place, float]()
+        for place in dict.fromkeys(a.place for a in self.absorbers.found):
+            kls = {alpha: measured(taken | {place: alpha}) for alpha in self.recipe.remedies.smooth.alpha}
+            told |= {f"{place} {alpha:g}": six(kl) for alpha, kl in kls.items() if math.isfinite(kl)}
+            alpha = min(kls, key=lambda a: kls[a])
+            if kls[alpha] * WORTH <= least or always:
+                taken[place], least = alpha, kls[alpha]
+        with_factors(self.at(taken))
+        helps = bool(oracle.scales) and (always or oracle(precisions) * WORTH <= before)
+        if not helps:
+            with_factors(UNSCALED)
+        return helps, told
+
+    def _reader(self, sites: Iterable[str]) -> Choice | None:
+        return next((c for key in sites if (c := self.choices.get(key)) and c.precision.takes_branch), None)
+
+
+def scale(choices: Iterable[Choice], scales: Scales) -> None:
+    """Note at every site what its activation is with these factors."""
+    seen: dict[str, ValueRange] = {}
+    for choice in choices:
+        change = scales.get(choice.site.input)
+        if change is None or choice.seen is None:
+            choice.smooth = None
+            continue
+        if change.value not in seen:
+            seen[change.value] = scaled(choice.seen, change.exponents)
+        choice.smooth = seen[change.value]
+
+
+def treatments(
+    choices: Mapping[str, Choice], scales: Scales, absorbers: Absorbers, branches: Branches, cause: Cause
+) -> list[Treatment]:
+    """What the plan says of its factors, in the order of their activations, and where there can be none, and why.
+
+    Args:
+        choices: every site, by key.
+        scales: what was settled.
+        absorbers: what takes factors.
+        branches: outlier branches beside them.
+        cause: of those that are applied.
+    """
+    if not scales:
+        return []
+    applied = [
+        _applied([choices[key] for key in a.sites if key in choices], scales[a.value], branches, cause)
+        for a in absorbers.found
+        if a.value in scales
+    ]
+    refused = [
+        Treatment(remedy="smooth", sites=o.sites, applied=False, reason=Cause.IMPOSSIBLE, changes=(), note=o.why)
+        for o in absorbers.others
+        if any(key in choices and choices[key].precision.takes_branch for key in o.sites)
+    ]
+    return applied + refused
+
+
+def _applied(reading: Sequence[Choice], change: Scale, branches: Branches, cause: Cause) -> Treatment:
+    integer = any(choice.precision.takes_branch for choice in reading)
+    cause = cause if integer else Cause.NOT_NEEDED
+    seen, branch = reading[0].seen, branches.get(change.value)
+    assert seen is not None  # the factors are made of it
+    if branch is not None:
+        inner = [c for c in range(seen.channel_low.size) if c not in set(branch.change.channels)]
+        peeled = float(seen.channel_low[inner].min()), float(seen.channel_high[inner].max())
+        change = change.model_copy(update={"peeled": peeled})
+    whole, left = max(seen.high, 0.0) - min(seen.low, 0.0), max(change.high, 0.0) - min(change.low, 0.0)
+    return Treatment(
+        remedy="smooth",
+        sites=tuple(choice.site.key for choice in reading),
+        applied=integer,
+        reason=cause,
+        changes=(change,),
+        narrower=six(whole / left) if left > 0 else None,
+        note=WHY[cause],
+    )

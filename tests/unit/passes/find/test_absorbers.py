@@ -1,0 +1,121 @@
+"""Which constants take factors for the channels of an activation, and why others do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.find.absorbers import find_absorbers, largest_rows
+from spq_graph.passes.find.identify import identify
+from spq_graph.terms.absorber import Absorber, Place, Unabsorbed
+from tests.support.decoder_graphs import Decoder, decoder
+from tests.support.graphs import CONTRIB, Builder, Glu, LinearForm, glu_model
+
+Found = tuple[list[Absorber], list[Unabsorbed]]
+
+
+def found_in(proto: onnx.ModelProto) -> Found:
+    model = ir.from_proto(proto)
+    Canonicalize()(model)
+    found = identify(model)
+    return find_absorbers(model.graph, found.sites)
+
+
+def test_norms_and_glus_of_a_decoder() -> None:
+    absorbers, others = found_in(decoder(Decoder(layers=2)))
+    by_sites = {tuple(key.rsplit(".", 1)[-1] for key in a.sites): a for a in absorbers[:3]}
+    assert by_sites[("q_proj", "k_proj", "v_proj")].place is Place.NORM
+    assert by_sites[("gate_proj", "up_proj")].place is Place.NORM
+    down = by_sites[("down_proj",)]
+    assert (down.place, down.axis) == (Place.GLU, 1)
+    assert [a.place for a in absorbers] == [Place.NORM, Place.NORM, Place.GLU] * 2 + [Place.NORM]
+    assert {key.rsplit(".", 1)[-1] for o in others for key in o.sites} == {"o_proj"}
+    assert all("no weight for each channel" in o.why for o in others)
+
+
+@pytest.mark.parametrize(("form", "axis"), [("matmul", 1), ("transpose", 0), ("gemm", 1), ("gemm_transposed", 0)])
+def test_channels_of_an_up_projection_lie_where_its_product_sees_columns(form: LinearForm, axis: int) -> None:
+    absorbers, _ = found_in(glu_model(Glu(form=form)))
+    assert [(a.place, a.axis) for a in absorbers if a.place is Place.GLU] == [(Place.GLU, axis)]
+
+
+def test_a_tied_head_keeps_its_norm_as_it_is() -> None:
+    _, others = found_in(decoder(Decoder(layers=1, tied=True)))
+    last = others[-1]
+    assert "reads" in last.why
+    assert last.why.endswith("as well")
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        (Glu(packing="split"), "no weight for each channel"),
+        (Glu(bias=True), "no weight for each channel"),
+        (Glu(form="gemm", bias=True), "adds a bias to it"),
+    ],
+)
+def test_glus_that_take_none(shape: Glu, why: str) -> None:
+    absorbers, others = found_in(glu_model(shape))
+    assert not any(a.place is Place.GLU for a in absorbers)
+    assert any(why in o.why for o in others)
+
+
+def test_half_precision_takes_none() -> None:
+    absorbers, others = found_in(decoder(Decoder(layers=1), dtype=np.float16))
+    assert absorbers == []
+    assert all("factors are exact" in o.why for o in others)
+
+
+@pytest.mark.parametrize("norm", ["SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"])
+def test_norms_in_one_operator(norm: str) -> None:
+    b = Builder()
+    more = ["x"] if norm.startswith("Skip") else []
+    domain = {"domain": CONTRIB} if more else {}
+    normed = b.op(norm, "x", *more, b.const(np.ones(8, np.float32)), epsilon=1e-5, **domain)
+    b.op("Identity", b.linear(normed, 8, 4), outputs=["y"])
+    absorbers, others = found_in(b.model({"x": (1, ["n", 8])}, {"y": (1, ["n", 4])}))
+    assert others == []
+    assert [(a.place, a.axis) for a in absorbers] == [(Place.NORM, 0)]
+
+
+@pytest.mark.parametrize("number", [1e-36, 1e36])
+def test_numbers_that_factors_could_round_are_told(number: float) -> None:
+    b = Builder()
+    weight = np.full((8, 4), 0.5, np.float32)
+    weight[3] = 2.0
+    normed = b.op("Mul", "x", b.const(np.ones(8, np.float32)))
+    b.op("MatMul", normed, b.const(weight), outputs=["y"])
+    proto = b.model({"x": (1, ["n", 8])}, {"y": (1, ["n", 4])})
+    model = ir.from_proto(proto)
+    Canonicalize()(model)
+    found = identify(model)
+    (absorber,), _ = find_absorbers(model.graph, found.sites)
+    rows = largest_rows(model.graph, absorber, found.sites)
+    assert rows is not None
+    assert rows.tolist() == [0.5] * 3 + [2.0] + [0.5] * 4
+    weight[5, 1] = number
+    held = next(v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.size == 32)
+    held.const_value = ir.tensor(weight, name=held.name)
+    assert largest_rows(model.graph, absorber, found.sites) is None
+
+
+def test_what_others_read_as_well_is_refused_by_name() -> None:
+    b = Builder()
+    normed = b.op("Mul", "x", b.const(np.ones(8, np.float32)))
+    b.op("Add", b.linear(normed, 8, 8), normed, outputs=["y"])
+    absorbers, others = found_in(b.model({"x": (1, ["n", 8])}, {"y": (1, ["n", 8])}))
+    assert absorbers == []
+    assert "reads it as well" in others[0].why
+
+
+def test_a_weight_that_two_norms_share_is_refused_by_name() -> None:
+    b = Builder()
+    weight = b.const(np.ones(8, np.float32))
+    one, other = (b.linear(b.op("Mul", x, weight), 8, 4) for x in ("x", "z"))
+    b.op("Add", one, other, outputs=["y"])
+    absorbers, others = found_in(b.model({"x": (1, ["n", 8]), "z": (1, ["n", 8])}, {"y": (1, ["n", 4])}))
+    assert absorbers == []
+    assert all(f"reads {weight} as well" in o.why for o in others)
