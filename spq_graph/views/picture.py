@@ -28,6 +28,7 @@ _DPI = 100
 _LEFT, _RIGHT, _TOP = 56, WIDTH - 56, HEIGHT - 64
 # Right ends of the columns behind a row's name and its bar, with what each says.
 _COLUMNS = ((700, "perplexity"), (860, "over FP32"), (1010, "KL"), (_RIGHT, "MB"))
+_TITLE = 820  # wide, beside the longest verdict
 _BAR, _BAR_END = 345, 560
 _MARKS = {Standing.READY: "✓", Standing.NOT_READY: "✗"}
 
@@ -44,7 +45,7 @@ def render_picture(plan: Plan, report: Report, palette: Palette = LIGHT) -> byte
 
     # The font that comes with matplotlib: others differ by machine.
     with drawing_style({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(WIDTH / _DPI, HEIGHT / _DPI), facecolor=palette.card)
+        figure = Figure(figsize=(WIDTH / _DPI, HEIGHT / _DPI), dpi=_DPI, facecolor=palette.card)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set_xlim(0, WIDTH)
@@ -62,8 +63,9 @@ def _head(axes: Axes, plan: Plan, report: Report, palette: Palette) -> float:
     """Name, verdict and the result in a sentence; where the next thing may stand."""
     status = report.verdict.status
     colour = {Standing.READY: palette.good, Standing.NOT_READY: palette.bad}.get(status, palette.muted)
-    name = words.clipped(words.printable(plan.model.hub or plan.model.origin), 40)
-    axes.text(_LEFT, _TOP, name, size=26, weight="bold", color=palette.ink, va="center")
+    name = words.clipped(words.printable(plan.model.hub or plan.model.origin), 48)
+    title = axes.text(_LEFT, _TOP, name, size=26, weight="bold", color=palette.ink, va="center")
+    title.set_fontsize(26 * min(1.0, _TITLE / max(1.0, title.get_window_extent().width)))
     verdict = f"{_MARKS.get(status, '?')} {words.standing(status)}"
     chip = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "none"}
     axes.text(_RIGHT - 8, _TOP, verdict, size=18, weight="bold", color=palette.card, va="center", ha="right", bbox=chip)

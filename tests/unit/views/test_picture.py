@@ -47,6 +47,15 @@ def test_nothing_is_over_the_edge(hostile: bool, ladder: bool) -> None:
     assert has(picture, LIGHT.bad) is ladder  # everything quantized, the red bar
 
 
+@pytest.mark.parametrize("name", ["W" * 90, ""])
+def test_a_name_of_any_width_stands_beside_the_verdict(name: str) -> None:
+    plan = sample_plan()
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"origin": name})})
+    picture = drawn(plan, sample_report())
+    assert (picture[:100, WIDTH - 320 : WIDTH - 250] == 255).all()
+    assert (picture[30:95, 50:870] < 128).any() is np.bool_(bool(name))
+
+
 @pytest.mark.parametrize(
     ("status", "colour"), [(Standing.READY, LIGHT.good), (Standing.NOT_READY, LIGHT.bad), (Standing.NOT_MEASURED, "")]
 )

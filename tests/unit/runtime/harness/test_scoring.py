@@ -203,4 +203,6 @@ def test_questions_are_asked_by_the_chat_template(
     lm = adapter.OnnxLM(Runner(model), tokenizer, max_length=64)
     assert lm.tok_encode(asked[0][0]) == [1, *tokenizer.encode(asked[0][0].removeprefix("<s>"))]
     begun = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6 "}]
-    assert lm.apply_chat_template(begun, add_generation_prompt=False) == "w50 w5 w52 w51 w6"
+    going_on = lm.apply_chat_template(begun, add_generation_prompt=False)
+    assert going_on == "<s>w50 w5 w52 w51 w6"  # with BOS once, as where an answer is asked for
+    assert lm.tok_encode(going_on) == [1, *tokenizer.encode("w50 w5 w52 w51 w6")]
