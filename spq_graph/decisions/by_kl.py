@@ -118,7 +118,11 @@ class ByKl:
         """Take from a budget what head and embedding are to cost: the rest is for all other sites."""
         self.sought = sought
         self._room = room_for_ends(self.choices.values(), self.held, sought, self._single)
-        self.body = sought.model_copy(update={"kl_budget": sought.kl_budget - self._room / (1.0 - sought.kl_margin)})
+        self.body = sought.model_copy(update={"kl_budget": self._for_all_else(sought)})
+
+    def _for_all_else(self, recipe: Recipe) -> float:
+        """What of a budget is left beside head and embedding."""
+        return recipe.kl_budget - self._room / (1.0 - recipe.kl_margin)
 
     def _near_weights(self) -> None:
         """Where nobody asked for a budget, look for what costs no more than 8-bit weights alone do, about."""
@@ -199,7 +203,8 @@ class ByKl:
         use = self.recipe.remedies.peel.use
         if use == "always" or (use == "auto" and kl > self.body.kl_aim):
             self._peel()
-        if self._keeping([]) <= self.body.kl_budget:
+        # What is sought beyond the budget, static scales with branches seldom reach, and dozens of measurements later.
+        if self._keeping([]) <= self._for_all_else(self.recipe):
             self.search.scales = "by_token"
             for key in static:
                 choice = self.choices[key]

@@ -44,14 +44,14 @@ def made(weights: float, **recipe: object) -> Plan:
 
 @pytest.mark.parametrize(("weights", "sought"), [(0.0001, 0.003), (0.0028, 0.0042), (0.02, None)])
 def test_near_what_weights_cost_and_no_less_than_a_floor(weights: float, sought: float | None) -> None:
-    plan = made(weights)
+    plan = made(weights, scales="static")
     assert (plan.search.kl_weights, plan.search.sought) == (pytest.approx(weights), pytest.approx(sought))
     assert (plan.search.kl or 1) <= (sought or 0.005)
     assert plan.recipe.kl_budget == 0.005
 
 
 def test_a_lower_one_keeps_more() -> None:
-    loose, near = made(0.02), made(0.0001)
+    loose, near = made(0.02, scales="static"), made(0.0001, scales="static")
     assert not loose.kept
     assert loose.search.kl == pytest.approx(WITH_BRANCHES)
     assert near.kept
@@ -63,6 +63,16 @@ def test_what_is_sought_and_not_reached_is_no_failure_within_the_budget() -> Non
     assert plan.search.sought == 0.003
     assert plan.search.kl == pytest.approx(WITH_BRANCHES)
     assert plan.budget_met
+
+
+def test_scales_by_token_within_the_budget_are_taken_for_what_they_are() -> None:
+    """A search over static scales and kept sites, which seldom comes closer, would measure dozens of times more."""
+    plan, static = made(0.0001), made(0.0001, scales="static")
+    assert (plan.search.scales, plan.search.sought) == ("by_token", 0.003)
+    assert plan.search.kl == pytest.approx(WITH_BRANCHES)
+    assert plan.budget_met
+    assert not plan.kept
+    assert (plan.search.evaluations or 0) < (static.search.evaluations or 0)
 
 
 def test_what_was_asked_to_be_in_integers_counts_as_what_the_rule_has_there() -> None:
