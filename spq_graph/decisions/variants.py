@@ -20,6 +20,8 @@ from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, Ext
 RANDOM_SEEDS = (0, 1, 2)
 # The plan with head and embedding as the graph has them.
 WITHOUT_HEAD = RowId(RowKind.SPIKE_AWARE, without_remedy="head_8bit")
+# Nothing kept, and every remedy of the plan, where it has several.
+WITH_ALL = RowId(RowKind.EVERYWHERE, with_remedy="all_remedies")
 # Rows that a ladder has once, whatever bits it has rows of.
 ROWS_ONCE = (FP32, WEIGHT_ONLY)
 # Rows of a plan in a short ladder: what quantizing costs, and what is delivered.
@@ -80,6 +82,8 @@ def rows_of(
     for remedy in remedies:
         rows += [RowId(RowKind.EVERYWHERE, with_remedy=remedy), RowId(RowKind.SPIKE_AWARE, without_remedy=remedy)]
         rows.append(RowId(CONTROLS[remedy], seed=recipe.seed))
+    if len(remedies) > 1:  # what controls, which have them all, stand beside
+        rows.append(WITH_ALL)
     return rows
 
 
@@ -109,7 +113,9 @@ def variants(
     def planned(row: RowId) -> Plan:
         if row.kind is RowKind.EVERYWHERE:
             made = _quantized_but(plan, (), stored, SCHEMES[row.scheme])
-            return throughout(made, row.with_remedy) if row.with_remedy else made.with_treatments(())
+            if row.with_remedy is None:
+                return made.with_treatments(())
+            return throughout(made, None if row == WITH_ALL else row.with_remedy)
         if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM):
             picked: Sequence[int] = range(count)
             if row.kind is RowKind.CONTROL_RANDOM:

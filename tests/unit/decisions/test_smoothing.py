@@ -158,6 +158,7 @@ def test_each_row_has_the_ranges_that_its_treatments_leave() -> None:
     alone = found["everywhere_with_smooth"]
     assert alone.peels == {}
     assert alone.scales == plan.scales
+    assert "everywhere_with_all_remedies" not in found  # which is the plan itself: nothing is kept
     control = found["control_factors"]
     for value, scale in control.scales.items():
         assert sorted(scale.exponents) == sorted(plan.scales[value].exponents)
