@@ -66,11 +66,12 @@ def _treated(treatment: Treatment, taking: Collection[str]) -> Treatment:
 def _settled(site: SitePlan, recipe: Recipe) -> SitePlan:
     if site.untouched:
         return site
+    settled = site.kept or site.aside  # in a format of its own, whose nearest is another one
     if site.role is Role.EMBEDDING:
         legal = recipe.profile.allows_at(site.role, site.precision)
         why = None if legal else f"{site.precision} was planned: {recipe.profile.why_not(site.precision, site.role)}"
         precision = site.precision if legal else Precision.FP32
-    elif site.precision.row.by_token and not (site.kept or recipe.allows(site.precision)) and site.range is not None:
+    elif site.precision.row.by_token and site.range is not None and not (settled or recipe.allows(site.precision)):
         precision = Precision.INT8
         why = f"{site.precision} was planned: {recipe.profile.why_not(site.precision)}; {precision} instead"
     else:

@@ -220,7 +220,7 @@ def precisions(plan: Plan) -> list[tuple[str, str]]:
 
 def kept_and_scaled(plan: Plan) -> tuple[int, int]:
     """How many sites are kept in high precision, and how many are integers with scales by token, kept or not."""
-    return sum(not s.precision.row.by_token for s in plan.kept), sum(s.precision.row.by_token for s in plan.sites)
+    return sum(not s.precision.row.by_token for s in plan.kept), sum(s.precision.row.by_token for s in plan.counted)
 
 
 def kept_share(plan: Plan, rung: Rung) -> str:

@@ -43,7 +43,7 @@ def test_two_ranges_of_one_activation(refusal: Told, tmp_path: Path) -> None:
     apply_plan(path, plan_for(path, {"x": activations(4, 32)}, Precision.INT8))
 
 
-@follows("passes/forms/int8_operator.py:Int8Operator._branch")
+@follows("passes/forms/int8_operator.py:branch_constants")
 def test_rows_of_a_branch_that_float16_does_not_hold(refusal: Told, tmp_path: Path) -> None:
     path, builder = tmp_path / "model.onnx", Builder()
     weight = builder.random(64, 8)

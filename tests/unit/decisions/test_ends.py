@@ -252,6 +252,16 @@ def test_what_a_target_cannot_run_is_refused_by_the_recipe(field: str, target: s
         Recipe.model_validate({field: "8bit", "target": target})
 
 
+@pytest.mark.parametrize(
+    ("target", "head"), [("openvino", FAST), ("cuda", FAST), ("portable", Precision.FP16), ("tensorrt", Precision.FP16)]
+)
+def test_a_head_by_token_goes_to_another_target(target: str, head: Precision) -> None:
+    made, *_ = run(Costs({BY_TOKEN: 0.001}, 0.0001), scales="by_token")
+    by_key = {site.key: site for site in retarget(made, target).sites}
+    assert by_key["lm_head"].precision is head
+    assert by_key["s0"].precision is Precision.INT8
+
+
 def test_a_plan_goes_to_another_target() -> None:
     made, *_ = run(Costs({COARSE: 0.0}, 0.0), head="8bit", embedding="8bit")
     on = {target: {s.key: s for s in retarget(made, target).sites} for target in ("cuda", "portable", "tensorrt")}
