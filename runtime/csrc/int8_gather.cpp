@@ -1,6 +1,6 @@
-// spq::Int8Gather: rows of a table that spq::Int8MatMul multiplies by, so that a head and an embedding that are tied are
-// stored once. Row n of the table is column n of the weight: its codes times their scale, and where the weight has a branch
-// the numbers that stand in there. See int8_operator.hpp.
+// spq::Int8Gather: rows of a table that spq::Int8MatMul multiplies by, so that a head and an embedding that are tied
+// are stored once. Row n of the table is column n of the weight: its codes times their scale, and where the weight has a
+// branch the numbers that stand in there. See int8_operator.hpp.
 #include <cstring>
 #include <list>
 #include <string>
@@ -112,7 +112,8 @@ Status* read(const Kernel& kernel, ort::KernelContext* context, Job* job) {
   std::vector<int64_t>& shape = in[1].shape;
   shape.push_back(kernel.depth);
   ort::Value* y = nullptr;
-  if (Status* status = call<ort::KernelContext_GetOutput>(kernel.api, context, size_t{0}, shape.data(), shape.size(), &y)) {
+  if (Status* status = call<ort::KernelContext_GetOutput>(kernel.api, context, size_t{0}, shape.data(),
+                                                          shape.size(), &y)) {
     return status;
   }
   void* data = nullptr;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "isa.hpp"
+#include "tiles.hpp"
 
 namespace spq::cpu {
 #include "x86_table.inl"
@@ -15,23 +16,6 @@ namespace {
 
 constexpr int64_t kTile = 16 * 32;            // bfloat16 of a tile of A
 constexpr int64_t kRowBytes = 2 * 2 * kPanelColumns;  // of one pair of rows of B
-
-// Palette 1: eight tiles of rows of 64 bytes. Tiles 0 to 5 hold sums and activations, 6 and 7 weights.
-struct alignas(64) Shape {
-  uint8_t palette, start, reserved[14];
-  uint16_t bytes[16];
-  uint8_t rows[16];
-};
-
-void begin(int64_t rows) {
-  const uint8_t r = static_cast<uint8_t>(rows);
-  Shape shape{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {r, r, r, r, r, r, 16, 16}};
-  // The intrinsic tells the compiler of eight of the bytes that it reads; this, of all.
-  __asm__ volatile("" : : "r"(&shape) : "memory");
-  _tile_loadconfig(&shape);
-}
-
-void end() { _tile_release(); }
 
 inline void decode_ahead(const Decoder& decoder, Ahead* ahead) {
   const int64_t pairs = std::min(ahead->each, ahead->pairs);
@@ -136,7 +120,7 @@ const Isa& amx() {
   using Vector = float __attribute__((vector_size(64)));
   static const Isa isa{
       "amx", direct, 4, decode_f32, decode_bf16, block_f32<Vector, 2, 12>, 12, nullptr, 0,
-      tiles, direct_tiles, begin, end, prepare, split,
+      tiles, direct_tiles, begin_tiles, end_tiles, prepare, split,
   };
   return isa;
 }

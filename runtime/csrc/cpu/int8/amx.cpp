@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "../../floats.hpp"
+#include "../tiles.hpp"
 #include "kernels.hpp"
 
 namespace spq::cpu::int8 {
@@ -12,23 +13,6 @@ namespace {
 constexpr int64_t kBlockRows = 32;  // two tiles
 constexpr int64_t kFewRows = 6;     // multiplied as fast without tiles
 constexpr int64_t kPanelStride = 4 * kColumns, kAccStride = 4 * kColumns;
-
-// Palette 1: eight tiles of rows of 64 bytes. Tiles 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights.
-struct alignas(64) Shape {
-  uint8_t palette, start, reserved[14];
-  uint16_t bytes[16];
-  uint8_t rows[16];
-};
-
-void begin(int64_t rows) {
-  const uint8_t r = static_cast<uint8_t>(rows / 2);
-  Shape shape{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {r, r, r, r, r, r, 16, 16}};
-  // The intrinsic tells the compiler of eight of the bytes that it reads; this, of all.
-  __asm__ volatile("" : : "r"(&shape) : "memory");
-  _tile_loadconfig(&shape);
-}
-
-void end() { _tile_release(); }
 
 constexpr int64_t kLine = 64;
 
@@ -175,8 +159,8 @@ const Kernels& amx() {
     all.finish = finish;
     all.branch = {[](int64_t channels) { return branch_steps(channels) * kStepPairs * kColumns; }, branch_weight,
                   [](int64_t channels) { return branch_steps(channels) * kStepPairs; }, branch_row};
-    all.begin = begin;
-    all.end = end;
+    all.begin = [](int64_t rows) { begin_tiles(rows / 2); };
+    all.end = end_tiles;
     all.few = &avx512_vnni();
     all.few_rows = kFewRows;
     return all;

@@ -21,7 +21,7 @@ struct Columns {
   const int32_t* sums;    // of the weight's codes, [32]; b_scale and bias too
   const float *b_scale, *bias;
   int64_t channels;       // of the branch
-  const float* branch;    // its rows of the weight, as the set's `rows` lays them out
+  const float* branch;    // its rows of the weight, as Branch::weight lays them out
 };
 
 // What belongs to some rows of a block.
@@ -30,10 +30,12 @@ struct Rows {
   const int32_t* acc;     // [count][32]
   const int32_t* zero;
   const float* scale;
-  const float* outliers;  // of the block, as the set's `gather` lays them out; the first of these rows is number `first`
-  int64_t first, block;   // and the block has so many
+  const float* outliers;  // of the whole block, as Branch::row lays them out
+  int64_t first, block;   // of these rows the first in the block, and how many that has
 };
 
+// How a branch is multiplied: what its rows of the weight in one panel, float16 [channels][32], and the outliers of one row
+// of a block become, and how many numbers that takes.
 struct Branch {
   int64_t (*weight_size)(int64_t channels);
   void (*weight)(const uint16_t* half, int64_t channels, float* w);
@@ -54,14 +56,12 @@ struct Kernels {
   void (*block)(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc, const Ahead& ahead);
   // Codes of one row in groups of 64, `stride` bytes apart; the last group is filled up with zeros.
   void (*quantize)(const float* x, int64_t count, float scale, int32_t zero, uint8_t* codes, int64_t stride);
-  // Smallest and largest of x and zero. Where limits are given they are infinite, or zero where a number does not count.
+  // Smallest and largest of x and zero. Limits, where given, are infinite, or zero where a number does not count.
   void (*range)(const float* x, const float* limit, int64_t count, float* low, float* high);
   // y [count][stride], 32 of a row = (acc - zero * sums) * scale * b_scale + bias + outliers . branch
   void (*finish)(const Columns& columns, const Rows& rows, float* y, int64_t stride);
   // Numbers in float16 as float32, a multiple of 32 of them.
   void (*widen)(const uint16_t* half, int64_t count, float* x);
-  // How the branch is multiplied: what its rows of the weight in one panel, float16 [channels][32], and the outliers of one
-  // row of a block become, and how many numbers that takes.
   Branch branch;
   // Of tiles, else as they stand here: a thread's first and last call around blocks of `rows` rows, which are even.
   bool even = false;

@@ -26,16 +26,19 @@ thread_local Scratch rows_scratch;   // of every thread: rows of the weight in f
 struct Job {
   const Problem& problem;
   const Kernels& kernels;
-  int64_t steps, first, rows, block, blocks;
-  uint8_t* codes;    // [block][step][row][64]
-  float* scale;      // of rows
-  int32_t* zero;
-  float* outliers;     // of each block, as the kernels lay them out
-  int64_t group, groups;  // panels of one task, and how many of those there are
-  int64_t outlier_size;   // numbers of one row's
-  int64_t part, parts;    // blocks of one task, and how many of those there are
-  const float* limit;  // by token with a branch: zero at its channels, infinite elsewhere
+  int64_t steps, panels;
+  int64_t outlier_size;                        // numbers of one row's
+  int64_t first = 0, rows = 0;                 // of A, in this pass
+  int64_t block = 0, blocks = 0;               // rows of one, and how many
+  int64_t group = 0, groups = 0;               // panels of one task, and how many of those there are
+  int64_t part = 0, parts = 0;                 // blocks of one task, and how many of those there are
+  uint8_t* codes = nullptr;                    // [block][step][row][64]
+  float* outliers = nullptr;                   // of each block, as the kernels lay them out
+  float* scale = nullptr;                      // of rows
+  int32_t* zero = nullptr;
+  const float* limit = nullptr;                // by token with a branch: zero at its channels, infinite elsewhere
   std::atomic<bool> failed{false};
+};
 };
 
 // The limits of a problem, [K]; nullptr where there is no memory for them.
@@ -81,7 +84,8 @@ void quantize_row(Job& job, int64_t block, int64_t r) {
   job.zero[local] = zero;
   job.kernels.quantize(x, p.depth, scale, zero, job.codes + block * job.steps * stride + r * kDepth, stride);
   if (p.channels > 0) {
-    job.kernels.branch.row(x, p.channel, p.channels, r, job.block, job.outliers + block * job.block * job.outlier_size);
+    float* outliers = job.outliers + block * job.block * job.outlier_size;
+    job.kernels.branch.row(x, p.channel, p.channels, r, job.block, outliers);
   }
 }
 
@@ -93,7 +97,7 @@ void quantize_task(void* user, size_t index) {
   Job& job = *static_cast<Job*>(user);
   const int64_t block = static_cast<int64_t>(index);
   const int64_t rows = std::min(job.block, job.rows - block * job.block);
-  const int64_t share = job.group * job.steps * kStepBytes / job.rows;  // of the first task's weights, which nothing else fetches
+  const int64_t share = std::min(job.group, job.panels) * job.steps * kStepBytes / job.rows;  // of the first weights
   for (int64_t r = 0; r < rows; ++r) {
     fetch(job.problem.b + (block * job.block + r) * share, share);
     quantize_row(job, block, r);
@@ -115,9 +119,9 @@ struct Group {
 // Returns false where there is no memory for the branch's rows of the weight in float32.
 bool describe(const Job& job, int64_t first, Group* group) {
   const Problem& p = job.problem;
-  const int64_t panels = ceil_div(p.columns, kColumns), weights = job.kernels.branch.weight_size(p.channels);
+  const int64_t weights = job.kernels.branch.weight_size(p.channels);
   group->first = first;
-  group->count = std::min(job.group, panels - first);
+  group->count = std::min(job.group, job.panels - first);
   float* w = nullptr;
   if (p.channels > 0) {
     w = static_cast<float*>(rows_scratch.reserve(group->count * weights * 4));
@@ -175,10 +179,11 @@ void panel_task(void* user, size_t index) {
   }
   alignas(64) int32_t acc[kMostRows * kColumns];
   job.kernels.begin(job.block);
-  const int64_t first = part * job.part, last = std::min(job.blocks, first + job.part), bytes = job.steps * kStepBytes;
+  const int64_t first = part * job.part, last = std::min(job.blocks, first + job.part);
+  const int64_t bytes = job.steps * kStepBytes;
   const int8_t* const panels = job.problem.b + group.first * bytes;
   // The next group is most likely this thread's too: every product of this one fetches a share of it.
-  const int64_t left = ceil_div(job.problem.columns, kColumns) - group.first - group.count;
+  const int64_t left = job.panels - group.first - group.count;
   const int64_t ahead = std::min(left, group.count) * bytes / (job.blocks * group.count);
   const int8_t* next = panels + group.count * bytes + first * group.count * ahead;
   for (int64_t block = first; block < last; ++block) {
@@ -218,7 +223,7 @@ void sum_panel(const int8_t* panel, int64_t steps, int32_t* sums) {
 bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) noexcept {
   if (p.rows == 0 || p.columns == 0) return true;
   if (p.rows <= kernels.few_rows) return matmul(p, *kernels.few, parallel);
-  Job job{p, kernels, steps_of(p.depth), 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, 0, 0, kernels.branch.row_size(p.channels), 0, 0, nullptr};
+  Job job{p, kernels, steps_of(p.depth), ceil_div(p.columns, kColumns), kernels.branch.row_size(p.channels)};
   if (p.a_scale == nullptr && p.channels > 0) {
     job.limit = limit_of(p);
     if (job.limit == nullptr) return false;
@@ -233,7 +238,7 @@ bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) 
     if (kernels.even) job.block = round_up(job.block, 2);
     // Results of one block are few enough to be anywhere.
     job.group = job.blocks > 1 ? kMostPanels : 1;
-    job.groups = ceil_div(ceil_div(p.columns, kColumns), job.group);
+    job.groups = ceil_div(job.panels, job.group);
     job.part = ceil_div(job.blocks, ceil_div(kTasks, job.groups));
     job.parts = ceil_div(job.blocks, job.part);
     const int64_t padded = job.block * job.blocks;
