@@ -1,1 +1,1 @@
-"""The reversible edits that remedies are made of: each is applied, and held against the graph, in one file."""
+"""How is an edit that a remedy asks for made in a graph, and taken back?"""
