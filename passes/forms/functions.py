@@ -14,11 +14,11 @@ from spq_graph.terms.kernels import FP8_KERNEL
 
 def own_functions(opset: int) -> Mapping[str, ir.Function]:
     """Every function as we write it into a model of this opset; those that it can have."""
-    kinds = [Int8Kind(by_token, branch) for by_token in (False, True) for branch in (False, True)]
-    integer = {kind.op_type: int8_matmul_function(kind, opset) for kind in kinds} if opset >= OLDEST_OPSET else {}
-    gathers = {
-        gather_name(branch=branch): int8_gather_function(opset, branch=branch)
-        for branch in (False, True)
-        if opset >= OLDEST_OPSET
-    }
-    return {FP8_KERNEL: fp8_matmul_function(opset), **integer, **gathers}
+    found = {FP8_KERNEL: fp8_matmul_function(opset)}
+    if opset < OLDEST_OPSET:
+        return found
+    for branch in (False, True):
+        found[gather_name(branch=branch)] = int8_gather_function(opset, branch=branch)
+        for kind in (Int8Kind(by_token, branch) for by_token in (False, True)):
+            found[kind.op_type] = int8_matmul_function(kind, opset)
+    return found

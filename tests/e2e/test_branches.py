@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ pytest.importorskip("onnxruntime")
 
 from spq_graph.runtime.sessions.library import OVERRIDE
 from spq_graph.terms.targets import PROFILES
+from tests.support.both_ways import document, ladder_kls, quantized_both_ways
 from tests.support.command import done, spq
-from tests.support.decoders import write_decoder, write_ids
+from tests.support.decoders import write_decoder
 
 SPIKES = {0: 300.0, 1: 100.0, 2: 30.0}
 WITH, WITHOUT = ("--remedy", "peel"), ("--no-remedy", "peel")
@@ -25,27 +25,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that spikes at three sites, quantized everywhere with outlier branches and without."""
     folder = tmp_path_factory.mktemp("branches")
     model = write_decoder(folder / "model.onnx", spikes=SPIKES)
-    calibration, text = write_ids(folder / "ids.npz"), write_ids(folder / "text.npz", seed=1)
-    (folder / "none.toml").write_text("max_kept = 0.0\nscales = 'static'\n")
-    common = ("--calibration", calibration, "--text", text, "--window", 32, "--recipe", folder / "none.toml")
-    done("quantize", model, "-o", folder / "with", *common, *WITH)
-    done("quantize", model, "-o", folder / "without", *common, *WITHOUT)
-    return folder
-
-
-def document(folder: Path, name: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / name).read_text(encoding="utf-8"))
-    return found
-
-
-def rows(folder: Path) -> dict[str, float]:
-    ladder = document(folder, "report.json")["ladder"]
-    assert isinstance(ladder, list)
-    return {row["name"]: row["kl"] for row in ladder}
+    return quantized_both_ways(folder, model, WITH, WITHOUT)
 
 
 def test_they_win_back_what_spikes_cost_and_random_channels_do_not(world: Path) -> None:
-    found, bare = rows(world / "with"), rows(world / "without")
+    found, bare = ladder_kls(world / "with"), ladder_kls(world / "without")
     assert found["spike_aware"] < 0.05 * bare["spike_aware"]
     assert found["everywhere"] == pytest.approx(bare["everywhere"], rel=0.1)  # what its head became may differ
     assert bare["spike_aware"] == bare["everywhere"]

@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from spq_graph.terms.targets import PROFILES
+from tests.support.both_ways import document, ladder_kls, quantized_both_ways
 from tests.support.command import done, spq
-from tests.support.decoders import write_decoder, write_ids
+from tests.support.decoders import write_decoder
 
 WITH, WITHOUT = ("--remedy", "smooth", "--no-remedy", "peel"), ("--no-remedy", "smooth", "--no-remedy", "peel")
 
@@ -23,12 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose GLUs give channels of very different sizes, quantized everywhere with smoothing and without."""
     folder = tmp_path_factory.mktemp("smoothing")
     model = uneven(write_decoder(folder / "model.onnx"))
-    calibration, text = write_ids(folder / "ids.npz"), write_ids(folder / "text.npz", seed=1)
-    (folder / "none.toml").write_text("max_kept = 0.0\nscales = 'static'\n")
-    common = ("--calibration", calibration, "--text", text, "--window", 32, "--recipe", folder / "none.toml")
-    done("quantize", model, "-o", folder / "with", *common, *WITH)
-    done("quantize", model, "-o", folder / "without", *common, *WITHOUT)
-    return folder
+    return quantized_both_ways(folder, model, WITH, WITHOUT)
 
 
 def uneven(model: Path) -> Path:
@@ -46,19 +42,8 @@ def uneven(model: Path) -> Path:
     return model
 
 
-def document(folder: Path, name: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / name).read_text(encoding="utf-8"))
-    return found
-
-
-def rows(folder: Path) -> dict[str, float]:
-    ladder = document(folder, "report.json")["ladder"]
-    assert isinstance(ladder, list)
-    return {row["name"]: row["kl"] for row in ladder}
-
-
 def test_it_wins_back_what_uneven_channels_cost_and_permuted_factors_do_not(world: Path) -> None:
-    found, bare = rows(world / "with"), rows(world / "without")
+    found, bare = ladder_kls(world / "with"), ladder_kls(world / "without")
     assert found["spike_aware"] < 0.2 * bare["spike_aware"]
     assert found["everywhere"] == pytest.approx(bare["everywhere"], rel=0.1)  # what its head became may differ
     assert found["control_factors"] > found["everywhere"]
@@ -101,7 +86,7 @@ def test_a_plan_with_both_remedies(world: Path, tmp_path: Path) -> None:
     both = ("--remedy", "smooth", "--remedy", "peel", "--recipe", world / "none.toml")
     done("quantize", model, "-o", tmp_path / "both", *data, *both)
     done("verify", tmp_path / "both", model)
-    found = rows(tmp_path / "both")
+    found = ladder_kls(tmp_path / "both")
     assert {t["remedy"] for t in document(tmp_path / "both", "plan.json")["treatments"]} == {"smooth", "peel"}  # type: ignore[attr-defined]
     assert found["spike_aware"] < found["everywhere"]
     assert {"everywhere_with_smooth", "spike_aware_without_smooth", "control_channels", "control_factors"} <= set(found)
