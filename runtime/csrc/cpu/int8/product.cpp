@@ -39,7 +39,6 @@ struct Job {
   const float* limit = nullptr;                // by token with a branch: zero at its channels, infinite elsewhere
   std::atomic<bool> failed{false};
 };
-};
 
 // The limits of a problem, [K]; nullptr where there is no memory for them.
 const float* limit_of(const Problem& p) {
