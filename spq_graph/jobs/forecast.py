@@ -22,7 +22,7 @@ from spq_graph.terms.site import Site
 from spq_graph.workbench import ahead
 from spq_graph.workbench.data import Given
 from spq_graph.workbench.meter import SHARE_ALONE
-from spq_graph.workbench.pilot import Pilot, fly, sampling
+from spq_graph.workbench.pilot import Losses, Pilot, fly, sampling
 from spq_graph.workbench.sampled import sampled_shape
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -104,7 +104,7 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     samples = calibration is None and given.ranges is None
     count, length = sampled_shape(bench, recipe.tokens_asked) if samples else (0, 0)
     sequences = calibration if calibration is not None else _random_tokens(bench, length)
-    pilot = fly(bench, ahead.tried(bench, recipe), sequences)
+    pilot = fly(bench, ahead.tried(bench, recipe), sequences, order.widths)
     tokens = calibration.tokens if calibration is not None else count * length
     if bench.stand_in is not None:
         pilot = ahead.enlarged(pilot, bench.stand_in)
@@ -118,10 +118,10 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     measured = bench.logits.output is not None
     rows = 0
     for bits in order.widths:
-        # Each bit less is twice the step, and four times its square.
-        more = 4.0 ** (recipe.bits - bits)
-        lossy, use = pilot.kl * more > recipe.kl_aim, recipe.remedies.peel.use
-        missed = lossy and pilot.kl_kept * more > recipe.kl_budget
+        recipe, losses = order.recipe.model_copy(update={"bits": bits}), pilot.losses.get(bits, Losses(0.0, 0.0))
+        use = recipe.remedies.peel.use
+        lossy = losses.everywhere > recipe.kl_aim
+        missed = lossy and losses.kept > recipe.kl_budget
         peels = use == "always" or (use == "auto" and missed)
         tried = {"peel": peels, "smooth": smooths(recipe, missed=missed)}
         if tokens and recipe.spike_ratio is None and measured:
@@ -133,7 +133,7 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
         every = rows_of(recipe, formats=kept, controls=kept, remedies=remedies, extent=extent)
         rows += len(every)
     rows += len(in_other_formats(pilot.plan, extent))
-    found["apply"] = pilot.build
+    found["apply"] = pilot.build + (pilot.ours if order.recipe.may_scale_by_token else 0.0)
     text = given.text if measured else None
     # The source as well: once, and beside it the rows, and weights alone.
     found["ladder"] = 0.0

@@ -9,7 +9,7 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.models.sample import BATCH
 from spq_graph.models.stand_in import StandIn
 from spq_graph.passes.files.read import size_of
-from spq_graph.workbench.pilot import OBSERVED, Pilot, Rate, timed
+from spq_graph.workbench.pilot import OBSERVED, Losses, Pilot, Rate, turn
 from spq_graph.workbench.workbench import Workbench
 
 UNCHECKED = (
@@ -19,10 +19,9 @@ UNCHECKED = (
 )
 OF_OTHERS = "what the family does beside its products, and which of those are no sites: a plain decoder stands for it"
 OF_GGUF = "whether transformers unpacks the file into a folder, with its types of weights and its rotary positions"
-# What was seen of exports and of sampling in torch, in turns of `_turn`, each of which took 2 ms there: to begin, for
+# What was seen of exports and of sampling in torch, in turns of `turn`, each of which took 2 ms there: to begin, for
 # every layer, for what chooses between experts, and for each of those; and for every layer of a step, however little is
 # in it, and every expert.
-_TURN, _TURNS = 100_000, 40
 _EXPORT, _EXPORT_LAYER, _EXPORT_CHOICE, _EXPORT_EXPERT = 2_400.0, 560.0, 225.0, 50.0
 _STEP_LAYER, _STEP_EXPERT = 0.75, 0.1
 # Likewise of unpacking a GGUF: to begin, and for every million numbers.
@@ -99,16 +98,17 @@ def enlarged(pilot: Pilot, stand_in: StandIn) -> Pilot:
     if stand_in.whole and stand_in.exact:
         return found
     sites = len(stand_in.sizes.counted)
-    return replace(found, sites=sites, candidates=round(_CANDIDATES * sites), kl=math.inf, kl_kept=math.inf)
+    losses = dict.fromkeys(pilot.losses, Losses(math.inf, math.inf))
+    return replace(found, sites=sites, candidates=round(_CANDIDATES * sites), losses=losses)
 
 
 def opening(stand_in: StandIn) -> dict[str, float]:
     """Seconds of what comes before the graph: by layers and experts, and by how fast this machine runs Python."""
-    turn, (layers, experts) = _turn(), _layers(stand_in)
+    once, (layers, experts) = turn(), _layers(stand_in)
     routed = sum(bool(layer.experts) for layer in stand_in.sizes.layers)
     export = _EXPORT + _EXPORT_LAYER * layers + _EXPORT_CHOICE * routed + _EXPORT_EXPERT * experts
-    unpack = {"unpack": turn * (_UNPACK + _UNPACK_MILLION * stand_in.bytes / 4e6)} if stand_in.packed else {}
-    return unpack | {"export": turn * export}
+    unpack = {"unpack": once * (_UNPACK + _UNPACK_MILLION * stand_in.bytes / 4e6)} if stand_in.packed else {}
+    return unpack | {"export": once * export}
 
 
 def _layers(stand_in: StandIn) -> tuple[int, int]:
@@ -127,9 +127,4 @@ def sampling(stand_in: StandIn, sequences: int, length: int, token: float) -> fl
     """
     steps = -(-sequences // BATCH) * length
     layers, experts = _layers(stand_in)
-    return steps * (_STEP_LAYER * layers + _STEP_EXPERT * experts) * _turn() + sequences * length * token
-
-
-def _turn() -> float:
-    """Seconds of a little work in Python, on average: a machine with other work gives some turns, and others not."""
-    return timed(lambda: [sum(map(float, range(_TURN))) for _ in range(_TURNS)])[1] / _TURNS
+    return steps * (_STEP_LAYER * layers + _STEP_EXPERT * experts) * turn() + sequences * length * token

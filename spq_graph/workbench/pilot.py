@@ -40,8 +40,10 @@ FEW, SOME, EVALUATED = 32, 512, 128
 INTEGER, BUILD, ROW = 0.7, 3.0, 1.5
 # Likewise of a token that is observed, at most, in those of a pass: what else calibration takes, it takes at all.
 OBSERVED = 1.2
-# Seconds that a file takes to be made, written, opened and proved, however small it is.
-FILE = 0.07
+# What a file takes to be made, written, opened and proved, however small it is: in turns of `turn`; and what an artifact
+# takes more where it carries operators of ours, whose functions a session lays out.
+FILE, OURS = 20.0, 60.0
+_TURN, _TURNS = 100_000, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,19 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Losses:
+    """KL at one bit width, nats a token; infinite where nobody could tell.
+
+    Attributes:
+        everywhere: with all sites in integers.
+        kept: with all of them but the candidates.
+    """
+
+    everywhere: float
+    kept: float
+
+
+@dataclass(frozen=True, slots=True)
 class Pilot:
     """What was timed, and what came of it.
 
@@ -71,11 +86,12 @@ class Pilot:
         alone: with one candidate of them, in the middle of what is there; nothing without logits.
         row: building, opening and proving a row of the ladder, and running it.
         build: building and proving the artifact.
+        ours: what the artifact takes more where it carries operators of ours.
         compared: seconds to hold what a model says of a token against what the source says.
         plan: by ratio, from the ranges of the small part.
         sites: how many count.
         candidates: sites whose ratio there makes them candidates.
-        kl: with all sites in integers; kl_kept: with all but the candidates; 0 without logits.
+        losses: by bit width; nothing without logits.
     """
 
     reference: Rate
@@ -84,15 +100,15 @@ class Pilot:
     alone: Rate
     row: Rate
     build: float
+    ours: float
     compared: float
     plan: Plan
     sites: int
     candidates: int
-    kl: float
-    kl_kept: float
+    losses: Mapping[int, Losses]
 
 
-def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
+def fly(bench: Workbench, recipe: Recipe, sequences: Sequences, widths: Sequence[int]) -> Pilot:
     """Take a small part of every step; what is shown of steps is not heard, and nothing is written.
 
     It takes about as long as half a pass over 16,384 tokens, so that a run can begin with it.
@@ -101,6 +117,7 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         bench: the model.
         recipe: what is wanted.
         sequences: of the length, and if possible the kind, that will be run; few of them are.
+        widths: in bits, at which a decision is to come.
 
     Raises:
         SpqError: as the steps.
@@ -113,24 +130,24 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences) -> Pilot:
         token = min(OBSERVED * rate.token, calibrated / some.tokens)
         plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
         keys = [s.key for s in plan.counted if (s.evidence.ratio or 0.0) > recipe.candidate_ratio]
-        everywhere, alone, kl, kl_kept, compared = Rate(0.0, 0.0), Rate(0.0, 0.0), 0.0, 0.0, 0.0
+        everywhere, alone, losses, compared = Rate(0.0, 0.0), Rate(0.0, 0.0), dict[int, Losses](), 0.0
         if bench.logits.output is not None:
             compared = _comparing(bench.decoder.vocabulary or 1)
-            everywhere, alone, kl, kl_kept = _evaluations(bench, recipe, ranges, keys, some, rate, compared)
-    opening = max(everywhere.fixed, rate.fixed)
+            everywhere, alone, losses = _evaluations(bench, recipe, ranges, keys, some, rate, compared, widths)
+    opening, once = max(everywhere.fixed, rate.fixed), turn()
     return Pilot(
         reference=rate,
         calibrate=Rate(max(0.0, calibrated - token * some.tokens), token),
         everywhere=everywhere,
         alone=alone,
-        row=Rate(FILE + ROW * opening, INTEGER * rate.token),
-        build=FILE + BUILD * opening,
+        row=Rate(FILE * once + ROW * opening, INTEGER * rate.token),
+        build=FILE * once + BUILD * opening,
+        ours=OURS * once,
         compared=compared,
         plan=plan,
         sites=len(plan.counted),
         candidates=len(keys),
-        kl=kl,
-        kl_kept=kl_kept,
+        losses=losses,
     )
 
 
@@ -163,6 +180,11 @@ def timed(work: Callable[[], _T]) -> tuple[_T, float]:
     start = time.perf_counter()
     found = work()
     return found, time.perf_counter() - start
+
+
+def turn() -> float:
+    """Seconds of a little work in Python, on average: a machine with other work gives some turns, and others not."""
+    return timed(lambda: [sum(map(float, range(_TURN))) for _ in range(_TURNS)])[1] / _TURNS
 
 
 @contextmanager
@@ -228,14 +250,16 @@ def _evaluations(
     some: Sequences,
     rate: Rate,
     compared: float,
-) -> tuple[Rate, Rate, float, float]:
-    """An evaluation with all sites in integers and one with a single one; the KL of the former, and without candidates.
+    widths: Sequence[int],
+) -> tuple[Rate, Rate, dict[int, Losses]]:
+    """An evaluation with all sites in integers and one with a single one; what the former costs at every width.
 
     A candidate in the middle of all stands for each: it is run from where the graph first differs, so that on average
     half of it is not.
     """
     sites = [s for s in bench.found.sites if s.input in ranges.values and not s.left_alone(recipe.quantize_lm_head)]
-    all_of_them = dict.fromkeys((s.key for s in sites), Precision.integer(recipe.bits))
+    counted = [s.key for s in sites]
+    all_of_them = dict.fromkeys(counted, Precision.integer(recipe.bits))
     keys = candidates or list(all_of_them)
     single = {keys[len(keys) // 2]: Precision.integer(recipe.bits)}
     on = some
@@ -244,13 +268,16 @@ def _evaluations(
     asked = recipe.model_copy(update={"sensitivity_tokens": on.tokens})
     measure = meter(bench, on, asked, ranges, lambda _: None).whole
 
-    def taken(precisions: Mapping[str, Precision], token: float) -> tuple[float, Rate]:
-        kl, seconds = timed(partial(measure.kl, precisions))
+    def taken(precisions: Mapping[str, Precision], token: float) -> Rate:
+        _, seconds = timed(partial(measure.kl, precisions))
         if seconds < SHORT or len(precisions) > 1:  # what is done once would be much of it: encoding all weights is
             seconds = min(seconds, timed(partial(measure.kl, precisions))[1])
-        return kl, Rate(max(0.0, seconds - (token + compared) * on.tokens), token + compared)
+        return Rate(max(0.0, seconds - (token + compared) * on.tokens), token + compared)
 
-    kl, everywhere = taken(all_of_them, INTEGER * rate.token)
-    beside = {key: precision for key, precision in all_of_them.items() if key not in candidates}
-    kl_kept = measure.kl(beside) if candidates and kl > recipe.kl_aim else kl
-    return everywhere, taken(single, rate.token / 2)[1], kl, kl_kept
+    def losses(bits: int) -> Losses:
+        kl = measure.kl(dict.fromkeys(counted, Precision.integer(bits)))
+        beside = dict.fromkeys((key for key in counted if key not in candidates), Precision.integer(bits))
+        return Losses(kl, measure.kl(beside) if candidates and kl > recipe.kl_aim else kl)
+
+    everywhere, alone = taken(all_of_them, INTEGER * rate.token), taken(single, rate.token / 2)
+    return everywhere, alone, {bits: losses(bits) for bits in widths}

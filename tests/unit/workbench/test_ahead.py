@@ -11,7 +11,7 @@ import pytest
 from spq_graph.models.sizes import Sizes
 from spq_graph.models.stand_in import StandIn
 from spq_graph.workbench import ahead
-from spq_graph.workbench.pilot import Pilot, Rate
+from spq_graph.workbench.pilot import Losses, Pilot, Rate
 
 PLAN: Any = None  # that of the stand-in, of which nothing is made here
 
@@ -37,7 +37,8 @@ def model(layers: int, width: int, *, experts: int = 0, exact: bool = True, pack
 
 
 ONE = Rate(1.0, 1.0)
-FLOWN = Pilot(ONE, ONE, ONE, ONE, ONE, 1.0, 0.5, PLAN, sites=12, candidates=1, kl=0.0, kl_kept=0.0)
+LOSSLESS, UNKNOWN = {8: Losses(0.0, 0.0)}, {8: Losses(math.inf, math.inf)}
+FLOWN = Pilot(ONE, ONE, ONE, ONE, ONE, 1.0, 1.0, 0.5, PLAN, sites=12, candidates=1, losses=LOSSLESS)
 
 
 def test_a_large_one_takes_as_many_times_as_long_as_it_has_weights() -> None:
@@ -53,7 +54,7 @@ def test_a_large_one_takes_as_many_times_as_long_as_it_has_weights() -> None:
     assert found.everywhere == found.alone == found.row == found.reference
     assert found.build == found.reference.fixed
     assert found.compared == 0.5
-    assert (found.sites, found.candidates, found.kl, found.kl_kept) == (180, 25, math.inf, math.inf)
+    assert (found.sites, found.candidates, found.losses) == (180, 25, UNKNOWN)
 
 
 def test_tokens_go_through_some_experts_and_files_hold_all() -> None:
@@ -63,12 +64,12 @@ def test_tokens_go_through_some_experts_and_files_hold_all() -> None:
 
 def test_decisions_on_a_small_one_are_its_own_where_it_is_known_through_and_through() -> None:
     found = ahead.enlarged(FLOWN, model(layers=2, width=32))
-    assert (found.sites, found.candidates, found.kl) == (12, 1, 0.0)
+    assert (found.sites, found.candidates, found.losses) == (12, 1, LOSSLESS)
     assert found.reference == ONE
     assert found.everywhere.fixed > 1.0
     other = ahead.enlarged(FLOWN, model(layers=2, width=32, exact=False))
-    assert (other.sites, other.candidates, other.kl) == (12, 2, math.inf)
-    assert replace(other, candidates=1, kl=0.0, kl_kept=0.0) == found
+    assert (other.sites, other.candidates, other.losses) == (12, 2, UNKNOWN)
+    assert replace(other, candidates=1, losses=LOSSLESS) == found
 
 
 def test_a_gguf_is_unpacked_and_experts_take_longer_to_export() -> None:
