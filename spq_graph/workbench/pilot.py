@@ -40,8 +40,8 @@ FEW, SOME, EVALUATED = 32, 512, 128
 INTEGER, BUILD, ROW = 0.7, 3.0, 1.5
 # Likewise of a token that is observed, at most, in those of a pass: what else calibration takes, it takes at all.
 OBSERVED = 1.2
-# What a file takes to be made, written, opened and proved, however small it is: in turns of `turn`; and what an artifact
-# takes more where it carries operators of ours, whose functions a session lays out.
+# What a file takes to be made, written, opened and proved, however small it is: in turns of `turn`; and what an
+# artifact takes more where it carries operators of ours, whose functions a session lays out.
 FILE, OURS = 20.0, 60.0
 _TURN, _TURNS = 100_000, 40
 
