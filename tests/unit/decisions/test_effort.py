@@ -28,8 +28,8 @@ def test_without_branches_candidates_are_measured_alone_and_prefixes_of_them_tog
 def test_branches_ask_for_more_of_a_share_of_the_tokens() -> None:
     plain, branched = (SMOL(Recipe(scales="static"), lossy=True, peels=peels) for peels in (False, True))
     assert branched.together < plain.together
-    # All candidates kept, four counts of channels and a scale, roles twice, six formats, and of the costliest sites more
-    # than may be kept.
+    # All candidates kept, four counts of channels and a scale, roles twice, six formats, and of the costliest sites
+    # more than may be kept.
     assert branched.alone == 1 + 5 + 14 + 7 + 32
 
 
