@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from spq_graph import __version__
-from spq_graph.terms.errors import ClusterError, SpqError, UsageError
+from spq_graph.terms.errors import ClusterError, UsageError
 from spq_graph.workbench.introduced import DECIDES, Introduced, introduce
 from spq_graph.workbench.steps import Remark
 
@@ -59,7 +59,7 @@ def connected(address: str, remark: Remark) -> Iterator[Cluster]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of other versions of its own packages; ours are compared below
             client = Client(address, timeout=ANSWERS, set_as_default=False, name="spq-graph")
-    except (OSError, ValueError) as cause:  # a time-out is an OSError; what is no address a ValueError
+    except Exception as cause:  # it takes what another kind of server answers for sizes, and asks for that memory
         raise ClusterError(
             f"no Dask scheduler answers: {(str(cause).splitlines() or [type(cause).__name__])[0]}",
             where=f"--dask {address}",
@@ -93,8 +93,15 @@ class Cluster:
     remark: Remark
 
     def workers(self) -> dict[str, int]:
-        """The threads of every worker that is there now, by its address."""
-        threads: dict[str, int] = self.client.nthreads()
+        """The threads of every worker that is there now, by its address.
+
+        Raises:
+            ClusterError: the scheduler is gone.
+        """
+        try:
+            threads: dict[str, int] = self.client.nthreads()
+        except OSError as cause:
+            raise self._lost() from cause
         return threads
 
     @property
@@ -169,7 +176,8 @@ class Cluster:
                     found[under_way.pop(future)] = self._result(future)
                 yield found.pop(number)
         finally:
-            self.client.cancel(list(under_way))
+            with suppress(OSError):  # where there is no scheduler any more, nothing is under way
+                self.client.cancel(list(under_way))
 
     def _next(self, over: SimpleQueue[Any]) -> Any:
         """The next share that is over."""
@@ -200,13 +208,16 @@ class Cluster:
             error = future.exception()
             if isinstance(error, KilledWorker):
                 raise ClusterError(
-                    f"{error.allowed_failures + 1} workers died over one share of the work, the last of them "
+                    f"every worker that was given one share of the work died over it, the last of them "
                     f"{error.last_worker.address}",
                     where=f"--dask {self.address}",
                     remedy="give them more memory, or lower --memory-limit: their logs say what ended them",
                 )
             raise error.with_traceback(None)
-        raise ClusterError(
+        raise self._lost()
+
+    def _lost(self) -> ClusterError:
+        return ClusterError(
             "the connection to the scheduler was lost",
             where=f"--dask {self.address}",
             remedy="start it again, and give the same command: `calibrate` goes on from where it was stopped",
@@ -219,8 +230,6 @@ def _refuse_other(address: str, here: Introduced, there: Introduced | BaseExcept
     Raises:
         ClusterError: naming it.
     """
-    if isinstance(there, SpqError):
-        raise there
     if isinstance(there, BaseException):
         raise ClusterError(
             f"this worker cannot import spq-graph {__version__} ({type(there).__name__}: {there})",
