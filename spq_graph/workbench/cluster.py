@@ -6,6 +6,7 @@ Dask's own. What is shared is written so that its results are those of one proce
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from collections import deque
@@ -45,7 +46,7 @@ def connected(address: str, remark: Remark) -> Iterator[Cluster]:
 
     Raises:
         UsageError: distributed is not installed.
-        ClusterError: there is no scheduler at that address, or it has no workers.
+        ClusterError: there is no scheduler at that address.
     """
     if find_spec("distributed") is None:
         raise UsageError(
@@ -53,29 +54,46 @@ def connected(address: str, remark: Remark) -> Iterator[Cluster]:
             where=f"--dask {address}",
             remedy="pip install 'spq-graph[dask]'",
         )
+    with _silent():
+        client = _reached(address)
+        try:
+            yield Cluster(client, address, remark)
+        finally:
+            client.close(timeout=ANSWERS)
+
+
+def _reached(address: str) -> Any:
+    """A client of the scheduler at an address.
+
+    Raises:
+        ClusterError: there is none.
+    """
     from distributed import Client
 
-    _silence()
     try:
-        with warnings.catch_warnings(action="ignore"):  # of other versions of its own packages; ours are compared below
-            client = Client(address, timeout=ANSWERS, set_as_default=False, name="spq-graph")
+        with warnings.catch_warnings(action="ignore"):  # of other versions of Dask's own packages; ours are compared
+            return Client(address, timeout=ANSWERS, set_as_default=False, name="spq-graph")
     except Exception as cause:  # it takes what another kind of server answers for sizes, and asks for that memory
         raise ClusterError(
             f"no Dask scheduler answers: {(str(cause).splitlines() or [type(cause).__name__])[0]}",
             where=f"--dask {address}",
             remedy="start one with `dask scheduler`; it prints the address that is meant, as tcp://HOST:8786",
         ) from cause
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """A block in which Dask's loggers print nothing: of a lost connection, an error tells once."""
+    importlib.import_module("distributed")  # where its loggers get their levels
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        yield Cluster(client, address, remark)
+        yield
     finally:
-        client.close(timeout=ANSWERS)
-
-
-def _silence() -> None:
-    """What its loggers print of a lost connection is said in an error, once."""
-    for name in ("distributed", *logging.root.manager.loggerDict):
-        if name.partition(".")[0] == "distributed":
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,9 @@ from spq_graph.workbench.faults import first_fault
 from spq_graph.workbench.looked import Looked, read_graph
 from spq_graph.workbench.not_finite import not_finite, too_large
 from spq_graph.workbench.observing import observed
+from spq_graph.workbench.placed import Placed
 from spq_graph.workbench.proving import check_ran, run_on
-from spq_graph.workbench.shares import Calibration
+from spq_graph.workbench.shared_calibration import SharedCalibration
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
@@ -205,7 +206,8 @@ class Workbench:
         model = observed(self.prepared, self.found.sites, self.model, self.digest, self.memory)
         guard = Guard(lambda ids, mask: self.not_finite(ids, mask, "calibration data"), self.too_large)
         cluster, label = self.cluster, f"Calibrating on {sequences.tokens} tokens"
-        shared = Calibration(cluster, self.model, self.digest, self.memory).seen if cluster is not None else None
+        placed = Placed(self.model.resolve(), self.digest, self.memory)
+        shared = SharedCalibration(cluster, placed).seen if cluster is not None else None
         with self.steps.step("calibrate", label + (cluster.words if cluster is not None else "")) as tick:
             found = collect_ranges(model, sequences, guard, tick, checkpoint, shared)
         found.remark = too_few(found.tokens, self.known_length)
@@ -235,7 +237,7 @@ class Workbench:
         """
         if path is None:
             self._count += 1
-            path = self.work / f"variant-{self._count}.onnx"
+            path = self.work / f"variant-{self._count:04}.onnx"  # of one length: it is part of the file
         model = apply_plan(self.prepared, plan, profile)
         return Built(path, save_model(model, path), model.graph.opset_imports[""])
 

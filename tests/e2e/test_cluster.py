@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -40,6 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rewritten(write_decoder(folder / "infinite.onnx", layers=2), into=TensorProto.FLOAT, factors=infinite)
     rewritten(write_decoder(folder / "half.onnx", layers=2), factors={f"{UP}.weight": 2e4, f"{DOWN}.weight": 5e-5})
     write_ids(folder / "ids.npz", rows=600, length=48)
+    write_ids(folder / "text.npz", rows=64, length=48, seed=1)
     return folder
 
 
@@ -81,12 +83,15 @@ def test_ranges_are_those_of_one_process_even_where_a_worker_is_killed(workers: 
     assert killed
 
 
-def test_all_of_out_is_decided_from_them(workers: Any, world: Path) -> None:
-    given = ["--calibration", world / "ids.npz", "--calibration-tokens", 4096, "--no-eval"]
+def test_all_of_out_is_that_of_one_process(workers: Any, world: Path) -> None:
+    """Ranges, and what is decided from them; and of the ladder every figure of every row."""
+    given = ["--calibration", world / "ids.npz", "--calibration-tokens", 4096, "--text", world / "text.npz"]
     found = []
     for name, more in (("out", []), ("out-shared", ["--dask", workers.scheduler_address])):
         done("quantize", world / "model.onnx", "-o", world / name, *given, *more)
-        found.append([(world / name / file).read_bytes() for file in ("ranges.safetensors", "plan.json", "model.onnx")])
+        files = [(world / name / file).read_bytes() for file in ("ranges.safetensors", "plan.json", "model.onnx")]
+        found.append([*files, json.loads((world / name / "report.json").read_text())["ladder"]])
+    assert len(found[0][-1]) > 4
     assert found[0] == found[1]
 
 

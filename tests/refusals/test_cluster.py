@@ -22,7 +22,8 @@ from spq_graph.workbench import cluster as module
 from spq_graph.workbench import introduced
 from spq_graph.workbench.cluster import connected
 from spq_graph.workbench.introduced import introduce
-from spq_graph.workbench.shares import _opened, _Placed
+from spq_graph.workbench.placed import Placed
+from spq_graph.workbench.shared_calibration import _opened
 from tests.refusals.conftest import Made
 from tests.support.clusters import cluster
 from tests.support.command import done
@@ -64,7 +65,7 @@ def test_without_distributed(
 
 
 @pytest.mark.parametrize("address", ["nowhere", "tcp://127.0.0.1:1", "http://127.0.0.1:80"])
-@follows(f"{PLACE}:connected", "no Dask scheduler answers")
+@follows(f"{PLACE}:_reached")
 def test_no_scheduler(
     refusal: Told, calibrate: list[object], workers: Any, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,13 +132,13 @@ def test_a_worker_of_another_version(
     done(*calibrate, workers.scheduler_address)
 
 
-@follows("spq_graph/workbench/shares.py:_opened")
+@follows("spq_graph/workbench/placed.py:Placed.refuse_other")
 def test_another_model_at_the_same_path(refusal: Told, made: Made) -> None:
-    elsewhere = _Placed(made.model, "sha256:of the one that is meant", None)
+    meant = Placed(made.model, digest_of(made.model), None)
     with refusal:
-        _opened(elsewhere, "tcp://worker:1")
+        _opened(replace(meant, digest="sha256:of another"), "tcp://worker:1")
     assert refusal.error.where == f"tcp://worker:1, {made.model}"
-    assert _opened(replace(elsewhere, digest=digest_of(made.model)), "tcp://worker:1").digest.startswith("sha256:")
+    assert _opened(meant, "tcp://worker:1").digest == meant.digest
 
 
 def slow(share: int) -> int:

@@ -1,4 +1,4 @@
-"""What workers of a cluster do, each with a share of the work, and how it is shared out to them.
+"""A calibration that the workers of a cluster share.
 
 A share is some of the batches that one process would run, in the same shapes: what ONNX Runtime computes of a batch
 depends on nothing else, and what is made of several merges to the same bytes however they were shared out.
@@ -10,7 +10,6 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from spq_graph.documents.ranges import Ranges
 from spq_graph.passes.files.read import digest_of
@@ -19,10 +18,10 @@ from spq_graph.runtime.measures.calibrate import NotFiniteOn, Observed, Seen
 from spq_graph.runtime.sessions.cores import share_machine
 from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Ids
-from spq_graph.terms.errors import SourceError
 from spq_graph.workbench.cluster import Cluster
 from spq_graph.workbench.looked import read_graph
 from spq_graph.workbench.observing import observed
+from spq_graph.workbench.placed import Placed
 
 # Tokens of a share at most. A worker that dies costs no more than that; smaller ones would spend their time on opening
 # the segments of a large model.
@@ -32,35 +31,22 @@ SHARES_EACH = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
-    """A model as workers find it; its fields are those of `Calibration`."""
-
-    path: Path
-    digest: str
-    memory: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Share:
-    model: _Placed
+    model: Placed
     batches: Sequence[Ids]
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class SharedCalibration:
     """The calibration of a model, shared out.
 
     Attributes:
         cluster: whose workers run it.
-        model: the .onnx file, which they see by the same path.
-        digest: of the file and its weights.
-        memory: bytes that the weights in a session may take; None for a default.
+        model: what they run.
     """
 
     cluster: Cluster
-    model: Path
-    digest: str
-    memory: int | None
+    model: Placed
 
     def seen(self, batches: Sequence[Ids], progress: Progress | None = None) -> Generator[Seen, None, None]:
         """What is seen on batches, int64 [batch, length], in their order, some at a time.
@@ -73,9 +59,8 @@ class Calibration:
             NotFiniteOn: an activation is NaN or infinite.
             SpqError: as `Cluster.spread`; or another model lies at that path on a worker.
         """
-        model = _Placed(self.model.resolve(), self.digest, self.memory)
         shared = list(_shared(batches, len(self.cluster.workers())))
-        found = self.cluster.spread(_calibrate, [_Share(model, some) for some in shared])
+        found = self.cluster.spread(_calibrate, [_Share(self.model, some) for some in shared])
         done = 0
         with closing(found):
             for some, seen in zip(shared, found, strict=True):
@@ -117,17 +102,12 @@ def _calibrate(share: _Share) -> Seen | NotFiniteOn:
 
 
 @lru_cache(maxsize=1)
-def _opened(model: _Placed, worker: str) -> Observed:
+def _opened(model: Placed, worker: str) -> Observed:
     """The model, read once in a process.
 
     Raises:
         SourceError: it cannot be read, or is another one.
     """
-    if (digest := digest_of(model.path)) != model.digest:
-        raise SourceError(
-            "another model lies there on this worker than where the command was given",
-            where=f"{worker}, {model.path}",
-            remedy="let that path name the same file on all machines",
-        )
+    model.refuse_other(digest_of(model.path), worker)
     read = read_graph(model.path)
-    return observed(read, identify_floating(read.graph).sites, model.path, digest, model.memory)
+    return observed(read, identify_floating(read.graph).sites, model.path, model.digest, model.memory)
