@@ -2,7 +2,7 @@
 
     python benchmarks/cluster.py MODEL.onnx --calibration valid.txt
 
-One worker is killed in the last run, when it has work: its nanny starts it again. Workers are processes of one thread.
+One worker is killed in the last run, when it has work: its nanny starts it again. Ranges of both must not depend on the threads.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--window", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
     asked = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +49,7 @@ def main() -> None:
 
         alone, expected = measured("alone")
         print(f"one process: {alone:.1f} s")
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=False) as cluster:
+        with LocalCluster(n_workers=2, threads_per_worker=asked.threads, dashboard_address=":0") as cluster:
             for name, kills in (("two workers", False), ("two workers, one killed", True)):
                 over = threading.Event()
                 killer = threading.Thread(target=kill_one, args=(cluster, over))

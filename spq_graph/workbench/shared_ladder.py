@@ -52,16 +52,21 @@ def measure_rows(
     alike: dict[object, list[Variant]] = {}
     for row in rows:
         alike.setdefault(decisions_of(row.plan), []).append(row)
-    here = [row for same in alike.values() if any(one.place in ready for one in same) for row in same]
-    measured = measure_ladder(bench, here, text, ready)
-    there = [same for same in alike.values() if same[0] not in here]
-    measured += _elsewhere(cluster, bench, there, text)
-    by_place = {(rung.id, rung.bits): rung for rung in measured[1:]}
+    here, there = list[Variant](), list[list[Variant]]()
+    for same in alike.values():
+        if any(row.place in ready for row in same):
+            here += same
+        else:
+            there.append(same)
+    measured = measure_ladder(bench, here, text, ready) if here else []
+    if there:
+        measured += _elsewhere(cluster, bench, there, text)
+    by_place = {(rung.id, rung.bits): rung for rung in measured}
     return [*measured[:1], *(by_place[row.place] for row in rows if row.place in by_place)]
 
 
 def _elsewhere(cluster: Cluster, bench: Workbench, rows: Sequence[Sequence[Variant]], text: Sequences) -> list[Rung]:
-    """What workers measure, the source first; `rows` that decide the same stand together."""
+    """What workers measure, each beside the source, which comes first; `rows` that decide the same stand together."""
     size = max(FEWEST, -(-len(rows) // len(cluster.workers() or [None])))
     shared = [rows[start : start + size] for start in range(0, len(rows), size)]
     model = Placed(bench.model.resolve(), bench.digest, bench.memory)
@@ -72,7 +77,7 @@ def _elsewhere(cluster: Cluster, bench: Workbench, rows: Sequence[Sequence[Varia
         for some, found in zip(shared, cluster.spread(_measure, shares), strict=True):
             for remark in found.remarks:
                 bench.steps.remark(remark)
-            measured += found.rungs[len(measured) > 0 :]
+            measured += found.rungs
             done += len(some)
             tick(done, len(rows))
     return measured
