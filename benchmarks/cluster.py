@@ -2,7 +2,8 @@
 
     python benchmarks/cluster.py MODEL.onnx --calibration valid.txt
 
-One worker is killed in the last run, when it has work: its nanny starts it again. Ranges of both must not depend on the threads.
+One worker is killed in the last run, when it has work: its nanny starts it again. How many
+threads workers have must change no byte either.
 """
 
 from __future__ import annotations

@@ -265,19 +265,19 @@ class Plan(Strict):
         """Digest of the plan's JSON."""
         return "sha256:" + hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
-        written({path: self.to_json().encode()})
+        written({Path(path): self.to_json().encode()})
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: str | Path) -> Plan:
         """Read a plan.
 
         Raises:
             UsageError: the file is missing, not JSON, or not a plan.
         """
         try:
-            text = content_of(path)
+            text = content_of(Path(path))
             refuse_senseless(text)
             return cls.model_validate_json(text)
         except OSError as cause:
