@@ -32,6 +32,8 @@ SHARES_EACH = 3
 
 @dataclass(frozen=True, slots=True)
 class _Share:
+    """Batches that a worker runs through a model, int64 [batch, length] each."""
+
     model: Placed
     batches: Sequence[Ids]
 
@@ -73,7 +75,7 @@ class SharedCalibration:
 
 
 def _shared(batches: Sequence[Ids], workers: int) -> Iterator[list[Ids]]:
-    """Batches in shares, in their order."""
+    """Batches in shares, in their order: several for each worker, and none of more than `SHARE_TOKENS`."""
     tokens = sum(rows.size for rows in batches)
     most = min(SHARE_TOKENS, tokens // (SHARES_EACH * max(1, workers)))
     some: list[Ids] = []
