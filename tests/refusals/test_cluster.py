@@ -30,7 +30,6 @@ from tests.support.command import done
 from tests.support.following import Told
 
 follows = pytest.mark.follows
-PLACE = "spq_graph/workbench/cluster.py"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def in_workers(there: Callable[..., Any], here: Callable[..., Any]) -> Callable[
     return either
 
 
-@follows(f"{PLACE}:connected", "is not installed")
+@follows("spq_graph/workbench/cluster.py:connected", "is not installed")
 def test_without_distributed(
     refusal: Told, calibrate: list[object], workers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +64,7 @@ def test_without_distributed(
 
 
 @pytest.mark.parametrize("address", ["nowhere", "tcp://127.0.0.1:1", "http://127.0.0.1:80"])
-@follows(f"{PLACE}:_reached")
+@follows("spq_graph/workbench/cluster.py:_reached")
 def test_no_scheduler(
     refusal: Told, calibrate: list[object], workers: Any, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +78,7 @@ def test_no_scheduler(
     done(*calibrate, workers.scheduler_address)
 
 
-@follows(f"{PLACE}:Cluster.check", "has no workers")
+@follows("spq_graph/workbench/cluster.py:Cluster.check", "has no workers")
 def test_no_workers(refusal: Told, calibrate: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ANSWERS", 1.0)
     with cluster(0) as empty:
@@ -90,7 +89,7 @@ def test_no_workers(refusal: Told, calibrate: list[object], monkeypatch: pytest.
         done(*calibrate, empty.scheduler_address)
 
 
-@follows(f"{PLACE}:Cluster.check", "does not see")
+@follows("spq_graph/workbench/cluster.py:Cluster.check", "does not see")
 def test_a_place_that_workers_do_not_see(
     refusal: Told, calibrate: list[object], made: Made, workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +102,7 @@ def test_a_place_that_workers_do_not_see(
     done(calibrate[0], shared / "decoder.onnx", *calibrate[2:], workers.scheduler_address)
 
 
-@follows(f"{PLACE}:_refuse_other", "cannot import")
+@follows("spq_graph/workbench/cluster.py:_refuse_other", "cannot import")
 def test_a_worker_without_this_program(
     refusal: Told, calibrate: list[object], workers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +117,7 @@ def test_a_worker_without_this_program(
 
 
 @pytest.mark.parametrize("package", ["spq-graph", "onnxruntime"])
-@follows(f"{PLACE}:_refuse_other", "on this worker, and")
+@follows("spq_graph/workbench/cluster.py:_refuse_other", "on this worker, and")
 def test_a_worker_of_another_version(
     refusal: Told, calibrate: list[object], workers: Any, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +145,7 @@ def slow(share: int) -> int:
     return share
 
 
-@follows(f"{PLACE}:Cluster._lost")
+@follows("spq_graph/workbench/cluster.py:Cluster._lost")
 def test_a_scheduler_that_is_gone(refusal: Told, calibrate: list[object]) -> None:
     with cluster(1) as lost, connected(lost.scheduler_address, lambda _: None) as found, refusal:
         for _ in found.spread(slow, range(3)):
@@ -155,7 +154,7 @@ def test_a_scheduler_that_is_gone(refusal: Told, calibrate: list[object]) -> Non
         done(*calibrate, again.scheduler_address)
 
 
-@follows(f"{PLACE}:Cluster._next", "no worker is left")
+@follows("spq_graph/workbench/cluster.py:Cluster._next", "no worker is left")
 def test_the_last_worker_is_gone(refusal: Told, calibrate: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     with cluster(1) as left:
@@ -171,7 +170,7 @@ def test_the_last_worker_is_gone(refusal: Told, calibrate: list[object], monkeyp
         done(*calibrate, left.scheduler_address)
 
 
-@follows(f"{PLACE}:Cluster._result", "died over it")
+@follows("spq_graph/workbench/cluster.py:Cluster._result", "died over it")
 def test_a_share_that_kills_every_worker(refusal: Told, calibrate: list[object], workers: Any) -> None:
     with (
         cluster(1, processes=True, allowed_failures=0) as deadly,
