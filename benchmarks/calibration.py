@@ -101,7 +101,7 @@ def ours(work: Path) -> dict[str, float]:
     from spq_graph.passes.find.identify import identify
     from spq_graph.passes.observe import FINITE_CHECK, Observe
     from spq_graph.passes.pieces.split import split
-    from spq_graph.runtime.measures.calibrate import Guard, collect_ranges
+    from spq_graph.runtime.measures.calibrate import Guard, Observed, collect_ranges
     from spq_graph.terms.errors import SpqError
 
     sequences = batches(work)
@@ -113,7 +113,8 @@ def ours(work: Path) -> dict[str, float]:
         model = split(graph, work / "model.onnx")
     probes = [(probe.value, probe.outputs) for probe in observe.probes]
     with Timer() as run:
-        ranges = collect_ranges(model, probes, FINITE_CHECK, sequences, "", Guard(lambda *_: SpqError("")))
+        observed = Observed(model, probes, FINITE_CHECK, "")
+        ranges = collect_ranges(observed, sequences, Guard(lambda *_: SpqError("")))
     assert ranges.tokens == sequences.tokens
     return run.facts(build=build.seconds)
 

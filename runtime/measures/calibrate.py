@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,11 @@ from spq_graph.documents.checkpoint import Checkpoint
 from spq_graph.documents.interrupts import held
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.value_range import ValueRange
-from spq_graph.runtime.sessions.segmented import Progress, SegmentedRunner, cores
+from spq_graph.runtime.sessions.cores import cores
+from spq_graph.runtime.sessions.segmented import Progress, SegmentedRunner
 from spq_graph.runtime.sessions.session import Decoder
 from spq_graph.runtime.text.sequences import Ids, Sequences
-from spq_graph.terms.errors import SpqError
+from spq_graph.terms.errors import ClusterError, SpqError
 from spq_graph.terms.segment import Segmented
 
 # Tokens at one time: large enough to keep the cores busy, small enough that activations stay a few hundred MB.
@@ -28,18 +30,112 @@ MOST_SIDE_BY_SIDE = 4
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What calibration looks for beside ranges, and what it says then.
+    """What calibration says of activations that nothing can be measured on.
 
     Attributes:
         not_finite: names what is not finite first on a batch, int64 [batch, length] both, as an error to raise; called
             only where something is not.
-        sizes: by value that is held in a format of its own, its outputs, float32 [...].
-        too_large: what to raise of the largest absolute value of each of those, over all batches; None for nothing.
+        too_large: what to raise of the largest absolute value of each value that is held in a format of its own, over
+            all batches; None for nothing.
     """
 
     not_finite: Callable[[Ids, Ids], SpqError]
-    sizes: Sequence[tuple[str, Sequence[str]]] = ()
     too_large: Callable[[Mapping[str, float]], SpqError | None] = lambda _: None
+
+
+class NotFiniteOn(Exception):  # noqa: N818 - for whoever knows the sites, who makes an error for people of it
+    """An activation is NaN or infinite.
+
+    Args:
+        ids: the batch that it is so on, int64 [batch, length].
+        mask: its mask, int64 [batch, length].
+    """
+
+    def __init__(self, ids: Ids, mask: Ids) -> None:
+        super().__init__(ids, mask)
+        self.ids, self.mask = ids, mask
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was seen on some batches.
+
+    Attributes:
+        ranges: of the probed values, with the sequences counted.
+        sizes: by value that is held in a format of its own, its largest absolute value.
+    """
+
+    ranges: Ranges
+    sizes: dict[str, float]
+
+    def merge(self, other: Seen) -> None:
+        """Add what was seen on other batches of the same model."""
+        self.ranges.merge(other.ranges)
+        for value, size in other.sizes.items():
+            self.sizes[value] = max(self.sizes.get(value, 0.0), size)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A model that tells of its activations.
+
+    Attributes:
+        model: the instrumented model.
+        probes: by value, its outputs: low and high by token [batch, length], low and high by channel [..., K].
+        finite_check: output that NaN anywhere reaches.
+        digest: of the model, noted in the ranges.
+        sizes: by value that is held in a format of its own, its outputs, float32 [...].
+    """
+
+    model: Segmented
+    probes: Sequence[tuple[str, Sequence[str]]]
+    finite_check: str
+    digest: str
+    sizes: Sequence[tuple[str, Sequence[str]]] = ()
+
+    def batches(self, sequences: Sequences) -> list[Ids]:
+        """The batches that sequences are run in, int64 [batch, length], wherever that is done."""
+        return list(batches_without_padding(sequences, *self._fixed_shape))
+
+    def seen(self, batches: Sequence[Ids], progress: Progress | None = None) -> Generator[Seen, None, None]:
+        """Run batches, and tell what was seen on one after the other.
+
+        Args:
+            batches: some of `batches`.
+            progress: called with steps done and in all; a step is one batch in one segment.
+
+        Raises:
+            NotFiniteOn: an activation is NaN or infinite.
+        """
+        largest = max((len(rows) * (self._fixed_shape[1] or rows.shape[1]) for rows in batches), default=1)
+        side_by_side = max(1, min(cores(), MOST_SIDE_BY_SIDE, BATCH_TOKENS // largest))
+        outputs = self._outputs
+        runner = SegmentedRunner(self.model, outputs=outputs, side_by_side=side_by_side)
+        filled = [runner.filled(rows, np.ones_like(rows)) for rows in batches]
+        for (ids, mask), rows, arrays in zip(filled, batches, runner.results(filled, progress), strict=True):
+            if not all(np.isfinite(array).all() for array in arrays):
+                raise NotFiniteOn(ids, mask)
+            by_name = dict(zip(outputs, arrays, strict=True))
+            sizes = {
+                value: max(float(np.abs(by_name[name]).max(initial=0.0)) for name in names)
+                for value, names in self.sizes
+            }
+            mask[len(rows) :] = 0  # what only fills the batch was seen already
+            ranges = _seen([name for name, _ in self.probes], arrays[: 4 * len(self.probes)], ids, mask, self.digest)
+            ranges.count(rows, np.ones_like(rows))
+            yield Seen(ranges, sizes)
+
+    @property
+    def _outputs(self) -> list[str]:
+        return [*(name for _, outputs in (*self.probes, *self.sizes) for name in outputs), self.finite_check]
+
+    @property
+    def _fixed_shape(self) -> tuple[int | None, int | None]:
+        return Decoder(self.model.where, self.model.inputs, self.model.outputs, self._outputs).fixed_shape
+
+
+Measure: TypeAlias = Callable[[Sequence[Ids], Progress | None], Generator[Seen, None, None]]
+"""Tells what is seen on batches, in their order, of one or of several at a time, as `Observed.seen` does."""
 
 
 def batch_size(runner: Decoder, sequences: Sequences) -> int:
@@ -49,58 +145,41 @@ def batch_size(runner: Decoder, sequences: Sequences) -> int:
 
 
 def collect_ranges(
-    model: Segmented,
-    probes: Sequence[tuple[str, Sequence[str]]],
-    finite_check: str,
+    observed: Observed,
     sequences: Sequences,
-    model_digest: str,
     guard: Guard,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    measure: Measure | None = None,
 ) -> Ranges:
     """Collect the ranges of every probed value, segment by segment.
 
     Args:
-        model: the instrumented model.
-        probes: by value, its outputs: low and high by token [batch, length], low and high by channel [..., K].
-        finite_check: output that NaN anywhere reaches.
+        observed: the instrumented model.
         sequences: what to run.
-        model_digest: noted in the ranges.
-        guard: what else is looked for.
-        progress: called with steps done and in all; a step is one batch in one segment.
+        guard: says what an activation is that is NaN, infinite, or too large for what holds it.
+        progress: called with steps done and in all.
         checkpoint: where to go on from, and where what was measured is kept on an interrupt; None to keep nothing.
+        measure: runs the batches, here or elsewhere; None for `observed` itself.
 
     Raises:
-        SpqError: what the guard says of an activation that is NaN or infinite, or too large for what holds it.
+        SpqError: what the guard says.
     """
-    outputs = [*(name for _, outputs in (*probes, *guard.sizes) for name in outputs), finite_check]
-    largest_of = dict.fromkeys((value for value, _ in guard.sizes), 0.0)
-    fixed = Decoder(model.where, model.inputs, model.outputs, outputs).fixed_shape
-    batches = list(batches_without_padding(sequences, *fixed))
-    largest = max((len(rows) * (fixed[1] or rows.shape[1]) for rows in batches), default=1)
-    side_by_side = max(1, min(cores(), MOST_SIDE_BY_SIDE, BATCH_TOKENS // largest))
-    runner = SegmentedRunner(model, outputs=outputs, side_by_side=side_by_side)
-    ranges, done = _earlier(checkpoint, batches, model_digest)
-    whole = True
+    batches = observed.batches(sequences)
+    ranges, done = _earlier(checkpoint, batches, observed.digest)
+    all_seen, whole = Seen(ranges, {}), True
     try:
-        filled = [runner.filled(rows, np.ones_like(rows)) for rows in batches[done:]]
-        for (ids, mask), rows, arrays in zip(filled, batches[done:], runner.results(filled, progress), strict=True):
-            if not all(np.isfinite(array).all() for array in arrays):
-                raise guard.not_finite(ids, mask)
-            by_name = dict(zip(outputs, arrays, strict=True))
-            for value, names in guard.sizes:
-                found = (float(np.abs(by_name[name]).max(initial=0.0)) for name in names)
-                largest_of[value] = max(largest_of[value], *found)
-            mask[len(rows) :] = 0  # what only fills the batch was seen already
-            seen = _seen([name for name, _ in probes], arrays[: 4 * len(probes)], ids, mask, model_digest)
-            seen.count(rows, np.ones_like(rows))
-            whole = False
-            with held():
-                ranges.merge(seen)
-                whole = True
-            if checkpoint is not None:
-                checkpoint.save_if_due(ranges)
-    except (KeyboardInterrupt, SystemExit) as interrupt:
+        with closing((measure or observed.seen)(batches[done:], progress)) as measured:
+            for seen in measured:
+                whole = False
+                with held():
+                    all_seen.merge(seen)
+                    whole = True
+                if checkpoint is not None:
+                    checkpoint.save_if_due(ranges)
+    except NotFiniteOn as found:
+        raise guard.not_finite(found.ids, found.mask) from found
+    except (KeyboardInterrupt, SystemExit, ClusterError) as interrupt:
         if checkpoint is not None and whole and ranges.sequences:
             checkpoint.save(ranges)
             kept = f"{ranges.sequences} of {len(sequences)} sequences were measured"
@@ -111,9 +190,10 @@ def collect_ranges(
                 "`quantize --ranges` takes what it measured"
             )
         raise
-    for value in largest_of.keys() & ranges.values.keys():  # what an interrupted run saw of it is known from its range
-        largest_of[value] = max(largest_of[value], ranges.values[value].peak.value)
-    if (error := guard.too_large(largest_of)) is not None:
+    largest = {value: all_seen.sizes.get(value, 0.0) for value, _ in observed.sizes}
+    for value in largest.keys() & ranges.values.keys():  # what an interrupted run saw of it is known from its range
+        largest[value] = max(largest[value], ranges.values[value].peak.value)
+    if (error := guard.too_large(largest)) is not None:
         raise error
     return ranges
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.documents.leftovers import temporary_folder
+from spq_graph.runtime.sessions.cores import cores
 from spq_graph.runtime.sessions.executed import Executed, executed_in
 from spq_graph.runtime.sessions.feeds import Array
 from spq_graph.runtime.sessions.session import Decoder, open_session, session_options
@@ -228,11 +228,6 @@ class SegmentedRunner(Decoder):
                 passing.values |= self._run(session, segment, passing)
                 profiles.append(Path(session.end_profiling()))
             return executed_in(profiles)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_segment(

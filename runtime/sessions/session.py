@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.documents.leftovers import temporary_folder
+from spq_graph.runtime.sessions.cores import threads_of
 from spq_graph.runtime.sessions.executed import Executed, executed_by
 from spq_graph.runtime.sessions.feeds import TYPES, Array, TokenInputs
 from spq_graph.runtime.sessions.inputs import AttentionFacts, empty_past
@@ -258,7 +259,7 @@ def session_options(threads: int = 0, profile: Path | None = None) -> Any:
         profile: where to write a profile of the kernels; None for no profile.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads_of(threads)
     options.log_severity_level = 4  # what it would log it raises, too; its log has names as they are in the file
     # The runtime keeps a plan and an arena for every shape of a batch that it meets, and text has many: a quarter
     # of the peak, for no time that could be measured.

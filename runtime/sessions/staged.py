@@ -20,8 +20,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from spq_graph.runtime.sessions.cores import cores
 from spq_graph.runtime.sessions.feeds import Array
-from spq_graph.runtime.sessions.segmented import Batch, Passing, Progress, SegmentedRunner, cores, give_back_memory
+from spq_graph.runtime.sessions.segmented import Batch, Passing, Progress, SegmentedRunner, give_back_memory
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Segment, Staged

@@ -43,6 +43,7 @@ def quantize(
     window: o.Window = None,
     ranges: o.KnownRanges = None,
     memory_limit: o.MemoryLimit = None,
+    dask: o.Dask = None,
     force: o.Force = False,
     ladder: o.Ladder = None,
     no_eval: o.NoEval = False,
@@ -84,7 +85,7 @@ def quantize(
         unused("where --ranges were measured, without --calibration FILE", calibration_tokens=calibration_tokens)
     if calibration is not None or ranges is not None:
         unused("where --calibration or --ranges is given, since nothing is sampled", no_chat=no_chat)
-    opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu)
+    opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu, dask)
     data = Data(calibration, ranges, text, max_eval_tokens)
     order = Order(opening, out, given, data, not no_eval and (ladder or True), tuple(shown[1:]), force)
     if dry_run:
@@ -150,6 +151,7 @@ def calibrate(
     bos: o.Bos = False,
     window: o.Window = None,
     memory_limit: o.MemoryLimit = None,
+    dask: o.Dask = None,
     allow_no_glu: o.AllowNoGlu = False,
     as_json: o.Json = False,
 ) -> None:
@@ -159,7 +161,13 @@ def calibrate(
     from spq_graph.workbench.opening import Opening
 
     if merge:
-        model_options = {"tokenizer": tokenizer, "bos": bos, "window": window, "memory_limit": memory_limit}
+        model_options = {
+            "tokenizer": tokenizer,
+            "bos": bos,
+            "window": window,
+            "memory_limit": memory_limit,
+            "dask": dask,
+        }
         measuring = {"calibration": calibration, "calibration_tokens": calibration_tokens, "shard": shard}
         drawing = {"no_chat": no_chat, "seed": seed}
         unused("where ranges are merged", **measuring, **drawing, **model_options, allow_no_glu=allow_no_glu)
@@ -168,7 +176,7 @@ def calibrate(
         if calibration is not None:
             unused("where --calibration names the data, since nothing is sampled", seed=seed, no_chat=no_chat)
         ranges = job.calibrate(
-            Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu),
+            Opening(model, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu, dask),
             out,
             calibration=calibration,
             tokens=calibration_tokens,

@@ -175,6 +175,15 @@ MemoryLimit = Annotated[
         rich_help_panel=WORK,
     ),
 ]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        help="scheduler of a Dask cluster whose workers share the work, such as tcp://host:8786",
+        metavar="ADDRESS",
+        show_default="this machine alone",
+        rich_help_panel=WORK,
+    ),
+]
 MaxEvalTokens = Annotated[
     int | None,
     typer.Option(

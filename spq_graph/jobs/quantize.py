@@ -35,10 +35,10 @@ from spq_graph.workbench.companions import add_companions
 from spq_graph.workbench.data import Data, measured
 from spq_graph.workbench.environment import environment
 from spq_graph.workbench.illustration import draw, token_texts
-from spq_graph.workbench.ladder import measure_ladder
 from spq_graph.workbench.naming import refuse_not_finite
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.planning import make_plan
+from spq_graph.workbench.shared_ladder import measure_rows
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
 
@@ -149,7 +149,7 @@ def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, texts: _Texts
     rivals = (*in_other_formats(plans[0], texts.extent), weight_only(plans[0]))
     rows += [rival for rival in rivals if decisions_of(rival.plan) not in known]
     ready = {} if bench.emulates(plans[0]) else {(SPIKE_AWARE, plans[0].recipe.bits): built}
-    return measure_ladder(bench, rows, texts.ladder, ready)
+    return measure_rows(bench, rows, texts.ladder, ready)
 
 
 def _target_run(bench: Workbench, proved: _Proved) -> TargetRun:

@@ -53,6 +53,10 @@ class ActivationError(SpqError):
     exit_code = 3
 
 
+class ClusterError(SpqError):
+    """The cluster that is to share the work does not answer, does not fit, or was lost."""
+
+
 class OutputError(SpqError):
     """The output cannot be written: it exists, or the disk is full."""
 

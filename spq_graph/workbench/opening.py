@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from spq_graph.passes.pieces.split import signature
 from spq_graph.runtime.sessions.session import Decoder
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import GraphError, UsageError
+from spq_graph.workbench.cluster import Cluster, connected
 from spq_graph.workbench.holding import refuse_unheld
 from spq_graph.workbench.lifted import refuse_changed
 from spq_graph.workbench.looked import Looked, read_graph
@@ -42,6 +43,7 @@ class Opening:
         window: tokens in a sequence; None for the model's length, at most 2048.
         memory: bytes of weights that a session may hold; None for the default.
         allow_no_glu: go on where no GLU is found.
+        dask: address of the scheduler of a Dask cluster whose workers share the work; None for this process alone.
     """
 
     source: str | Path
@@ -50,6 +52,7 @@ class Opening:
     window: int | None = None
     memory: int | None = None
     allow_no_glu: bool = False
+    dask: str | None = None
 
     @classmethod
     def of(cls, model: Openable) -> Opening:
@@ -112,11 +115,14 @@ class Opening:
             stand_in: what is opened in place of a folder or GGUF, so that it need not be unpacked and exported.
 
         Raises:
+            ClusterError: there is no cluster, or it cannot do the work: before anything that takes long.
             SourceError: the model cannot be read or exported.
             GraphError: sites are sought, and it is quantized already, holds no GLU, or what a target does not have.
         """
         source, steps = self.resolve(find_sites=find_sites), steps or Steps()
-        with temporary_folder() as work:
+        with temporary_folder() as work, self._cluster(steps) as cluster:
+            if cluster is not None:
+                cluster.check((source.path if source.kind == "onnx" else work).resolve())
             source = at_hand(source, work, steps) if stand_in is None else _stood_in_for(source, stand_in, work)
             tokenizer = TextTokenizer.load(source.tokenizer) if source.tokenizer is not None else None
             model = _as_onnx(source, work, steps) if stand_in is None else work / artifact.MODEL
@@ -128,11 +134,14 @@ class Opening:
             elif looked is not None:
                 refuse_nested(looked.prepared.graph, looked.found, source.path)
             bench = Workbench(
-                source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory, stand_in
+                source, work, steps, model, tokenizer, looked, self.bos, self.window, self.memory, stand_in, cluster
             )
             if looked is not None and looked.prepared.lifted_from is not None:
                 refuse_changed(bench)
             yield bench
+
+    def _cluster(self, steps: Steps) -> AbstractContextManager[Cluster | None]:
+        return connected(self.dask, steps.remark) if self.dask is not None else nullcontext()
 
     def _look(self, source: Source, model: Path, steps: Steps, targets: Sequence[str]) -> Looked:
         """Read the graph of what is to be quantized, and find its sites."""

@@ -19,12 +19,10 @@ from spq_graph.models.source import Source
 from spq_graph.models.stand_in import StandIn
 from spq_graph.passes.adapt.prepared import Prepared
 from spq_graph.passes.apply import apply_plan
-from spq_graph.passes.base.run import run
 from spq_graph.passes.files.read import digest_of
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.identify import Identified
 from spq_graph.passes.find.logits import find_logits
-from spq_graph.passes.observe import FINITE_CHECK, Observe
 from spq_graph.passes.pieces.split import signature, split
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
 from spq_graph.runtime.measures.calibrate import Guard, collect_ranges
@@ -38,12 +36,16 @@ from spq_graph.terms.errors import ActivationError, DataError
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented
-from spq_graph.terms.targets import CPU_PROVIDER, PROFILES, Profile
+from spq_graph.terms.targets import CPU_PROVIDER, Profile
 from spq_graph.workbench.built import Built
+from spq_graph.workbench.cluster import Cluster
 from spq_graph.workbench.faults import first_fault
 from spq_graph.workbench.looked import Looked, read_graph
-from spq_graph.workbench.not_finite import not_finite, sized, too_large
+from spq_graph.workbench.not_finite import not_finite, too_large
+from spq_graph.workbench.observing import observed
+from spq_graph.workbench.placed import Placed
 from spq_graph.workbench.proving import check_ran, run_on
+from spq_graph.workbench.shared_calibration import SharedCalibration
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
@@ -65,6 +67,7 @@ class Workbench:
         window: tokens in a sequence; None for the model's length, at most 2048.
         memory: bytes that the weights in a session may take; None for the default of `pieces.split`.
         stand_in: of a folder that is not exported, what is open in its place.
+        cluster: whose workers share the work; None where this process does all of it.
     """
 
     source: Source
@@ -77,6 +80,7 @@ class Workbench:
     window: int | None = None
     memory: int | None = None
     stand_in: StandIn | None = None
+    cluster: Cluster | None = None
     _digest: Future[str] | None = field(init=False, default=None)
     _count: int = field(init=False, default=0)
     _runner: Runner | None = field(init=False, default=None)
@@ -199,16 +203,13 @@ class Workbench:
         Raises:
             ActivationError: an activation is NaN or infinite, named by site.
         """
-        # As it runs on the CPU: nothing is observed inside of a fused attention, which takes less time and memory.
-        graph = self.prepared.adapted(PROFILES["cpu"])
-        observe = Observe([site.input for site in self.found.sites], sized(graph, self.found.sites))
-        run(graph, [observe])
-        probes, sizes = ([(p.value, p.outputs) for p in some] for some in (observe.probes, observe.sizes))
-        guard = Guard(lambda ids, mask: self.not_finite(ids, mask, "calibration data"), sizes, self.too_large)
-        with self.steps.step("calibrate", f"Calibrating on {sequences.tokens} tokens") as tick:
-            found = collect_ranges(
-                self.segments(graph), probes, FINITE_CHECK, sequences, self.digest, guard, tick, checkpoint
-            )
+        model = observed(self.prepared, self.found.sites, self.model, self.digest, self.memory)
+        guard = Guard(lambda ids, mask: self.not_finite(ids, mask, "calibration data"), self.too_large)
+        cluster, label = self.cluster, f"Calibrating on {sequences.tokens} tokens"
+        placed = Placed(self.model.resolve(), self.digest, self.memory)
+        shared = SharedCalibration(cluster, placed).seen if cluster is not None else None
+        with self.steps.step("calibrate", label + (cluster.words if cluster is not None else "")) as tick:
+            found = collect_ranges(model, sequences, guard, tick, checkpoint, shared)
         found.remark = too_few(found.tokens, self.known_length)
         return found
 
@@ -236,7 +237,7 @@ class Workbench:
         """
         if path is None:
             self._count += 1
-            path = self.work / f"variant-{self._count}.onnx"
+            path = self.work / f"variant-{self._count:04}.onnx"  # of one length: it is part of the file
         model = apply_plan(self.prepared, plan, profile)
         return Built(path, save_model(model, path), model.graph.opset_imports[""])
 

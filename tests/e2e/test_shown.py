@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ pytest.importorskip("torch")
 
 from spq_graph.runtime.text.named_sets import NamedSet
 from tests.conftest import ROOT, WORDS
+from tests.support.clusters import cluster
 from tests.support.command import done
 from tests.support.decoders import write_decoder, write_ids
 from tests.support.hub import cached, of_folder, served
@@ -132,7 +134,7 @@ def test_it_runs(command: str, place: Path, exports: None, monkeypatch: pytest.M
         pytest.skip("the data of tasks by name are downloaded: tests/unit/runtime/harness has some of its own")
     keep_sets(arguments, place / "kept", monkeypatch)
     files = {name: file.read_bytes() for name, file in of_folder(place / "my-llama").items()}
-    with served(ID, files, []) as url:
+    with served(ID, files, []) as url, shared("--dask" in arguments, monkeypatch):
         take_for_the_hub(url, monkeypatch)
         done(*arguments)
     assert written is None or written.exists() or "--dry-run" in arguments
@@ -144,6 +146,19 @@ def take_for_the_hub(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     template = f"{url}/{constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT).lstrip('/')}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", url)
+
+
+@contextmanager
+def shared(asked: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cluster at whatever address a command names, where it names one."""
+    if not asked:
+        yield
+        return
+    distributed = pytest.importorskip("distributed")
+    client = distributed.Client
+    with cluster(1) as made:
+        monkeypatch.setattr(distributed, "Client", lambda _, **more: client(made.scheduler_address, **more))
+        yield
 
 
 def keep_sets(arguments: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

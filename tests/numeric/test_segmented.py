@@ -18,7 +18,7 @@ from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.observe import FINITE_CHECK, Observe
 from spq_graph.passes.pieces.split import split
-from spq_graph.runtime.measures.calibrate import Guard, collect_ranges
+from spq_graph.runtime.measures.calibrate import Guard, Observed, collect_ranges
 from spq_graph.runtime.sessions import segmented
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.sessions.session import Runner, execute_once
@@ -159,7 +159,8 @@ def measure(path: Path, sequences: Sequences, limit: int, checkpoint: Checkpoint
     probes = [(p.value, p.outputs) for p in observe.probes]
     model = split(graph, path, limit)
     guard = Guard(lambda *_: ActivationError("an activation is NaN or infinite", where="there"))
-    return collect_ranges(model, probes, FINITE_CHECK, sequences, "digest", guard, checkpoint=checkpoint)
+    observed = Observed(model, probes, FINITE_CHECK, "digest")
+    return collect_ranges(observed, sequences, guard, checkpoint=checkpoint)
 
 
 def bytes_of(ranges: Ranges, folder: Path) -> bytes:
