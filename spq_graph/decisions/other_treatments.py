@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from spq_graph.documents.changes import Change, Peel, Scale
+from spq_graph.documents.changes import Change, Peel, Prefix, Scale
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.treatment import Treatment
 from spq_graph.documents.value_range import ValueRange
@@ -48,8 +48,8 @@ def without(plan: Plan, remedy: str) -> Plan:
     gone = {} if remedy != "smooth" else plan.scales
 
     def unscaled(change: Change) -> Change:
-        scale = gone.get(change.value)
-        if not isinstance(change, Peel) or scale is None or scale.peeled is None:
+        scale = gone.get(change.value) if isinstance(change, Peel) else None
+        if scale is None or scale.peeled is None:
             return change
         return change.model_copy(update={"low": scale.peeled[0], "high": scale.peeled[1]})
 
@@ -62,7 +62,7 @@ def at_random_channels(plan: Plan, seed: int) -> Plan:
     read = {site.input: site for site in plan.sites if site.precision.takes_branch and site.range is not None}
 
     def drawn(change: Change) -> Change:
-        site = read.get(change.value)
+        site = read.get(change.value) if isinstance(change, Peel) else None
         if not isinstance(change, Peel) or site is None or site.range is None:
             return change
         scale = plan.scales.get(change.value)
@@ -86,8 +86,8 @@ def with_permuted_factors(plan: Plan, seed: int, seen: Mapping[str, ValueRange])
     after = {value: scaled(seen[value], drawn) for value, drawn in exponents.items()}
 
     def permuted(change: Change) -> Change:
-        found = after.get(change.value)
-        if found is None:
+        found = None if isinstance(change, Prefix) else after.get(change.value)
+        if isinstance(change, Prefix) or found is None:
             return change
         if isinstance(change, Scale):
             return change.model_copy(
