@@ -44,6 +44,10 @@ class PrependPrefix(CanonicalPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if self.prefix is None:
             return ir.passes.PassResult(model, modified=False)
+        if any((node.name or "").startswith(f"{_NAMED}.") for node in model.graph):
+            raise GraphError(
+                "a prefix stands in this graph already", where=_NAMED, remedy="start from the model without one"
+            )
         caches, held = find_caches(model.graph), self.prefix.arrays.read()
         _refuse_misfit(caches, held)
         # ONNX Runtime takes dimensions of one name for one number, and shares memory accordingly.

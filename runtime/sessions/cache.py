@@ -48,6 +48,11 @@ class Decoding:
         """The model's file, for errors."""
         return str(self._runner.path)
 
+    @property
+    def held(self) -> dict[str, Float32]:
+        """Keys and values of every token that was fed, by the input that takes them; copies."""
+        return {name: value.numpy().astype(np.float32) for name, value in self._past.items()}
+
     def feed(self, ids: Ids, mask: Ids | None = None) -> Float32:
         """Append tokens, and return what the model says after each of them.
 

@@ -1,0 +1,183 @@
+"""A prefix for a model: its keys and values, the search for its tokens, and what a plan with it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from spq_graph.decisions.other_treatments import Footings
+from spq_graph.decisions.prefixing import Footing, grown, most_trials
+from spq_graph.documents.changes import Prefix
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.treatment import Cause, of_prefix
+from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.base.stock import Stock
+from spq_graph.passes.find.caches import find_caches
+from spq_graph.remedies.prefix import spiking_tokens
+from spq_graph.runtime.sessions.cache import Decoding
+from spq_graph.runtime.sessions.staged import Held
+from spq_graph.runtime.text.sequences import Sequences, spread
+from spq_graph.terms.errors import GraphError, UsageError
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.rows import Extent
+from spq_graph.workbench.beside import Beside
+from spq_graph.workbench.meter import as_measured, skeleton
+from spq_graph.workbench.workbench import Workbench
+
+# What ranges name, beside BOS and the tokens that text rests at.
+_SPIKING = 6
+_RESTS = ("\n", ".")
+MOST_CANDIDATES = 1 + len(_RESTS) + _SPIKING
+# Tokens that the search measures on: it tells apart what a prefix saves by the factor.
+TRIAL_TOKENS = 2048
+
+
+def prefix_of(bench: Workbench, tokens: Sequence[int]) -> Prefix:
+    """A prefix of these tokens: their keys and values as the floating-point model computes them, from the beginning.
+
+    Raises:
+        GraphError: the graph has no cache of a known form.
+        UsageError: there are more of them than a sequence may have, or one is not in the vocabulary.
+    """
+    find_caches(bench.prepared.graph.graph)
+    if len(tokens) >= bench.sequence_length:
+        raise UsageError(
+            f"a prefix of {len(tokens)} tokens leaves nothing of a sequence of {bench.sequence_length}",
+            where="remedies.prefix",
+            remedy="give fewer tokens, or a longer --window",
+        )
+    vocabulary = bench.decoder.vocabulary
+    if vocabulary is not None and (beyond := [token for token in tokens if token >= vocabulary]):
+        raise UsageError(
+            f"token {beyond[0]} is not one of the {vocabulary:,} that the model has",
+            where="remedies.prefix.tokens",
+            remedy="give ids of its vocabulary",
+        )
+    decoding = Decoding(bench.runner, 1)
+    decoding.feed(np.array([tokens], np.int64))
+    return Prefix.of(tuple(tokens), decoding.held)
+
+
+def footing(bench: Workbench, recipe: Recipe, ranges: Ranges, sequences: Sequences | None) -> Footing:
+    """What a plan is to stand on: a prefix, where one is wanted and helps, and what calibration sees with it.
+
+    Args:
+        bench: the source.
+        recipe: what is wanted of a prefix.
+        ranges: what calibration saw without it.
+        sequences: calibration data; None where nothing can be measured.
+
+    Raises:
+        GraphError, UsageError: as `prefix_of`, where a prefix is wanted in any case.
+    """
+    settings, none = recipe.remedies.prefix, Footing(None, ranges.values)
+    if settings.use == "never" or sequences is None or bench.logits.output is None:
+        return none
+    told: dict[str, float] = {}
+    try:
+        tokens = settings.tokens
+        if not tokens:
+            with bench.steps.step("prefix", "Searching a prefix") as tick:
+                trials = _Trials(bench, recipe, ranges, sequences)
+                found = candidates(bench, ranges)
+
+                def kl(some: tuple[int, ...]) -> float:
+                    tick(trials.done, most_trials(recipe, len(found)))
+                    return trials.kl(some)
+
+                tokens, told = grown(found, kl, recipe)
+        if not tokens:
+            return Footing(None, ranges.values, told)
+        prefix = prefix_of(bench, tokens)
+    except GraphError as error:
+        if settings.use == "always":
+            raise
+        return Footing(None, ranges.values, told, f"{error.what}; {error.remedy}")
+    return Footing(prefix, bench.calibrate(sequences, prefix=prefix).values, told)
+
+
+def all_footings(
+    bench: Workbench, recipe: Recipe, ranges: Ranges, sequences: Sequences | None, extent: Extent | None
+) -> Footings:
+    """What a plan and the rows of its ladder stand on.
+
+    Args:
+        bench: the source.
+        recipe: what is wanted of a prefix.
+        ranges: what calibration saw without it.
+        sequences: calibration data; None where nothing can be measured.
+        extent: how much of a ladder there is to be; None for nothing.
+
+    Raises:
+        GraphError, UsageError: as `footing`.
+    """
+    own = footing(bench, recipe, ranges, sequences)
+    control = None
+    if own.prefix is not None and sequences is not None and extent is Extent.FULL:
+        control = random_footing(bench, own, recipe, sequences)
+    return Footings(own, Footing(None, ranges.values), control)
+
+
+def candidates(bench: Workbench, ranges: Ranges) -> list[int]:
+    """Tokens that may hold what spikes: BOS, what text rests at, and those at which activations are the largest."""
+    tokenizer = bench.tokenizer
+    bos = tokenizer.bos_id if tokenizer is not None else bench.source.bos_token_id
+    rests = [tokenizer.encode(text) for text in _RESTS] if tokenizer is not None else []
+    usual = [*([bos] if bos is not None else []), *(ids[0] for ids in rests if len(ids) == 1)]
+    return list(dict.fromkeys([*usual, *spiking_tokens(ranges.values.values(), _SPIKING)]))
+
+
+def random_footing(bench: Workbench, like: Footing, recipe: Recipe, sequences: Sequences) -> Footing:
+    """The same with tokens drawn by the recipe's seed: what any prefix of as many does."""
+    assert like.prefix is not None
+    draw = np.random.default_rng(recipe.seed)
+    taken = set(like.prefix.tokens)
+    ordinary = [token for token in _ordinary(sequences) if token not in taken]
+    tokens = draw.choice(ordinary, size=len(like.prefix.tokens)).tolist()
+    prefix = prefix_of(bench, tokens)
+    return Footing(prefix, bench.calibrate(sequences, prefix=prefix).values)
+
+
+def _ordinary(sequences: Sequences) -> Collection[int]:
+    """Tokens that the calibration data has: of a vocabulary many are never seen."""
+    return [int(token) for token in np.unique(sequences.ids[sequences.mask == 1])]
+
+
+class _Trials:
+    """KL of everything quantized behind one prefix or another, on the same tokens.
+
+    Args:
+        bench: the source.
+        recipe: at how many bits.
+        ranges: of the source.
+        sequences: calibration data, of which a share is used.
+    """
+
+    def __init__(self, bench: Workbench, recipe: Recipe, ranges: Ranges, sequences: Sequences) -> None:
+        self.done = 0
+        self._bench, self._recipe = bench, recipe
+        self._few = spread(as_measured(bench, sequences, recipe), min(TRIAL_TOKENS, recipe.sensitivity_tokens))
+        self._stock = Stock(Held(bench.work, memory=0).keep)
+        source = skeleton(bench, ranges, recipe)
+        self._beside = Beside(bench, self._applied(source), self._few)
+
+    def kl(self, tokens: tuple[int, ...]) -> float:
+        """KL of everything quantized behind these tokens, by ranges that are measured there, nats a token."""
+        prefix = prefix_of(self._bench, tokens) if tokens else None
+        ranges, recipe = self._bench.observed(self._few, prefix=prefix), self._recipe
+        plan = skeleton(self._bench, ranges, recipe)
+        integer = Precision.integer(recipe.bits)
+        plan = plan.with_precisions(
+            lambda s: s.precision if s.range is None or s.site.left_alone(recipe.quantize_lm_head) else integer
+        )
+        if prefix is not None:
+            plan = plan.with_treatments([of_prefix([s.site for s in plan.sites], prefix, Cause.TRIED)])
+        self.done += 1
+        return self._beside.score(self._applied(plan)).kl
+
+    def _applied(self, plan: Plan) -> ir.Model:
+        return apply_plan(self._bench.prepared, plan, self._recipe.profile.emulation, measured=True, stock=self._stock)
