@@ -14,24 +14,30 @@ from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.treatment import Cause, of_prefix
+from spq_graph.passes.adapt.prepared import Prepared
 from spq_graph.passes.apply import apply_plan
+from spq_graph.passes.base.run import run
 from spq_graph.passes.base.stock import Stock
+from spq_graph.passes.changes.prefix import PrependPrefix
 from spq_graph.passes.find.caches import find_caches
 from spq_graph.remedies.prefix import spiking_tokens
 from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.sessions.staged import Held
-from spq_graph.runtime.text.sequences import Sequences, spread
+from spq_graph.runtime.text.sequences import Ids, Sequences, spread
 from spq_graph.terms.errors import GraphError, UsageError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import Extent
 from spq_graph.workbench.beside import Beside
 from spq_graph.workbench.meter import as_measured, skeleton
+from spq_graph.workbench.streams import open_stream
 from spq_graph.workbench.workbench import Workbench
 
 # What ranges name, beside BOS and the tokens that text rests at.
 _SPIKING = 6
 _RESTS = ("\n", ".")
 MOST_CANDIDATES = 1 + len(_RESTS) + _SPIKING
+# Of a proof: how many tokens it takes, and how far logits may be apart, of the largest: more is no rounding.
+_PROVED, _ALIKE = 8, 1e-3
 # Tokens that the search measures on: it tells apart what a prefix saves by the factor.
 TRIAL_TOKENS = 2048
 
@@ -62,6 +68,32 @@ def prefix_of(bench: Workbench, tokens: Sequence[int]) -> Prefix:
     return Prefix.of(tuple(tokens), decoding.held)
 
 
+def prove(bench: Workbench, prefix: Prefix) -> None:
+    """Run the graph behind a prefix on a few tokens, and the source on both: whatever its form, they say the same.
+
+    Raises:
+        GraphError: they do not.
+    """
+    few = np.arange(_PROVED)[None] % (bench.decoder.vocabulary or _PROVED)
+    wanted = bench.runner.logits(*_rows(np.concatenate([[prefix.tokens], few], axis=1)))[:, len(prefix.tokens) :]
+    graph = bench.prepared.copy()
+    run(graph, [PrependPrefix(prefix)])
+    stream = open_stream(Prepared(bench.prepared.path, graph, runs=False), bench.memory, bench.logits)
+    found = next(iter(stream.stream([_rows(few)])))
+    size = float(np.abs(wanted).max())
+    if found.shape != wanted.shape or not (off := float(np.abs(found - wanted).max())) <= _ALIKE * size:
+        raise GraphError(
+            "behind a prefix the graph does not say what the source does: its logits, of up to "
+            f"{size:.3g}, differ by {off:.3g}",
+            where=str(bench.model),
+            remedy="leave the remedy out with --no-remedy prefix: this graph does not count what its cache holds",
+        )
+
+
+def _rows(ids: Ids) -> tuple[Ids, Ids]:
+    return ids, np.ones_like(ids)
+
+
 def footing(bench: Workbench, recipe: Recipe, ranges: Ranges, sequences: Sequences | None) -> Footing:
     """What a plan is to stand on: a prefix, where one is wanted and helps, and what calibration sees with it.
 
@@ -72,7 +104,7 @@ def footing(bench: Workbench, recipe: Recipe, ranges: Ranges, sequences: Sequenc
         sequences: calibration data; None where nothing can be measured.
 
     Raises:
-        GraphError, UsageError: as `prefix_of`, where a prefix is wanted in any case.
+        GraphError, UsageError: as `prefix_of` and `prove`, where a prefix is wanted in any case.
     """
     settings, none = recipe.remedies.prefix, Footing(None, ranges.values)
     if settings.use == "never" or sequences is None or bench.logits.output is None:
@@ -93,10 +125,16 @@ def footing(bench: Workbench, recipe: Recipe, ranges: Ranges, sequences: Sequenc
         if not tokens:
             return Footing(None, ranges.values, told)
         prefix = prefix_of(bench, tokens)
+        prove(bench, prefix)
     except GraphError as error:
         if settings.use == "always":
             raise
         return Footing(None, ranges.values, told, f"{error.what}; {error.remedy}")
+    if bench.tokenizer is not None and (twice := set(bench.tokenizer.prefix).intersection(tokens)):
+        bench.steps.remark(
+            f"the prefix holds token {min(twice)}, which the tokenizer puts in front of every text as well: it stands "
+            "there twice, in what is measured too"
+        )
     return Footing(prefix, bench.calibrate(sequences, prefix=prefix).values, told)
 
 

@@ -119,6 +119,28 @@ def test_a_token_that_the_model_does_not_have(refusal: Told, made: Made, tmp_pat
     done(*given, "--recipe", recipe(tmp_path, [1, 63]))
 
 
+@follows("spq_graph/workbench/prefixing.py:prove")
+def test_a_graph_that_does_not_count_what_its_cache_holds(refusal: Told, made: Made, tmp_path: Path) -> None:
+    proto = onnx.load(write_decoder(tmp_path / "model.onnx", layers=2, positions=True, cache=True))
+    graph = proto.graph
+    for node in graph.node:
+        node.input[:] = ["counted" if name == "position_ids" else name for name in node.input]
+    for name, value in (("zero_at", 0), ("one_at", 1)):
+        graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [], [value]))
+    counting = [  # new tokens alone
+        ("Shape", ["input_ids"], "sizes"),
+        ("Gather", ["sizes", "one_at"], "new"),
+        ("Range", ["zero_at", "new", "one_at"], "counted"),
+    ]
+    for at, (op_type, inputs, output) in enumerate(counting):
+        graph.node.insert(at, helper.make_node(op_type, inputs, [output], name=output))
+    graph.input.remove(next(value for value in graph.input if value.name == "position_ids"))
+    onnx.save(proto, tmp_path / "odd.onnx")
+    given = quantizing(made, tmp_path / "odd.onnx", tmp_path / "out")
+    refusal.command(*given, "--recipe", recipe(tmp_path, [1]))
+    done(*given, "--no-remedy", "prefix")
+
+
 @follows("spq_graph/documents/plan_arrays.py:with_arrays.whole", "cannot be read")
 def test_a_plan_without_its_keys_and_values(refusal: Told, made: Made, tmp_path: Path) -> None:
     out, alone = prefixed(made, tmp_path), tmp_path / "alone"

@@ -27,7 +27,8 @@ class Decoder:
         experts: with more than one, a router and that many experts a layer, each weighed for every token.
         routed: experts get only the tokens that chose them, as many as that are, and the last expert gets none.
         capped: tanh soft cap on the logits.
-        cache: keys and values of earlier tokens come in, and go out with those of the new ones; attention written out.
+        cache: keys and values of earlier tokens come in, and go out with those of the new ones; where attention is
+            written out, or ONNX's own of opset 23.
     """
 
     glu: Glu = field(default_factory=Glu)
@@ -167,14 +168,14 @@ def _attention(b: Builder, value: str, mask: str, shape: Decoder, path: str) -> 
         q, k, v = made
     b.module = path
     if shape.attention in ("GroupQueryAttention", "MultiHeadAttention", "Attention"):
-        mixed = _fused(b, q, k, v, shape)
+        mixed = _fused(b, q, k, v, mask, shape)
     else:
         mixed = _written_out(b, q, k, v, mask, shape, size)
     b.module = f"{path}.o_proj"
     return b.linear(mixed, width, width)
 
 
-def _fused(b: Builder, q: str, k: str, v: str, shape: Decoder) -> str:
+def _fused(b: Builder, q: str, k: str, v: str, mask: str, shape: Decoder) -> str:
     if shape.attention == "GroupQueryAttention":
         b.op("ReduceSum", "attention_mask", b.const([1], np.int64), keepdims=0)
         last = b.op("Cast", b.op("Sub", b.nodes[-1].output[0], b.const(1, np.int64)), to=TensorProto.INT32)
@@ -197,6 +198,11 @@ def _fused(b: Builder, q: str, k: str, v: str, shape: Decoder) -> str:
         return str(outputs[0])
     if shape.attention == "MultiHeadAttention":
         return str(b.op("MultiHeadAttention", q, k, v, domain=CONTRIB, num_heads=shape.heads, unidirectional=1))
+    if shape.cache:
+        pasts = _pasts(b)
+        outputs = [f"{b.module}.mixed", *(shape.caches[past] for past in pasts)]
+        heads = {"q_num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+        return str(b.op("Attention", q, k, v, mask, *pasts, outputs=outputs, **heads)[0])
     return str(b.op("Attention", q, k, v, q_num_heads=shape.heads, kv_num_heads=shape.kv_heads, is_causal=1))
 
 
@@ -208,11 +214,10 @@ def _written_out(b: Builder, q: str, k: str, v: str, mask: str, shape: Decoder, 
     if shape.rope:
         q, k = (_rotate(b, value, size) for value in (q, k))
     if shape.cache:
-        layer = b.module.split(".")[2]
-        for part, value in (("key", k), ("value", v)):
-            past = f"past_key_values.{layer}.{part}"
+        pasts = _pasts(b)
+        for past, value in zip(pasts, (k, v), strict=True):
             b.op("Concat", past, value, axis=2, outputs=[shape.caches[past]])
-        k, v = (f"present.{layer}.{part}" for part in ("key", "value"))
+        k, v = (shape.caches[past] for past in pasts)
     if shape.kv_heads < shape.heads:
         k, v = (_repeat(b, value, shape) for value in (k, v))
     turned = b.op("Transpose", k, perm=[0, 1, 3, 2])
@@ -220,6 +225,12 @@ def _written_out(b: Builder, q: str, k: str, v: str, mask: str, shape: Decoder, 
     mixed = b.op("MatMul", b.op("Softmax", b.op("Add", scores, mask), axis=-1), v)
     merged = b.op("Transpose", mixed, perm=[0, 2, 1, 3])
     return str(b.op("Reshape", merged, b.const([0, 0, shape.glu.width], np.int64)))
+
+
+def _pasts(b: Builder) -> list[str]:
+    """The inputs that hold keys and values of the layer that is being written."""
+    layer = b.module.split(".")[2]
+    return [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
 
 
 def _repeat(b: Builder, value: str, shape: Decoder) -> str:

@@ -51,8 +51,10 @@ def behind(proto: onnx.ModelProto, ids: Array) -> Array:
     return Cached(proto).step(np.concatenate([front, ids], axis=1))["logits"][:, len(TOKENS) :]
 
 
-@pytest.mark.parametrize("opset", [14, 21])
-@pytest.mark.parametrize("shape", SHAPES)
+FUSED = Decoder(cache=True, attention="Attention", heads=4, kv_heads=2, glu=Glu(width=32, inner=64))
+
+
+@pytest.mark.parametrize(("shape", "opset"), [*((shape, opset) for shape in SHAPES for opset in (14, 21)), (FUSED, 23)])
 def test_logits_are_those_of_the_source_behind_the_prefix(shape: Decoder, opset: int) -> None:
     proto = source(shape, opset)
     found = prefixed(proto).step(IDS)
@@ -62,9 +64,9 @@ def test_logits_are_those_of_the_source_behind_the_prefix(shape: Decoder, opset:
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_token_by_token_with_the_cache(shape: Decoder) -> None:
-    proto = source(shape)
+@pytest.mark.parametrize(("shape", "opset"), [*((shape, 21) for shape in SHAPES), (FUSED, 23)])
+def test_token_by_token_with_the_cache(shape: Decoder, opset: int) -> None:
+    proto = source(shape, opset)
     made, past, steps = prefixed(proto), None, []
     for at in range(IDS.shape[1]):
         given = made.step(IDS[:, at : at + 1], past)
