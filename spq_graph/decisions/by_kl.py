@@ -9,7 +9,7 @@ from functools import partial
 from itertools import accumulate
 
 from spq_graph.decisions.branches import NONE, Branches, everywhere, of_heads, reach
-from spq_graph.decisions.choices import Choice, above, assigned, cap_of, rank, rounded, six
+from spq_graph.decisions.choices import Choice, above, assigned, cap_of, rank, rounded, six, told
 from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
 from spq_graph.decisions.formats import Formats
 from spq_graph.decisions.oracle import Oracle, or_infinite
@@ -30,6 +30,8 @@ FEWEST_MEASURED = 32
 # With branches the default budget is easily met where a model is sensitive to little: sought is then what 8-bit weights
 # alone cost, times this, and no less than so many nats a token.
 _OF_WEIGHTS, _LEAST_SOUGHT = 1.5, 0.003
+# Times the budget: what a few tokens put beyond that, all tokens do not put within it.
+_FAR = 2.0
 
 
 @dataclass(slots=True)
@@ -149,7 +151,8 @@ class ByKl:
 
     def _precision_can(self, found: Sequence[Choice]) -> bool:
         """Whether the budget is met with every candidate kept: otherwise no order of them is worth its measuring."""
-        return bool(found) and self._keeping([c.site.key for c in found]) <= self.body.kl_budget
+        kept, budget = self._assigned([c.site.key for c in found]), self.body.kl_budget
+        return bool(found) and or_infinite(self.single, kept) <= _FAR * budget and self.oracle(kept) <= budget
 
     def _keep(self, found: Sequence[Choice]) -> tuple[list[Choice], int, bool]:
         """Candidates by what each costs alone, the costliest first; how many to keep; and whether the budget is met."""
@@ -291,8 +294,3 @@ class ByKl:
         """Measure what kept sites may become, and give it to them: see `Formats.settle`."""
         formats = Formats(self.choices, self.recipe, self.oracle, self._roughly)
         self.search.formats = formats.settle(names, everywhere, self.body, whole=whole) or self.search.formats
-
-
-def told(kl: float) -> float | None:
-    """A KL as it is written down; None where it is infinite."""
-    return six(kl) if math.isfinite(kl) else None

@@ -284,3 +284,8 @@ def planned(choice: Choice, token_text: Callable[[int], str] | None) -> SitePlan
 def six(value: float) -> float:
     """Six significant digits: what is below them differs between machines and is not evidence."""
     return float(f"{value:.6g}")
+
+
+def told(kl: float) -> float | None:
+    """A KL as it is written down; None where it is infinite."""
+    return six(kl) if math.isfinite(kl) else None

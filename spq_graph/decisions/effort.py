@@ -13,7 +13,7 @@ from spq_graph.terms.precision import Precision
 
 # What fewer channels, and kept sites and their formats beside branches, are about measured for on all tokens; and about
 # how many roles there are.
-_THINNED, _KEPT, _ROLES = 4, 4, 7
+_THINNED, _KEPT, _ROLES = 3, 4, 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ def effort(
     settings, cap = recipe.remedies.peel, math.floor(recipe.max_kept * sites)
     together, alone, tried = 1, 0, candidates
     by_format = len(formats(recipe, stored)) + 1 if recipe.high_precision == "auto" else 0
-    if lossy and settings.use == "auto":
-        together += 1  # with every candidate kept
+    if lossy and settings.use == "auto":  # with every candidate kept: a few tokens tell where that is far from enough
+        together, alone = together + (not peels), alone + 1
     if peels:
         # What is chosen among is told apart on a share of the tokens: as many channels as will do, what each role
         # costs, and what each group of activations costs with fewer; then held against all.

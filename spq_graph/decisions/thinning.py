@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from spq_graph.terms.site import Role
 
 KlOf = Callable[[Branches], float]
 """KL of the plan with these branches, nats a token."""
-# So often the plan is measured on all tokens; what is predicted follows every measurement.
-MOST_MEASURED = 5
+# So often the plan is measured on all tokens at most; what is predicted follows every measurement.
+MOST_MEASURED = 4
+# How near below the aim a KL is near enough: its standard error is about half of that.
+_NEAR = 0.08
 # Of the KL to stay within: what a group costs at least, since measured differences of zero are noise.
 _LEAST = 1e-3
 _BYTES = 2  # of a number in a branch's rows
@@ -54,7 +57,8 @@ def thin(
     """Take the next smaller number of channels wherever the aim still holds, first where it saves most for its KL.
 
     Each group of activations is thinned and measured; what any step costs follows from that and from its range. As many
-    steps are taken as the sum of what they cost allows, which is then measured; where it does not hold, half as many.
+    steps are taken as the sum of what they cost allows, which is then measured; where it does not hold, as many as what
+    was measured on both sides of the aim says, until the KL is near below it.
 
     Args:
         choices: every site, by key.
@@ -76,23 +80,22 @@ def thin(
         return whole
     order = _by_worth(steps, _costs(steps, whole, roughly, aim))
     total = [0.0, *accumulate(cost for cost, _ in order)]
-    # So many steps stay within the aim, and so many do not.
-    expected, low, high = 1.0, (0, base), len(order) + 1
+    # So many steps stay within the aim, and so many do not; and what is predicted of a KL of 1.
+    low, high, expected, goal = (0, base), (len(order) + 1, math.inf), 1.0, aim
     for turn in range(MOST_MEASURED):
-        if high <= len(order):
-            count = (low[0] + high) // 2  # what was predicted did not hold
-        else:
-            count = bisect_right(total, total[low[0]] + (aim - low[1]) * expected) - 1
-        if turn == 0:
-            count = max(count, 1)  # it is held against something once
-        if count <= low[0]:
+        count = bisect_right(total, total[low[0]] + (goal - low[1]) * expected) - 1
+        if turn == 0 or high[1] < math.inf:
+            count = min(max(count, low[0] + 1), high[0] - 1)  # what is predicted is held against something
+        if count <= low[0] or low[1] >= (1 - _NEAR) * aim:
             break
         kl = exactly(_taken(whole, [step for _, step in order[:count]]))
+        before = low
         if kl <= aim:
-            expected = (total[count] - total[low[0]]) / max(kl - low[1], _LEAST * aim)
             low = count, kl
         else:
-            high = count
+            high, goal = (count, kl), (1 - _NEAR / 2) * aim
+        start, end = (low, high) if high[1] < math.inf else (before, low)
+        expected = (total[end[0]] - total[start[0]]) / max(end[1] - start[1], _LEAST * aim)
     return _taken(whole, [step for _, step in order[: low[0]]])
 
 

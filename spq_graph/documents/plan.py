@@ -254,19 +254,19 @@ class Plan(Strict):
         """Digest of the plan's JSON."""
         return "sha256:" + hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the plan as JSON, and beside it the arrays of its treatments, where it has some."""
-        written({path: self.to_json().encode(), **arrays_beside(path, self.treatments)})
+        written({Path(path): self.to_json().encode(), **arrays_beside(Path(path), self.treatments)})
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: str | Path) -> Plan:
         """Read a plan.
 
         Raises:
             UsageError: the file is missing, not JSON, or not a plan; or the arrays beside it are not those of the plan.
         """
         try:
-            text = content_of(path)
+            text = content_of(Path(path))
             refuse_senseless(text)
             made = cls.model_validate_json(text)
         except OSError as cause:
@@ -281,4 +281,4 @@ class Plan(Strict):
                 where=str(path),
                 remedy="write one with `spq-graph plan`",
             ) from cause
-        return made.with_treatments(with_arrays(path, made.treatments))
+        return made.with_treatments(with_arrays(Path(path), made.treatments))

@@ -132,9 +132,9 @@ class Ranges:
                 remedy="measure them again with `spq-graph calibrate`",
             )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write `path` (JSON, named so where it is not) and, beside it, the arrays as .safetensors."""
-        path = json_file(path)
+        path = json_file(Path(path))
         arrays: dict[str, npt.NDArray[Any]] = {}
         values: dict[str, dict[str, Any]] = {}
         for name in sorted(self.values):
@@ -191,14 +191,14 @@ class Ranges:
         return given if isinstance(given, Ranges) else cls.load(Path(given))
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 
         Raises:
             DataError: the file is missing, broken, of another schema, or says what cannot be.
             SourceError: its arrays are a pipe or a device.
         """
-        path = json_file(path)
+        path = json_file(Path(path))
         try:
             if path.is_dir():
                 raise ValueError("it is a folder")

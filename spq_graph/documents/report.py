@@ -210,19 +210,20 @@ class Report(Strict):
         """The report as text, of a file of this name."""
         return json_text(self.to_dict(), name) + "\n"
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the report as JSON."""
+        path = Path(path)
         written({path: self.to_json(path.name).encode()})
 
     @classmethod
-    def load(cls, path: Path) -> Report:
+    def load(cls, path: str | Path) -> Report:
         """Read a report.
 
         Raises:
             UsageError: the file is missing or not a report.
         """
         try:
-            text = path.read_bytes()
+            text = Path(path).read_bytes()
             read_json(text, _BOUNDS)
             return cls.model_validate_json(text)
         except (OSError, ValueError) as cause:

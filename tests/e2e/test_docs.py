@@ -111,6 +111,12 @@ def test_the_pass_that_is_shown_does_what_it_says() -> None:
     assert not scope["DropIdentity"]()(model).modified
 
 
+def test_the_api_has_every_name_that_a_program_imports() -> None:
+    on_page = re.findall(r"^::: spq_graph\.(\w+)$", PAGES["api.md"], flags=re.MULTILINE)
+    without_docstring = {"__version__", "FP32", "EVERYWHERE", "SPIKE_AWARE", "WEIGHT_ONLY"}
+    assert sorted(on_page) == sorted(set(spq_graph.__all__) - without_docstring)
+
+
 def test_every_page_stands_in_the_navigation() -> None:
     listed = re.findall(r"^  - .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert sorted(listed) == sorted(PAGES)

@@ -108,11 +108,11 @@ def test_the_single_steps_hand_on_what_they_return(case: Case, tmp_path: Path) -
     ranges = merge(parts, tmp_path / "ranges.json")
     merge([tmp_path / "part0.json", str(tmp_path / "part1.json")], tmp_path / "again")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "ranges.json").read_bytes()
-    assert Ranges.load(tmp_path / "ranges.json").tokens == sum(part.tokens for part in parts)
+    assert Ranges.load(str(tmp_path / "ranges.json")).tokens == sum(part.tokens for part in parts)
     made = plan(case.model, tmp_path / "plan.json", Recipe(spike_ratio=100.0), ranges=ranges)
     applied = apply(case.model, tmp_path / "out", made)
     assert applied.integer_kernels == len(made.integer_sites) > 0
-    assert Plan.load(applied.out / "plan.json") == applied.plan == made
+    assert Plan.load(str(applied.out / "plan.json")) == applied.plan == made
     same = apply(str(case.model), tmp_path / "same", str(tmp_path / "plan.json"), target="cpu")
     assert same.to_dict() == applied.to_dict() | {"out": str(tmp_path / "same")}
     said = done("apply", case.model, tmp_path / "plan.json", "-o", tmp_path / "said", "--json").json

@@ -14,7 +14,7 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role, Site
-from tests.support.deciding import MODEL, TEN, kept, make, run, site
+from tests.support.deciding import MODEL, TEN, Additive, kept, make, run, site
 from tests.unit.decisions.test_by_kl_branches import COSTS, MANY, Rounding, everywhere_an_outlier
 
 TOKEN = Precision.W8A8_TOKEN
@@ -49,6 +49,14 @@ def test_where_they_miss_the_budget_too_everything_is_static() -> None:
     assert plan.search.kl_by_token == pytest.approx(0.5)
     assert len(plan.kept) == 2
     assert not plan.budget_met
+
+
+@pytest.mark.parametrize(("few", "asked"), [(0.0099, True), (0.0101, False)])
+def test_what_few_tokens_put_far_beyond_the_budget_is_not_measured_on_all(few: float, asked: bool) -> None:
+    sites, ranges = make(dict.fromkeys(TEN, 50.0) | {"no candidate": 2.0})
+    whole = Additive(FLAT, {TOKEN: 0.0001})
+    decide(sites, ranges, Recipe(max_kept=0.2, kl_budget=0.005), MODEL, measure=whole, alone=lambda precisions: few)
+    assert ({"no candidate": Precision.INT8} in whole.asked) is asked
 
 
 @pytest.mark.parametrize(

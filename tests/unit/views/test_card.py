@@ -51,6 +51,8 @@ def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     assert "Accuracy was not measured." in text
     assert "name it in the metadata above" in text
+    assert "report.html" not in text  # nor named, where there is none
+    assert "`report.html` shows" in render_card(PLAN, REPORT)
 
 
 def test_a_licence_of_ones_own(tmp_path: Path) -> None:
