@@ -51,8 +51,8 @@ class PrependPrefix(CanonicalPass):
         caches, held = find_caches(model.graph), self.prefix.arrays.read()
         _refuse_misfit(caches, held)
         # ONNX Runtime takes dimensions of one name for one number, and shares memory accordingly.
-        counts = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in caches.lengths))
-        _rename_sizes(model.graph, lambda name: name + _LONGER if caches.lengths and counts.search(name) else name)
+        counted = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)") for name in caches.lengths]
+        _rename_sizes(model.graph, lambda name: name + _LONGER if any(one.search(name) for one in counted) else name)
         _Writer(model.graph, len(self.prefix.tokens)).write(caches, held)
         return ir.passes.PassResult(model, modified=True)
 

@@ -19,7 +19,7 @@ NO_PREFIX = "none"
 WHY = {
     Cause.BUDGET: "with everything quantized it saves a fifth of the KL or more",
     Cause.OVERRIDE: "by hand: remedies.prefix",
-    Cause.NOT_NEEDED: "no prefix that was tried saves a fifth of the KL",
+    Cause.NOT_NEEDED: "the KL budget is met without one, or none that was tried saves a fifth of the KL",
 }
 
 
@@ -50,8 +50,9 @@ class Footing:
         if self.prefix is not None:
             cause = Cause.OVERRIDE if recipe.remedies.prefix.use == "always" else Cause.BUDGET
             made = of_prefix(sites, self.prefix, cause, WHY[cause])
-            narrower = (_width(before[value]) / _width(seen) for value, seen in self.seen.items() if _width(seen) > 0)
-            return [made.model_copy(update={"narrower": six(max(narrower, default=1.0))})]
+            both = ((before[value], seen) for value, seen in self.seen.items() if value in before)
+            narrower = max((_width(one) / _width(other) for one, other in both if _width(other) > 0), default=1.0)
+            return [made.model_copy(update={"narrower": six(narrower)})]
         if self.refused is None and not self.kls:
             return []
         cause = Cause.NOT_NEEDED if self.refused is None else Cause.IMPOSSIBLE
@@ -75,7 +76,9 @@ def grown(
     settings = recipe.remedies.prefix
     found: tuple[int, ...] = ()
     least = kl_of(found)
-    told = {NO_PREFIX: six(least)}
+    told = {NO_PREFIX: six(least)} if math.isfinite(least) else {}
+    if settings.use == "auto" and least <= recipe.kl_aim:
+        return found, told  # nothing needs it
     while len(found) < settings.most:
         kls = {(*found, token): kl_of((*found, token)) for token in candidates if token not in found}
         told |= {named(tokens): six(kl) for tokens, kl in kls.items() if math.isfinite(kl)}

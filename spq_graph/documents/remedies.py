@@ -58,8 +58,8 @@ class PrefixSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     use: Wanted = Field(
         "never",
-        description="auto: where it saves a fifth of what nothing kept costs; always: in any case; the model then says "
-        "what it would behind these tokens",
+        description="auto: without scales by token, where nothing kept misses the KL budget and a prefix saves a fifth "
+        "of that; always: in any case; the model then says what it would behind these tokens",
     )
     most: int = Field(3, ge=1, le=MOST_TOKENS, description="how many tokens it may have; one after the other is tried")
     tokens: tuple[NonNegativeInt, ...] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from spq_graph.passes.base.stock import Stock
 from spq_graph.passes.changes.prefix import PrependPrefix
 from spq_graph.passes.find.caches import find_caches
 from spq_graph.remedies.prefix import spiking_tokens
+from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.sessions.staged import Held
 from spq_graph.runtime.text.sequences import Ids, Sequences, spread
@@ -106,9 +108,12 @@ def footing(bench: Workbench, recipe: Recipe, ranges: Ranges, sequences: Sequenc
     Raises:
         GraphError, UsageError: as `prefix_of` and `prove`, where a prefix is wanted in any case.
     """
-    settings, none = recipe.remedies.prefix, Footing(None, ranges.values)
-    if settings.use == "never" or sequences is None or bench.logits.output is None:
-        return none
+    settings = recipe.remedies.prefix
+    if settings.use == "never" or (settings.use == "auto" and recipe.may_scale_by_token):
+        return Footing(None, ranges.values)
+    if sequences is None or bench.logits.output is None:
+        bench.steps.remark("no prefix: it takes calibration data, and logits, to measure what a plan behind one costs")
+        return Footing(None, ranges.values)
     told: dict[str, float] = {}
     try:
         tokens = settings.tokens
@@ -204,7 +209,10 @@ class _Trials:
         self._beside = Beside(bench, self._applied(source), self._few)
 
     def kl(self, tokens: tuple[int, ...]) -> float:
-        """KL of everything quantized behind these tokens, by ranges that are measured there, nats a token."""
+        """KL of everything quantized behind these tokens, by ranges that are measured there, nats a token.
+
+        Infinite where logits are not finite.
+        """
         prefix = prefix_of(self._bench, tokens) if tokens else None
         ranges, recipe = self._bench.observed(self._few, prefix=prefix), self._recipe
         plan = skeleton(self._bench, ranges, recipe)
@@ -215,7 +223,10 @@ class _Trials:
         if prefix is not None:
             plan = plan.with_treatments([of_prefix([s.site for s in plan.sites], prefix, Cause.TRIED)])
         self.done += 1
-        return self._beside.score(self._applied(plan)).kl
+        try:
+            return self._beside.score(self._applied(plan)).kl
+        except LogitsNotFiniteError:
+            return math.inf
 
     def _applied(self, plan: Plan) -> ir.Model:
         return apply_plan(self._bench.prepared, plan, self._recipe.profile.emulation, measured=True, stock=self._stock)

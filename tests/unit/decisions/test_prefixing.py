@@ -56,6 +56,7 @@ def planned(on: Footing, wanted: Recipe | None = None) -> Plan:
     ("told", "wanted", "found"),
     [
         ({}, {}, ()),  # no token helps
+        ({(): 0.001, (1,): 0.0001}, {}, ()),  # none is needed
         ({(1,): 0.9}, {}, ()),  # none by enough
         ({(1,): 0.9}, {"use": "always"}, (1,)),
         ({(1,): 0.5, (2,): 0.6}, {}, (1,)),
@@ -76,7 +77,7 @@ def test_it_grows_by_what_saves_most(
     tokens, kl_by_name = grown([1, 2, 3], kl, recipe(**wanted))
     assert tokens == found
     assert len(asked) == len(set(asked)) <= most_trials(recipe(**wanted), 3)
-    assert kl_by_name["none"] == 1.0
+    assert kl_by_name["none"] == told.get((), 1.0)
     assert len(kl_by_name) == len(asked)
 
 
