@@ -1,10 +1,9 @@
 """What a prefix is worth on a model: KL against the source with nothing kept, by prefix and channels in branches.
 
-    python benchmarks/prefix.py MODEL DATA [--bits 8] [--tokens 2048] [--window 512] [--prefix 1 ...]
+    python benchmarks/prefix.py MODEL DATA [--bits 8] [--window 512] [--calibration 16384] [--tokens 2048]
 
-MODEL is what `spq-graph quantize` takes, DATA a text. Ranges come from 16,384 of its tokens, KL from
-some of these, as decisions have it. Without --prefix, tokens are searched as the remedy does, and prefixes of tokens
-drawn from the text stand beside what is found.
+MODEL is what `spq-graph quantize` takes, DATA a text. Ranges come from so many of its tokens, KL from so many of these.
+Without --prefix 1 ..., tokens are searched as the remedy does. Prefixes of tokens drawn from the text stand beside.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
 from spq_graph.workbench.meter import meter
 from spq_graph.workbench.opening import Opening
-from spq_graph.workbench.prefixing import footing, prefix_of, random_footing
+from spq_graph.workbench.prefixing import drawn, footing, prefix_of
 from spq_graph.workbench.workbench import Workbench
 
-CALIBRATION, CHANNELS = 16384, (0, 4, 16)
+CHANNELS = (0, 4, 16)
 
 
 def branches_of(ranges: Ranges, values: Sequence[str], count: int) -> dict[str, Peel]:
@@ -51,13 +50,14 @@ def main() -> None:
     parser.add_argument("--target", default="portable")
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--calibration", type=int, default=16384)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--prefix", type=int, nargs="+", help="token ids, instead of a search")
     given = parser.parse_args()
     wanted = {"prefix": {"use": "always", "tokens": given.prefix or []}}
     recipe = load_recipe(None, target=given.target, bits=given.bits, sensitivity_tokens=given.tokens, remedies=wanted)
     with Opening(given.model, window=given.window).open() as bench:
-        text = bench.sequences(given.data, max_tokens=CALIBRATION)
+        text = bench.sequences(given.data, max_tokens=given.calibration)
         plain = bench.calibrate(text)
         found = footing(bench, recipe, plain, text)
         for tokens, kl in found.kls.items():
@@ -68,8 +68,7 @@ def main() -> None:
         for count in range(1, len(tokens) + 1):
             prefixes[named(tokens[:count])] = prefix_of(bench, tokens[:count])
         for seed in range(2):
-            drawn = random_footing(bench, found, recipe.model_copy(update={"seed": seed}), text).prefix
-            prefixes[f"drawn, seed {seed}"] = drawn
+            prefixes[f"drawn, seed {seed}"] = prefix_of(bench, drawn(text, len(tokens), seed, tokens))
         print("| prefix | largest ratio | FP32 | " + " | ".join(f"{count} channels" for count in CHANNELS) + " |")
         for name, prefix in prefixes.items():
             print(f"| {name} | " + " | ".join(figures(bench, text, recipe, prefix)) + " |", flush=True)

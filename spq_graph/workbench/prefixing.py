@@ -161,7 +161,9 @@ def all_footings(
     own = footing(bench, recipe, ranges, sequences)
     control = None
     if own.prefix is not None and sequences is not None and extent is Extent.FULL:
-        control = random_footing(bench, own, recipe, sequences)
+        tokens = drawn(sequences, len(own.prefix.tokens), recipe.seed, own.prefix.tokens)
+        prefix = prefix_of(bench, tokens)
+        control = Footing(prefix, bench.calibrate(sequences, prefix=prefix).values)
     return Footings(own, Footing(None, ranges.values), control)
 
 
@@ -174,20 +176,12 @@ def candidates(bench: Workbench, ranges: Ranges) -> list[int]:
     return list(dict.fromkeys([*usual, *spiking_tokens(ranges.values.values(), _SPIKING)]))
 
 
-def random_footing(bench: Workbench, like: Footing, recipe: Recipe, sequences: Sequences) -> Footing:
-    """The same with tokens drawn by the recipe's seed: what any prefix of as many does."""
-    assert like.prefix is not None
-    draw = np.random.default_rng(recipe.seed)
-    taken = set(like.prefix.tokens)
-    ordinary = [token for token in _ordinary(sequences) if token not in taken]
-    tokens = draw.choice(ordinary, size=len(like.prefix.tokens)).tolist()
-    prefix = prefix_of(bench, tokens)
-    return Footing(prefix, bench.calibrate(sequences, prefix=prefix).values)
-
-
-def _ordinary(sequences: Sequences) -> Collection[int]:
-    """Tokens that the calibration data has: of a vocabulary many are never seen."""
-    return [int(token) for token in np.unique(sequences.ids[sequences.mask == 1])]
+def drawn(sequences: Sequences, count: int, seed: int, but: Collection[int] = ()) -> list[int]:
+    """So many tokens of those that the data has, drawn, but for these: of a vocabulary many are never seen."""
+    there = [int(token) for token in np.unique(sequences.ids[sequences.mask == 1])]
+    ordinary = [token for token in there if token not in but] or there
+    found: list[int] = np.random.default_rng(seed).choice(ordinary, size=count).tolist()
+    return found
 
 
 class _Trials:
