@@ -18,13 +18,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from spq_graph.documents.calibration_ref import CalibrationRef
-from spq_graph.documents.changes import Peel, Scale
+from spq_graph.documents.changes import Peel, Prefix, Scale
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.model_ref import ModelRef
 from spq_graph.documents.plan import Evidence, Plan, Reason, SitePlan
 from spq_graph.documents.preset import presets
 from spq_graph.documents.recipe import OneOf, Override, Recipe, json_schema
-from spq_graph.documents.remedies import PeelSettings, Remedies, SmoothSettings
+from spq_graph.documents.remedies import PeelSettings, PrefixSettings, Remedies, SmoothSettings
 from spq_graph.documents.search import Search
 from spq_graph.documents.treatment import Cause, Treatment
 from spq_graph.terms.precision import Precision
@@ -136,6 +136,12 @@ def recipe() -> str:
         "",
         *fields_of(SmoothSettings, defaults=True),
         "",
+        "## PrefixSettings",
+        "",
+        "A prefix, [on a page of its own](prefix.md): the table `[remedies.prefix]`.",
+        "",
+        *fields_of(PrefixSettings, defaults=True),
+        "",
         "```toml",
         "bits = 6",
         "kl_budget = 0.01",
@@ -176,7 +182,7 @@ def plan() -> str:
         "",
         *fields_of(Plan, defaults=False),
     ]
-    for model in (SitePlan, Evidence, Treatment, Peel, Scale, Search, ModelRef, CalibrationRef, Unmatched):
+    for model in (SitePlan, Evidence, Treatment, Peel, Scale, Prefix, Search, ModelRef, CalibrationRef, Unmatched):
         text += [
             "",
             f"## {model.__name__}",

@@ -33,6 +33,8 @@ class Annotate(NamedPass):
                 if (scale := scales.get(site.input)) is not None:
                     notes["smoothed"] = scale.tensor
                 node.metadata_props.update({f"{PREFIX}{name}": text for name, text in notes.items()})
+        if self.plan.prefix is not None:
+            model.metadata_props[f"{PREFIX}prefix"] = " ".join(map(str, self.plan.prefix.tokens))
         model.metadata_props.update({f"{PREFIX}version": __version__, f"{PREFIX}plan": self.plan.digest})
         model.producer_name, model.producer_version = "spq-graph", __version__
         return ir.passes.PassResult(model, modified=True)

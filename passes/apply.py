@@ -14,6 +14,7 @@ from spq_graph.passes.annotate import Annotate
 from spq_graph.passes.base.run import Pass, run
 from spq_graph.passes.base.stock import Stock
 from spq_graph.passes.canon.canonicalize import strip_exporter_noise
+from spq_graph.passes.changes.prefix import PrependPrefix
 from spq_graph.passes.changes.scale import ScaleChannels
 from spq_graph.passes.check.outline import Outline, outline
 from spq_graph.passes.check.plan import VerifyPlan
@@ -75,7 +76,10 @@ def check_applied(model: ir.Model, source: Path | Prepared, plan: Plan) -> None:
 
 
 def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
-    """The source as the plan's passes find it: with its factors for channels, which all else is then held against."""
+    """The source as the plan's passes find it: with its prefix and its factors for channels.
+
+    All else is then held against that.
+    """
     target = plan.recipe.profile
     whole = source if isinstance(source, Prepared) else prepared(source)
     if delivered:
@@ -85,7 +89,7 @@ def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
     int8 = INT8_OPSET if any(plan.in_form(form) for form in (Form.WITH_BRANCH, Form.BY_TOKEN)) else 0
     model = whole.adapted(target, max(fp8, int8))
     products = [site.site for site in plan.sites if site.role is not Role.EMBEDDING]
-    run(model, [ScaleChannels(list(plan.scales.values()), products)])
+    run(model, [PrependPrefix(plan.prefix), ScaleChannels(list(plan.scales.values()), products)])
     return model
 
 

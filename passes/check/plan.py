@@ -37,7 +37,7 @@ class VerifyPlan(ir.passes.InPlacePass):
 
     Args:
         plan: what should be there.
-        before: `outline` of the model before the plan was applied, but for the factors that it has for channels.
+        before: `outline` of the model before the plan was applied, but for its prefix and its factors for channels.
 
     Calling it raises CheckError, naming what differs.
     """

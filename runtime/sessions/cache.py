@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Ids
+from spq_graph.terms.cache import continued
 
 Float32 = npt.NDArray[np.float32]
-# past_key_values.0.key and present.0.key are one cache before and after, and so are past_0 and present_0.
-_STEM = re.compile(r"^(past|present)(_key_values)?[._]?")
 
 
 class Decoding:
@@ -51,6 +47,11 @@ class Decoding:
     def where(self) -> str:
         """The model's file, for errors."""
         return str(self._runner.path)
+
+    @property
+    def held(self) -> dict[str, Float32]:
+        """Keys and values of every token that was fed, by the input that takes them; copies."""
+        return {name: value.numpy().astype(np.float32) for name, value in self._past.items()}
 
     def feed(self, ids: Ids, mask: Ids | None = None) -> Float32:
         """Append tokens, and return what the model says after each of them.
@@ -113,14 +114,5 @@ class Decoding:
 def cache_pairs(runner: Runner) -> dict[str, str]:
     """By input of the cache, the output that continues it; empty where the graph has no cache to grow."""
     inputs = runner.past_names
-    outputs = {_stem(name): name for name in _names(runner.session.get_outputs()) if name.startswith("present")}
-    pairs = {name: outputs[_stem(name)] for name in inputs if _stem(name) in outputs}
+    pairs = continued(inputs, [spec.name for spec in runner.session.get_outputs()])
     return pairs if len(pairs) == len(inputs) and runner.fixed_shape[1] is None else {}
-
-
-def _names(specs: Iterable[ort.NodeArg]) -> list[str]:
-    return [spec.name for spec in specs]
-
-
-def _stem(name: str) -> str:
-    return _STEM.sub("", name)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spq_graph.runtime.sessions.inputs import AttentionFacts, attention_facts, is_past, number_feed, positions
+from spq_graph.runtime.sessions.inputs import AttentionFacts, attention_facts, number_feed, positions
 from spq_graph.runtime.sessions.masks import MaskForm, mask_forms, pair_mask
 from spq_graph.runtime.text.sequences import Ids
+from spq_graph.terms.cache import is_past
 from spq_graph.terms.errors import GraphError
 
 Array = npt.NDArray[Any]

@@ -46,11 +46,6 @@ class AttentionFacts:
     right_padding: bool = False
 
 
-def is_past(name: str) -> bool:
-    """Whether an input holds keys and values of earlier tokens."""
-    return "past" in name or "cache" in name
-
-
 def empty_past(
     name: str, shape: Sequence[int | str | None], rows: int, dtype: type[np.generic], width: int | None, room: int = 0
 ) -> npt.NDArray[np.generic]:

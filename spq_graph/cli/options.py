@@ -143,7 +143,7 @@ Remedy = Annotated[
     list[str] | None,
     typer.Option(
         "--remedy",
-        help="apply this remedy wherever it has cause (repeatable): peel, smooth",
+        help="apply this remedy wherever it has cause (repeatable): peel, smooth, prefix",
         metavar="NAME",
         rich_help_panel=RECIPE,
     ),
@@ -151,7 +151,10 @@ Remedy = Annotated[
 NoRemedy = Annotated[
     list[str] | None,
     typer.Option(
-        "--no-remedy", help="leave this remedy out (repeatable): peel, smooth", metavar="NAME", rich_help_panel=RECIPE
+        "--no-remedy",
+        help="leave this remedy out (repeatable): peel, smooth, prefix",
+        metavar="NAME",
+        rich_help_panel=RECIPE,
     ),
 ]
 _ENDS = "auto (8-bit weights where measuring allows), 8bit (by block), as_is"

@@ -44,6 +44,7 @@ def decide(
     alone_stderr_of: Stderr | None = None,
     tokens: int = 0,
     absorbers: Absorbers | None = None,
+    standing: Sequence[Treatment] = (),
     token_text: Callable[[int], str] | None = None,
 ) -> Plan:
     """Decide the precision of every site.
@@ -74,6 +75,7 @@ def decide(
         alone_stderr_of: standard error of what `alone` said.
         tokens: how many tokens `measure` runs on, to be noted.
         absorbers: what takes factors of channels; None where nothing is to be smoothed.
+        standing: treatments that the ranges come from already.
         token_text: decodes a token id, to be noted beside it.
 
     Raises:
@@ -105,7 +107,7 @@ def decide(
         ),
         search=search,
         sites=[planned(choice, token_text) for choice in choices.values()],
-        treatments=treated,
+        treatments=[*standing, *treated],
         budget_met=met,
         unmatched=list(unmatched),
     )

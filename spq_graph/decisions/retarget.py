@@ -52,8 +52,11 @@ def _recipe_for(recipe: Recipe, target: Target) -> Recipe:
 
 
 def _treated(treatment: Treatment, taking: Collection[str]) -> Treatment:
-    """A branch at those of its sites that still take one, and factors at all; refused where none is in integers."""
-    if not treatment.applied:
+    """A branch at those of its sites that still take one, and factors at all; refused where none is in integers.
+
+    A prefix stays, whatever its sites are in: the ranges are those behind it.
+    """
+    if not treatment.applied or treatment.remedy == "prefix":
         return treatment
     smooth = treatment.remedy == "smooth"
     if sites := tuple(key for key in treatment.sites if key in taking):

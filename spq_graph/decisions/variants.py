@@ -10,10 +10,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from spq_graph.decisions.other_treatments import retreated, throughout
+from spq_graph.decisions.other_treatments import Footings, retreated, throughout
+from spq_graph.decisions.prefixing import Footing
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
-from spq_graph.documents.value_range import ValueRange
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, Extent, RowId, RowKind, Scheme
 
@@ -28,7 +28,15 @@ ROWS_ONCE = (FP32, WEIGHT_ONLY)
 SHORT_ROWS = (EVERYWHERE, SPIKE_AWARE)
 
 # What stands against each remedy: the same of it, where it should not help.
-CONTROLS: Mapping[str, RowKind] = {"peel": RowKind.CONTROL_CHANNELS, "smooth": RowKind.CONTROL_FACTORS}
+CONTROLS: Mapping[str, RowKind] = {
+    "peel": RowKind.CONTROL_CHANNELS,
+    "smooth": RowKind.CONTROL_FACTORS,
+    "prefix": RowKind.CONTROL_PREFIX,
+}
+# The source with a remedy that makes another model of it.
+FP32_WITH_PREFIX = RowId(RowKind.FP32, with_remedy="prefix")
+
+_UNKNOWN = Footings(*[Footing(None, MappingProxyType({}))] * 2)
 
 LadderPlace = tuple[RowId, int]  # in a ladder: which row, at how many bits
 
@@ -88,10 +96,7 @@ def rows_of(
 
 
 def variants(
-    plan: Plan,
-    stored: Mapping[str, Precision],
-    extent: Extent = Extent.FULL,
-    seen: Mapping[str, ValueRange] = MappingProxyType({}),
+    plan: Plan, stored: Mapping[str, Precision], extent: Extent = Extent.FULL, footings: Footings = _UNKNOWN
 ) -> list[Variant]:
     """The rows that belong to one plan, each model once.
 
@@ -102,7 +107,7 @@ def variants(
         plan: what was decided.
         stored: the format of each weight in the graph, by key.
         extent: how much is shown.
-        seen: what calibration saw, by activation value; without it no factors can be exchanged for others.
+        footings: what rows stand on; where that is not known, there are no controls that need ranges of their own.
     """
     others = sorted((s for s in plan.counted if s not in plan.kept), key=_ratio)
     count = min(len(plan.kept), len(others))
@@ -113,9 +118,10 @@ def variants(
     def planned(row: RowId) -> Plan:
         if row.kind is RowKind.EVERYWHERE:
             made = _quantized_but(plan, (), stored, SCHEMES[row.scheme])
-            if row.with_remedy is None:
-                return made.with_treatments(())
-            return throughout(made, None if row == WITH_ALL else row.with_remedy)
+            if row == WITH_ALL:
+                return throughout(made)
+            made = throughout(made, row.with_remedy) if row.with_remedy is not None else made.with_treatments(())
+            return made if made.prefix is not None else footings.without_prefix(made)
         if row.kind in (RowKind.CONTROL_LOWEST, RowKind.CONTROL_RANDOM):
             picked: Sequence[int] = range(count)
             if row.kind is RowKind.CONTROL_RANDOM:
@@ -124,16 +130,14 @@ def variants(
         if row == WITHOUT_HEAD:
             return plan.with_precisions(lambda s: stored[s.key] if s.key in ends else s.precision)
         if row.kind in CONTROLS.values() or row.without_remedy:
-            return retreated(plan, row, seen)
+            return retreated(plan, row, footings)
         return plan if row.kept_in is None else _kept_in(plan, row.kept_in, tried)
 
     rows = rows_of(plan.recipe, formats=bool(tried), controls=bool(count), remedies=remedies, extent=extent)
     ends = {s.key for s in plan.sites if s.aside and s.precision.row.by_block}
     if ends and extent is Extent.FULL:
         rows.insert(rows.index(SPIKE_AWARE) + 1, WITHOUT_HEAD)
-    if not plan.scales.keys() <= seen.keys():
-        rows = [row for row in rows if row.kind is not RowKind.CONTROL_FACTORS]
-    found = [Variant(row, plan.recipe.bits, planned(row)) for row in rows]
+    found = [Variant(row, plan.recipe.bits, planned(row)) for row in rows if footings.serve(row, plan)]
     anchors = {decisions_of(plan)} | {decisions_of(row.plan) for row in found if row.id == EVERYWHERE}
     once: list[Variant] = []
     for row in found:
@@ -151,7 +155,15 @@ def decisions_of(plan: Plan) -> object:
     read = {site.input for site in plan.sites if site.precision.takes_branch}
     branches = tuple((v, peel.channels, peel.low, peel.high) for v, peel in plan.peels.items() if v in read)
     factors = tuple((v, scale.exponents) for v, scale in plan.scales.items() if v in read)
-    return recipe.bits, recipe.activations, recipe.weights, sites, branches, factors
+    prefix = plan.prefix.digest if plan.prefix is not None else None
+    return recipe.bits, recipe.activations, recipe.weights, sites, branches, factors, prefix
+
+
+def source_behind(plan: Plan, stored: Mapping[str, Precision], extent: Extent = Extent.FULL) -> list[Variant]:
+    """The source behind the plan's prefix, which makes another model of it; nothing where there is none."""
+    if plan.prefix is None or extent is Extent.SHORT:
+        return []
+    return [Variant(FP32_WITH_PREFIX, 8, throughout(plan.with_precisions(lambda s: stored[s.key]), "prefix"))]
 
 
 def weight_only(plan: Plan) -> Variant:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeInt
+from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeInt, PrivateAttr
 
+from spq_graph.documents.arrays import Arrays, Float32
 from spq_graph.documents.strict import Strict
 
 # Factors are no further from 1 than two to this: what is left of an activation's range beyond it is for a branch.
 MOST_EXPONENT = 8
+# Each token of a prefix takes room in the cache of every sequence, and few hold what spikes.
+MOST_TOKENS = 16
 
 
 def _ascending(channels: tuple[int, ...]) -> tuple[int, ...]:
@@ -64,4 +68,62 @@ class Scale(Strict):
         return self.model_copy(update={"exponents": tuple(-e for e in self.exponents)})
 
 
-Change: TypeAlias = Annotated[Peel | Scale, Field(discriminator="kind")]
+class Prefix(Strict):
+    """Tokens that every sequence follows, of which nothing is left to compute: their keys and values are constants.
+
+    What attends to them is no longer among what is quantized, and neither is what spikes at them: QFeP (arXiv
+    2405.14428, section 4), CushionCache (arXiv 2406.12016), PrefixQuant (arXiv 2410.05265). The model computes what it
+    would behind these tokens: the source's logits are others.
+    """
+
+    kind: Literal["prefix"] = Field("prefix", description="what kind of change it is")
+    tokens: tuple[NonNegativeInt, ...] = Field(
+        min_length=1, max_length=MOST_TOKENS, description="ids, in their order, from the beginning of every sequence"
+    )
+    digest: str = Field(
+        description="of plan.safetensors, which holds their keys and values, float32 [1, heads, tokens, width], by the "
+        "input of the cache that they stand in front of"
+    )
+    _arrays: Arrays | None = PrivateAttr(None)
+
+    @classmethod
+    def of(cls, tokens: tuple[int, ...], caches: Mapping[str, Float32]) -> Prefix:
+        """A prefix with its keys and values.
+
+        Args:
+            tokens: ids.
+            caches: float32 [1, heads, tokens, width], by input of the cache.
+        """
+        arrays = Arrays.of(caches)
+        return cls(tokens=tokens, digest=arrays.digest).holding(arrays)
+
+    def holding(self, arrays: Arrays) -> Prefix:
+        """The same prefix with its keys and values at hand.
+
+        Raises:
+            ValueError: they are not those that it was made with, or not of its tokens.
+        """
+        if arrays.digest != self.digest:
+            raise ValueError("it is not the file that was written with the plan, or was damaged since")
+        for name, array in arrays.read().items():
+            if array.ndim != 4 or (array.shape[0], array.shape[2]) != (1, len(self.tokens)):
+                raise ValueError(f"{name} is {list(array.shape)}, not [1, heads, {len(self.tokens)}, width]")
+        made = self.model_copy()
+        made._arrays = arrays
+        return made
+
+    @property
+    def arrays(self) -> Arrays:
+        """Its keys and values.
+
+        Raises:
+            LookupError: the plan was not read from a file, or made with them: an error of the program.
+        """
+        if self._arrays is None:
+            raise LookupError("this prefix was made without its keys and values")
+        return self._arrays
+
+
+Change: TypeAlias = Annotated[Peel | Scale | Prefix, Field(discriminator="kind")]
+AtValue: TypeAlias = Peel | Scale
+"""A change of one activation value."""

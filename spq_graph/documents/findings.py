@@ -183,6 +183,7 @@ class Difference:
         only_a, only_b: keys of sites that one side has.
         branches: channels of outlier branches, by activation, that one side alone has or that differ.
         factors: exponents of the factors of channels, by activation, that one side alone has or that differ.
+        prefix: token ids that every sequence follows, where they differ or their keys and values do.
         recipe: fields that differ, where both have a plan.
         operators: types whose counts differ, where both have a graph.
         bytes: of the files, where both have some and they differ.
@@ -195,6 +196,7 @@ class Difference:
     only_b: Sequence[str]
     branches: Mapping[str, Pair[Sequence[int]]]
     factors: Mapping[str, Pair[Sequence[int]]]
+    prefix: Pair[Sequence[int]] | None
     recipe: Mapping[str, Pair[Any]]
     operators: Mapping[str, Pair[int]]
     bytes: Pair[int] | None
@@ -209,6 +211,7 @@ class Difference:
             "only_b": list(self.only_b),
             "branches": [{"value": value, **asdict(pair)} for value, pair in self.branches.items()],
             "factors": [{"value": value, **asdict(pair)} for value, pair in self.factors.items()],
+            "prefix": {"tokens": asdict(self.prefix)} if self.prefix is not None else {},
             "recipe": {name: asdict(pair) for name, pair in self.recipe.items()},
             "operators": {name: asdict(pair) for name, pair in self.operators.items()},
             "bytes": {"bytes": asdict(self.bytes)} if self.bytes is not None else {},

@@ -23,10 +23,11 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from spq_graph.documents.calibration_ref import CalibrationRef
-from spq_graph.documents.changes import Peel, Scale
+from spq_graph.documents.changes import Peel, Prefix, Scale
 from spq_graph.documents.content import content_of
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.model_ref import ModelRef
+from spq_graph.documents.plan_arrays import arrays_beside, with_arrays
 from spq_graph.documents.plan_file import refuse_senseless
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
@@ -157,23 +158,6 @@ class Plan(Strict):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    def refuse_other(self, digest: str, name: str) -> None:
-        """Check that this plan is for a model.
-
-        Args:
-            digest: of the model.
-            name: as it was given.
-
-        Raises:
-            UsageError: it was made for another.
-        """
-        if self.model.digest != digest:
-            raise UsageError(
-                "this plan was made for another model",
-                where=f"{self.model.origin} ({self.model.digest[:19]}…), not {name} ({digest[:19]}…)",
-                remedy="make a plan for this model with `spq-graph plan`",
-            )
-
     @property
     def integer_sites(self) -> list[SitePlan]:
         """Sites that are to run as integer kernels."""
@@ -209,6 +193,11 @@ class Plan(Strict):
     def scales(self) -> dict[str, Scale]:
         """The factors of channels that are applied, by the activation value that they are of."""
         return changes_of(self.treatments, Scale)
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """The tokens that every sequence follows; None where there are none."""
+        return next((c for t in self.treatments if t.applied for c in t.changes if isinstance(c, Prefix)), None)
 
     def with_precisions(self, precision_of: Callable[[SitePlan], Precision], **recipe: object) -> Plan:
         """The same plan with other precisions, and with other fields of its recipe; treatments stay."""
@@ -266,20 +255,20 @@ class Plan(Strict):
         return "sha256:" + hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        written({Path(path): self.to_json().encode()})
+        """Write the plan as JSON, and beside it the arrays of its treatments, where it has some."""
+        written({Path(path): self.to_json().encode(), **arrays_beside(Path(path), self.treatments)})
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan.
 
         Raises:
-            UsageError: the file is missing, not JSON, or not a plan.
+            UsageError: the file is missing, not JSON, or not a plan; or the arrays beside it are not those of the plan.
         """
         try:
             text = content_of(Path(path))
             refuse_senseless(text)
-            return cls.model_validate_json(text)
+            made = cls.model_validate_json(text)
         except OSError as cause:
             raise UsageError(
                 f"the plan cannot be read: {cause.strerror}",
@@ -292,3 +281,4 @@ class Plan(Strict):
                 where=str(path),
                 remedy="write one with `spq-graph plan`",
             ) from cause
+        return made.with_treatments(with_arrays(Path(path), made.treatments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from spq_graph.documents.model_ref import ModelRef
 from spq_graph.documents.strict import AMOUNT, COUNT, FLOAT32, Bounds, read_json
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.site import Site
@@ -40,6 +41,22 @@ def refuse_senseless(text: bytes) -> None:
         match ends:
             case [int() | float() as low, int() | float() as high] if low > high:
                 raise ValueError(f"sites.{index}.range: the minimum {low:g} is above the maximum {high:g}")
+
+
+def refuse_other(planned: ModelRef, digest: str, name: str) -> None:
+    """Check that a plan is for a model.
+
+    Args:
+        planned: the model that the plan names.
+        digest: of the model.
+        name: as it was given.
+
+    Raises:
+        UsageError: it was made for another.
+    """
+    if planned.digest != digest:
+        where = f"{planned.origin} ({planned.digest[:19]}…), not {name} ({digest[:19]}…)"
+        raise UsageError("this plan was made for another model", where=where, remedy=_ANEW)
 
 
 def refuse_misfit(planned: Iterable[Site], sites: Iterable[Site], name: str, tables: Iterable[Site] = ()) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from spq_graph.documents.changes import MOST_TOKENS
 from spq_graph.terms.errors import UsageError
 
 Wanted = Literal["auto", "always", "never"]
@@ -51,12 +52,28 @@ class SmoothSettings(BaseModel):
     )
 
 
+class PrefixSettings(BaseModel):
+    """A prefix: tokens that every sequence follows, whose keys and values stand in the graph."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    use: Wanted = Field(
+        "never",
+        description="auto: without scales by token, where nothing kept misses the KL budget and a prefix saves a fifth "
+        "of that; always: in any case; the model then says what it would behind these tokens",
+    )
+    most: int = Field(3, ge=1, le=MOST_TOKENS, description="how many tokens it may have; one after the other is tried")
+    tokens: tuple[NonNegativeInt, ...] = Field(
+        (), max_length=MOST_TOKENS, description="token ids, in their order, instead of a search"
+    )
+
+
 class Remedies(BaseModel):
     """Every remedy, by its name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     peel: PeelSettings = Field(PeelSettings(), description="outlier branches")
     smooth: SmoothSettings = Field(SmoothSettings(), description="smoothing")
+    prefix: PrefixSettings = Field(PrefixSettings(), description="a prefix of tokens")
 
 
 def wished(remedies: Collection[str], without: Collection[str]) -> dict[str, dict[str, Wanted]] | None:

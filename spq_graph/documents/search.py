@@ -46,6 +46,10 @@ class Search(Strict):
         description="KL with nothing kept and smoothed channels, by kind of place and exponent, one after the other; "
         "from `alone_tokens`",
     )
+    kl_prefixed: dict[str, float] | None = Field(
+        None,
+        description="KL with nothing kept behind a prefix, by its token ids; from few tokens, with ranges of these",
+    )
     formats: dict[str, float] | None = Field(
         None,
         description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has; beside "

@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from spq_graph.documents.changes import Change, Peel, Scale
+from spq_graph.documents.changes import AtValue, Change, Peel, Prefix, Scale
 from spq_graph.documents.strict import Strict
 from spq_graph.terms.site import Site
 
@@ -26,7 +26,7 @@ class Cause(StrEnum):
 
 
 # The remedy that each kind of change is made by.
-REMEDIES: Mapping[str, str] = {"peel": "peel", "scale": "smooth"}
+REMEDIES: Mapping[str, str] = {"peel": "peel", "scale": "smooth", "prefix": "prefix"}
 
 
 class Treatment(Strict):
@@ -54,7 +54,7 @@ def changes_of(treatments: Iterable[Treatment], kind: type[OfKind]) -> dict[str,
     return {change.value: change for t in treatments if t.applied for change in t.changes if isinstance(change, kind)}
 
 
-def tried(sites: Collection[Site], *changes: Mapping[str, Change]) -> list[Treatment]:
+def tried(sites: Collection[Site], *changes: Mapping[str, AtValue]) -> list[Treatment]:
     """Treatments that are only to be measured, by activation value, at these sites; of each mapping in its order."""
     readers: dict[str, list[str]] = {}
     for site in sites:
@@ -71,3 +71,9 @@ def tried(sites: Collection[Site], *changes: Mapping[str, Change]) -> list[Treat
         for value, change in some.items()
         if value in readers
     ]
+
+
+def of_prefix(sites: Collection[Site], prefix: Prefix, cause: Cause, note: str | None = None) -> Treatment:
+    """What a plan says of a prefix, which is for every site."""
+    keys = tuple(site.key for site in sites)
+    return Treatment(remedy="prefix", sites=keys, applied=True, reason=cause, changes=(prefix,), note=note)

@@ -8,7 +8,7 @@ from pathlib import Path
 from spq_graph.decisions.retarget import refuse_unsupported, retarget
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
-from spq_graph.documents.plan_file import refuse_misfit
+from spq_graph.documents.plan_file import refuse_misfit, refuse_other
 from spq_graph.documents.results import Applied
 from spq_graph.documents.staging import staged
 from spq_graph.terms.form import OWN, Form
@@ -50,7 +50,7 @@ def apply(
     refuse_unsupported(plan)
     check_companions(opening.resolve())
     with opening.open(steps, targets=(plan.recipe.target,)) as bench, staged(out, force=force) as staging:
-        plan.refuse_other(bench.digest, opening.name)
+        refuse_other(plan.model, bench.digest, opening.name)
         refuse_misfit([entry.site for entry in plan.sites], bench.found.sites, opening.name, bench.found.tables)
         with bench.steps.step("apply", "Inserting and proving"):
             built = bench.build(plan, staging / artifact.MODEL)

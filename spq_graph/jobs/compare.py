@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from spq_graph.documents import artifact
+from spq_graph.documents.changes import Prefix
 from spq_graph.documents.findings import ComparedRung, Decision, Difference, InspectedSite, Pair
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.report import Report
@@ -49,6 +50,7 @@ def _difference(a: _Side, b: _Side) -> Difference:
         only_b=[key for key in b.sites if key not in a.sites],
         branches=_pairs(_branches(a.plan), _branches(b.plan), absent=()) if a.plan and b.plan else {},
         factors=_pairs(_factors(a.plan), _factors(b.plan), absent=()) if a.plan and b.plan else {},
+        prefix=_prefixes(a.plan.prefix, b.plan.prefix) if a.plan and b.plan else None,
         recipe=_pairs(_recipe(a.plan), _recipe(b.plan), absent=None) if a.plan and b.plan else {},
         operators=_pairs(a.operators, b.operators, absent=0) if a.operators and b.operators else {},
         bytes=Pair(a.bytes, b.bytes) if a.bytes is not None and b.bytes not in (None, a.bytes) else None,
@@ -95,6 +97,12 @@ def _branches(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def _factors(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {value: scale.exponents for value, scale in plan.scales.items()}
+
+
+def _prefixes(a: Prefix | None, b: Prefix | None) -> Pair[Sequence[int]] | None:
+    if (a.digest if a else None) == (b.digest if b else None):
+        return None
+    return Pair(a.tokens if a else (), b.tokens if b else ())
 
 
 def _pairs(a: Mapping[str, T], b: Mapping[str, T], absent: T) -> dict[str, Pair[T]]:

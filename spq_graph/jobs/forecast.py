@@ -9,6 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from spq_graph.decisions.effort import effort, smooths
+from spq_graph.decisions.prefixing import most_trials
 from spq_graph.decisions.variants import in_other_formats, rows_of
 from spq_graph.documents.findings import Forecast
 from spq_graph.documents.recipe import Recipe
@@ -23,6 +24,7 @@ from spq_graph.workbench import ahead
 from spq_graph.workbench.data import Given
 from spq_graph.workbench.meter import SHARE_ALONE
 from spq_graph.workbench.pilot import Losses, Pilot, fly, sampling
+from spq_graph.workbench.prefixing import MOST_CANDIDATES, TRIAL_TOKENS
 from spq_graph.workbench.sampled import sampled_shape
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -115,15 +117,19 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
         found["sample"] = sampling(bench, count, length, pilot.reference.token)
     if given.ranges is None:
         found["calibrate"] = pilot.calibrate.of(tokens)
-    measured = bench.logits.output is not None
-    rows = 0
+    rows, measured = 0, bench.logits.output is not None
+    found |= _searching_prefix(recipe, pilot, min(tokens, TRIAL_TOKENS)) if measured else {}
     for bits in order.widths:
         recipe, losses = order.recipe.model_copy(update={"bits": bits}), pilot.losses.get(bits, Losses(0.0, 0.0))
         use = recipe.remedies.peel.use
         lossy = losses.everywhere > recipe.kl_aim
         missed = lossy and losses.kept > recipe.kl_budget
         peels = use == "always" or (use == "auto" and missed)
-        tried = {"peel": peels, "smooth": smooths(recipe, missed=missed)}
+        tried = {
+            "peel": peels,
+            "smooth": smooths(recipe, missed=missed),
+            "prefix": recipe.remedies.prefix.use == "always",
+        }
         if tokens and recipe.spike_ratio is None and measured:
             found[f"decide at {bits} bits"] = _deciding(
                 recipe, pilot, min(tokens, recipe.sensitivity_tokens), lossy=lossy, tried=tried
@@ -152,6 +158,14 @@ def _random_tokens(bench: Workbench, length: int) -> Sequences:
     first = bench.tokenizer.bos_id if bench.tokenizer is not None else bench.source.bos_token_id
     ids[:, 0] = ids[:, 0] if first is None else first
     return Sequences(ids, np.ones_like(ids), 1)
+
+
+def _searching_prefix(recipe: Recipe, pilot: Pilot, tokens: int) -> dict[str, float]:
+    """Seconds of what a search for a prefix measures, where there is one: ranges and a KL behind each that is tried."""
+    if recipe.remedies.prefix.use == "never" or recipe.remedies.prefix.tokens:
+        return {}
+    each = pilot.calibrate.of(tokens) + pilot.everywhere.of(tokens)
+    return {"prefix": pilot.reference.of(tokens) + most_trials(recipe, MOST_CANDIDATES) * each}
 
 
 def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, tried: Mapping[str, bool]) -> float:

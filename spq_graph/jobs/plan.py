@@ -10,9 +10,10 @@ from spq_graph.documents.interrupts import completed, held
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges, json_file
 from spq_graph.documents.recipe import Recipe
-from spq_graph.workbench.data import calibration_data, check_measured
+from spq_graph.workbench.data import calibration_data, check_measured, refuse_foreign
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.planning import make_plan
+from spq_graph.workbench.prefixing import footing
 from spq_graph.workbench.steps import Steps
 
 
@@ -45,12 +46,13 @@ def plan(
     check_measured(opening.resolve(), calibration)
     with opening.open(steps, targets=(recipe.target,)) as bench:
         refuse_unfit_patterns(bench.found.every, recipe)
-        bench.refuse_foreign(known, ranges)
+        refuse_foreign(bench, known, ranges)
         tokens = recipe.calibration_tokens
         if bench.logits.output is None and calibration is not None:
             bench.steps.remark(f"{bench.logits.words}; sites are chosen by their ratio")
         data = calibration_data(bench, calibration, tokens) if calibration is not None else None
-        made = make_plan(bench, recipe, recipe.bits, known, data)
+        on = footing(bench, recipe, known, data)
+        made = make_plan(bench, recipe, recipe.bits, known, data, on)
     with held():
         made.save(out)
         completed(f"{out} is complete")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from spq_graph.decisions.variants import decisions_of, in_other_formats, variants, weight_only
+from spq_graph.decisions.other_treatments import Footings
+from spq_graph.decisions.variants import decisions_of, in_other_formats, source_behind, variants, weight_only
 from spq_graph.decisions.verdict import judge
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
@@ -16,7 +17,6 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report, Rung, TargetRun, TextRef
 from spq_graph.documents.results import Outcome
 from spq_graph.documents.staging import staged
-from spq_graph.documents.value_range import ValueRange
 from spq_graph.documents.verdict import Standing, Verdict
 from spq_graph.jobs.forecast import expect
 from spq_graph.jobs.order import Order
@@ -38,6 +38,7 @@ from spq_graph.workbench.illustration import draw, token_texts
 from spq_graph.workbench.naming import refuse_not_finite
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.planning import make_plan
+from spq_graph.workbench.prefixing import all_footings
 from spq_graph.workbench.shared_ladder import measure_rows
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
@@ -57,13 +58,13 @@ class _Texts:
     """What the ladder is measured on, how much of it, and what decisions were; None where there is no such.
 
     Attributes:
-        seen: what calibration saw, by activation value.
+        footings: what plans and rows stand on: a prefix, or none.
     """
 
     ladder: Sequences | None
     extent: Extent | None
     calibration: Sequences | None
-    seen: Mapping[str, ValueRange]
+    footings: Footings
 
 
 def quantize(
@@ -107,10 +108,9 @@ def fulfil(order: Order, *, command: str = "", steps: Steps | None = None) -> Ou
     with order.begun(steps or Steps()) as (bench, given), staged(order.out, force=order.force) as staging:
         expect(bench, given, order)
         ranges, sequences = measured(bench, given, recipe)
-        plans = [make_plan(bench, recipe, bits, ranges, sequences) for bits in order.widths]
-        report = _write(
-            bench, plans, ranges, _Texts(given.text, order.extent, sequences, ranges.values), staging, command
-        )
+        footings = all_footings(bench, recipe, ranges, sequences, order.extent if given.text is not None else None)
+        plans = [make_plan(bench, recipe, bits, ranges, sequences, footings.own) for bits in order.widths]
+        report = _write(bench, plans, ranges, _Texts(given.text, order.extent, sequences, footings), staging, command)
     return Outcome(order.out, plans[0], report)
 
 
@@ -144,9 +144,11 @@ def _ladder(bench: Workbench, plans: Sequence[Plan], built: Built, texts: _Texts
     """The rows of every plan; the artifact itself is the spike-aware one: what is measured is what is delivered."""
     if texts.ladder is None or texts.extent is None:
         return []
-    rows = [row for plan in plans for row in variants(plan, bench.stored, texts.extent, texts.seen)]
+    rows = source_behind(plans[0], bench.stored, texts.extent)
+    rows += [row for plan in plans for row in variants(plan, bench.stored, texts.extent, texts.footings)]
     known = {decisions_of(row.plan) for row in rows}
-    rivals = (*in_other_formats(plans[0], texts.extent), weight_only(plans[0]))
+    bare = texts.footings.without_prefix(plans[0])
+    rivals = (*in_other_formats(bare, texts.extent), weight_only(bare))
     rows += [rival for rival in rivals if decisions_of(rival.plan) not in known]
     ready = {} if bench.emulates(plans[0]) else {(SPIKE_AWARE, plans[0].recipe.bits): built}
     return measure_rows(bench, rows, texts.ladder, ready)

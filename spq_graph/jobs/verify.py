@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
-from spq_graph.documents.plan_file import refuse_misfit
+from spq_graph.documents.plan_file import refuse_misfit, refuse_other
 from spq_graph.documents.recipe import load_recipe
 from spq_graph.documents.results import Verified
 from spq_graph.passes.apply import check_applied
@@ -58,7 +58,7 @@ def verify(out: str | Path, model: Openable, *, steps: Steps | None = None) -> V
             remedy=f"remove it, or write the plan's again: `spq-graph apply` with {artifact.PLAN} does",
         )
     with opening.open(steps) as bench:
-        plan.refuse_other(bench.digest, opening.name)
+        refuse_other(plan.model, bench.digest, opening.name)
         refuse_misfit([entry.site for entry in plan.sites], bench.found.sites, opening.name, bench.found.tables)
         with bench.steps.step("verify", "Holding every site and constant against the source"):
             try:

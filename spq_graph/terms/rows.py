@@ -45,6 +45,7 @@ class RowKind(StrEnum):
     CONTROL_RANDOM = "control_random"  # as many sites kept as in the plan, but drawn by a seed
     CONTROL_CHANNELS = "control_channels"  # the plan with its outlier branches at channels drawn by a seed
     CONTROL_FACTORS = "control_factors"  # the plan with the factors of its channels at others, drawn by a seed
+    CONTROL_PREFIX = "control_prefix"  # the plan behind a prefix of as many tokens, drawn by a seed
     WEIGHT_ONLY = "weight_only"  # every weight in 8 bits by block, and no scale of activations settled beforehand
     MODEL = "model"  # a file without a plan, where it is timed
     OTHER = "other"  # what only another version of this program knows
@@ -69,7 +70,7 @@ class RowId:
         target: of `spike_aware`: what the plan was compiled for, where not for its own target.
         with_remedy: of `fp32` and `everywhere`: the remedy that was applied.
         without_remedy: of `spike_aware`: the remedy of the plan that was left out.
-        seed: of `control_random`, `control_channels` and `control_factors`; no part of the name.
+        seed: of controls that are drawn; no part of the name.
         unread: of `other`: its name.
     """
 

@@ -157,6 +157,9 @@ def show_difference(found: Difference, console: Console) -> None:
         for key, pair in pairs.items():
             told = f"{words.printable(key)}: {_shown(pair.a)} -> {_shown(pair.b)}"
             console.print(Text.assemble((f"{title} ", "dim"), told), highlight=False, soft_wrap=True)
+    if found.prefix is not None:
+        told = f"{_tokens(found.prefix.a)} -> {_tokens(found.prefix.b)}"
+        console.print(Text.assemble(("prefix ", "dim"), told), highlight=False, soft_wrap=True)
     _show_treatments("outlier branch", found.branches, _channels, console)
     _show_treatments("smoothed", found.factors, _exponents, console)
     if found.ladder:
@@ -171,7 +174,8 @@ def show_difference(found: Difference, console: Console) -> None:
     for side, keys in (("A", found.only_a), ("B", found.only_b)):
         for key in keys:
             console.print(cells.name(key).append(f": only in {side}"), highlight=False, soft_wrap=True)
-    if not (found.changed or found.branches or found.factors or found.only_a or found.only_b):
+    treated = found.prefix or found.branches or found.factors
+    if not (found.changed or treated or found.only_a or found.only_b):
         console.print("the plans decide the same")
 
 
@@ -191,6 +195,10 @@ def _ladder(rungs: Sequence[ComparedRung]) -> Table:
         name, bits = Text(words.rung_name(rung)), str(rung.bits or words.NOTHING)
         table.add_row(name, bits, words.number(a, 4), words.number(b, 4), change)
     return table
+
+
+def _tokens(tokens: Sequence[int]) -> str:
+    return " ".join(map(str, tokens)) or "none"
 
 
 def _exponents(exponents: Sequence[int]) -> str:

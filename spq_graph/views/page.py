@@ -176,6 +176,8 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     tiles.append(("kept sites", f"{kept} of {len(plan.counted)}", "in high precision"))
     if by_token:
         tiles.append(("by token", f"{by_token} of {len(plan.counted)}", "sites, in integers"))
+    if plan.prefix is not None:
+        tiles.append(("prefix", str(len(plan.prefix.tokens)), "tokens in front of every sequence"))
     if plan.peels:
         most = max(len(peel.channels) for peel in plan.peels.values())
         tiles.append(("outlier branches", str(len(plan.peels)), f"of up to {most} channels"))

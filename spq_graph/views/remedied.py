@@ -7,7 +7,15 @@ from spq_graph.documents.plan import Plan
 
 def remedies(plan: Plan) -> list[str]:
     """What each remedy that is applied does, and where; nothing of others."""
-    return [said for said in (smoothing(plan), branches(plan)) if said is not None]
+    return [said for said in (prefix(plan), smoothing(plan), branches(plan)) if said is not None]
+
+
+def prefix(plan: Plan) -> str | None:
+    """How many tokens every sequence follows; None where it follows none."""
+    if plan.prefix is None:
+        return None
+    count = len(plan.prefix.tokens)
+    return f"a prefix of {count} token{'s' if count > 1 else ''} ({' '.join(map(str, plan.prefix.tokens))})"
 
 
 def smoothing(plan: Plan) -> str | None:

@@ -36,6 +36,7 @@ _KINDS = {
     RowKind.CONTROL_RANDOM: "control: random",
     RowKind.CONTROL_CHANNELS: "control: random channels",
     RowKind.CONTROL_FACTORS: "control: permuted factors",
+    RowKind.CONTROL_PREFIX: "control: random prefix",
     RowKind.WEIGHT_ONLY: "weight-only",
     RowKind.MODEL: "this model",
 }

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from spq_graph.decisions.enough import tokens_to_evaluate
 from spq_graph.documents.content import refuse_special
-from spq_graph.documents.ranges import Ranges
+from spq_graph.documents.ranges import UNSEALED, Ranges
 from spq_graph.documents.recipe import CALIBRATION_TOKENS, Recipe
 from spq_graph.models.source import Source, embedded_text
 from spq_graph.runtime.text.named_sets import NamedSet, fetched, nearest
 from spq_graph.runtime.text.reading import check_readable
 from spq_graph.runtime.text.sequences import Sequences
-from spq_graph.terms.errors import SourceError, UsageError
+from spq_graph.terms.errors import DataError, SourceError, UsageError
 from spq_graph.workbench.sampled import sampled
 from spq_graph.workbench.workbench import Workbench
 
@@ -151,12 +151,32 @@ def read(bench: Workbench, data: Data, recipe: Recipe, *, ladder: bool) -> Given
     ranges = None
     if data.ranges is not None:
         ranges = Ranges.of(data.ranges)
-        bench.refuse_foreign(ranges, data.ranges)
+        refuse_foreign(bench, ranges, data.ranges)
     named = data.calibration is not None
     calibration = calibration_data(bench, data.calibration, recipe.calibration_tokens) if named else None
     if calibration is not None:
         _refuse_overlap(text, calibration)
     return Given(text, ranges, calibration)
+
+
+def refuse_foreign(bench: Workbench, ranges: Ranges, given: Ranges | str | Path) -> None:
+    """Refuse ranges of another model, and such as lack a site; tell of those that nothing seals.
+
+    Args:
+        bench: the model.
+        ranges: that were measured before.
+        given: themselves, or the file that they come from, which is then named.
+
+    Raises:
+        DataError: they were measured on another model, or say nothing of a site of this one.
+    """
+    where = bench.source.origin if isinstance(given, Ranges) else str(given)
+    if ranges.model_digest != bench.digest:
+        remedy = "run `spq-graph calibrate` on this one"
+        raise DataError("these ranges were measured on another model", where=where, remedy=remedy)
+    ranges.refuse_lacking(bench.found.sites, where)
+    if not ranges.sealed:
+        bench.steps.remark(f"{where}: {UNSEALED}")
 
 
 def _text(bench: Workbench, data: Data) -> Sequences | None:

@@ -17,7 +17,7 @@ from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import GraphError
-from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId
+from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId, RowKind
 from spq_graph.workbench.built import Built
 from spq_graph.workbench.naming import in_source, once_quantized, refuse_too_large_on
 from spq_graph.workbench.streams import execute
@@ -74,7 +74,8 @@ def measure_ladder(
     for row in rows:
         rung = measured.get(decisions_of(row.plan))
         if rung is not None:
-            ladder.append(rung.model_copy(update={"id": row.id, "bits": row.bits, "kept": _kept(row)}))
+            bits = None if row.id.kind is RowKind.FP32 else row.bits
+            ladder.append(rung.model_copy(update={"id": row.id, "bits": bits, "kept": _kept(row)}))
     return ladder
 
 
@@ -157,9 +158,9 @@ def _built(bench: Workbench, row: Variant) -> Built | None:
 
 
 def _kept(row: Variant) -> list[str]:
-    # Of weight-only and the like nothing is kept: it is another way to quantize everything.
+    # Of weight-only and the like nothing is kept, it is another way to quantize everything; and of FP32 all is.
     rounded = (s for s in row.plan.counted if s.precision.bits is None and s.precision is not row.plan.usual)
-    return [] if row.id.all_in_one else [s.key for s in rounded]
+    return [] if row.id.all_in_one or row.id.kind is RowKind.FP32 else [s.key for s in rounded]
 
 
 def _rung(row: RowId, bits: int | None, score: Score, size: int, executed: dict[str, int]) -> Rung:

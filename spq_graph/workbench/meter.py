@@ -10,12 +10,12 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from spq_graph.documents.calibration_ref import CalibrationRef
-from spq_graph.documents.changes import Peel, Scale
+from spq_graph.documents.changes import Peel, Prefix, Scale
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.search import Search
-from spq_graph.documents.treatment import tried
+from spq_graph.documents.treatment import Cause, of_prefix, tried
 from spq_graph.passes.apply import apply_plan
 from spq_graph.passes.base.stock import Stock
 from spq_graph.runtime.measures.asked import gives_last_only
@@ -89,7 +89,14 @@ class Meter:
     fewer: str | None
 
 
-def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges, tick: Callable[[int], None]) -> Meter:
+def meter(
+    bench: Workbench,
+    sequences: Sequences,
+    recipe: Recipe,
+    ranges: Ranges,
+    tick: Callable[[int], None],
+    prefix: Prefix | None = None,
+) -> Meter:
     """What decisions are measured by: KL against the source, on as many tokens as the recipe says.
 
     Args:
@@ -99,22 +106,24 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
         ranges: of the activations.
         tick: called after every pass, that of the source first, with its tokens in units of what a candidate alone is
             measured on.
+        prefix: what candidates have in front of every sequence; the source has nothing there.
     """
-    if bench.decoder.fixed_shape[1] is None:
-        enough = max(WINDOW, -(-recipe.sensitivity_tokens // len(sequences)))  # few long windows are taken as they are
-        sequences = beginnings(sequences, None, SHORT if gives_last_only(bench.reference) else enough)
+    sequences = as_measured(bench, sequences, recipe)
     few = spread(sequences, recipe.sensitivity_tokens)
-    base, stored = _skeleton(bench, ranges, recipe), bench.stored
+    base, stored = skeleton(bench, ranges, recipe), bench.stored
     # Encoding all weights takes as long as running thousands of tokens, and candidates have most of them in common.
     stock = Stock(Held(bench.work, memory=0).keep)
 
     def graph(precisions: Mapping[str, Precision], peels: Peels = NO_PEELS, scales: Scales = NO_SCALES) -> ir.Model:
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.
         plan = base.with_precisions(lambda s: precisions.get(s.key, stored[s.key]))
-        plan = plan.with_treatments(tried([s.site for s in plan.sites], scales, peels))
+        sites = [s.site for s in plan.sites]
+        before = [of_prefix(sites, prefix, Cause.TRIED)] if prefix is not None else []
+        plan = plan.with_treatments(before + tried(sites, scales, peels))
         return apply_plan(bench.prepared, plan, recipe.profile.emulation, measured=True, stock=stock)
 
-    beside = Beside(bench, graph({}), few)
+    source = apply_plan(bench.prepared, base, recipe.profile.emulation, measured=True, stock=stock)
+    beside = Beside(bench, source, few)
 
     def measure(batches: int | None, precisions: Mapping[str, Precision], peels: Peels, scales: Scales) -> Score:
         try:
@@ -133,6 +142,14 @@ def meter(bench: Workbench, sequences: Sequences, recipe: Recipe, ranges: Ranges
     return Meter(whole, alone, why_fewer(sequences, few, recipe, fits=kl_of.fits))
 
 
+def as_measured(bench: Workbench, sequences: Sequences, recipe: Recipe) -> Sequences:
+    """The sequences as long as decisions are measured on them."""
+    if bench.decoder.fixed_shape[1] is not None:
+        return sequences
+    enough = max(WINDOW, -(-recipe.sensitivity_tokens // len(sequences)))  # few long windows are taken as they are
+    return beginnings(sequences, None, SHORT if gives_last_only(bench.reference) else enough)
+
+
 def why_fewer(sequences: Sequences, few: Sequences, recipe: Recipe, *, fits: int | None) -> str | None:
     """Why decisions are measured on fewer tokens than asked for; less than a row short is no reason."""
     if fits is not None:
@@ -145,7 +162,7 @@ def why_fewer(sequences: Sequences, few: Sequences, recipe: Recipe, *, fits: int
     return None
 
 
-def _skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
+def skeleton(bench: Workbench, ranges: Ranges, recipe: Recipe) -> Plan:
     """A plan with every measured site and every embedding as the graph has it: those to be measured are made of it."""
     sites = [
         SitePlan(

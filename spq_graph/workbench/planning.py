@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from spq_graph.decisions.decide import decide
 from spq_graph.decisions.effort import effort, smooths
 from spq_graph.decisions.enough import too_few
+from spq_graph.decisions.prefixing import Footing
 from spq_graph.decisions.verdict import decided_on_fewer
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
@@ -39,19 +41,32 @@ def widths_of(recipe: Recipe, ladder_bits: Sequence[int]) -> tuple[int, ...]:
     return widths
 
 
-def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, sequences: Sequences | None) -> Plan:
+def make_plan(
+    bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, sequences: Sequences | None, on: Footing | None = None
+) -> Plan:
     """Decide at so many bits; by the ratio rule without sequences, and where the model gives no logits to measure.
+
+    Args:
+        bench: the source.
+        recipe: what is wanted.
+        bits: the width.
+        ranges: of the source.
+        sequences: what to measure on.
+        on: a prefix, and what calibration saw with it; None for no prefix.
 
     Raises:
         ActivationError: an activation is larger than what holds it, or not finite.
         NotFiniteError: the logits of what was decided are not finite.
     """
     recipe = recipe.model_copy(update={"bits": bits})
+    on = on or Footing(None, ranges.values)
+    standing = on.treatments(bench.found.every, recipe, ranges.values)
+    ranges = replace(ranges, values=dict(on.seen))
     _refuse_too_large(bench, ranges)
     with bench.steps.step(f"decide at {bits} bits", f"Deciding at {bits} bits") as tick:
         found = None
         if sequences is not None and recipe.spike_ratio is None and bench.logits.output is not None:
-            found = meter(bench, sequences, recipe, ranges, _counted(bench, recipe, ranges, tick))
+            found = meter(bench, sequences, recipe, ranges, _counted(bench, recipe, ranges, tick), on.prefix)
         made = decide(
             bench.found.every,
             ranges,
@@ -68,8 +83,10 @@ def make_plan(bench: Workbench, recipe: Recipe, bits: int, ranges: Ranges, seque
             alone_stderr_of=found.alone.stderr if found is not None else None,
             tokens=found.whole.tokens if found is not None else 0,
             absorbers=absorbers_of(bench) if recipe.remedies.smooth.use != "never" else None,
+            standing=standing,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
+    made.search.kl_prefixed = dict(on.kls) or None
     if found is not None and made.search.rule == "auto":
         made.search.alone_tokens = found.alone.tokens
     if found is not None and found.fewer is not None:

@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.decisions.enough import too_few
+from spq_graph.documents.changes import Prefix
 from spq_graph.documents.checkpoint import Checkpoint
 from spq_graph.documents.model_ref import ModelRef
 from spq_graph.documents.plan import Plan
-from spq_graph.documents.ranges import UNSEALED, Ranges
+from spq_graph.documents.ranges import Ranges
 from spq_graph.models.source import Source
 from spq_graph.models.stand_in import StandIn
 from spq_graph.passes.adapt.prepared import Prepared
@@ -25,14 +26,14 @@ from spq_graph.passes.find.identify import Identified
 from spq_graph.passes.find.logits import find_logits
 from spq_graph.passes.pieces.split import signature, split
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
-from spq_graph.runtime.measures.calibrate import Guard, collect_ranges
+from spq_graph.runtime.measures.calibrate import Guard, Measure, collect_ranges
 from spq_graph.runtime.proof.held import runner_on, why_absent
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.runtime.sessions.session import Decoder, Runner
 from spq_graph.runtime.text.reading import load_sequences
 from spq_graph.runtime.text.sequences import Ids, Sequences
 from spq_graph.runtime.text.tokenizer import TextTokenizer
-from spq_graph.terms.errors import ActivationError, DataError
+from spq_graph.terms.errors import ActivationError
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.segment import Segmented
@@ -46,7 +47,7 @@ from spq_graph.workbench.observing import observed
 from spq_graph.workbench.placed import Placed
 from spq_graph.workbench.proving import check_ran, run_on
 from spq_graph.workbench.shared_calibration import SharedCalibration
-from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.steps import Steps, Tick
 from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
 
 LONGEST_WINDOW = 2048
@@ -197,21 +198,43 @@ class Workbench:
             of = f"{count:,} of {ids.size:,}"
             self.steps.remark(f"{count / ids.size:.2%} of the tokens of {name} are unknown to the tokenizer: {of}")
 
-    def calibrate(self, sequences: Sequences, checkpoint: Checkpoint | None = None) -> Ranges:
-        """Collect the ranges of every site's input; with a checkpoint, go on where an interrupted run stopped.
+    def calibrate(
+        self, sequences: Sequences, checkpoint: Checkpoint | None = None, prefix: Prefix | None = None
+    ) -> Ranges:
+        """Collect the ranges of every site's input, as a step; as `observed`."""
+        shared = self.cluster if prefix is None else None  # workers know the source
+        label, measure = f"Calibrating on {sequences.tokens} tokens", None
+        if shared is not None:
+            placed = Placed(self.model.resolve(), self.digest, self.memory)
+            label, measure = label + shared.words, SharedCalibration(shared, placed).seen
+        with self.steps.step("calibrate", label) as tick:
+            found = self.observed(sequences, tick, checkpoint, prefix, measure)
+        found.remark = too_few(found.tokens, self.known_length)
+        return found
+
+    def observed(
+        self,
+        sequences: Sequences,
+        tick: Tick | None = None,
+        checkpoint: Checkpoint | None = None,
+        prefix: Prefix | None = None,
+        measure: Measure | None = None,
+    ) -> Ranges:
+        """The ranges of every site's input.
+
+        Args:
+            sequences: what to run.
+            tick: is told how much is done, and of how much.
+            checkpoint: to go on where an interrupted run stopped.
+            prefix: what every sequence follows; nothing of it is observed.
+            measure: runs the batches elsewhere; None for here.
 
         Raises:
             ActivationError: an activation is NaN or infinite, named by site.
         """
-        model = observed(self.prepared, self.found.sites, self.model, self.digest, self.memory)
+        model = observed(self.prepared, self.found.sites, self.model, self.digest, self.memory, prefix)
         guard = Guard(lambda ids, mask: self.not_finite(ids, mask, "calibration data"), self.too_large)
-        cluster, label = self.cluster, f"Calibrating on {sequences.tokens} tokens"
-        placed = Placed(self.model.resolve(), self.digest, self.memory)
-        shared = SharedCalibration(cluster, placed).seen if cluster is not None else None
-        with self.steps.step("calibrate", label + (cluster.words if cluster is not None else "")) as tick:
-            found = collect_ranges(model, sequences, guard, tick, checkpoint, shared)
-        found.remark = too_few(found.tokens, self.known_length)
-        return found
+        return collect_ranges(model, sequences, guard, tick, checkpoint, measure)
 
     def segments(self, graph: ir.Model) -> Segmented:
         """A graph made of the source's, in pieces that fit the memory limit; the graph is edited for it."""
@@ -280,21 +303,3 @@ class Workbench:
         """A short row of token 0, as many as the graph insists on: int64 [batch, length]."""
         batch, length = self.decoder.fixed_shape
         return np.zeros((batch or 1, length or min(8, self.sequence_length)), dtype=np.int64)
-
-    def refuse_foreign(self, ranges: Ranges, given: Ranges | str | Path) -> None:
-        """Refuse ranges of another model, and such as lack a site; tell of those that nothing seals.
-
-        Args:
-            ranges: that were measured before.
-            given: themselves, or the file that they come from, which is then named.
-
-        Raises:
-            DataError: they were measured on another model, or say nothing of a site of this one.
-        """
-        where = self.source.origin if isinstance(given, Ranges) else str(given)
-        if ranges.model_digest != self.digest:
-            remedy = "run `spq-graph calibrate` on this one"
-            raise DataError("these ranges were measured on another model", where=where, remedy=remedy)
-        ranges.refuse_lacking(self.found.sites, where)
-        if not ranges.sealed:
-            self.steps.remark(f"{where}: {UNSEALED}")

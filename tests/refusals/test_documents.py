@@ -30,7 +30,7 @@ follows = pytest.mark.follows
 # ------------------------------------------------------------------------------------------------- plans and ranges
 
 
-@follows("spq_graph/documents/plan.py:Plan.refuse_other")
+@follows("spq_graph/documents/plan_file.py:refuse_other")
 def test_plan_of_another_model(refusal: Told, made: Made, tmp_path: Path) -> None:
     other = write_decoder(tmp_path / "other.onnx", layers=2, seed=5)
     refusal.command("apply", other, made.plan, "-o", tmp_path / "out")

@@ -247,7 +247,7 @@ def test_no_such_target(refusal: Told, made: Made) -> None:
     assert [target_named(name) for name in names] == names
 
 
-@follows("spq_graph/workbench/workbench.py:Workbench.refuse_foreign")
+@follows("spq_graph/workbench/data.py:refuse_foreign")
 def test_ranges_of_another_model(refusal: Told, made: Made, tmp_path: Path) -> None:
     other = write_decoder(tmp_path / "other.onnx", layers=1, seed=5)
     plan = ["-o", tmp_path / "plan.json", "--spike-ratio", 50]

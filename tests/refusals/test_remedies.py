@@ -22,7 +22,7 @@ follows = pytest.mark.follows
 @follows("spq_graph/documents/remedies.py:wished", "no remedy")
 def test_a_remedy_that_is_not_there(refusal: Told, made: Made, tmp_path: Path) -> None:
     given = ["quantize", made.model, "-o", tmp_path / "out", "--calibration", made.data, "--spike-ratio", 50]
-    refusal.command(*given, "--remedy", "prefix")
+    refusal.command(*given, "--remedy", "rotate")
     named = refusal.error.remedy.removeprefix("one of ").split(", ")[0]
     done(*given, "--remedy", named)
     treatments = json.loads((tmp_path / "out" / "plan.json").read_text())["treatments"]

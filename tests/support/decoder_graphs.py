@@ -27,6 +27,8 @@ class Decoder:
         experts: with more than one, a router and that many experts a layer, each weighed for every token.
         routed: experts get only the tokens that chose them, as many as that are, and the last expert gets none.
         capped: tanh soft cap on the logits.
+        cache: keys and values of earlier tokens come in, and go out with those of the new ones; where attention is
+            written out, or ONNX's own of opset 23.
     """
 
     glu: Glu = field(default_factory=Glu)
@@ -40,6 +42,13 @@ class Decoder:
     experts: int = 1
     routed: bool = False
     capped: bool = False
+    cache: bool = False
+
+    @property
+    def caches(self) -> dict[str, str]:
+        """By input of the cache, the output that continues it."""
+        parts = [f"{layer}.{part}" for layer in range(self.layers if self.cache else 0) for part in ("key", "value")]
+        return {f"past_key_values.{part}": f"present.{part}" for part in parts}
 
 
 _PLAIN = Decoder()
@@ -63,7 +72,7 @@ def decoder(
     b.module = "model.embed_tokens"
     embedding = b.const(b.random(shape.vocab, width, scale=1.0))
     hidden = b.op("Gather", embedding, "input_ids")
-    mask = _causal_mask(b)
+    mask = _causal_mask(b, shape.cache)
     for layer in range(shape.layers):
         path = f"model.layers.{layer}"
         b.module = path
@@ -85,7 +94,12 @@ def decoder(
     both = (TensorProto.INT64, ["batch", "sequence"])
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     inputs = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), both)
-    return b.model(inputs, {"logits": (kind, ["batch", "sequence", shape.vocab])})
+    outputs = {"logits": (kind, ["batch", "sequence", shape.vocab])}
+    for past, present in shape.caches.items():
+        sizes = ["batch", shape.kv_heads, "past", width // shape.heads]
+        inputs[past], outputs[present] = (kind, sizes), (kind, [*sizes[:2], "total", sizes[3]])
+        inputs["attention_mask"] = (TensorProto.INT64, ["batch", "total"])
+    return b.model(inputs, outputs)
 
 
 def _axes(b: Builder, op_type: str, value: str, axes: Sequence[int], since: int = 13, **attributes: Any) -> str:
@@ -101,13 +115,20 @@ def _rms_norm(b: Builder, value: str, width: int) -> str:
     return str(b.op("Mul", b.op("Div", value, root), b.const(1 + b.random(width, scale=0.1), b.dtype)))
 
 
-def _causal_mask(b: Builder) -> str:
-    """0 where a token may look, a large negative number elsewhere: [batch, 1, sequence, sequence]."""
-    past = b.op(
-        "LessOrEqual", _axes(b, "Unsqueeze", "position_ids", [1, 2]), _axes(b, "Unsqueeze", "position_ids", [1, 3])
-    )
-    present = b.op("Cast", _axes(b, "Unsqueeze", "attention_mask", [1, 2]), to=TensorProto.BOOL)
-    return str(b.op("Where", b.op("And", past, present), b.number(0.0), b.number(-1e4)))
+def _causal_mask(b: Builder, cache: bool) -> str:
+    """0 where a token may look, a large negative number elsewhere: [batch, 1, sequence, all tokens]."""
+    if cache:
+        new, total = (
+            b.op("Gather", b.op("Shape", name), b.const(1, np.int64)) for name in ("input_ids", "attention_mask")
+        )
+        first, one = b.op("Sub", total, new), b.const(1, np.int64)
+        keys = _axes(b, "Unsqueeze", b.op("Range", b.const(0, np.int64), total, one), [0, 1, 2])
+        queries = _axes(b, "Unsqueeze", b.op("Range", first, total, one), [0, 1, 3])
+    else:
+        keys, queries = (_axes(b, "Unsqueeze", "position_ids", axes) for axes in ([1, 2], [1, 3]))
+    looks = b.op("LessOrEqual", keys, queries)
+    there = b.op("Cast", _axes(b, "Unsqueeze", "attention_mask", [1, 2]), to=TensorProto.BOOL)
+    return str(b.op("Where", b.op("And", looks, there), b.number(0.0), b.number(-1e4)))
 
 
 def _heads(b: Builder, value: str, heads: int, size: int) -> str:
@@ -147,14 +168,14 @@ def _attention(b: Builder, value: str, mask: str, shape: Decoder, path: str) -> 
         q, k, v = made
     b.module = path
     if shape.attention in ("GroupQueryAttention", "MultiHeadAttention", "Attention"):
-        mixed = _fused(b, q, k, v, shape)
+        mixed = _fused(b, q, k, v, mask, shape)
     else:
         mixed = _written_out(b, q, k, v, mask, shape, size)
     b.module = f"{path}.o_proj"
     return b.linear(mixed, width, width)
 
 
-def _fused(b: Builder, q: str, k: str, v: str, shape: Decoder) -> str:
+def _fused(b: Builder, q: str, k: str, v: str, mask: str, shape: Decoder) -> str:
     if shape.attention == "GroupQueryAttention":
         b.op("ReduceSum", "attention_mask", b.const([1], np.int64), keepdims=0)
         last = b.op("Cast", b.op("Sub", b.nodes[-1].output[0], b.const(1, np.int64)), to=TensorProto.INT32)
@@ -177,6 +198,11 @@ def _fused(b: Builder, q: str, k: str, v: str, shape: Decoder) -> str:
         return str(outputs[0])
     if shape.attention == "MultiHeadAttention":
         return str(b.op("MultiHeadAttention", q, k, v, domain=CONTRIB, num_heads=shape.heads, unidirectional=1))
+    if shape.cache:
+        pasts = _pasts(b)
+        outputs = [f"{b.module}.mixed", *(shape.caches[past] for past in pasts)]
+        heads = {"q_num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+        return str(b.op("Attention", q, k, v, mask, *pasts, outputs=outputs, **heads)[0])
     return str(b.op("Attention", q, k, v, q_num_heads=shape.heads, kv_num_heads=shape.kv_heads, is_causal=1))
 
 
@@ -187,6 +213,11 @@ def _written_out(b: Builder, q: str, k: str, v: str, mask: str, shape: Decoder, 
         q, k = (_rms_norm(b, value, size) for value in (q, k))
     if shape.rope:
         q, k = (_rotate(b, value, size) for value in (q, k))
+    if shape.cache:
+        pasts = _pasts(b)
+        for past, value in zip(pasts, (k, v), strict=True):
+            b.op("Concat", past, value, axis=2, outputs=[shape.caches[past]])
+        k, v = (shape.caches[past] for past in pasts)
     if shape.kv_heads < shape.heads:
         k, v = (_repeat(b, value, shape) for value in (k, v))
     turned = b.op("Transpose", k, perm=[0, 1, 3, 2])
@@ -194,6 +225,12 @@ def _written_out(b: Builder, q: str, k: str, v: str, mask: str, shape: Decoder, 
     mixed = b.op("MatMul", b.op("Softmax", b.op("Add", scores, mask), axis=-1), v)
     merged = b.op("Transpose", mixed, perm=[0, 2, 1, 3])
     return str(b.op("Reshape", merged, b.const([0, 0, shape.glu.width], np.int64)))
+
+
+def _pasts(b: Builder) -> list[str]:
+    """The inputs that hold keys and values of the layer that is being written."""
+    layer = b.module.split(".")[2]
+    return [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
 
 
 def _repeat(b: Builder, value: str, shape: Decoder) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from spq_graph.decisions.decide import decide
+from spq_graph.decisions.other_treatments import Footings
+from spq_graph.decisions.prefixing import Footing
 from spq_graph.decisions.retarget import retarget
 from spq_graph.decisions.variants import variants
 from spq_graph.documents.changes import Peel, Scale
@@ -149,7 +151,10 @@ def test_branches_have_what_smoothing_leaves() -> None:
 def test_each_row_has_the_ranges_that_its_treatments_leave() -> None:
     plan = with_both()
     stored = {s.key: Precision.FP32 for s in plan.sites}
-    found = {row.id.name: row.plan for row in variants(plan, stored, seen=VALUES)}
+    found = {
+        row.id.name: row.plan
+        for row in variants(plan, stored, footings=Footings(Footing(None, VALUES), Footing(None, VALUES)))
+    }
     rough = found["spike_aware_without_smooth"]
     assert rough.scales == {}
     for value, peel in rough.peels.items():

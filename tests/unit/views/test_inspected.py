@@ -65,6 +65,7 @@ def difference(name: str) -> Difference:
         only_b=[],
         factors={},
         branches={name: Pair((), (1, 5))},
+        prefix=Pair((), (7, 1)),
         recipe={"keep": Pair([name], [])},
         operators={name: Pair(1, 0)},
         bytes=Pair(1_000_000, 2_000_000),
@@ -135,6 +136,7 @@ def test_what_changed_is_told() -> None:
         "+50.0 %",
         "site int8 budget fp32 – 3.00",
         "outlier branch site: none -> 2 channels (1, 5)",
+        "prefix none -> 7 1",
         "site: only in A",
     ):
         assert piece in text, piece
@@ -191,6 +193,7 @@ def test_json_of_a_difference() -> None:
         "only_b": [],
         "branches": [{"value": "x", "a": (), "b": (1, 5)}],
         "factors": [],
+        "prefix": {"tokens": {"a": [], "b": [7, 1]}},
         "recipe": {"keep": {"a": ["x"], "b": []}},
         "operators": {"x": {"a": 1, "b": 0}},
         "bytes": {"bytes": {"a": 1_000_000, "b": 2_000_000}},
