@@ -282,7 +282,7 @@ def _explain(cause: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key '{name}'; known keys: {', '.join(sorted(_beside(problem['loc'])))}")
         else:
-            lines.append(f"{name}: {problem['msg']} (found {problem['input']!r})" if name else problem["msg"])
+            lines.append(f"{name}: {problem['msg']} (found {problem['input']!r:.80})" if name else problem["msg"])
     return "; ".join(lines)
 
 
