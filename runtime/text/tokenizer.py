@@ -8,6 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from spq_graph.documents.parsed import parse_json
@@ -80,6 +82,10 @@ class TextTokenizer:
         if self.bos_id is None:
             raise UsageError("this tokenizer names no beginning-of-sequence token", remedy="Leave out --bos.")
         return [self.bos_id, *self.prefix]
+
+    def unknown_among(self, ids: npt.NDArray[np.int64]) -> int:
+        """How many of these tokens, int64 [...], stand for a character that the vocabulary lacks."""
+        return int((ids == self.unknown_id).sum()) if self.unknown_id is not None else 0
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text; with `special`, what the tokenizer prepends goes first."""

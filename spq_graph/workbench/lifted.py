@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spq_graph.passes.base.wellformed import EXPORT_NEWER
+from spq_graph.passes.pieces.split import split
 from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.terms.errors import GraphError, SourceError
 from spq_graph.workbench.workbench import Workbench
@@ -28,7 +29,7 @@ def refuse_changed(bench: Workbench) -> None:
     batches = [(ids, np.ones_like(ids))]
     [before] = bench.reference.stream(batches)
     try:
-        [after] = SegmentedRunner(bench.segments(prepared.copy())).stream(batches)
+        [after] = SegmentedRunner(split(prepared.copy(), bench.model, bench.memory)).stream(batches)
     except (SourceError, GraphError) as cause:
         raise GraphError(
             f"lifted from opset {prepared.lifted_from}, the graph does not run: {cause.what}",

@@ -14,6 +14,7 @@ from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.passes.base.run import run
 from spq_graph.passes.find.flow import in_half
 from spq_graph.passes.observe import Observe
+from spq_graph.passes.pieces.split import split
 from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.measures.evaluate import score_text
@@ -65,7 +66,8 @@ def refuse_too_large_on(bench: Workbench, text: Sequences) -> None:
         return
     run(graph, [observe])
     names = [name for size in observe.sizes for name in size.outputs]
-    runner, largest = SegmentedRunner(bench.segments(graph), outputs=names), dict.fromkeys(observe.sized, 0.0)
+    largest = dict.fromkeys(observe.sized, 0.0)
+    runner = SegmentedRunner(split(graph, bench.model, bench.memory), outputs=names)
     rows = batches_without_padding(text, *runner.fixed_shape)
     filled = [runner.filled(ids, np.ones_like(ids)) for ids in rows]
     with bench.steps.step("float16", f"Holding {text.tokens} tokens against what float16 holds") as tick:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from spq_graph.decisions.enough import too_few
 from spq_graph.documents.changes import Prefix
@@ -24,7 +23,7 @@ from spq_graph.passes.files.read import digest_of
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.identify import Identified
 from spq_graph.passes.find.logits import find_logits
-from spq_graph.passes.pieces.split import signature, split
+from spq_graph.passes.pieces.split import signature
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
 from spq_graph.runtime.measures.calibrate import Guard, Measure, collect_ranges
 from spq_graph.runtime.proof.held import runner_on, why_absent
@@ -36,7 +35,6 @@ from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import ActivationError
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.segment import Segmented
 from spq_graph.terms.targets import CPU_PROVIDER, Profile
 from spq_graph.workbench.built import Built
 from spq_graph.workbench.cluster import Cluster
@@ -187,16 +185,12 @@ class Workbench:
             vocab_size=min((size for size in sizes if size), default=None),
             max_tokens=max_tokens,
         )
-        self._tell_unknown(found, path.name)
+        ids = found.ids[found.mask == 1]
+        unknown = self.tokenizer.unknown_among(ids) if self.tokenizer is not None else 0
+        if unknown:  # a text of another language, often
+            share = f"{unknown / ids.size:.2%} of the tokens of {path.name}"
+            self.steps.remark(f"{share} are unknown to the tokenizer: {unknown:,} of {ids.size:,}")
         return replace(found, origin=path.name)  # where the file lies is not part of what was decided
-
-    def _tell_unknown(self, sequences: Sequences, name: str) -> None:
-        """Say how many tokens stand for characters that the vocabulary lacks: a text of another language, often."""
-        unknown = self.tokenizer.unknown_id if self.tokenizer is not None else None
-        ids = sequences.ids[sequences.mask == 1]
-        if unknown is not None and (count := int((ids == unknown).sum())):
-            of = f"{count:,} of {ids.size:,}"
-            self.steps.remark(f"{count / ids.size:.2%} of the tokens of {name} are unknown to the tokenizer: {of}")
 
     def calibrate(
         self, sequences: Sequences, checkpoint: Checkpoint | None = None, prefix: Prefix | None = None
@@ -235,10 +229,6 @@ class Workbench:
         model = observed(self.prepared, self.found.sites, self.model, self.digest, self.memory, prefix)
         guard = Guard(lambda ids, mask: self.not_finite(ids, mask, "calibration data"), self.too_large)
         return collect_ranges(model, sequences, guard, tick, checkpoint, measure)
-
-    def segments(self, graph: ir.Model) -> Segmented:
-        """A graph made of the source's, in pieces that fit the memory limit; the graph is edited for it."""
-        return split(graph, self.model, self.memory)
 
     def not_finite(self, ids: Ids, mask: Ids, on: str) -> ActivationError:
         """What to raise of a batch, int64 [batch, length] both, on which the source is not finite."""
