@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from spq_graph.documents.plan import Plan
     from spq_graph.documents.ranges import Ranges
-    from spq_graph.documents.recipe import Recipe
+    from spq_graph.documents.recipe import Recipe, load_recipe
     from spq_graph.documents.report import Report
     from spq_graph.jobs.apply import apply
     from spq_graph.jobs.bench import bench
@@ -59,6 +59,7 @@ __all__ = [
     "export",
     "generate",
     "inspect",
+    "load_recipe",
     "merge",
     "plan",
     "quantize",
@@ -91,6 +92,7 @@ _HOMES = {
     "export": "spq_graph.jobs.export",
     "generate": "spq_graph.jobs.generate",
     "inspect": "spq_graph.jobs.inspect",
+    "load_recipe": "spq_graph.documents.recipe",
     "merge": "spq_graph.jobs.calibrate",
     "plan": "spq_graph.jobs.plan",
     "quantize": "spq_graph.jobs.quantize",

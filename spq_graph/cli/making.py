@@ -62,7 +62,7 @@ def quantize(
     shown = bits or ([8, 6] if plain else [])
     given = load_recipe(
         recipe,
-        named=preset,
+        preset=preset,
         bits=shown[0] if shown else None,
         high_precision=high_precision,
         spike_ratio=spike_ratio,
@@ -217,7 +217,7 @@ def plan(
         unused("without --calibration FILE", bos=bos)
     given = load_recipe(
         recipe,
-        named=preset,
+        preset=preset,
         bits=bits,
         high_precision=high_precision,
         spike_ratio=spike_ratio,

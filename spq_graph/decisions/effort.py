@@ -18,9 +18,16 @@ _THINNED, _KEPT, _ROLES = 3, 4, 7
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How many choices are measured: of the whole graph on all tokens, and of single sites on a share of them."""
+    """How many choices are measured.
+
+    Attributes:
+        together: of the whole graph, on all tokens.
+        roughly: of the whole graph, on a share of them.
+        alone: of single sites, on that share.
+    """
 
     together: int
+    roughly: int
     alone: int
 
 
@@ -46,28 +53,28 @@ def effort(
         smooths: whether smoothing is tried.
     """
     settings, cap = recipe.remedies.peel, math.floor(recipe.max_kept * sites)
-    together, alone, tried = 1, 0, candidates
+    together, roughly, alone, tried = 1, 0, 0, candidates
     by_format = len(formats(recipe, stored)) + 1 if recipe.high_precision == "auto" else 0
     if lossy and settings.use == "auto":  # with every candidate kept: a few tokens tell where that is far from enough
-        together, alone = together + (not peels), alone + 1
+        together, roughly = together + (not peels), roughly + 1
     if peels:
         # What is chosen among is told apart on a share of the tokens: as many channels as will do, what each role
         # costs, and what each group of activations costs with fewer; then held against all.
         together += 1 + _THINNED + ("kl_budget" not in recipe.model_fields_set) + recipe.may_scale_by_token
-        alone += len(settings.channels) + 1 + 2 * _ROLES
+        roughly += len(settings.channels) + 1 + 2 * _ROLES
         tried = min(max(FEWEST_MEASURED, cap), sites)
     if smooths:
         together += 1
-        alone += 1 + len(Place) * len(recipe.remedies.smooth.alpha)
+        roughly += 1 + len(Place) * len(recipe.remedies.smooth.alpha)
     if lossy and not (peels and recipe.may_scale_by_token):  # which leaves no site to keep
         alone += tried
         if peels:
-            together, alone = together + _KEPT, alone + by_format
+            together, roughly = together + _KEPT, roughly + by_format
         else:
             together += 1 + math.ceil(math.log2(1 + min(cap, tried))) + by_format
         if recipe.high_precision == "fp8":
             alone += len(ROUNDED) * min(cap, tried)
-    return Effort(together, alone)
+    return Effort(together, roughly, alone)
 
 
 def smooths(recipe: Recipe, *, missed: bool) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic_core import core_schema
 
 from spq_graph.documents.content import content_of
-from spq_graph.documents.preset import preset
+from spq_graph.documents.preset import preset as preset_named
 from spq_graph.documents.remedies import Remedies
 from spq_graph.terms.errors import UsageError
 from spq_graph.terms.precision import Precision, today
@@ -211,19 +211,19 @@ def _asked(name: str) -> tuple[Precision, ...]:
     return ROUNDED if name == "fp8" else (Precision(name),)
 
 
-def load_recipe(path: Path | None, *, named: str | None = None, **given: Any) -> Recipe:
+def load_recipe(path: str | Path | None = None, *, preset: str | None = None, **given: Any) -> Recipe:
     """Read a recipe file and lay the options that were given over it.
 
     Args:
         path: a TOML file, or None.
-        named: the preset that it is laid over, or None. What its formats are on a target is settled by that.
-        given: fields from the command line; those that are None are not given.
+        preset: the name of one that it is laid over, or None. What its formats are on a target is settled by that.
+        given: fields of a recipe, as the options of the command line are; those that are None are not given.
 
     Raises:
         UsageError: there is no such preset, the file cannot be read, or a key or value is not valid.
     """
-    base = preset(named).fields if named is not None else {}
-    fields = _fields_in(path) if path is not None else {}
+    base = preset_named(preset).fields if preset is not None else {}
+    fields = _fields_in(Path(path)) if path is not None else {}
     given = {name: value for name, value in given.items() if value is not None}
     if isinstance(tables := fields.get("remedies"), dict) and "remedies" in given:  # the rest of a table stays
         given["remedies"] = tables | {
@@ -238,7 +238,7 @@ def load_recipe(path: Path | None, *, named: str | None = None, **given: Any) ->
     except ValidationError as cause:
         raise UsageError(
             _explain(cause),
-            where=str(path) if path else f"--preset {named}" if named else "options",
+            where=str(path) if path else f"--preset {preset}" if preset else "options",
             remedy="docs/recipe.md has every key with the values that it takes",
         ) from cause
 
@@ -282,7 +282,7 @@ def _explain(cause: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key '{name}'; known keys: {', '.join(sorted(_beside(problem['loc'])))}")
         else:
-            lines.append(f"{name}: {problem['msg']} (found {problem['input']!r})" if name else problem["msg"])
+            lines.append(f"{name}: {problem['msg']} (found {problem['input']!r:.80})" if name else problem["msg"])
     return "; ".join(lines)
 
 

@@ -179,6 +179,7 @@ def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, tried: 
         peels=tried["peel"],
         smooths=tried["smooth"],
     )
-    # A candidate alone is only put in order, on a share of the tokens.
-    alone, together = pilot.alone.of(-(-tokens // SHARE_ALONE)), pilot.everywhere.of(tokens)
-    return pilot.reference.of(tokens) + asked.alone * alone + asked.together * together
+    # What is only put in order is measured on a share of the tokens.
+    share = -(-tokens // SHARE_ALONE)
+    alone, roughly = asked.alone * pilot.alone.of(share), asked.roughly * pilot.everywhere.of(share)
+    return pilot.reference.of(tokens) + asked.together * pilot.everywhere.of(tokens) + roughly + alone

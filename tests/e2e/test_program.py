@@ -31,6 +31,7 @@ from spq_graph import (
     export,
     generate,
     inspect,
+    load_recipe,
     merge,
     quantize,
 )
@@ -99,6 +100,7 @@ def test_sampled_text_that_nobody_limited_is_as_much_as_settles_ranges(case: Cas
     found = done("quantize", case.model, "-o", tmp_path / "out", *arguments).json["plan"]
     assert found["recipe"]["calibration_tokens"] == Recipe().calibration_tokens > found["calibration"]["tokens"]
     recipe.write_text("spike_ratio = 100.0\ncalibration_tokens = 96")
+    assert load_recipe(str(recipe), preset="w8a8-spike") == Recipe(spike_ratio=100.0, calibration_tokens=96)
     found = done("quantize", case.model, "-o", tmp_path / "less", *arguments).json["plan"]
     assert found["recipe"]["calibration_tokens"] == found["calibration"]["tokens"] == 96
 

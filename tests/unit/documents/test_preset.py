@@ -24,16 +24,16 @@ NAMES = sorted(presets())
 def test_each_is_a_file_for_a_recipe_that_says_what_it_is_for(name: str, tmp_path: Path) -> None:
     one = preset(name)
     (tmp_path / "recipe.toml").write_text(one.text)
-    assert load_recipe(tmp_path / "recipe.toml") == load_recipe(None, named=name)
+    assert load_recipe(tmp_path / "recipe.toml") == load_recipe(preset=name)
     assert one.text.startswith(f"# {one.about}\n")
     assert 20 < len(one.about) < 100
     assert one.fields.keys() <= Recipe.model_fields.keys()
 
 
 def test_no_two_are_the_same_and_the_first_choice_is_the_default() -> None:
-    made = [load_recipe(None, named=name) for name in NAMES]
+    made = [load_recipe(preset=name) for name in NAMES]
     assert all(made.count(one) == 1 for one in made)
-    assert load_recipe(None, named="w8a8-spike") == Recipe()
+    assert load_recipe(preset="w8a8-spike") == Recipe()
 
 
 @pytest.mark.parametrize("key", ["model.layers.0.mlp.down_proj", "layers.0.mlp.up_proj", "/model/layers.1/attn/MatMul"])
@@ -48,19 +48,19 @@ def test_what_is_overridden_is_every_layer_of_any_exporter_and_nothing_else(name
 def test_options_lie_over_a_file_and_a_file_over_a_preset(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text("max_kept = 0.5\nseed = 3\n")
-    recipe = load_recipe(path, named="w8a8-strict", seed=4)
+    recipe = load_recipe(path, preset="w8a8-strict", seed=4)
     assert (recipe.kl_budget, recipe.max_kept, recipe.seed) == (0.002, 0.5, 4)
-    assert load_recipe(None, named="w8a8-fp8", high_precision="fp16").high_precision == "fp16"
+    assert load_recipe(preset="w8a8-fp8", high_precision="fp16").high_precision == "fp16"
 
 
 def test_formats_are_those_of_the_target_or_refused_by_name() -> None:
-    (rule,) = load_recipe(None, named="weight-only-8", target="openvino").overrides
+    (rule,) = load_recipe(preset="weight-only-8", target="openvino").overrides
     assert rule.precision == PROFILES["openvino"].weight_only[1].value == "w8a16"
     with pytest.raises(UsageError, match=r"target 'tensorrt' cannot run w8a8_block") as refused:
-        load_recipe(None, named="weight-only-8", target="tensorrt")
+        load_recipe(preset="weight-only-8", target="tensorrt")
     assert refused.value.where == "--preset weight-only-8"
     with pytest.raises(UsageError, match=r"target: .*found 'tpu'"):
-        load_recipe(None, named="fp8", target="tpu")
+        load_recipe(preset="fp8", target="tpu")
 
 
 def test_the_schema_has_every_key_with_its_values() -> None:
