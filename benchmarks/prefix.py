@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from spq_graph.decisions.prefixing import named
+from spq_graph.decisions.prefix import named
 from spq_graph.documents.changes import Peel, Prefix
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, load_recipe

@@ -11,9 +11,9 @@ from itertools import accumulate
 from spq_graph.decisions.branches import NONE, Branches, everywhere, of_heads, reach
 from spq_graph.decisions.choices import Choice, above, assigned, cap_of, rank, rounded, six, told
 from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
+from spq_graph.decisions.fewest import smallest_prefix
 from spq_graph.decisions.formats import Formats
 from spq_graph.decisions.oracle import Oracle, or_infinite
-from spq_graph.decisions.prefix import smallest_prefix
 from spq_graph.decisions.smoothing import Smoothing
 from spq_graph.decisions.thinning import thin
 from spq_graph.decisions.treated import treated

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spq_graph.decisions.prefixing import Footing
+from spq_graph.decisions.prefix import Footing
 from spq_graph.documents.changes import Change, Peel, Prefix, Scale
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.treatment import Treatment

@@ -1,46 +1,104 @@
-"""How many of the costliest sites to keep: the smallest number that will do. Pure: measuring is passed in."""
+"""A prefix on the way to a plan: which tokens, how many, and whether it helps. Pure: measuring is passed in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from spq_graph.decisions.choices import six
+from spq_graph.documents.changes import Prefix
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.treatment import Cause, Treatment, of_prefix
+from spq_graph.documents.value_range import ValueRange
+from spq_graph.terms.site import Site
 
-# How near below its goal a KL is near enough, where what so many kept sites win is known about.
-_NEAR = 0.03
+# So many times as much is to be lost without a token: it takes room in every sequence, and another first token.
+WORTH = 1.25
+NO_PREFIX = "none"
+WHY = {
+    Cause.BUDGET: "with everything quantized it saves a fifth of the KL or more",
+    Cause.OVERRIDE: "by hand: remedies.prefix",
+    Cause.NOT_NEEDED: "the KL budget is met without one, or none that was tried saves a fifth of the KL",
+}
 
 
-def smallest_prefix(
-    kl_of: Callable[[int], float], cap: int, recipe: Recipe, won: Sequence[float] | None = None
-) -> tuple[int, bool]:
-    """The smallest number of kept sites that meets the budget, or wins back the asked share; and whether it is met.
+@dataclass(frozen=True, slots=True)
+class Footing:
+    """What a plan stands on.
+
+    Attributes:
+        prefix: what every sequence follows; None for nothing.
+        seen: what calibration saw of activations there, by value.
+        kls: KL with everything quantized by prefix that was tried, nats a token; none where none was.
+        refused: why there is no prefix, where one was wanted.
+    """
+
+    prefix: Prefix | None
+    seen: Mapping[str, ValueRange]
+    kls: Mapping[str, float] = field(default_factory=dict)
+    refused: str | None = None
+
+    def treatments(self, sites: Collection[Site], recipe: Recipe, before: Mapping[str, ValueRange]) -> list[Treatment]:
+        """What the plan says of it.
+
+        Args:
+            sites: every site.
+            recipe: says who wanted it.
+            before: what calibration saw without it.
+        """
+        if self.prefix is not None:
+            cause = Cause.OVERRIDE if recipe.remedies.prefix.use == "always" else Cause.BUDGET
+            made = of_prefix(sites, self.prefix, cause, WHY[cause])
+            both = ((before[value], seen) for value, seen in self.seen.items() if value in before)
+            narrower = max((_width(one) / _width(other) for one, other in both if _width(other) > 0), default=1.0)
+            return [made.model_copy(update={"narrower": six(narrower)})]
+        if self.refused is None and not self.kls:
+            return []
+        cause = Cause.NOT_NEEDED if self.refused is None else Cause.IMPOSSIBLE
+        keys, note = tuple(site.key for site in sites), self.refused or WHY[cause]
+        return [Treatment(remedy="prefix", sites=keys, applied=False, reason=cause, changes=(), note=note)]
+
+
+def grown(
+    candidates: Sequence[int], kl_of: Callable[[tuple[int, ...]], float], recipe: Recipe
+) -> tuple[tuple[int, ...], dict[str, float]]:
+    """The prefix that grows by whichever token saves most, as long as one saves enough (CushionCache, 2406.12016).
 
     Args:
-        kl_of: KL with so many kept.
-        cap: most that may be kept.
-        recipe: budget, margin and recovery.
-        won: about what so many kept win back, in any unit, [cap + 1]: then a number within a few percent of the goal is
-            enough, and few are measured. None for the very smallest.
+        candidates: token ids.
+        kl_of: KL with everything quantized behind these tokens.
+        recipe: says how many there may be, and whether there is to be one in any case.
+
+    Returns:
+        The tokens, and what was measured on the way.
     """
-    everywhere, best = kl_of(0), kl_of(cap)
-    met = min(everywhere, best) <= recipe.kl_budget
-    if best <= recipe.kl_aim:
-        goal = recipe.kl_aim
-    elif everywhere <= recipe.kl_budget or best >= everywhere:
-        return 0, met  # met as it is, or keeping wins nothing back: better not to pay for it
-    else:
-        goal = recipe.kl_budget if met else everywhere - recipe.recovery * (everywhere - best)
-    low, high = (0, everywhere), (cap, best)  # the KL of the one is above the goal, that of the other is not
-    while high[0] - low[0] > 1 and not (won is not None and high[1] >= (1 - _NEAR) * goal):
-        middle = (low[0] + high[0]) // 2 if won is None else _between(low, high, goal, won)
-        kl = kl_of(middle)
-        low, high = (low, (middle, kl)) if kl <= goal else ((middle, kl), high)
-    return high[0], met
+    settings = recipe.remedies.prefix
+    found: tuple[int, ...] = ()
+    least = kl_of(found)
+    told = {NO_PREFIX: six(least)} if math.isfinite(least) else {}
+    if settings.use == "auto" and least <= recipe.kl_aim:
+        return found, told  # nothing needs it
+    while len(found) < settings.most:
+        kls = {(*found, token): kl_of((*found, token)) for token in candidates if token not in found}
+        told |= {named(tokens): six(kl) for tokens, kl in kls.items() if math.isfinite(kl)}
+        best = min(kls, key=lambda tokens: kls[tokens], default=found)
+        asked = settings.use == "always" and not found
+        if best == found or not (asked or kls[best] * WORTH <= least):
+            break
+        found, least = best, kls[best]
+    return found, told
 
 
-def _between(low: tuple[int, float], high: tuple[int, float], goal: float, won: Sequence[float]) -> int:
-    """Where the KL meets the goal if it falls between two numbers as `won` rises."""
-    share = (low[1] - goal) / (low[1] - high[1]) if low[1] > high[1] else 0.5
-    wanted = won[low[0]] + share * (won[high[0]] - won[low[0]])
-    found = next((n for n in range(low[0], high[0]) if won[n] >= wanted), high[0])
-    return min(max(found, low[0] + 1), high[0] - 1)
+def _width(seen: ValueRange) -> float:
+    return max(seen.high, 0.0) - min(seen.low, 0.0)
+
+
+def most_trials(recipe: Recipe, candidates: int) -> int:
+    """How often a search measures at most, what stands without a prefix among it."""
+    return 1 + sum(max(0, candidates - place) for place in range(recipe.remedies.prefix.most))
+
+
+def named(tokens: Sequence[int]) -> str:
+    """A prefix as a key: its token ids."""
+    return " ".join(map(str, tokens))

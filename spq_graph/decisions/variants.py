@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from spq_graph.decisions.other_treatments import Footings, retreated, throughout
-from spq_graph.decisions.prefixing import Footing
+from spq_graph.decisions.prefix import Footing
 from spq_graph.documents.plan import Plan, Reason, SitePlan
 from spq_graph.documents.recipe import Recipe
 from spq_graph.terms.precision import Precision

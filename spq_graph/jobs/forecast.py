@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from spq_graph.decisions.effort import effort, smooths
-from spq_graph.decisions.prefixing import most_trials
+from spq_graph.decisions.prefix import most_trials
 from spq_graph.decisions.variants import in_other_formats, rows_of
 from spq_graph.documents.findings import Forecast
 from spq_graph.documents.recipe import Recipe

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from spq_graph.decisions.decide import decide
 from spq_graph.decisions.effort import effort, smooths
 from spq_graph.decisions.enough import too_few
-from spq_graph.decisions.prefixing import Footing
+from spq_graph.decisions.prefix import Footing
 from spq_graph.decisions.verdict import decided_on_fewer
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges

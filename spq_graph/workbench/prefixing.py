@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.decisions.other_treatments import Footings
-from spq_graph.decisions.prefixing import Footing, grown, most_trials
+from spq_graph.decisions.prefix import Footing, grown, most_trials
 from spq_graph.documents.changes import Prefix
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges

@@ -1,45 +1,126 @@
-"""How many to keep: the smallest number that will do, or nearly that in few measurements."""
+"""A prefix in a plan: how it grows, when it is taken, what the plan says of it, and what rows stand on without it."""
 
 from __future__ import annotations
 
-from itertools import accumulate
-
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from spq_graph.decisions.prefix import smallest_prefix
+from spq_graph.decisions.decide import decide
+from spq_graph.decisions.other_treatments import Footings, behind
+from spq_graph.decisions.prefix import Footing, grown, most_trials
+from spq_graph.decisions.retarget import retarget
+from spq_graph.decisions.variants import source_behind, variants
+from spq_graph.documents.changes import Peel, Prefix, Scale
+from spq_graph.documents.plan import Plan
+from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
+from spq_graph.documents.treatment import Cause, tried
+from spq_graph.documents.value_range import ValueRange
+from spq_graph.terms.precision import Precision
+from tests.support.deciding import MODEL, site
 
-COSTS = st.lists(st.floats(1e-6, 1e-2), min_size=1, max_size=60).map(lambda costs: sorted(costs, reverse=True))
-
-
-class Kl:
-    """What is not kept costs its cost."""
-
-    def __init__(self, costs: list[float]) -> None:
-        self.costs, self.asked = costs, set[int]()
-
-    def __call__(self, kept: int) -> float:
-        self.asked.add(kept)
-        return sum(self.costs[kept:])
+NAMES = [f"s{n}" for n in range(4)]
+SITES = [site(name) for name in NAMES]
+STORED = {s.key: Precision.FP32 for s in SITES}
 
 
-@given(COSTS, st.floats(1e-3, 0.1), st.floats(0.5, 2.0))
-def test_what_is_known_of_each_says_where_to_look(costs: list[float], budget: float, scale: float) -> None:
-    recipe, plain, led = Recipe(kl_budget=budget), Kl(costs), Kl(costs)
-    smallest, met = smallest_prefix(plain, len(costs), recipe)
-    won = [0.0, *accumulate(scale * cost for cost in costs)]
-    found, met_too = smallest_prefix(led, len(costs), recipe, won)
-    assert met is met_too is True  # with all kept nothing is lost
-    assert found >= smallest
-    assert sum(costs[found:]) <= recipe.kl_aim
-    # Only what would still be within a few percent of the aim is kept beyond the smallest number.
-    assert found == smallest or sum(costs[found:]) >= 0.97 * recipe.kl_aim
+def recipe(**prefix: object) -> Recipe:
+    return Recipe(spike_ratio=1e9, remedies={"prefix": {"use": "auto", **prefix}})
 
 
-def test_few_are_measured() -> None:
-    led = Kl([1e-4] * 1000)
-    found, _ = smallest_prefix(led, 1000, Recipe(kl_budget=0.05), [n * 1e-4 for n in range(1001)])
-    assert found == pytest.approx(600, abs=12)
-    assert len(led.asked) <= 4
+def seen(largest: float) -> ValueRange:
+    """Four channels, of which the last holds what is the largest."""
+    maxima = np.ones((1, 10), np.float32)
+    maxima[0, 0] = largest
+    high = np.array([1, 0.5, 0.25, largest], np.float32)
+    ids, mask = np.arange(10)[None], np.ones((1, 10), np.int64)
+    return ValueRange.observe(-maxima, maxima, (-high, high), ids, mask)
+
+
+def prefix(*tokens: int) -> Prefix:
+    return Prefix.of(tokens, {"past_key_values.0.key": np.full((1, 2, len(tokens), 4), sum(tokens), np.float32)})
+
+
+VALUES = {s.input: seen(100.0) for s in SITES}
+WITHIN = {s.input: seen(2.0) for s in SITES}
+OWN, BARE, CONTROL = Footing(prefix(3, 1), WITHIN), Footing(None, VALUES), Footing(prefix(4, 4), VALUES)
+
+
+def planned(on: Footing, wanted: Recipe | None = None) -> Plan:
+    wanted = wanted or recipe()
+    ranges = Ranges("", values=dict(on.seen))
+    return decide(SITES, ranges, wanted, MODEL, standing=on.treatments(SITES, wanted, VALUES))
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted", "found"),
+    [
+        ({}, {}, ()),  # no token helps
+        ({(): 0.001, (1,): 0.0001}, {}, ()),  # none is needed
+        ({(1,): 0.9}, {}, ()),  # none by enough
+        ({(1,): 0.9}, {"use": "always"}, (1,)),
+        ({(1,): 0.5, (2,): 0.6}, {}, (1,)),
+        ({(1,): 0.5, (1, 3): 0.3}, {}, (1, 3)),
+        ({(1,): 0.5, (1, 3): 0.3, (1, 3, 2): 0.1}, {"most": 2}, (1, 3)),
+        ({(2,): 0.5, (2, 1): 0.45}, {"use": "always"}, (2,)),
+    ],
+)
+def test_it_grows_by_what_saves_most(
+    told: dict[tuple[int, ...], float], wanted: dict[str, object], found: tuple[int, ...]
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def kl(tokens: tuple[int, ...]) -> float:
+        asked.append(tokens)
+        return told.get(tokens, 1.0)
+
+    tokens, kl_by_name = grown([1, 2, 3], kl, recipe(**wanted))
+    assert tokens == found
+    assert len(asked) == len(set(asked)) <= most_trials(recipe(**wanted), 3)
+    assert kl_by_name["none"] == told.get((), 1.0)
+    assert len(kl_by_name) == len(asked)
+
+
+def test_the_plan_says_why() -> None:
+    (applied,) = planned(OWN).treatments
+    assert (applied.applied, applied.reason, applied.narrower) == (True, Cause.BUDGET, 50.0)
+    assert set(applied.sites) == set(STORED)
+    assert planned(OWN, recipe(use="always")).treatments[0].reason is Cause.OVERRIDE
+    (refused,) = planned(Footing(None, VALUES, {"none": 1.0})).treatments
+    assert (refused.applied, refused.reason, refused.changes) == (False, Cause.NOT_NEEDED, ())
+    (impossible,) = planned(Footing(None, VALUES, refused="no cache")).treatments
+    assert (impossible.reason, impossible.note) == (Cause.IMPOSSIBLE, "no cache")
+    assert planned(BARE).treatments == []
+
+
+def test_rows_stand_on_what_they_have() -> None:
+    plan = planned(OWN)
+    found = {row.id.name: row.plan for row in variants(plan, STORED, footings=Footings(OWN, BARE, CONTROL))}
+    assert found["everywhere"].prefix is None
+    assert {s.range for s in found["everywhere"].sites} == {(-100.0, 100.0)}
+    assert {s.range for s in found["spike_aware"].sites} == {(-2.0, 2.0)}
+    assert found["control_prefix"].prefix == CONTROL.prefix
+    assert {s.range for s in found["control_prefix"].sites} == {(-100.0, 100.0)}
+    assert "control_prefix" not in {row.id.name for row in variants(plan, STORED, footings=Footings(OWN, BARE))}
+    (source,) = source_behind(plan, STORED)
+    assert (source.id.name, source.plan.prefix, source.plan.integer_sites) == ("fp32_with_prefix", plan.prefix, [])
+    assert source_behind(planned(BARE), STORED) == []
+
+
+def test_branches_and_factors_have_the_ranges_of_where_they_stand() -> None:
+    value = SITES[0].input
+    peel = Peel(value=value, channels=(3,), low=-0.5, high=0.5)
+    scale = Scale(value=value, tensor="w", axis=0, exponents=(1, 0, 0, 1), low=-1.0, high=1.0, peeled=(-1.0, 1.0))
+    plan = planned(OWN)
+    plan = plan.with_treatments([*plan.treatments, *tried(SITES, {value: scale}, {value: peel})])
+    moved = behind(plan, BARE)
+    assert moved.prefix is None
+    assert (moved.scales[value].low, moved.scales[value].high) == (-50.0, 50.0)
+    assert (moved.peels[value].low, moved.peels[value].high) == (-0.5, 0.5)
+    assert moved.scales[value].peeled == (-1.0, 1.0)
+    again = behind(plan, Footing(OWN.prefix, WITHIN))
+    assert (again.scales[value].low, again.scales[value].high, again.prefix) == (-1.0, 1.0, OWN.prefix)
+
+
+def test_another_target_keeps_it() -> None:
+    assert retarget(planned(OWN), "tensorrt").prefix == OWN.prefix

@@ -11,7 +11,7 @@ import pytest
 
 from spq_graph.decisions.decide import decide
 from spq_graph.decisions.other_treatments import Footings
-from spq_graph.decisions.prefixing import Footing
+from spq_graph.decisions.prefix import Footing
 from spq_graph.decisions.retarget import retarget
 from spq_graph.decisions.variants import variants
 from spq_graph.documents.changes import Peel, Scale
