@@ -106,7 +106,7 @@ def test_a_difference_is_told_in_words(world: Path) -> None:
 
 
 def test_what_no_remedy_is_called(world: Path, tmp_path: Path) -> None:
-    told = spq("quantize", world / "model.onnx", "-o", tmp_path / "out", "--remedy", "prefix")
-    assert (told.code, "no remedy 'prefix'" in told.err, "one of peel" in told.err) == (2, True, True)
+    told = spq("quantize", world / "model.onnx", "-o", tmp_path / "out", "--remedy", "rotation")
+    assert (told.code, "no remedy 'rotation'" in told.err, "one of peel" in told.err) == (2, True, True)
     both = spq("quantize", world / "model.onnx", "-o", tmp_path / "out", *WITH, *WITHOUT)
     assert (both.code, "asked for and left out" in both.err) == (2, True)

@@ -113,7 +113,7 @@ def test_metadata(archives: tuple[Path, Path]) -> None:
         scripts = wheel.read(f"{DIST_INFO}/entry_points.txt").decode()
     assert metadata["Version"] == spq_graph.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = "cpu gpu openvino export gguf hub data eval notebook docs test"
+    extras = "cpu gpu openvino export gguf hub data dask eval notebook docs test"
     assert set(metadata.get_all("Provides-Extra", [])) == set(extras.split())
     base = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert not [line for line in base if line.startswith(("torch", "transformers", "onnxruntime"))]
