@@ -74,7 +74,7 @@ gpu: .venv-gpu/installed
 	@touch $@
 
 # Torch goes first and alone, so that whatever build of it is chosen is kept (see constraints.txt).
-.venv/installed: pyproject.toml constraints.txt $(wildcard runtime/csrc/*.* runtime/csrc/*/*.* runtime/csrc/cpu/int8/*)
+.venv/installed: pyproject.toml constraints.txt $(wildcard runtime/csrc/*.* runtime/csrc/cpu/*.* runtime/csrc/cpu/int8/* runtime/csrc/cuda/*)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(PIP) "$$(grep '^torch==' constraints.txt)"

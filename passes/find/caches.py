@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from spq_graph.passes.base.values import FLOATS, is_standard, sizes_of
+from spq_graph.passes.base.values import FLOATS, sizes_of
 from spq_graph.passes.find.tables import ids_of
 from spq_graph.terms.cache import continued, is_past
 from spq_graph.terms.errors import GraphError
@@ -90,7 +90,7 @@ def find_caches(graph: ir.Graph) -> Caches:
 def _refuse_fused(graph: ir.Graph) -> None:
     """Refuse attention of ONNX Runtime's own, which counts what came before by itself."""
     for node in graph.all_nodes():
-        if node.domain == CONTRIB and "Attention" in node.op_type and not is_standard(node):
+        if node.domain == CONTRIB and "Attention" in node.op_type:
             raise GraphError(
                 f"{node.op_type} of ONNX Runtime takes several tokens behind others in one row only",
                 where=node.name or "",

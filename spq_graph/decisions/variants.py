@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -146,6 +146,14 @@ def variants(
             once.append(row)
         anchors.add(decided)
     return once
+
+
+def alike(rows: Iterable[Variant]) -> dict[object, list[Variant]]:
+    """Rows by what they decide, in their order: those of one list are one model."""
+    found: dict[object, list[Variant]] = {}
+    for row in rows:
+        found.setdefault(decisions_of(row.plan), []).append(row)
+    return found
 
 
 def decisions_of(plan: Plan) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,14 +44,9 @@ class Arrays:
             found = load(self.content)
         except SafetensorError as cause:
             raise ValueError(f"no safetensors file: {cause}") from cause
-        for what in self._wrong(found):
-            raise ValueError(what)
-        return found
-
-    @staticmethod
-    def _wrong(found: Mapping[str, npt.NDArray[np.generic]]) -> Iterator[str]:
         for name, array in found.items():
             if array.dtype != np.float32:
-                yield f"{name} holds {array.dtype}, not float32"
-            elif not np.isfinite(array).all():
-                yield f"{name} holds numbers that are not finite"
+                raise ValueError(f"{name} holds {array.dtype}, not float32")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds numbers that are not finite")
+        return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from spq_graph.decisions.variants import LadderPlace, Variant, decisions_of
+from spq_graph.decisions.variants import LadderPlace, Variant, alike, decisions_of
 from spq_graph.documents.report import Rung
 from spq_graph.passes.adapt.prepared import canonical
 from spq_graph.passes.files.read import size_of
@@ -45,12 +45,10 @@ def measure_ladder(
         CheckError: a row's integer sites did not run as integer kernels, or its logits are NaN or infinite.
         ActivationError: those of the source are, or its activations are more than what holds them.
     """
-    alike: dict[object, list[Variant]] = {}
-    for row in rows:
-        alike.setdefault(decisions_of(row.plan), []).append(row)
-    distinct = [next((row for row in same if row.place in ready), same[0]) for same in alike.values()]
+    models = alike(rows)
+    distinct = [next((row for row in same if row.place in ready), same[0]) for same in models.values()]
     refuse_too_large_on(bench, text)
-    out = [key for key, same in alike.items() if any(row.id == SPIKE_AWARE for row in same)]
+    out = [key for key, same in models.items() if any(row.id == SPIKE_AWARE for row in same)]
     measured: dict[object, Rung] = {}
     ladder: list[Rung] = []
     with bench.steps.step("ladder", f"Measuring {len(distinct) + 1} models on {text.tokens} tokens") as tick:

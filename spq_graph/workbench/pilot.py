@@ -268,16 +268,17 @@ def _evaluations(
     asked = recipe.model_copy(update={"sensitivity_tokens": on.tokens})
     measure = meter(bench, on, asked, ranges, lambda _: None).whole
 
-    def taken(precisions: Mapping[str, Precision], token: float) -> Rate:
-        _, seconds = timed(partial(measure.kl, precisions))
+    def taken(precisions: Mapping[str, Precision], token: float) -> tuple[float, Rate]:
+        kl, seconds = timed(partial(measure.kl, precisions))
         if seconds < SHORT or len(precisions) > 1:  # what is done once would be much of it: encoding all weights is
             seconds = min(seconds, timed(partial(measure.kl, precisions))[1])
-        return Rate(max(0.0, seconds - (token + compared) * on.tokens), token + compared)
+        return kl, Rate(max(0.0, seconds - (token + compared) * on.tokens), token + compared)
+
+    known, everywhere = taken(all_of_them, INTEGER * rate.token)
 
     def losses(bits: int) -> Losses:
-        kl = measure.kl(dict.fromkeys(counted, Precision.integer(bits)))
+        kl = known if bits == recipe.bits else measure.kl(dict.fromkeys(counted, Precision.integer(bits)))
         beside = dict.fromkeys((key for key in counted if key not in candidates), Precision.integer(bits))
         return Losses(kl, measure.kl(beside) if candidates and kl > recipe.kl_aim else kl)
 
-    everywhere, alone = taken(all_of_them, INTEGER * rate.token), taken(single, rate.token / 2)
-    return everywhere, alone, {bits: losses(bits) for bits in widths}
+    return everywhere, taken(single, rate.token / 2)[1], {bits: losses(bits) for bits in widths}

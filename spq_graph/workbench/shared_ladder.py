@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spq_graph.decisions.variants import LadderPlace, Variant, decisions_of
+from spq_graph.decisions.variants import LadderPlace, Variant, alike
 from spq_graph.documents.report import Rung
 from spq_graph.runtime.sessions.cores import share_machine
 from spq_graph.runtime.text.sequences import Sequences
@@ -49,11 +49,8 @@ def measure_rows(
     cluster = bench.cluster
     if cluster is None or any(bench.measured_as(row.plan).provider != CPU_PROVIDER for row in rows):
         return measure_ladder(bench, rows, text, ready)
-    alike: dict[object, list[Variant]] = {}
-    for row in rows:
-        alike.setdefault(decisions_of(row.plan), []).append(row)
     here, there = list[Variant](), list[list[Variant]]()
-    for same in alike.values():
+    for same in alike(rows).values():
         if any(row.place in ready for row in same):
             here += same
         else:
@@ -69,8 +66,7 @@ def _elsewhere(cluster: Cluster, bench: Workbench, rows: Sequence[Sequence[Varia
     """What workers measure, each beside the source, which comes first; `rows` that decide the same stand together."""
     size = max(FEWEST, -(-len(rows) // len(cluster.workers() or [None])))
     shared = [rows[start : start + size] for start in range(0, len(rows), size)]
-    model = Placed(bench.model.resolve(), bench.digest, bench.memory)
-    shares = [_Share(model, [row for same in some for row in same], text) for some in shared]
+    shares = [_Share(bench.placed, [row for same in some for row in same], text) for some in shared]
     measured: list[Rung] = []
     done = 0
     with bench.steps.step("ladder", f"Measuring {len(rows)} models on {text.tokens} tokens{cluster.words}") as tick:

@@ -109,6 +109,11 @@ class Workbench:
         return self._digest.result() if self._digest is not None else digest_of(self.model)
 
     @property
+    def placed(self) -> Placed:
+        """The model as the workers of a cluster find it."""
+        return Placed(self.model.resolve(), self.digest, self.memory)
+
+    @property
     def runner(self) -> Runner:
         """The model in one session, which is opened once; `reference` takes less memory where that will do.
 
@@ -199,8 +204,7 @@ class Workbench:
         shared = self.cluster if prefix is None else None  # workers know the source
         label, measure = f"Calibrating on {sequences.tokens} tokens", None
         if shared is not None:
-            placed = Placed(self.model.resolve(), self.digest, self.memory)
-            label, measure = label + shared.words, SharedCalibration(shared, placed).seen
+            label, measure = label + shared.words, SharedCalibration(shared, self.placed).seen
         with self.steps.step("calibrate", label) as tick:
             found = self.observed(sequences, tick, checkpoint, prefix, measure)
         found.remark = too_few(found.tokens, self.known_length)

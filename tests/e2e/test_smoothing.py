@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from spq_graph.terms.targets import PROFILES
-from tests.support.both_ways import document, ladder_kls, quantized_both_ways
+from tests.support.both_ways import applied_and_verified, document, ladder_kls, quantized_both_ways
 from tests.support.command import done, spq
 from tests.support.decoders import write_decoder
 
@@ -94,9 +94,7 @@ def test_a_plan_with_both_remedies(world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", PROFILES)
 def test_the_same_plan_on_every_target(world: Path, tmp_path: Path, target: str) -> None:
-    out = tmp_path / "out"
-    done("apply", world / "model.onnx", world / "with" / "plan.json", "-o", out, "--target", target)
-    done("verify", out, world / "model.onnx")
+    applied_and_verified(world, tmp_path / "out", target)
 
 
 def test_a_difference_is_told_in_words(world: Path) -> None:

@@ -26,6 +26,12 @@ def quantized_both_ways(folder: Path, model: Path, asking: Sequence[str], leavin
     return folder
 
 
+def applied_and_verified(folder: Path, out: Path, target: str) -> None:
+    """The plan with the remedy, of `quantized_both_ways`, is applied for a target, and what came of it verified."""
+    done("apply", folder / "model.onnx", folder / "with" / "plan.json", "-o", out, "--target", target)
+    done("verify", out, folder / "model.onnx")
+
+
 def document(folder: Path, name: str) -> dict[str, object]:
     """A document of OUT."""
     found: dict[str, object] = json.loads((folder / name).read_text(encoding="utf-8"))
