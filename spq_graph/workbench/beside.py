@@ -6,8 +6,8 @@ import onnx_ir as ir
 
 from spq_graph.passes.pieces.stages import cuts_of, staged
 from spq_graph.runtime.measures.asked import gives_last_only
-from spq_graph.runtime.measures.evaluate import KlMeter
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
+from spq_graph.runtime.measures.kl_meter import KlMeter
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.staged import Origin
 from spq_graph.runtime.text.sequences import Sequences

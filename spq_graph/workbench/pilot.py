@@ -18,7 +18,7 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.runtime.generation.sample import BATCH
 from spq_graph.runtime.measures.asked import Stream
-from spq_graph.runtime.measures.evaluate import PART_BYTES, add_batch, reference_of
+from spq_graph.runtime.measures.judged import PART_BYTES, add_batch, reference_of
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.sessions.segmented import give_back_memory

@@ -13,7 +13,8 @@ from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.find.logits import find_logits
 from spq_graph.runtime.generation.sample import sample_ids
 from spq_graph.runtime.measures.asked import Stream, gives_last_only
-from spq_graph.runtime.measures.evaluate import KlMeter, score_text
+from spq_graph.runtime.measures.evaluate import score_text
+from spq_graph.runtime.measures.kl_meter import KlMeter
 from spq_graph.runtime.sessions.cache import Decoding
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences

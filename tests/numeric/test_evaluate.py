@@ -17,9 +17,11 @@ pytest.importorskip("onnxruntime")
 
 from spq_graph.documents.recipe import Recipe
 from spq_graph.runtime.measures.asked import Stream
-from spq_graph.runtime.measures.evaluate import KlMeter, add_batch, reference_of, score_text
+from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
+from spq_graph.runtime.measures.judged import add_batch, reference_of
 from spq_graph.runtime.measures.kept import MEMORY, SPARE_DISK, Kept, Place, place_for
+from spq_graph.runtime.measures.kl_meter import KlMeter
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import Batch
 from spq_graph.runtime.sessions.session import Runner
@@ -214,7 +216,7 @@ def test_standard_errors_are_those_of_windows_drawn_anew(models: list[Runner]) -
 def test_windows_are_told_apart_across_batches_and_parts(models: list[Runner], monkeypatch: pytest.MonkeyPatch) -> None:
     ids = random_ids(40, 64)
     sequences = Sequences(ids, np.ones_like(ids), prefix=1)
-    monkeypatch.setattr("spq_graph.runtime.measures.evaluate.PART_BYTES", 3000)
+    monkeypatch.setattr("spq_graph.runtime.measures.judged.PART_BYTES", 3000)
     base, (score,) = score_text(models[0], [models[1]], sequences)
     alone = [
         score_text(models[0], [models[1]], Sequences(ids[n : n + 1], sequences.mask[n : n + 1], 1)) for n in range(40)

@@ -23,7 +23,7 @@ from tests.support.following import Told
 follows = pytest.mark.follows
 
 
-@follows("runtime/measures/evaluate.py:_nothing", "the graph takes exactly")
+@follows("runtime/measures/evaluate.py:nothing_to_predict", "the graph takes exactly")
 def test_no_row_reaches_behind_the_last_token(refusal: Told, tmp_path: Path) -> None:
     model = write_with_end(tmp_path / "model.onnx", "last", layers=1, fixed=(1, 16))
 

@@ -129,7 +129,7 @@ def test_a_tokenizer_that_leaves_nothing(refusal: Told, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- what runs
 
 
-@follows("runtime/measures/evaluate.py:_nothing", "there is no token")
+@follows("runtime/measures/evaluate.py:nothing_to_predict", "there is no token")
 def test_nothing_to_predict(refusal: Told, model: Path) -> None:
     runner, ids = Runner(model), random_ids(2, 8)
     alone = np.zeros_like(ids)
