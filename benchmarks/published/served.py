@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.apart import ROOT, last_line
+from spq_graph.runtime.sessions.passing import in_columns
 
 SERVING = Path(__file__).with_name("serving.py")
 STEPS = 8  # decoding steps in one measurement: a single one is shorter than what a clock and a scheduler disturb
@@ -98,8 +99,13 @@ class Served:
         assert self._process.stdout is not None
         return np.frombuffer(self._process.stdout.read(4 * shape[0] * shape[1]), dtype=np.float32).reshape(shape)
 
-    def stream(self, batches: Sequence[tuple[Ids, Ids]]) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of one batch after the other, float32 [batch, length, vocabulary]; ids and mask [batch, length]."""
+    def stream(
+        self, batches: Sequence[tuple[Ids, Ids]], columns: int | None = None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of one batch after the other, float32 [batch, length, vocabulary]; ids and mask [batch, length].
+
+        With `columns`, those of so many tokens of each row at a time.
+        """
         for ids, mask in batches:
             found: npt.NDArray[np.float32] | None = None
             for number, (row, present) in enumerate(zip(ids, mask.astype(bool), strict=True)):
@@ -108,7 +114,7 @@ class Served:
                     found = np.zeros((*ids.shape, logits.shape[-1]), dtype=np.float32)
                 found[number, present] = logits
             assert found is not None
-            yield found
+            yield from in_columns(found, columns)
 
 
 class Recorded:
@@ -137,9 +143,12 @@ class Recorded:
             made.replace(path)
         self._logits = np.load(path, mmap_mode="r")
 
-    def stream(self, batches: Sequence[tuple[Ids, Ids]]) -> Iterator[npt.NDArray[np.float32]]:
-        """Those of the same text, a row at a time, float32 [1, length, vocabulary]."""
-        return (np.array(self._logits[number : number + 1]) for number in range(len(batches)))
+    def stream(
+        self, batches: Sequence[tuple[Ids, Ids]], columns: int | None = None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Those of the same text, a row at a time, float32 [1, length, vocabulary]; or so many tokens of one."""
+        rows = (self._logits[number : number + 1] for number in range(len(batches)))
+        return (np.array(part) for row in rows for part in in_columns(row, columns))
 
 
 def in_pairs(

@@ -10,6 +10,7 @@ from itertools import accumulate
 import onnx_ir as ir
 
 from spq_graph.passes.base.values import is_standard
+from spq_graph.passes.pieces.tokenwise import is_tokenwise
 
 # What a session on the CPU widens to float32, or holds as it is; a table that is only gathered from stays in its file.
 _WIDENED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -89,7 +90,7 @@ class Cutter:
 
     def pieces(self, limit: int) -> list[Piece]:
         """Cut, and complete every piece with the free nodes that it needs."""
-        bounds = [*_bounds(self.held, self._crossing(), limit), len(self.paid)]
+        bounds = self._bounds(limit)
         index = {node: i for i, node in enumerate(self.paid)}
         outputs = list(self.graph.outputs)
         pieces: list[Piece] = []
@@ -108,6 +109,28 @@ class Cutter:
             gives = list(dict.fromkeys([*given, *free_outputs]))
             pieces.append(Piece(sorted(nodes, key=order.__getitem__), reads, gives, held))
         return pieces
+
+    def _bounds(self, limit: int) -> list[int]:
+        """Where pieces end, as places among the paid nodes.
+
+        What is cut at all is also cut in front of the product that gives the logits, the largest behind the last node
+        that looks at more than one token: what is behind that cut need not be run for all tokens at once.
+        """
+        held, crossing = self.held, self._crossing()
+        bounds = list(_bounds(held, crossing, limit))
+        if bounds:
+            places = range(len(self.paid))
+            first = next((place + 1 for place in reversed(places) if not is_tokenwise(self._alone(place))), 0)
+            head = max(places[first:], key=held.__getitem__, default=0)
+            if head > bounds[-1]:
+                bounds = [*_bounds(held[:head], crossing, limit), head]
+        return [*bounds, len(self.paid)]
+
+    def _alone(self, place: int) -> list[ir.Node]:
+        """A paid node, behind the free ones that it needs."""
+        node = self.paid[place]
+        free = self._free_behind(self.reads[node])
+        return [*(one for one in self.needed if one in free), node] if free else [node]
 
     def _made_by_paid(self, value: ir.Value) -> bool:
         producer = value.producer()

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import is_standard
 from spq_graph.passes.pieces.cutter import Cutter, Piece, widened
+from spq_graph.passes.pieces.tokenwise import is_tokenwise
 from spq_graph.passes.pieces.wide import PartWide
 from spq_graph.terms.segment import Handed, Segment, Segmented, Spec, Weight
 
@@ -87,6 +88,7 @@ def segment_of(model: ir.Model, cutter: Cutter, piece: Piece, where: Path, limit
         own=own,
         codes=any(v.const_value.dtype.itemsize <= 1 for v in initializers if _is_weight(v.const_value)),
         wide=limit is not None and piece.bytes - own > limit,
+        tokenwise=is_tokenwise(piece.nodes),
     )
 
 

@@ -6,8 +6,9 @@ then one token a window: the window without its last token is run, and that toke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +24,8 @@ Stream: TypeAlias = Runner | SegmentedRunner
 Places: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 # Of one batch: several models' are at hand at a time, and in float32 these take 400 MB.
 MOST_LOGITS = 100 << 20
+# Of those that are asked for at a time.
+LOGITS_BYTES = 100 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,17 +36,19 @@ class Asked:
         ids: what is run, int64 [batch, length]; mask: 0 for padding.
         at: rows and columns of the logits that are judged; column -1 is the last one that the graph gives.
         targets: the tokens that follow there, int64 [places]; all 0 where none does.
+        columns: of which tokens of each row the logits are; `at` counts from the first of them. None for all.
     """
 
     ids: Ids
     mask: Ids
     at: Places
     targets: Ids
+    columns: slice | None = None
 
     @property
     def unjudged(self) -> Places:
         """The tokens that are run and not judged, the last of each row among them; none where only that is given."""
-        rest = self.mask.astype(bool)
+        rest = self.mask[:, self.columns or slice(None)].astype(bool)
         if len(self.targets) and self.at[1].min() < 0:
             rest[:] = False
         rest[self.at] = False
@@ -53,7 +58,18 @@ class Asked:
     def first(self, places: int) -> Asked:
         """The same batch, judged in so many places at most."""
         rows, columns = self.at
-        return Asked(self.ids, self.mask, (rows[:places], columns[:places]), self.targets[:places])
+        return replace(self, at=(rows[:places], columns[:places]), targets=self.targets[:places])
+
+    def in_columns(self, step: int | None) -> Iterator[Asked]:
+        """The same batch, of so many tokens of each row at a time; None for all at once."""
+        if step is None:
+            yield self
+            return
+        rows, columns = self.at
+        for start in range(0, self.ids.shape[1], step):
+            some = (columns >= start) & (columns < start + step)
+            at = rows[some], columns[some] - start
+            yield replace(self, at=at, targets=self.targets[some], columns=slice(start, start + step))
 
     def parts(self, size: int) -> Iterator[tuple[Places, Ids]]:
         """So many places at a time, and their targets."""
@@ -101,6 +117,18 @@ def asked(reference: Stream, models: Sequence[Stream], sequences: Sequences) -> 
 def _rows_of(reference: Stream, sequences: Sequences) -> int:
     """So many rows as have no more logits than `MOST_LOGITS`; one in any case."""
     return max(1, MOST_LOGITS // ((reference.vocabulary or 1) * int(sequences.ids.shape[1])))
+
+
+def columns_of(model: Stream, batches: Sequence[Asked]) -> int | None:
+    """Of how many tokens of each row logits are asked for at a time; None for all, where that is not too much.
+
+    Of every model as many stand side by side; with a vocabulary of 150,000, those of 2,048 tokens take 1.2 GB.
+    """
+    if any((batch.at[1] < 0).any() for batch in batches):  # of the last token alone
+        return None
+    rows, length = max((batch.ids.shape for batch in batches), key=math.prod, default=(1, 1))
+    step = max(1, LOGITS_BYTES // (4 * (model.vocabulary or 1) * rows))
+    return step if step < length else None
 
 
 def gives_last_only(stream: Stream) -> bool:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from spq_graph.runtime.measures.asked import MOST_LOGITS, Places, Stream, asked
+from spq_graph.runtime.measures.asked import Stream, asked, columns_of
 from spq_graph.runtime.measures.judged import Judged, Reference, add_batch
 from spq_graph.runtime.measures.said import Said
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.segmented import Progress
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import DataError
-
-# Logits of a batch, of which what scoring makes is kept for the next model.
-MOST_KEPT = MOST_LOGITS
 
 
 def score_text(
@@ -40,42 +37,30 @@ def score_text(
     done = 0
     batches = asked(reference, models, sequences)
     run = [(batch.ids, batch.mask) for batch in batches]
-    streams = [said.stream(reference, run) if said is not None else reference.stream(run)]
-    streams += [model.stream(run) for model in models]
+    columns = columns_of(reference, batches)
+    streams = [said.stream(reference, run, columns) if said is not None else reference.stream(run, columns)]
+    streams += [model.stream(run, columns) for model in models]
     for batch in batches:
-        of_reference = Judged(next(streams[0]), batch, reference)
-        of_reference.refuse_not_finite()
-        prepared = _Prepared(of_reference, done)
-        for _, part in prepared:
-            _add_itself(base, part)
-        for number, (model, stream, score) in enumerate(zip(models, streams[1:], scores, strict=True)):
-            of_model = Judged(next(stream), batch, model, number)
-            _refuse_other_vocabulary(of_model, of_reference)
-            of_model.at(batch.unjudged)
-            for at, part in prepared:
-                add_batch(score, of_model.at(at), part)
+        for some in batch.in_columns(columns):
+            of_reference = Judged(next(streams[0]), some, reference)
+            of_reference.at(some.unjudged)
+            prepared = list(of_reference.references(done))
+            for _, part in prepared:
+                _add_itself(base, part)
+            for number, (model, stream, score) in enumerate(zip(models, streams[1:], scores, strict=True)):
+                of_model = Judged(next(stream), some, model, number)
+                _refuse_other_vocabulary(of_model, of_reference)
+                of_model.at(some.unjudged)
+                for at, part in prepared:
+                    add_batch(score, of_model.at(at), part)
+                del of_model
+            del of_reference, prepared  # what comes next is as large
         done += len(batch.ids)
         if progress is not None:
             progress(done, len(sequences))
     if not base.tokens:
         raise nothing_to_predict(sequences, reference)
     return base, scores
-
-
-class _Prepared:
-    """A reference in parts, for one model after the other: kept where they are small, and otherwise made each time.
-
-    What scoring makes of logits is as large as these once more; of a large vocabulary, that does not fit for a window.
-    """
-
-    def __init__(self, judged: Judged, first: int) -> None:
-        self._judged, self._first = judged, first
-        self._kept: list[tuple[Places, Reference]] | None = None
-        if judged.logits.nbytes <= MOST_KEPT:
-            self._kept = list(judged.references(first))
-
-    def __iter__(self) -> Iterator[tuple[Places, Reference]]:
-        return iter(self._kept) if self._kept is not None else self._judged.references(self._first)
 
 
 def nothing_to_predict(sequences: Sequences, stream: Stream) -> DataError:

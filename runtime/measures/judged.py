@@ -103,12 +103,6 @@ class Judged:
         """
         return ((at, reference_of(self.at(at), targets, at[0] + first)) for at, targets in self.parts())
 
-    def refuse_not_finite(self) -> None:
-        """Look at all tokens that were run; raises as `at`."""
-        self.at(self.batch.unjudged)
-        for at, _ in self.parts():
-            self.at(at)
-
     def at(self, places: Places) -> Float32:
         """Those of some tokens, [tokens, vocabulary]; -inf only where the graph rules out a token everywhere.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from spq_graph.runtime.measures.asked import Asked, Stream, behind_every, behind_last, gives_last_only
+from spq_graph.runtime.measures.asked import Asked, Stream, behind_every, behind_last, columns_of, gives_last_only
 from spq_graph.runtime.measures.calibrate import batch_size
 from spq_graph.runtime.measures.evaluate import nothing_to_predict
 from spq_graph.runtime.measures.judged import Judged
@@ -60,6 +60,7 @@ class KlMeter:
 
     def _keep(self, reference: Stream, batches: Sequence[Asked], place: Place) -> None:
         self._asked = list(batches) if place.tokens is None else _fitting(batches, place.tokens)
+        self._columns = columns_of(reference, self._asked)
         self._kept = Kept(place)
         for _, logits in self._parts(reference):
             self._kept.add(logits)
@@ -79,11 +80,13 @@ class KlMeter:
         """The windows of predicted tokens and the logits there, [tokens, vocabulary], in the same parts each time."""
         first = 0
         asked = self._asked[:batches]
-        streamed = model.stream([(batch.ids, batch.mask) for batch in asked])
-        for batch, logits in zip(asked, streamed, strict=True):
-            said = Judged(logits, batch, model, number)
-            for at, _ in said.parts():
-                yield at[0] + first, said.at(at)
+        streamed = model.stream([(batch.ids, batch.mask) for batch in asked], self._columns)
+        for batch in asked:
+            for some in batch.in_columns(self._columns):
+                said = Judged(next(streamed), some, model, number)
+                for at, _ in said.parts():
+                    yield at[0] + first, said.at(at)
+                del said  # what comes next is as large
             first += len(batch.ids)
 
     def score(self, model: Stream, batches: int | None = None) -> Score:

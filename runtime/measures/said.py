@@ -22,18 +22,23 @@ class Said:
 
     def __init__(self, folder: Path | None) -> None:
         self._held = Held(folder)
-        self._known: dict[bytes, Array] = {}
+        self._known: dict[tuple[bytes, int], Array] = {}
 
-    def stream(self, model: Stream, batches: Sequence[Batch]) -> Iterator[Array]:
+    def stream(self, model: Stream, batches: Sequence[Batch], columns: int | None = None) -> Iterator[Array]:
         """As `model.stream`; every call must be of the same model. What is yielded must not be changed."""
-        keys = [key_of(ids, mask) for ids, mask in batches]
-        to_run = [key not in self._known for key in keys]
-        run = model.stream([batch for batch, runs in zip(batches, to_run, strict=True) if runs])
-        for key, runs in zip(keys, to_run, strict=True):
-            if not runs:
-                yield self._known[key]
-                continue
-            logits = next(run)
-            if key not in self._known and (kept := self._held.keep(logits)) is not None:
-                self._known[key] = kept
-            yield logits
+        parts = [
+            [(key_of(*batch), start) for start in range(0, batch[0].shape[1], columns or batch[0].shape[1])]
+            for batch in batches
+        ]
+        to_run = [any(part not in self._known for part in of_batch) for of_batch in parts]
+        run = model.stream([batch for batch, runs in zip(batches, to_run, strict=True) if runs], columns)
+        for of_batch, runs in zip(parts, to_run, strict=True):
+            for part in of_batch:
+                if not runs:
+                    yield self._known[part]
+                    continue
+                logits = next(run)
+                if part not in self._known and (kept := self._held.keep(logits)) is not None:
+                    self._known[part] = kept
+                yield logits
+                del logits  # what comes next is as large

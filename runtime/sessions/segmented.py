@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -21,6 +21,7 @@ from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.runtime.sessions.cores import cores
 from spq_graph.runtime.sessions.executed import Executed, executed_in
 from spq_graph.runtime.sessions.feeds import Array
+from spq_graph.runtime.sessions.passing import Part, Passing, in_columns, in_parts, kept_of, tokens_of
 from spq_graph.runtime.sessions.session import Decoder, open_session, session_options
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.logits import Logits
@@ -28,6 +29,7 @@ from spq_graph.terms.segment import Handed, Segment, Segmented, Weight, type_of
 
 Batch: TypeAlias = tuple[Ids, Ids]
 Progress: TypeAlias = Callable[[int, int], None]
+_P = TypeVar("_P", Passing, Part)
 _T = TypeVar("_T")
 # Opening a segment costs about as much as some hundred tokens do, so as many tokens as possible pass through one before
 # the next is opened; what is handed over is kept for all of them, and should take no more than so many bytes.
@@ -35,29 +37,6 @@ ROUND_TOKENS = 4096  # that pass in any case
 HANDED_BYTES = 256 << 20
 PACKING_KEY = "session.disable_prepacking"
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-
-
-@dataclass(slots=True)
-class Passing:
-    """A batch on its way: what the graph's inputs take, the ids, and values of segments behind it."""
-
-    feed: dict[str, Array]
-    ids: Ids
-    values: dict[str, Array] = field(default_factory=dict)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the ids."""
-        return self.ids.shape
-
-
-def _tokens(batches: Sequence[Passing]) -> int:
-    return sum(math.prod(batch.shape) for batch in batches)
-
-
-def _kept(batches: Sequence[Passing]) -> int:
-    """Bytes that batches hold of segments behind them; one at least."""
-    return max(1, sum(array.nbytes for batch in batches for array in batch.values.values()))
 
 
 class SegmentedRunner(Decoder):
@@ -101,12 +80,16 @@ class SegmentedRunner(Decoder):
         """How many segments there are."""
         return len(self._model.segments)
 
-    def results(self, batches: Sequence[Batch], progress: Progress | None = None) -> Iterator[list[Array]]:
+    def results(
+        self, batches: Sequence[Batch], progress: Progress | None = None, columns: int | None = None
+    ) -> Iterator[list[Array]]:
         """Outputs of one batch after the other.
 
         Args:
             batches: ids and mask of each, int64 [batch, length], in the shape that the graph insists on.
             progress: called with steps done and in all; a step is one batch in one segment.
+            columns: give those of so many tokens of each row at a time, where the last segment computes every token
+                from what it is handed of that token; None for all at once.
 
         Raises:
             SourceError: ONNX Runtime cannot load a segment.
@@ -118,19 +101,33 @@ class SegmentedRunner(Decoder):
             for ids, mask in batches
         )
         while waiting:
-            yield from self._round(waiting, steps)
+            yield from self._round(waiting, steps, columns)
 
-    def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of one batch after the other, in the form of `by_token`; ids and mask are int64 [batch, length]."""
+    def stream(self, batches: Sequence[Batch], columns: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of one batch after the other, in the form of `by_token`; ids and mask are int64 [batch, length].
+
+        Args:
+            batches: ids and mask of each.
+            columns: give those of so many tokens of each row at a time; None for all at once.
+        """
         filled = [self.filled(ids, mask) for ids, mask in batches]
-        for (ids, _), (whole, _), (logits, *_) in zip(batches, filled, self.results(filled), strict=True):
-            yield self.by_token(logits, whole.shape)[: len(ids), : ids.shape[1]]
+        found = self.results(filled, columns=columns)
+        # Nothing is held while the next is computed: logits over a large vocabulary are gigabytes.
+        for (ids, _), (whole, _) in zip(batches, filled, strict=True):
+            rows, length = whole.shape
+            given = 0
+            while given < ids.shape[1]:
+                (one,) = next(found)
+                here = length if columns is None else max(1, one.size // one.shape[-1] // rows)
+                yield from in_columns(self.by_token(one, (rows, here))[: len(ids), : ids.shape[1] - given], columns)
+                given += here
+                del one
 
     def _known(self, ids: Ids, mask: Ids) -> dict[str, Array]:
         """What is known of a batch before it enters the first segment, by name."""
         return {}
 
-    def _round(self, waiting: deque[Passing], steps: _Steps) -> Iterator[list[Array]]:
+    def _round(self, waiting: deque[Passing], steps: _Steps, columns: int | None) -> Iterator[list[Array]]:
         """Bring as many batches through all segments as what is handed over has room for."""
         *before, last = self._model.segments
         some: list[Passing] = []
@@ -142,14 +139,14 @@ class SegmentedRunner(Decoder):
                     steps.done()
             del session
             self._leave(segment)
-            self._handed = max(self._handed, _kept(some) // _tokens(some))
+            self._handed = max(self._handed, kept_of(some) // tokens_of(some))
         if not before:
             some = list(waiting)
             waiting.clear()
         session = self._session(last, some[0].values)
-        for found in self._in_turn(partial(self._finish, session, last), some):
-            steps.done()
-            yield found
+        parts = [part for batch in some for part in in_parts(batch, last, columns, self.outputs)]
+        # Not in a loop of its own: what that yielded last it would hold while the next is computed.
+        yield from self._in_turn(partial(self._finish, session, last, steps), parts)
 
     def _taken(self, waiting: deque[Passing], some: list[Passing]) -> Iterator[list[Passing]]:
         """Batches that enter a round, some at a time, while there is room; `some` collects those that have entered."""
@@ -162,8 +159,8 @@ class SegmentedRunner(Decoder):
             yield entering
             some += entering
             # Behind the first segment of the first round nobody knows what later ones hand over: up to four times that.
-            each = self._handed or 4 * _kept(some) / _tokens(some)
-            room = int(HANDED_BYTES / each) - _tokens(some)
+            each = self._handed or 4 * kept_of(some) / tokens_of(some)
+            room = int(HANDED_BYTES / each) - tokens_of(some)
 
     def _pass(self, session: Any, segment: Segment, later: set[str], batch: Passing) -> None:
         """Bring a batch through a segment that is not the last, and keep what later ones read."""
@@ -171,13 +168,15 @@ class SegmentedRunner(Decoder):
         found = {name: array.copy() for name, array in self._run(session, segment, batch).items()}
         batch.values = {name: array for name, array in (batch.values | found).items() if name in later}
 
-    def _finish(self, session: Any, segment: Segment, batch: Passing) -> list[Array]:
-        """Bring a batch through the last segment, and return the outputs."""
+    def _finish(self, session: Any, segment: Segment, steps: _Steps, part: Part) -> list[Array]:
+        """Bring a batch, or a part of it, through the last segment, and return the outputs."""
+        batch = part.taken()
         found = batch.values | self._run(session, segment, batch)
-        batch.values = {}
+        if part.ends:
+            steps.done()
         return [found[name] for name in self.outputs]
 
-    def _in_turn(self, work: Callable[[Passing], _T], batches: Sequence[Passing]) -> Iterator[_T]:
+    def _in_turn(self, work: Callable[[_P], _T], batches: Sequence[_P]) -> Iterator[_T]:
         """What work gives of each batch, in their order; several are worked on at the same time."""
         if self._side_by_side == 1:
             yield from map(work, batches)

@@ -17,6 +17,7 @@ from spq_graph.runtime.sessions.executed import Executed, executed_by
 from spq_graph.runtime.sessions.feeds import TYPES, Array, TokenInputs
 from spq_graph.runtime.sessions.inputs import AttentionFacts, empty_past
 from spq_graph.runtime.sessions.library import cannot_load, register
+from spq_graph.runtime.sessions.passing import in_columns
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.halves import refuse_halves
@@ -246,9 +247,16 @@ class Runner(Decoder):
         whole = self.by_token(self.run(filled, told)[0], filled.shape)
         return whole[: len(ids), : ids.shape[1]]
 
-    def stream(self, batches: Sequence[tuple[Ids, Ids]]) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of one batch after the other; ids and mask are int64 [batch, length]."""
-        return (self.logits(ids, mask) for ids, mask in batches)
+    def stream(
+        self, batches: Sequence[tuple[Ids, Ids]], columns: int | None = None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of one batch after the other; ids and mask are int64 [batch, length].
+
+        Args:
+            batches: ids and mask of each.
+            columns: give those of so many tokens of each row at a time; None for all at once.
+        """
+        return (part for ids, mask in batches for part in in_columns(self.logits(ids, mask), columns))
 
 
 def session_options(threads: int = 0, profile: Path | None = None) -> Any:

@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from spq_graph.runtime.sessions.cores import cores
 from spq_graph.runtime.sessions.feeds import Array
-from spq_graph.runtime.sessions.segmented import Batch, Passing, Progress, SegmentedRunner, give_back_memory
+from spq_graph.runtime.sessions.passing import Passing
+from spq_graph.runtime.sessions.segmented import Batch, Progress, SegmentedRunner, give_back_memory
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Segment, Staged
@@ -151,17 +152,19 @@ class StagedRunner(SegmentedRunner):
         self._ahead: dict[int, Future[Any]] = {}
         self._alike: dict[str, Array] = {}  # values of one batch, as long as they are the origin's
 
-    def results(self, batches: Sequence[Batch], progress: Progress | None = None) -> Iterator[list[Array]]:
+    def results(
+        self, batches: Sequence[Batch], progress: Progress | None = None, columns: int | None = None
+    ) -> Iterator[list[Array]]:
         """As `SegmentedRunner.results`, where sessions are opened one ahead."""
         # Where there are fewer batches than cores, those that are left over help with each.
         self._side_by_side = max(1, min(cores(), MOST_SIDE_BY_SIDE, len(batches)))
         with ThreadPoolExecutor(1) as self._opener:
-            yield from super().results(batches, progress)
+            yield from super().results(batches, progress, columns)
 
-    def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of one batch after the other; those of a candidate only of batches that the origin has run."""
+    def stream(self, batches: Sequence[Batch], columns: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
+        """As `SegmentedRunner.stream`; those of a candidate only of batches that the origin has run."""
         self._keys.clear()
-        return super().stream(batches)
+        return super().stream(batches, columns)
 
     def _known(self, ids: Ids, mask: Ids) -> dict[str, Array]:
         key = key_of(ids, mask)

@@ -49,6 +49,7 @@ class Segment:
             from a file as it is.
         codes: whether some weights are numbers of 8 bits or fewer, which products want packed beforehand.
         wide: whether what a session maps from a file is more than it is to hold, as packing it beforehand would.
+        tokenwise: whether it computes every token from what it is handed of that token alone.
     """
 
     reads: tuple[str, ...]
@@ -59,6 +60,7 @@ class Segment:
     own: int = 0
     codes: bool = True
     wide: bool = False
+    tokenwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,8 +260,8 @@ class Edited:
         self.path, self.fixed_shape, self.last_only = model.path, model.fixed_shape, model.last_only
         self.vocabulary = model.vocabulary
 
-    def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
-        for logits in self.model.stream(batches):
+    def stream(self, batches: Sequence[Batch], columns: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
+        for logits in self.model.stream(batches, columns):
             changed = logits.copy()
             self.edit(changed)
             yield changed

@@ -142,7 +142,7 @@ class Speaker:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def stream(self, batches: list[tuple[Any, Any]]) -> Any:
+    def stream(self, batches: list[tuple[Any, Any]], columns: int | None = None) -> Any:
         for ids, _ in batches:
             self.asked += 1
             yield np.repeat(ids[..., None], 3, axis=-1).astype(np.float32)

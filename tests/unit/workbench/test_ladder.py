@@ -35,7 +35,7 @@ def measured(path: Path, extent: Extent) -> tuple[list[Rung], int]:
         rows = [*variants(plan, bench.stored, extent), weight_only(plan)]
         runner = bench.runner
 
-        def stream(batches: Sequence[Batch]) -> Iterator[Any]:
+        def stream(batches: Sequence[Batch], columns: int | None = None) -> Iterator[Any]:
             for batch in batches:
                 ran.extend([batch] * (batch[0].shape[1] == IDS.shape[1]))  # not what only asks for the form of logits
                 yield runner.logits(*batch)

@@ -24,7 +24,7 @@ class Counting:
     def __init__(self) -> None:
         self.ran = 0
 
-    def stream(self, batches: Sequence[Batch]) -> Iterator[npt.NDArray[np.float32]]:
+    def stream(self, batches: Sequence[Batch], columns: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
         for ids, _ in batches:
             self.ran += 1
             yield np.random.default_rng(int(ids.sum())).normal(size=(*ids.shape, 7)).astype(np.float32)
