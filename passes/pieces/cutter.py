@@ -122,7 +122,7 @@ class Cutter:
             places = range(len(self.paid))
             first = next((place + 1 for place in reversed(places) if not is_tokenwise(self._alone(place))), 0)
             head = max(places[first:], key=held.__getitem__, default=0)
-            if head > bounds[-1]:
+            if head > bounds[-1] and crossing[head] == 1:
                 bounds = [*_bounds(held[:head], crossing, limit), head]
         return [*bounds, len(self.paid)]
 

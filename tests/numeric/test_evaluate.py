@@ -40,8 +40,7 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> Array:
 def expected(base: npt.NDArray[np.float32], model: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Array:
     """nll, kl and top1, as means."""
     p, q = log_softmax(base), log_softmax(model)
-    nll = -q[np.arange(len(targets)), targets].mean()
-    kl = (np.exp(p) * (p - q)).sum(axis=-1).mean()
+    nll, kl = -q[np.arange(len(targets)), targets].mean(), (np.exp(p) * (p - q)).sum(axis=-1).mean()
     return np.array([nll, kl, (base.argmax(-1) == model.argmax(-1)).mean()])
 
 
@@ -76,8 +75,8 @@ def test_against_numpy(models: list[Runner], padded: Sequences, prefix: int) -> 
     assert base.tokens == len(targets) == int(sequences.predicted.sum())
     assert (base.kl, base.top1) == (0.0, 1.0)
     for score, logits in zip(scores, whole, strict=True):
-        found = [score.nll, score.kl, score.top1]
-        np.testing.assert_allclose(found, expected(whole[0], logits, np.array(targets)), rtol=1e-5, atol=1e-6)
+        wanted = expected(whole[0], logits, np.array(targets))
+        np.testing.assert_allclose([score.nll, score.kl, score.top1], wanted, rtol=1e-5, atol=1e-6)
         assert score.perplexity == pytest.approx(np.exp(score.nll))
         assert score.tokens == base.tokens
     assert scores[0].nll == pytest.approx(base.nll, rel=1e-9)
@@ -96,9 +95,8 @@ def test_small_differences_do_not_cancel() -> None:
 
 def test_extreme_logits_stay_finite() -> None:
     base = np.array([[0.0, 900.0, -900.0], [5.0, 1.0, 0.0]], dtype=np.float32)
-    model = base[:, ::-1].copy()
     score = Score()
-    add_batch(score, model, reference_of(base, np.array([2, 0])))
+    add_batch(score, base[:, ::-1].copy(), reference_of(base, np.array([2, 0])))
     np.testing.assert_allclose([score.nll, score.kl, score.top1], expected(base, model, np.array([2, 0])), rtol=1e-5)
     wrong = Score(tokens=1, nll_sum=1e4)
     assert np.isfinite(wrong.perplexity)  # a report holds finite numbers
