@@ -250,12 +250,7 @@ class Runner(Decoder):
     def stream(
         self, batches: Sequence[tuple[Ids, Ids]], columns: int | None = None
     ) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of one batch after the other; ids and mask are int64 [batch, length].
-
-        Args:
-            batches: ids and mask of each.
-            columns: give those of so many tokens of each row at a time; None for all at once.
-        """
+        """Logits of one batch after the other, int64 [batch, length] both; of some columns at a time, or of all."""
         return (part for ids, mask in batches for part in in_columns(self.logits(ids, mask), columns))
 
 

@@ -95,9 +95,9 @@ def test_small_differences_do_not_cancel() -> None:
 
 def test_extreme_logits_stay_finite() -> None:
     base = np.array([[0.0, 900.0, -900.0], [5.0, 1.0, 0.0]], dtype=np.float32)
-    score = Score()
-    add_batch(score, base[:, ::-1].copy(), reference_of(base, np.array([2, 0])))
-    np.testing.assert_allclose([score.nll, score.kl, score.top1], expected(base, model, np.array([2, 0])), rtol=1e-5)
+    score, targets = Score(), np.array([2, 0])
+    add_batch(score, base[:, ::-1].copy(), reference_of(base, targets))
+    np.testing.assert_allclose([score.nll, score.kl, score.top1], expected(base, base[:, ::-1], targets), rtol=1e-5)
     wrong = Score(tokens=1, nll_sum=1e4)
     assert np.isfinite(wrong.perplexity)  # a report holds finite numbers
     assert wrong.perplexity > 1e300
