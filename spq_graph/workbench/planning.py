@@ -124,7 +124,8 @@ def _counted(bench: Workbench, recipe: Recipe, ranges: Ranges, tick: Tick) -> Ca
     )
     courses = ((False, False), (True, False), (True, True))
     efforts = (asks(lossy=lossy, peels=peels, smooths=smooths(recipe, missed=peels)) for lossy, peels in courses)
-    totals = sorted(SHARE_ALONE * (1 + one.together) + one.alone for one in efforts)  # the source is run as well
+    # The source is run as well.
+    totals = sorted(SHARE_ALONE * (1 + one.together) + one.roughly + one.alone for one in efforts)
     done = 0
 
     def after(measured: int) -> None:
