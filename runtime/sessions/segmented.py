@@ -116,10 +116,11 @@ class SegmentedRunner(Decoder):
         for (ids, _), (whole, _) in zip(batches, filled, strict=True):
             rows, length = whole.shape
             given = 0
-            while given < ids.shape[1]:
+            while given < length:
                 (one,) = next(found)
                 here = length if columns is None else max(1, one.size // one.shape[-1] // rows)
-                yield from in_columns(self.by_token(one, (rows, here))[: len(ids), : ids.shape[1] - given], columns)
+                if given < ids.shape[1]:  # what is behind fills the shape that the graph insists on
+                    yield from in_columns(self.by_token(one, (rows, here))[: len(ids), : ids.shape[1] - given], columns)
                 given += here
                 del one
 

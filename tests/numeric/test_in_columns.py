@@ -67,6 +67,19 @@ def test_logits_some_tokens_at_a_time(shape: str, side_by_side: int, columns: in
         np.testing.assert_allclose(found, Runner(path).logits(ids, mask), rtol=1e-4, atol=1e-5)
 
 
+def test_columns_that_only_fill_a_fixed_shape_are_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    ir.save(ir.from_proto(decoder(LARGE["plain"])), path, external_data="model.bin")
+    batches = [(ids, mask) for ids, mask in rows(3, 5).batches(1)]
+    runner = SegmentedRunner(in_pieces(path, 4 * 32 * 400))
+    monkeypatch.setattr(SegmentedRunner, "fixed_shape", (2, 11))
+    parts = list(runner.stream(batches, 3))
+    assert [part.shape[:2] for part in parts] == [(1, 3), (1, 2)] * 3
+    for number, (ids, mask) in enumerate(batches):
+        found = np.concatenate(parts[2 * number : 2 * number + 2], axis=1)
+        np.testing.assert_allclose(found, Runner(path).logits(ids, mask), rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_not_cut_at_the_head_gives_its_logits_in_parts_all_the_same(tmp_path: Path) -> None:
     path = write_decoder(tmp_path / "model.onnx")
     batches = [(ids, mask) for ids, mask in rows(2, 7).batches(1)]
