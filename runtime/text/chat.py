@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -73,13 +74,10 @@ def _rendered(messages: list[Any], folder: Path | None, *, answer: bool, day: da
             remedy="Pass --tokenizer DIR with the one of a chat model, or write the texts under `text`.",
         )
     special = {f"{name}_token": _text_of(config.get(f"{name}_token")) for name in ("bos", "eos", "pad", "unk")}
-    environment = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-    environment.globals |= {"range": _ranges(), "raise_exception": _refuse, "strftime_now": day.strftime}
-    environment.filters["tojson"] = _to_json
     # None, as transformers gives them: a template may ask whether they are, and not whether they are there.
     given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": answer}
     try:
-        text = environment.from_string(template).render(**given, **special)
+        text = _compiled(template).render(**given, **special, range=_ranges(), strftime_now=day.strftime)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
         raise DataError(
             f"the chat template does not take these messages: {error}",
@@ -87,6 +85,15 @@ def _rendered(messages: list[Any], folder: Path | None, *, answer: bool, day: da
             remedy="Write the messages as the template wants them, or the texts under `text`.",
         ) from error
     return text, special["bos_token"]
+
+
+@lru_cache(maxsize=4)
+def _compiled(template: str) -> Template:
+    """A template, ready to be rendered: compiling takes much longer than a conversation does."""
+    environment = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = _to_json
+    return environment.from_string(template)
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:

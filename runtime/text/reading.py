@@ -110,8 +110,12 @@ def load_sequences(
     return sequences
 
 
-def check_readable(path: Path) -> None:
+def check_readable(path: Path, folder: Path | None = None) -> None:
     """Check that a file holds texts or ids, without making tokens of them.
+
+    Args:
+        path: the file.
+        folder: of the tokenizer, whose chat template is to take every conversation; None where it is not known yet.
 
     Raises:
         DataError: as `load_sequences`, for what does not depend on the model.
@@ -119,7 +123,8 @@ def check_readable(path: Path) -> None:
     if path.suffix == ".npz":
         _read_npz(path)
     else:
-        read_documents(path, lambda messages: "")
+        chat = partial(render, folder=folder) if folder is not None else lambda messages: ""
+        read_documents(path, chat, templated=has_template(folder))
 
 
 def _encode(tokenizer: TextTokenizer, documents: Iterable[str], enough: int | None) -> list[Ids]:

@@ -99,7 +99,8 @@ def check_measured(source: Source, *files: str | Path | None) -> None:
 
     Raises:
         SourceError: a file is not there.
-        DataError: a file cannot be read; asked where opening the model takes long, since reading it follows otherwise.
+        DataError: a file cannot be read, or the model's chat template does not take a conversation of it; asked where
+            opening the model takes long, since reading it follows otherwise.
         UsageError: text without a tokenizer.
     """
     for path in (data_file(file) for file in files if file is not None):
@@ -114,7 +115,7 @@ def check_measured(source: Source, *files: str | Path | None) -> None:
         if path.suffix != ".npz" and source.tokenizer is None and source.kind != "gguf":
             raise UsageError("text needs a tokenizer", where=str(path), remedy="pass --tokenizer DIR, or ids as .npz")
         if source.kind != "onnx":
-            check_readable(path)
+            check_readable(path, source.tokenizer)
 
 
 @dataclass(frozen=True, slots=True)

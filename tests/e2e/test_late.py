@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.models.source import REFERENCE
 from spq_graph.runtime.proof.held import why_absent
 from spq_graph.terms.targets import PROFILES
 from tests.support.command import Case, contents, spq
@@ -23,6 +25,10 @@ def _wrong(case: Case, folder: Path) -> list[tuple[list[object], str]]:
     damaged.write_bytes(b"PK nothing")
     words.write_text("words")
     (folder / "bad.jsonl").write_text("{")
+    said, odd = folder / "said.jsonl", folder / "odd"
+    said.write_text('{"messages": [{"role": "user", "content": "Hello"}]}')
+    shutil.copytree(REFERENCE, odd, ignore=shutil.ignore_patterns("model.safetensors"))
+    (odd / "chat_template.jinja").write_text("{{ raise_exception('who asks?') }}")
     out, ids, ranges = ["-o", folder / "out"], ["--calibration", case.calibration], case.out / "ranges.json"
     quantize, calibrate = ["quantize", "reference", *out], ["calibrate", "reference", "-o", folder / "r.json"]
     plan = ["plan", "reference", ranges, "-o", folder / "p.json"]
@@ -30,6 +36,8 @@ def _wrong(case: Case, folder: Path) -> list[tuple[list[object], str]]:
         ([*quantize, "--calibration", absent], "no such file"),
         ([*quantize, "--calibration", folder], "no such file"),
         ([*quantize, "--calibration", damaged], "not a readable .npz"),
+        ([*quantize, "--calibration", said], "the tokenizer has none"),
+        ([*quantize, "--calibration", said, "--tokenizer", odd], "who asks?"),
         ([*quantize, *ids, "--text", absent], "no such file"),
         ([*quantize, *ids, "--text", damaged], "not a readable .npz"),
         ([*quantize, *ids, "--ranges", absent], "cannot be read"),
