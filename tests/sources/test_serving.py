@@ -35,7 +35,7 @@ def python(environments: Path) -> Path:
 def out(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OUT, with the model repository beside it."""
     folder = write_out(tmp_path_factory.mktemp("triton"), "--high-precision", "w8a8_token")
-    subprocess.run([python, "-c", program("import shutil")], cwd=folder.parent, check=True)
+    subprocess.run([python, "-c", program("def described(one")], cwd=folder.parent, check=True)
     return folder
 
 
@@ -81,24 +81,22 @@ def test_the_client_says_what_generate_says(python: Path, out: Path, port: str) 
         assert said.stdout.split() == expected.split()
 
 
-def test_genai_takes_the_operator_library_that_lies_in_out(environments: Path, tmp_path: Path) -> None:
+def test_genai_takes_the_operator_library_that_lies_in_out(
+    environments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That it is taken shows where it is not there; that its kernel computes the same, where it is."""
     if LIBRARY is None or not LIBRARY.is_file():
         pytest.skip("needs the operator library")
     out = write_out(tmp_path, "--high-precision", "w8a8_token")
     asked = generate(out, PROMPT, chat=False, max_new_tokens=12)
-    described = json.loads((out / "genai_config.json").read_text())
-    (named,) = re.findall(r'`"(custom_ops_library)": "([^"]+)"` beside\n *`"(provider_options)"` in `(\w+)`', PAGE)
-    settings = described["model"]["decoder"][named[3]]
-    assert named[2] in settings
-    settings[named[0]] = named[1]
-    (out / "genai_config.json").write_text(json.dumps(described))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program("library, about ="), "serving.md", "exec"), {})
     ids = json.dumps([1, *(int(word[1:]) + 3 for word in PROMPT.split())])
     command = [python_of("genai", environments), "-c", GENAI, out, ids]
-    without = subprocess.run(command, capture_output=True, text=True)
-    assert without.returncode != 0
-    assert named[1] in without.stderr
-    shutil.copy(LIBRARY, out / named[1])
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout.splitlines()[-1])[: len(asked.tokens[0])] == asked.tokens[0]
+    (out / LIBRARY.name).unlink()
+    without = subprocess.run(command, capture_output=True, text=True)
+    assert without.returncode != 0
+    assert LIBRARY.name in without.stderr
