@@ -112,7 +112,7 @@ class TextTokenizer:
     def token_text(self, token: int) -> str:
         """One token for people: its text, or its name in the vocabulary where it has no text of its own."""
         text = self.decode([token], special=True)
-        if text.strip() and "\ufffd" not in text:
+        if text and "\ufffd" not in text:  # blanks too: who shows them puts them in quotes
             return text
         return self._tokenizer.id_to_token(int(token)) or f"#{token}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from spq_graph.documents.drawing import Box
 from spq_graph.documents.plan import Plan, SitePlan
@@ -98,6 +99,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "text": words.printable,
+        "unbroken": _unbroken,
         "number": words.number,
         "percent": words.percent,
         "error": words.error,
@@ -105,6 +107,12 @@ def _environment() -> Environment:
         "duration": words.duration,
     }
     return environment
+
+
+def _unbroken(text: str) -> Markup:
+    """A sentence whose options are not parted at their hyphens."""
+    found = re.sub(r"(?<!\S)--[a-z-]+", r'<span class="whole">\g<0></span>', str(escape(words.printable(text))))
+    return Markup(found)  # noqa: S704 - escaped above
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +194,26 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
     share = report.bytes / report.source_bytes if report.source_bytes else 1.0
     size = f"{100 * share:.0f} % of {words.megabytes(report.source_bytes)} MB"
     tiles.append(("size", f"{words.megabytes(report.bytes)} MB", size))
+    tiles.append(_speed_tile(report))
     planned = f"{words.integers_planned(plan)} planned"
     if report.target is not None and not report.target.executed_here:
         tiles.append(("integer kernels", "–", f"not executed here; {planned}"))
     else:
         tiles.append(("integer kernels", str(words.integer_kernels(report.executed)), planned))
     return tiles
+
+
+def _speed_tile(report: Report) -> tuple[str, str, str]:
+    """How many times faster the artifact is than what it was timed beside, or how to know."""
+    aware = (
+        next((row for row in report.speed.rows if row.id == SPIKE_AWARE), None) if report.speed is not None else None
+    )
+    if report.speed is None or aware is None or report.speed.rows[0] is aware:
+        return "speed", "not timed", "spq-graph bench OUT --against SOURCE --report"
+    length, prefill = next(iter(aware.prefill.items()))
+    decode = aware.decode.times if aware.decode is not None else None
+    beside = f"of {words.timed_name(report.speed.rows[0])}, a prompt of {length} tokens"
+    return "speed", f"{prefill.times:.2f}×", beside + (f"; {decode:.2f}× in decoding" if decode is not None else "")
 
 
 def _ladder(report: Report) -> list[tuple[int | None, list[Rung]]]:

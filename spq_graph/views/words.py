@@ -253,16 +253,17 @@ def headline(plan: Plan, report: Report) -> str:
     treated = "".join(f", with {said}" for said in remedies(plan))
     sites = f"{kept} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
     size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
+    outcome = f"{sites}{';' if treated else ' and'} {size}"
     everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
     change = over_fp32(report, aware) if aware else None
     if change is None:
         headless = report.logits is not None and report.logits.given is Given.NONE
         left = "accuracy cannot be measured without logits" if headless else "perplexity was not measured"
-        return f"At {bits} bits, {sites} and {size}; {left}."
+        return f"At {bits} bits, {outcome}; {left}."
     beside = (
         f" where quantizing everywhere changes it by {percent(over_fp32(report, everywhere))}" if everywhere else ""
     )
-    result = f"At {bits} bits, perplexity changes by {percent(change)} against FP32{beside}; {sites} and {size}."
+    result = f"At {bits} bits, perplexity changes by {percent(change)} against FP32{beside}; {outcome}."
     better = report.verdict.recommended
     return result if better is None or better.in_out else f"{result} {recommended(better)}"
 

@@ -186,6 +186,18 @@ def test_a_phone_scrolls_down_only_and_its_text_is_large_enough(opened: Open, na
     assert page.locator(".sites tbody tr").first.bounding_box()["width"] <= 390
 
 
+@pytest.mark.parametrize("name", ["plain", "hostile", "long"])
+def test_a_phone_shows_every_column_of_the_ladder(opened: Open, name: str) -> None:
+    page = opened(name, width=390)
+    names = page.locator(".ladder thead th").all_text_contents()[1:]
+    cells = page.locator(".ladder tr.ours").first.locator("td")
+    assert len([label for cell in cells.all() if (label := cell.get_attribute("data-label"))]) == len(names)
+    for cell in cells.all():
+        box = cell.bounding_box()
+        assert 0 <= box["x"] < box["x"] + box["width"] <= 390
+        assert cell.evaluate("e => e.scrollWidth <= e.clientWidth")
+
+
 def test_printed_it_is_whole(opened: Open) -> None:
     page = opened()
     page.emulate_media(media="print")

@@ -8,7 +8,8 @@ import pytest
 
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report
-from spq_graph.terms.rows import EVERYWHERE, SPIKE_AWARE, RowId
+from spq_graph.documents.speed import Decode, Prefill, Speed, SpeedRow
+from spq_graph.terms.rows import EVERYWHERE, SPIKE_AWARE, RowId, RowKind
 from spq_graph.terms.site import Role
 from spq_graph.views.charts.spikes import heat, spike_map
 from spq_graph.views.page import recipe_file, render, shown_profiles
@@ -84,6 +85,41 @@ def test_the_verdict_comes_with_its_numbers(page: Page) -> None:
     assert "✓ Ready" in page.text
     assert "perplexity changes by +0.04 % against FP32 where quantizing everywhere changes it by +0.71 %" in page.text
     assert "2 of 56 sites stay in high precision and 7.64 MB become 2.78 MB" in page.text
+
+
+def timed(times: float, decoding: float) -> Speed:
+    """FP32 in 100 ms, and the artifact so many times faster."""
+
+    def row(kind: RowKind, prefill: float, decode: float) -> SpeedRow:
+        return SpeedRow(
+            id=RowId(kind),
+            target="cpu",
+            bytes=1,
+            load_seconds=1.0,
+            resident_bytes=1,
+            prefill={"128": Prefill(seconds=0.1 / prefill, times=prefill)},
+            decode=Decode(tokens_per_second=10 * decode, times=decode),
+        )
+
+    rows = [row(RowKind.FP32, 1.0, 1.0), row(RowKind.SPIKE_AWARE, times, decoding)]
+    return Speed(threads=1, rounds=3, past=128, processor="", environment={}, rows=rows)
+
+
+def test_how_fast_it_is_stands_among_the_first_figures(page: Page) -> None:
+    assert "not timed spq-graph bench OUT --against SOURCE --report" in " ".join(page.text.split())
+    plan, report = sample_plan(), sample_report()
+    report.speed = timed(2.19, 2.84)
+    told = Page(render(plan, report, []))
+    assert "2.19× of FP32, a prompt of 128 tokens; 2.84× in decoding" in " ".join(told.text.split())
+    sections = told.having("aria-labelledby")
+    assert sections.index("speed") < sections.index("spikes")
+
+
+def test_options_in_sentences_stay_whole() -> None:
+    plan, report = sample_plan(), sample_report()
+    report.verdict.warnings = [f"pass --text FILE, not a--b {HOSTILE}"]
+    source = render(plan, report, [])
+    assert 'pass <span class="whole">--text</span> FILE, not a--b &lt;script&gt;' in source
 
 
 def test_everything_is_told(page: Page) -> None:
