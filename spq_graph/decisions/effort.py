@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from spq_graph.decisions.by_kl import FEWEST_MEASURED
 from spq_graph.decisions.kept_formats import candidates as formats
 from spq_graph.documents.recipe import ROUNDED, Recipe
+from spq_graph.documents.remedies import Remedies
 from spq_graph.terms.absorber import Place
 from spq_graph.terms.precision import Precision
 
 # What fewer channels, and kept sites and their formats beside branches, are about measured for on all tokens; and about
 # how many roles there are.
 _THINNED, _KEPT, _ROLES = 3, 4, 7
+_TOLD_TO = 0.5  # of a budget: 128 tokens of SmolLM2-135M said 0.0044 where 3,060 missed 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ def effort(
     lossy: bool,
     peels: bool,
     smooths: bool = False,
+    falls_back: bool = False,
 ) -> Effort:
     """What `ByKl` measures, about.
 
@@ -51,6 +54,7 @@ def effort(
         lossy: whether everything in integers costs more than the KL to aim at.
         peels: whether outlier branches are tried.
         smooths: whether smoothing is tried.
+        falls_back: whether scales by token, where they are tried, miss the budget too, so that static ones follow.
     """
     settings, cap = recipe.remedies.peel, math.floor(recipe.max_kept * sites)
     together, roughly, alone, tried = 1, 0, 0, candidates
@@ -63,10 +67,13 @@ def effort(
         together += 1 + _THINNED + ("kl_budget" not in recipe.model_fields_set) + recipe.may_scale_by_token
         roughly += len(settings.channels) + 1 + 2 * _ROLES
         tried = min(max(FEWEST_MEASURED, cap), sites)
+    again = falls_back and peels and recipe.may_scale_by_token
+    if again:  # branches are offered once more, at static scales
+        together, roughly = together + 1, roughly + len(settings.channels) + 1
     if smooths:
         together += 1
         roughly += 1 + len(Place) * len(recipe.remedies.smooth.alpha)
-    if lossy and not (peels and recipe.may_scale_by_token):  # which leaves no site to keep
+    if lossy and (again or not (peels and recipe.may_scale_by_token)):  # which leave no site to keep
         alone += tried
         if peels:
             together, roughly = together + _KEPT, roughly + by_format
@@ -77,12 +84,36 @@ def effort(
     return Effort(together, roughly, alone)
 
 
-def smooths(recipe: Recipe, *, missed: bool) -> bool:
+def smooths(recipe: Recipe, *, missed: bool, falls_back: bool = False) -> bool:
     """Whether smoothing is tried.
 
     Args:
         recipe: what is wanted.
         missed: whether kept sites alone do not meet the budget.
+        falls_back: whether scales by token do not, either.
     """
     use = recipe.remedies.smooth.use
-    return use == "always" or (use == "auto" and missed and not recipe.may_scale_by_token)
+    return use == "always" or (use == "auto" and missed and (falls_back or not recipe.may_scale_by_token))
+
+
+def all_by_token(recipe: Recipe) -> Recipe:
+    """The recipe with nothing kept, scales by token throughout, and branches of the most channels where it has any."""
+    update: dict[str, object] = {"scales": "by_token", "spike_ratio": math.inf}
+    if recipe.remedies.peel.use != "never":
+        update["remedies"] = Remedies(peel=recipe.remedies.peel.model_copy(update={"use": "always"}))
+    return recipe.model_copy(update=update)
+
+
+def chance_to_fall_back(recipe: Recipe, by_token: float | None) -> float:
+    """How likely it is, from 0 to 1, that scales by token miss the budget.
+
+    Args:
+        recipe: what is wanted.
+        by_token: KL with them and the most channels in branches, by a few tokens, which tell it to about a half;
+            None where nobody tried.
+    """
+    if not recipe.may_scale_by_token:
+        return 0.0
+    if by_token is None:
+        return 0.5
+    return min(max((by_token / recipe.kl_budget - 1.0 + _TOLD_TO) / (2 * _TOLD_TO), 0.0), 1.0)

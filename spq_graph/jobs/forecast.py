@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
 
-from spq_graph.decisions.effort import effort, smooths
+from spq_graph.decisions.effort import chance_to_fall_back, effort, smooths
 from spq_graph.decisions.prefix import most_trials
 from spq_graph.decisions.variants import in_other_formats, rows_of
 from spq_graph.documents.findings import Forecast
@@ -125,14 +124,21 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
         lossy = losses.everywhere > recipe.kl_aim
         missed = lossy and losses.kept > recipe.kl_budget
         peels = use == "always" or (use == "auto" and missed)
+        falls_back = chance_to_fall_back(recipe, losses.by_token) if peels else 0.0
         tried = {
             "peel": peels,
-            "smooth": smooths(recipe, missed=missed),
+            "smooth": smooths(recipe, missed=missed, falls_back=falls_back > 0.5),
             "prefix": recipe.remedies.prefix.use == "always",
         }
         if tokens and recipe.spike_ratio is None and measured:
             found[f"decide at {bits} bits"] = _deciding(
-                recipe, pilot, min(tokens, recipe.sensitivity_tokens), lossy=lossy, tried=tried
+                recipe,
+                pilot,
+                min(tokens, recipe.sensitivity_tokens),
+                lossy=lossy,
+                peels=peels,
+                missed=missed,
+                falls_back=falls_back,
             )
         kept = lossy or recipe.spike_ratio is not None
         remedies = tuple(name for name, comes in tried.items() if comes)
@@ -168,18 +174,25 @@ def _searching_prefix(recipe: Recipe, pilot: Pilot, tokens: int) -> dict[str, fl
     return {"prefix": pilot.reference.of(tokens) + most_trials(recipe, MOST_CANDIDATES) * each}
 
 
-def _deciding(recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, tried: Mapping[str, bool]) -> float:
-    """Seconds of the evaluations that a decision asks for."""
-    asked = effort(
-        recipe,
-        frozenset(site.precision for site in pilot.plan.kept),
-        sites=pilot.sites,
-        candidates=pilot.candidates,
-        lossy=lossy,
-        peels=tried["peel"],
-        smooths=tried["smooth"],
-    )
-    # What is only put in order is measured on a share of the tokens.
-    share = -(-tokens // SHARE_ALONE)
-    alone, roughly = asked.alone * pilot.alone.of(share), asked.roughly * pilot.everywhere.of(share)
-    return pilot.reference.of(tokens) + asked.together * pilot.everywhere.of(tokens) + roughly + alone
+def _deciding(
+    recipe: Recipe, pilot: Pilot, tokens: int, *, lossy: bool, peels: bool, missed: bool, falls_back: float
+) -> float:
+    """Seconds of the evaluations that a decision asks for; of two ways that it may go, by how likely each is."""
+
+    def seconds(falls_back: bool) -> float:
+        asked = effort(
+            recipe,
+            frozenset(site.precision for site in pilot.plan.kept),
+            sites=pilot.sites,
+            candidates=pilot.candidates,
+            lossy=lossy,
+            peels=peels,
+            smooths=smooths(recipe, missed=missed, falls_back=falls_back),
+            falls_back=falls_back,
+        )
+        # What is only put in order is measured on a share of the tokens.
+        share = -(-tokens // SHARE_ALONE)
+        alone, roughly = asked.alone * pilot.alone.of(share), asked.roughly * pilot.everywhere.of(share)
+        return pilot.reference.of(tokens) + asked.together * pilot.everywhere.of(tokens) + roughly + alone
+
+    return (1.0 - falls_back) * seconds(False) + falls_back * seconds(True)

@@ -13,6 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from spq_graph.decisions.decide import decide
+from spq_graph.decisions.effort import all_by_token
+from spq_graph.documents.changes import Peel
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
@@ -69,10 +71,12 @@ class Losses:
     Attributes:
         everywhere: with all sites in integers.
         kept: with all of them but the candidates.
+        by_token: with scales by token and the most channels in branches; None where that was not tried.
     """
 
     everywhere: float
     kept: float
+    by_token: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +283,16 @@ def _evaluations(
     def losses(bits: int) -> Losses:
         kl = known if bits == recipe.bits else measure.kl(dict.fromkeys(counted, Precision.integer(bits)))
         beside = dict.fromkeys((key for key in counted if key not in candidates), Precision.integer(bits))
-        return Losses(kl, measure.kl(beside) if candidates and kl > recipe.kl_aim else kl)
+        kept = measure.kl(beside) if candidates and kl > recipe.kl_aim else kl
+        asked = recipe.model_copy(update={"bits": bits})
+        by_token = kept > recipe.kl_budget and asked.may_scale_by_token
+        return Losses(kl, kept, measure.kl(*_by_token(bench, asked, ranges)) if by_token else None)
 
     return everywhere, taken(single, rate.token / 2)[1], {bits: losses(bits) for bits in widths}
+
+
+def _by_token(bench: Workbench, recipe: Recipe, ranges: Ranges) -> tuple[dict[str, Precision], dict[str, Peel]]:
+    """Everything with scales by token, and a branch of the most channels wherever one is worth it."""
+    recipe = all_by_token(recipe)
+    plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
+    return {site.key: site.precision for site in plan.counted}, plan.peels

@@ -122,8 +122,11 @@ def _counted(bench: Workbench, recipe: Recipe, ranges: Ranges, tick: Tick) -> Ca
         sites=len(sites),
         candidates=sum(ranges.values[site.input].ratio > recipe.candidate_ratio for site in sites),
     )
-    courses = ((False, False), (True, False), (True, True))
-    efforts = (asks(lossy=lossy, peels=peels, smooths=smooths(recipe, missed=peels)) for lossy, peels in courses)
+    courses = ((False, False, False), (True, False, False), (True, True, False), (True, True, True))
+    efforts = (
+        asks(lossy=lossy, peels=peels, smooths=smooths(recipe, missed=peels, falls_back=falls), falls_back=falls)
+        for lossy, peels, falls in courses
+    )
     # The source is run as well.
     totals = sorted(SHARE_ALONE * (1 + one.together) + one.roughly + one.alone for one in efforts)
     done = 0
