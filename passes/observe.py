@@ -51,6 +51,7 @@ class Size:
 
 FINITE_CHECK = "spq_graph.finite"
 FAULTS = "spq_graph.faults"
+REVEALED = "spq_graph.revealed"
 
 
 class Observe(CanonicalPass):
@@ -140,6 +141,34 @@ class ObserveFaults(CanonicalPass):
     def ensures(self, model: ir.Model) -> None:
         """The outputs are four numbers for each value."""
         promise(_other_outputs(model, [f"{FAULTS}.{index}" for index in range(len(self.values))]))
+
+
+class Reveal(CanonicalPass):
+    """Replace the graph's outputs by values as they are, float32, named `names` in the order of the values.
+
+    For one short prompt: data are calibrated with `Observe`, which lets no activation leave the graph.
+    """
+
+    def __init__(self, values: Sequence[str]) -> None:
+        super().__init__()
+        self.values = list(dict.fromkeys(values))
+
+    @property
+    def names(self) -> list[str]:
+        """Of the outputs."""
+        return [f"{REVEALED}.{index}" for index in range(len(self.values))]
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph, known, tape = _without_outputs(model)
+        revealed = [tape.op("Identity", [as_float32(tape, known, name)]) for name in self.values]
+        _right_behind(graph, tape.nodes)
+        for name, value in zip(self.names, revealed, strict=True):
+            _publish(graph, value, name)
+        return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every output is one of the values."""
+        promise(_other_outputs(model, self.names))
 
 
 def _other_outputs(model: ir.Model, expected: Sequence[str]) -> str | None:

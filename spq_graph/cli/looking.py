@@ -34,6 +34,20 @@ def inspect(
         ),
     ] = None,
     calibration_tokens: o.CalibrationTokens = None,
+    outliers: Annotated[
+        bool,
+        typer.Option(
+            "--outliers", help="run one prompt: super weights, systematic outliers and massive activations, and where"
+        ),
+    ] = False,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="that prompt: text, or token ids where the model has no tokenizer",
+            metavar="TEXT",
+            show_default="the published one",
+        ),
+    ] = None,
     tokenizer: o.Tokenizer = None,
     bos: o.Bos = False,
     window: o.Window = None,
@@ -48,10 +62,20 @@ def inspect(
     if chosen is not None and site is not None and chosen != site:
         raise UsageError("two sites were named", where=f"{chosen} and --site {site}", remedy="name one, or a glob")
     if calibration is None:
-        measuring = {"calibration_tokens": calibration_tokens, "tokenizer": tokenizer, "bos": bos, "window": window}
-        unused("without --calibration FILE", **measuring)
-    opening = Opening(path, tokenizer, bos, window)
-    found = run(opening, chosen or site, calibration=calibration, tokens=calibration_tokens, steps=steps())
+        unused("without --calibration FILE", calibration_tokens=calibration_tokens, window=window)
+    if not outliers:
+        unused("without --outliers", prompt=prompt)
+        if calibration is None:
+            unused("without --calibration FILE or --outliers", tokenizer=tokenizer, bos=bos)
+    sought = prompt if outliers and prompt is not None else outliers
+    found = run(
+        Opening(path, tokenizer, bos, window),
+        chosen or site,
+        calibration=calibration,
+        tokens=calibration_tokens,
+        outliers=sought,
+        steps=steps(),
+    )
     if as_json:
         print_json(found.to_dict())
     else:

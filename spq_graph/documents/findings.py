@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from spq_graph.documents.calibration_ref import CalibrationRef
+from spq_graph.documents.outliers import Outliers
 from spq_graph.documents.plan import Evidence, Reason, SitePlan
 from spq_graph.terms.rows import RowId
 from spq_graph.terms.site import OfSite, Site, Unmatched
@@ -118,6 +119,7 @@ class Inspection:
         measured: the data that it was run on; None where it was not.
         profiles: by site key, where sites were named and ranges are known.
         note: what the graph is that other verbs refuse, and what to pass in its place; None where they take it.
+        outliers: on one prompt; None where that was not asked for.
     """
 
     path: str
@@ -128,6 +130,7 @@ class Inspection:
     measured: CalibrationRef | None = None
     profiles: Mapping[str, SeenProfile] = field(default_factory=dict)
     note: str | None = None
+    outliers: Outliers | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What `inspect --json` prints."""
@@ -140,6 +143,7 @@ class Inspection:
             "measured": self.measured.model_dump(mode="json") if self.measured is not None else None,
             "profiles": {key: asdict(profile) for key, profile in self.profiles.items()},
             "note": self.note,
+            "outliers": self.outliers.to_dict() if self.outliers is not None else None,
         }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from spq_graph.documents.findings import (
     SeenToken,
     known,
 )
+from spq_graph.documents.outliers import Outliers
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.token_profile import TokenProfile
@@ -48,6 +49,7 @@ from spq_graph.terms.precision import Precision, today
 from spq_graph.workbench.data import calibration_data, check_measured
 from spq_graph.workbench.looked import Looked
 from spq_graph.workbench.opening import Openable, Opening
+from spq_graph.workbench.outlying import PROMPT, find_outliers, require_prompt
 from spq_graph.workbench.steps import Steps
 from spq_graph.workbench.workbench import Workbench
 
@@ -58,6 +60,7 @@ def inspect(
     *,
     calibration: str | Path | None = None,
     tokens: int | None = None,
+    outliers: bool | str = False,
     steps: Steps | None = None,
 ) -> Inspection:
     """What an ONNX file or OUT folder holds, or a Hugging Face folder once it is exported, which is done aside.
@@ -69,63 +72,100 @@ def inspect(
         only: key, node name or glob of the sites to list.
         calibration: run the file on this, as `calibrate` takes it, and report what its sites' inputs hold.
         tokens: how much of it; None for as much as calibration takes.
+        outliers: look for outliers of its down projections and for super weights on one prompt: True for that of the
+            paper, text, or token ids as numbers where the model has no tokenizer.
         steps: times and shows what is done.
 
     Raises:
         SourceError: the file cannot be read.
-        UsageError: `only` fits no site.
-        SpqError: as `calibrate`, where the file is measured.
+        UsageError: `only` fits no site, or the prompt is text without a tokenizer.
+        SpqError: as `calibrate`, where the file is measured, and as `find_outliers`.
     """
     opening = Opening.of(model)
+    prompt = (PROMPT if outliers else None) if isinstance(outliers, bool) else outliers
+    asked = _Asked(only, calibration, tokens, prompt)
     if calibration is not None:
         check_measured(opening.resolve(find_sites=False), calibration)
+    if asked.prompt is not None:
+        require_prompt(opening, asked.prompt)
     path = opening.place
     if path.exists() and not needs_export(path):
         opened = partial(opening.open, steps, find_sites=False)
-        return _inspect(path, onnx_of(path), lambda found: opened(looked=found), only, calibration, tokens)
+        return _inspect(path, onnx_of(path), lambda found: opened(looked=found), asked)
     with opening.open(steps, find_sites=False) as bench:
         at_hand = partial(replace, bench)
         path = path if path.exists() else opening.place  # it was downloaded
-        return _inspect(path, bench.model, lambda found: nullcontext(at_hand(looked=found)), only, calibration, tokens)
+        return _inspect(path, bench.model, lambda found: nullcontext(at_hand(looked=found)), asked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked of a file: of which sites, to be measured on what, and on which prompt outliers are sought."""
+
+    only: str | None
+    calibration: str | Path | None
+    tokens: int | None
+    prompt: str | None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the model is run for it."""
+        return self.calibration is not None or self.prompt is not None
 
 
 def _inspect(
-    path: Path,
-    file: Path,
-    opened: Callable[[Looked], AbstractContextManager[Workbench]],
-    only: str | None,
-    calibration: str | Path | None,
-    tokens: int | None,
+    path: Path, file: Path, opened: Callable[[Looked], AbstractContextManager[Workbench]], asked: _Asked
 ) -> Inspection:
     """The same, of the ONNX file that a path means, and with what opens it to be measured."""
     graph = load_graph(file)
     refuse_wrong_calls(graph, str(file))
     refuse_other_functions(graph, str(file))
     facts = _facts(graph)
-    whole = prepare(file, graph.clone()) if calibration is not None else None
+    whole = prepare(file, graph.clone()) if asked.runs else None
     found, in_graph = _look(graph, str(file))
     told = find_logits(graph)
     facts = replace(facts, logits=told.output, no_logits=told.words)
     recorded = Plan.load(path / artifact.PLAN) if (path / artifact.PLAN).is_file() else None
     planned = [InspectedSite.planned(site) for site in recorded.sites] if recorded is not None else in_graph
-    sites, ranges, tokenizer, measured = _chosen(planned, only, path), None, None, None
-    if calibration is not None and whole is not None:
+    sites, seen = _chosen(planned, asked.only, path), _Seen()
+    if whole is not None:
         with opened(Looked(whole, found)) as bench:
-            tokenizer = bench.tokenizer
-            ranges, measured = _measure(bench, calibration, tokens)
-        sites = [_with_evidence(site, ranges, tokenizer) for site in sites]
-    elif only is not None and recorded is not None:
-        ranges, tokenizer = _measured_before(path)
+            seen = _look_while_it_runs(bench, asked, {site.key for site in sites})
+    if asked.calibration is not None and seen.ranges is not None:
+        sites = [_with_evidence(site, seen.ranges, seen.tokenizer) for site in sites]
+    elif asked.only is not None and recorded is not None:
+        seen = replace(_measured_before(path), outliers=seen.outliers)
     return Inspection(
         path=str(path),
         glu_blocks=len(found.blocks),
         sites=sites,
         unmatched=list((found if recorded is None else recorded).unmatched),
         graph=facts,
-        measured=measured,
-        profiles=_profiles(sites, ranges, tokenizer) if only is not None else {},
+        measured=seen.measured,
+        profiles=_profiles(sites, seen.ranges, seen.tokenizer) if asked.only is not None else {},
         note=_note(graph, found, file),
+        outliers=seen.outliers,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was seen of a model that ran, and what names its tokens."""
+
+    ranges: Ranges | None = None
+    tokenizer: TextTokenizer | None = None
+    measured: CalibrationRef | None = None
+    outliers: Outliers | None = None
+
+
+def _look_while_it_runs(bench: Workbench, asked: _Asked, keys: Collection[str]) -> _Seen:
+    seen = _Seen(tokenizer=bench.tokenizer)
+    if asked.calibration is not None:
+        ranges, measured = _measure(bench, asked.calibration, asked.tokens)
+        seen = replace(seen, ranges=ranges, measured=measured)
+    if asked.prompt is not None:
+        seen = replace(seen, outliers=find_outliers(bench, asked.prompt, keys))
+    return seen
 
 
 def _look(graph: ir.Model, where: str) -> tuple[Identified, list[InspectedSite]]:
@@ -205,11 +245,12 @@ def _measure(bench: Workbench, calibration: str | Path, tokens: int | None) -> t
     )
 
 
-def _measured_before(out: Path) -> tuple[Ranges | None, TextTokenizer | None]:
+def _measured_before(out: Path) -> _Seen:
     """The ranges beside a plan, and what names their tokens, where OUT holds them."""
     if not (out / artifact.RANGES).is_file():
-        return None, None
-    return Ranges.load(out / artifact.RANGES), (TextTokenizer.load(out) if (out / "tokenizer.json").is_file() else None)
+        return _Seen()
+    tokenizer = TextTokenizer.load(out) if (out / "tokenizer.json").is_file() else None
+    return _Seen(Ranges.load(out / artifact.RANGES), tokenizer)
 
 
 def _with_evidence(site: InspectedSite, ranges: Ranges, tokenizer: TextTokenizer | None) -> InspectedSite:

@@ -23,6 +23,7 @@ from spq_graph.documents.findings import (
 from spq_graph.documents.plan import Evidence
 from spq_graph.terms.precision import Precision
 from spq_graph.views import cells, words
+from spq_graph.views.outlying import show_outliers
 
 _CHANNELS_SHOWN = 6
 _BARS = "▁▂▃▄▅▆▇█"
@@ -44,12 +45,14 @@ def show_inspection(found: Inspection, console: Console, *, why: bool = False, u
     elif why:
         for site in found.sites:
             console.print(Padding(_why(site, found.profiles.get(site.key)), (1, 0, 0, 0)))
-    else:
+    elif found.outliers is None or found.measured is not None:
         console.print(_sites(found.sites))
         if any(site.evidence.ratio is not None for site in found.sites):
             console.print(_spikes(found.sites))
         if found.unmatched:
             console.print(f"{len(found.unmatched)} products are no sites: --unmatched says why")
+    if found.outliers is not None:
+        show_outliers(found.outliers, console)
 
 
 def _summary(found: Inspection) -> Text:

@@ -204,7 +204,9 @@ def test_what_is_not_used_is_said(world: World, seen: list[object]) -> None:
     """Where an option is legal and cannot matter, standard error says so."""
     w = world
     cases: list[tuple[list[object], str]] = [
-        (["inspect", w.model__onnx, "--window", 16, "--bos"], "--bos, --window: not used without --calibration"),
+        (["inspect", w.model__onnx, "--window", 16], "--window: not used without --calibration"),
+        (["inspect", w.model__onnx, "--bos"], "--bos: not used without --calibration FILE or --outliers"),
+        (["inspect", w.model__onnx, "--prompt", "w3"], "--prompt: not used without --outliers"),
         (
             ["calibrate", w.model__onnx, "-o", w.made__json, "--merge", w.ranges__json, "--shard", "0/2"],
             "--shard: not used",

@@ -85,7 +85,7 @@ _OPTIONS = {
     "bench": {"numbers": ("--threads", "--length"), "words": ("--target",), "files": ("--against",)},
     "inspect": {
         "numbers": ("--calibration-tokens", "--window"),
-        "words": ("--site",),
+        "words": ("--site", "--prompt"),
         "files": ("--calibration", "--tokenizer"),
     },
     "export": {"numbers": ("--opset",), "files": ("-o",)},
@@ -143,7 +143,7 @@ def _sound(verb: str, inputs: Path, out: Path) -> list[str]:
         "eval": ["eval", model, "--text", text, "--window", "16", *words, "--json"],
         "generate": ["generate", model, *words, "--prompt", "w1 w5", "--max-new-tokens", "3", "--json"],
         "bench": ["bench", model, "--rounds", "1", "--length", "4", "--target", "cpu"],
-        "inspect": ["inspect", model, *words, "--json"],
+        "inspect": ["inspect", model, "--outliers", *words, "--json"],
         "export": ["export", model, "-o", str(out / "OUT")],
         "diff": ["diff", str(inputs / "plan.json"), made],
         "verify": ["verify", made, model, "--json"],

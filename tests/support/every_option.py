@@ -157,6 +157,8 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("inspect", "unmatched"): ((), ("--unmatched",)),
         ("inspect", "calibration"): ((), measured),
         ("inspect", "calibration_tokens"): (measured, (*measured, "--calibration-tokens", 64)),
+        ("inspect", "outliers"): ((), ("--outliers", "--prompt", "1 2 3")),
+        ("inspect", "prompt"): (("--outliers", *text[2:]), ("--outliers", *text[2:], "--prompt", "w9")),
         ("inspect", "tokenizer"): (bare, text),
         ("inspect", "bos"): (bare, (*bare, "--bos")),
         ("inspect", "window"): (text, (*text, "--window", 16)),
