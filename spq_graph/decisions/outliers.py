@@ -63,10 +63,13 @@ def peak_of(values: Floats, *, tokens: bool = True) -> Peak | None:
 def spikes(output: Peak | None) -> bool:
     """Whether what a down projection gives holds a spike that a weight is to be sought for.
 
-    Beyond the size that is published it must be an outlier among what the site gives: where ordinary values are large,
-    as in small models, size alone finds one in every other layer.
+    Beyond the size that is published it must stand out among what the site gives, as a massive activation does: where
+    ordinary values are large, as in small models, size alone finds one in every other layer. It is held against the
+    median, which a spike does not move; on a prompt of a few tokens it makes most of the mean.
     """
-    return output is not None and abs(output.value) > SPIKE and output.systematic
+    if output is None or abs(output.value) <= SPIKE:
+        return False
+    return output.to_median is None or output.to_median >= MASSIVE_TO_MEDIAN
 
 
 def coordinate_of(inputs: Floats, row: int, zeroed: Collection[Coordinate] = ()) -> Coordinate:

@@ -56,14 +56,14 @@ def _heading(found: Outliers) -> str:
 
 
 def _no_super_weight(found: Outliers) -> str:
-    rule = f"gives more than {SPIKE:g} that is over {TAU:,.0f} x its mean |value|"
+    rule = f"gives more than {SPIKE:g} and {MASSIVE_TO_MEDIAN:,.0f} x its median |value|"
     peaks = [(one, one.output) for one in found.downs if one.output is not None]
     if found.unexplained or not peaks:
         return "no super weight was found"
     one, peak = max(peaks, key=lambda entry: abs(entry[1].value))
     return (
         f"no super weight: no down projection {rule}; the largest, {one.key}, gives {words.number(peak.value)}, "
-        f"{words.number(peak.to_mean)} x"
+        f"{words.number(peak.to_median)} x"
     )
 
 

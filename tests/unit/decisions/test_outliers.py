@@ -61,6 +61,14 @@ def test_a_spike_is_large_and_an_outlier() -> None:
     assert not spikes(None)
 
 
+def test_a_spike_is_one_on_a_prompt_of_one_token_as_well() -> None:
+    """There it is most of the mean, of which it can be no more than so many times as there are channels."""
+    alone = ones_with(0.0, (4, 256))[:1]
+    alone[0, 5] = -5000.0
+    assert not peak(alone).systematic
+    assert spikes(peak(alone))
+
+
 def test_the_column_is_the_channel_of_the_largest_input_that_is_not_zeroed_for_this_row() -> None:
     inputs = np.zeros((4, 6), np.float32)
     inputs[0, 2], inputs[3, 4] = -9.0, 5.0

@@ -89,8 +89,8 @@ def test_what_is_found_is_shown() -> None:
 def test_that_nothing_is_found_is_said() -> None:
     calm = replace(found(), downs=[down(0, CALM, CALM), down(1, replace(CALM, value=-9.0), CALM)], super_weights=[])
     assert words_of(calm).endswith(
-        "no super weight: no down projection gives more than 50 that is over 1,000 x its mean |value|; the largest, "
-        "model.layers.1.mlp.down_proj, gives -9.00, 25.0 x "
+        "no super weight: no down projection gives more than 50 and 1,000 x its median |value|; the largest, "
+        "model.layers.1.mlp.down_proj, gives -9.00, 40.0 x "
         "no systematic outlier: nothing is over 1,000 x its mean |value| "
         "no massive activation: nothing in the residual stream is over 100 and 1,000 x the median |value|"
     )
