@@ -156,7 +156,17 @@ def test_rows_are_called_as_quantize_calls_them() -> None:
 
 def test_json_of_an_inspection() -> None:
     data = inspection("x").to_dict()
-    assert list(data) == ["path", "glu_blocks", "sites", "unmatched", "graph", "measured", "profiles", "note"]
+    assert list(data) == [
+        "path",
+        "glu_blocks",
+        "sites",
+        "unmatched",
+        "graph",
+        "measured",
+        "profiles",
+        "note",
+        "outliers",
+    ]
     assert json.loads(json.dumps(data)) == data  # plain data
     first, entry = data["sites"][0], sample_plan(2).to_dict()["sites"][0]
     entry["evidence"]["token_text"] = "x"
