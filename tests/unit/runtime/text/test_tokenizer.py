@@ -90,7 +90,7 @@ class TestTokenizer:
         assert (tokenizer.prefix, tokenizer.bos_id, tokenizer.vocab_size) == ([1], 1, 512)
         assert tokenizer.token_text(1) == "<s>"
         assert tokenizer.token_text(tokenizer.encode("the")[0]) == "the"
-        assert tokenizer.token_text(13) == "<0x0A>"  # a line end has no text that could be shown
+        assert tokenizer.token_text(13) == "\n"  # who shows it puts it in quotes
         assert tokenizer.token_text(9999) == "#9999"
         ids = tokenizer.encode("Once upon a time", special=True)
         assert tokenizer.decode(np.array(ids)) == "Once upon a time"
