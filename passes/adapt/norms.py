@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.replace import replace_by
-from spq_graph.passes.base.values import attribute_of, is_standard, made_by, scalar_of, weight_of
+from spq_graph.passes.base.values import attribute_of, axes_of, is_standard, made_by, scalar_of, weight_of
 
 
 class DivideNorms(CanonicalPass):
@@ -72,11 +72,9 @@ def _is_mean_square(root: ir.Node | None, x: ir.Value | None) -> bool:
 
 def _is_by_row(averaged: ir.Node, x: ir.Value | None) -> bool:
     """Whether a mean is over the last axis, which stays with size 1: the fusion asks for neither."""
-    axes = weight_of(averaged.inputs[1]) if len(averaged.inputs) > 1 else None
-    given = averaged.attributes.get("axes")
-    numbers = axes.numpy().ravel().tolist() if axes is not None else list(given.as_ints()) if given is not None else []
+    axes = axes_of(averaged)
     last = {-1} if x is None or x.shape is None else {-1, len(x.shape) - 1}
-    return len(numbers) == 1 and numbers[0] in last and attribute_of(averaged, "keepdims", 1) == 1
+    return len(axes) == 1 and axes[0] in last and attribute_of(averaged, "keepdims", 1) == 1
 
 
 def _divide(graph: ir.Graph, node: ir.Node, x: ir.Value, root: ir.Value) -> None:

@@ -207,6 +207,15 @@ def attribute_of(node: ir.Node, name: str, default: float) -> float:
     return default if attribute is None else float(attribute.value)
 
 
+def axes_of(node: ir.Node) -> list[int]:
+    """The axes of a reduction, from a constant operand or an attribute; none where neither tells."""
+    operand = weight_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if operand is not None:
+        return [int(axis) for axis in operand.numpy().ravel()]
+    given = node.attributes.get("axes")
+    return list(given.as_ints()) if given is not None else []
+
+
 def sizes_of(value: ir.Value | None) -> Sequence[Size]:
     """The sizes of a value, as far as they are known: without its rank, of none."""
     return [] if value is None or value.shape is None else list(value.shape)

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import is_ours
-from spq_graph.passes.base.values import SEEN_THROUGH, is_standard
+from spq_graph.passes.base.values import SEEN_THROUGH, attribute_of, axes_of, is_standard
+from spq_graph.terms.targets import CONTRIB
 
 _BY_ELEMENT = frozenset(
     {"Abs", "Add", "Cast", "Clip", "Div", "Erf", "Exp", "Gelu", "Identity", "Log", "Max", "Min", "Mul", "Neg", "Not"}
     | {"Pow", "Reciprocal", "Relu", "Round", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh", "Where"}
 )
-_CONTRIB = ("com.microsoft", "MatMulNBits")
+_NBITS = (CONTRIB, "MatMulNBits")
 _SEEN_THROUGH = SEEN_THROUGH | {"DequantizeLinear"}
 _UNKNOWN = (2, 2, 2)
 
@@ -37,11 +38,11 @@ def is_tokenwise(nodes: Iterable[ir.Node]) -> bool:
 
 def _keeps_rows(node: ir.Node, varying: list[ir.Value]) -> bool:
     if not is_standard(node):
-        return varying == [node.inputs[0]] and (is_ours(node) or node.op_identifier()[:2] == _CONTRIB)
+        return varying == [node.inputs[0]] and (is_ours(node) or node.op_identifier()[:2] == _NBITS)
     if node.op_type in _BY_ELEMENT:
         return all(_is_of_one_row(value) for value in node.inputs if value is not None and value not in varying)
     if node.op_type == "Concat":
-        return len(varying) == len(node.inputs) and _int(node, "axis", 0) == -1
+        return len(varying) == len(node.inputs) and attribute_of(node, "axis", 0) == -1
     rule = _OF_FIRST_INPUT.get(node.op_type)
     return rule is not None and varying == [node.inputs[0]] and rule(node)
 
@@ -52,15 +53,15 @@ def _by_weight(node: ir.Node) -> bool:
 
 def _by_scale(node: ir.Node) -> bool:
     scale = _shape(node.inputs[1])
-    return math.prod(scale) == 1 or (len(scale) == 1 and _int(node, "axis", 1) == -1)
+    return math.prod(scale) == 1 or (len(scale) == 1 and attribute_of(node, "axis", 1) == -1)
 
 
 def _by_row(node: ir.Node) -> bool:
-    return _int(node, "axis", -1) == -1
+    return attribute_of(node, "axis", -1) == -1
 
 
 def _reduces_rows(node: ir.Node) -> bool:
-    return _axes(node) == [-1] and _int(node, "keepdims", 1) == 1
+    return axes_of(node) == [-1] and attribute_of(node, "keepdims", 1) == 1
 
 
 # By operator that computes on its first input, when it does so row by row, where all others are constants.
@@ -85,16 +86,3 @@ def _shape(value: ir.Value | None) -> tuple[int, ...]:
 def _is_of_one_row(value: ir.Value) -> bool:
     """Whether a constant is the same for all tokens."""
     return math.prod(_shape(value)[:-1]) == 1
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    if (attribute := node.attributes.get("axes")) is not None:
-        return list(attribute.as_ints())
-    operand = node.inputs[1] if len(node.inputs) > 1 else None
-    tensor = operand.const_value if operand is not None else None
-    return [int(axis) for axis in tensor.numpy().reshape(-1)] if tensor is not None else None
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return attribute.as_int() if attribute is not None else default
