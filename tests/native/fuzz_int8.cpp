@@ -29,9 +29,11 @@ struct Case {
   std::vector<int> weight;  // [k][n]
   std::vector<int64_t> channels;
   std::vector<bool> outlier;  // [k]
+  std::vector<float> bias;    // [n], whole numbers, or one zero
 
   float at(int64_t i, int64_t c) const { return a[static_cast<size_t>(i * k + c)]; }
   int weight_at(int64_t c, int64_t j) const { return weight[static_cast<size_t>(c * n + j)]; }
+  float bias_at(int64_t j) const { return bias[bias.size() == 1 ? 0 : static_cast<size_t>(j)]; }
   float clipped(int64_t i, int64_t c) const {
     return std::fmin(std::fmax(at(i, c), static_cast<float>(-zero)), 255.0f - static_cast<float>(zero));
   }
@@ -39,7 +41,7 @@ struct Case {
 
 // With scales of 1, and twice a channel's weight in the branch.
 bool is_exact(const Case& c, int64_t i, int64_t j, float y) {
-  double sum = 0;
+  double sum = c.bias_at(j);
   for (int64_t x = 0; x < c.k; ++x) {
     sum += c.weight_at(x, j) * (c.outlier[static_cast<size_t>(x)] ? 2.0 * c.at(i, x) : c.clipped(i, x));
   }
@@ -48,7 +50,7 @@ bool is_exact(const Case& c, int64_t i, int64_t j, float y) {
 
 // Half a step of the row's for each number, of which there are 255, and what float16 rounds; of outliers nothing else is.
 bool is_close(const Case& c, int64_t i, int64_t j, float y) {
-  double low = 0, high = 0, sum = 0, sizes = 0;
+  double low = 0, high = 0, sum = c.bias_at(j), sizes = 0;
   for (int64_t x = 0; x < c.k; ++x) {
     sum += static_cast<double>(c.at(i, x)) * c.weight_at(x, j);
     if (c.outlier[static_cast<size_t>(x)]) continue;
@@ -66,7 +68,10 @@ bool run_case(long index, unsigned long seed) {
     return std::uniform_int_distribution<int64_t>(low, high)(random);
   };
   const bool by_token = between(0, 1) != 0;
-  Case c{between(0, 60), between(1, 700), between(1, 130), between(0, 255), by_token && between(0, 1) != 0, {}, {}, {}, {}};
+  // A few rows are multiplied by panels abreast.
+  const bool few = between(0, 2) == 0;
+  Case c{few ? between(1, 6) : between(0, 60), between(1, 700), few ? between(1, 400) : between(1, 130), between(0, 255),
+         by_token && between(0, 1) != 0, {}, {}, {}, {}, {}};
   const int64_t steps = int8::steps_of(c.k), panels = ceil_div(c.n, int8::kColumns);
   std::vector<int64_t> all(static_cast<size_t>(c.k));
   for (int64_t x = 0; x < c.k; ++x) all[static_cast<size_t>(x)] = x;
@@ -74,7 +79,11 @@ bool run_case(long index, unsigned long seed) {
   c.channels.assign(all.begin(), all.begin() + std::min(between(0, 20), c.k));
   c.outlier.resize(all.size());
   for (const int64_t x : c.channels) c.outlier[static_cast<size_t>(x)] = true;
-  std::vector<float> y(static_cast<size_t>(c.m * c.n)), one{1.0f}, bias{0.0f};
+  std::vector<float> y(static_cast<size_t>(c.m * c.n)), one{1.0f};
+  const bool per_channel = between(0, 1) != 0, biased = between(0, 1) != 0;
+  const std::vector<float> scales(per_channel ? static_cast<size_t>(c.n) : 1, 1.0f);
+  c.bias.resize(biased ? static_cast<size_t>(c.n) : 1);
+  for (float& value : c.bias) value = biased ? static_cast<float>(between(-1000, 1000)) : 0.0f;
   std::vector<uint16_t> half_a, half_y(y.size());
   std::vector<int8_t> b(static_cast<size_t>(panels * steps * int8::kStepBytes));
   std::vector<uint16_t> rows;
@@ -103,9 +112,32 @@ bool run_case(long index, unsigned long seed) {
   for (int64_t p = 0; p < panels; ++p) int8::sum_panel(&b[p * steps * int8::kStepBytes], steps, &sums[p * 32]);
   const void* const a = c.half ? static_cast<const void*>(half_a.data()) : c.a.data();
   void* const out = c.half ? static_cast<void*>(half_y.data()) : y.data();
-  const int8::Problem problem{c.m, c.k, c.n, a, c.half, b.data(), sums.data(), one.data(), bias.data(), false, false,
-                              by_token ? nullptr : one.data(), static_cast<int32_t>(c.zero),
-                              static_cast<int64_t>(c.channels.size()), c.channels.data(), panelled.data(), out};
+  int8::Crew crew;
+  crew.threads = between(1, 4);
+  int8::Problem problem{};
+  problem.rows = c.m;
+  problem.depth = c.k;
+  problem.columns = c.n;
+  problem.a = a;
+  problem.half = c.half;
+  problem.b = b.data();
+  problem.sums = sums.data();
+  problem.b_scale = scales.data();
+  problem.bias = c.bias.data();
+  problem.per_channel = per_channel;
+  problem.biased = biased;
+  problem.a_scale = by_token ? nullptr : one.data();
+  problem.a_zero = static_cast<int32_t>(c.zero);
+  problem.channels = static_cast<int64_t>(c.channels.size());
+  problem.channel = c.channels.data();
+  problem.branch = panelled.data();
+  problem.y = out;
+  std::vector<float> limit(all.size());
+  if (between(0, 1) != 0) {
+    int8::limit_range(problem, limit.data());
+    problem.limit = limit.data();
+  }
+  if (between(0, 1) != 0) problem.crew = &crew;
   for (const int8::Kernels* const* set = int8::available(); *set != nullptr; ++set) {
     bool done = false;
     // A thread of its own: what it keeps is then no larger than this call needs.

@@ -11,7 +11,7 @@ namespace spq::cpu::int8 {
 namespace {
 
 constexpr int64_t kBlockRows = 32;  // two tiles
-constexpr int64_t kFewRows = 6;     // multiplied as fast without tiles
+constexpr int64_t kLowerRows = 6;   // multiplied as fast without tiles
 constexpr int64_t kPanelStride = 4 * kColumns, kAccStride = 4 * kColumns;
 
 constexpr int64_t kLine = 64;
@@ -161,8 +161,8 @@ const Kernels& amx() {
                   [](int64_t channels) { return branch_steps(channels) * kStepPairs; }, branch_row};
     all.begin = [](int64_t rows) { begin_tiles(rows / 2); };
     all.end = end_tiles;
-    all.few = &avx512_vnni();
-    all.few_rows = kFewRows;
+    all.lower = &avx512_vnni();
+    all.lower_rows = kLowerRows;
     return all;
   }();
   return kernels;

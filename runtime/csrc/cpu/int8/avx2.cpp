@@ -14,7 +14,7 @@ namespace {
 
 template <int kRows>
 struct Block {
-  static void run(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc) {
+  static void run(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc, const Ahead&) {
     for (int64_t column = 0; column < kColumns; column += 16) half(a, panel + 4 * column, steps, acc + column);
   }
   static void half(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc) {

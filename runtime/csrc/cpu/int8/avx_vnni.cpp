@@ -17,7 +17,7 @@ constexpr int kVectors = 4;  // of a row of the panel
 
 template <int kRows>
 struct Block {
-  static void run(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc) {
+  static void run(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc, const Ahead&) {
     constexpr int kChains = kRows == 1 ? 2 : 1;  // an instruction waits for the one before it
     __m256i sums[kChains][kRows][kVectors];
 #pragma GCC unroll 2

@@ -12,6 +12,7 @@ namespace spq::cpu::int8 {
 
 constexpr int64_t kColumns = 32, kDepth = 64, kStepBytes = kColumns * kDepth;
 constexpr int64_t kMostRows = 32;  // of a block, for any set
+constexpr int64_t kFewRows = 4;    // that are multiplied by panels abreast
 // 255 * 128 * this fits into 31 bits.
 constexpr int64_t kMostDepth = 65536;
 constexpr int64_t kMostColumns = int64_t{1} << 31;
@@ -22,6 +23,7 @@ struct Columns {
   const float *b_scale, *bias;
   int64_t channels;       // of the branch
   const float* branch;    // its rows of the weight, as Branch::weight lays them out
+  const uint16_t* half;   // for a few rows of A those rows as they are, float16 [channels][32]; else nullptr
 };
 
 // What belongs to some rows of a block.
@@ -67,9 +69,12 @@ struct Kernels {
   bool even = false;
   void (*begin)(int64_t rows) = [](int64_t) {};
   void (*end)() = [] {};
-  // What multiplies at most few_rows rows faster.
-  const Kernels* few = nullptr;
-  int64_t few_rows = 0;
+  // Where a set has it: acc [panels][rows][32] of at most kFewRows rows, and of panels as many as `abreast` says.
+  void (*few)(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int64_t panels, int32_t* acc) = nullptr;
+  int64_t (*abreast)(int64_t rows) = nullptr;
+  // What multiplies at most lower_rows rows faster.
+  const Kernels* lower = nullptr;
+  int64_t lower_rows = 0;
 };
 
 const Kernels& generic();

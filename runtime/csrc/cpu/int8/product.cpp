@@ -14,14 +14,16 @@ namespace {
 
 constexpr int64_t kMaxRows = 512;                // of A that are quantized at a time
 constexpr int64_t kMaxBytes = int64_t{1} << 19;  // of their codes: half of a usual second cache
-constexpr int64_t kFewRows = 64;
+constexpr int64_t kLeastRows = 64;
 constexpr int64_t kMostPanels = 8;  // of a task: it writes half a KiB of a row before it goes on to the next
 constexpr int64_t kTasks = 16;      // for all threads to have some
 
 thread_local Scratch codes_scratch;  // of the calling thread: A
 thread_local Scratch limit_scratch;  // of the calling thread: which channels are in the range of a token
 thread_local Scratch row_scratch;    // of every thread: a row of A in float32
-thread_local Scratch rows_scratch;   // of every thread: rows of the weight in float32, for one panel
+thread_local Scratch rows_scratch;   // of every thread: rows of the weight in float32, for the panels of a task
+thread_local uint64_t last_job = 0;  // of every thread: the last that it took part in
+std::atomic<uint64_t> jobs{0};
 
 struct Job {
   const Problem& problem;
@@ -32,20 +34,21 @@ struct Job {
   int64_t block = 0, blocks = 0;               // rows of one, and how many
   int64_t group = 0, groups = 0;               // panels of one task, and how many of those there are
   int64_t part = 0, parts = 0;                 // blocks of one task, and how many of those there are
+  int64_t abreast = 1;                         // panels that a block is multiplied by at once
   uint8_t* codes = nullptr;                    // [block][step][row][64]
   float* outliers = nullptr;                   // of each block, as the kernels lay them out
   float* scale = nullptr;                      // of rows
   int32_t* zero = nullptr;
   const float* limit = nullptr;                // by token with a branch: zero at its channels, infinite elsewhere
   std::atomic<bool> failed{false};
+  uint64_t number = 0;                         // of a few rows: of this call
+  std::atomic<int64_t> threads{0};             // that took part
 };
 
-// The limits of a problem, [K]; nullptr where there is no memory for them.
+// The limits of a problem; nullptr where there is no memory for them.
 const float* limit_of(const Problem& p) {
   float* limit = static_cast<float*>(limit_scratch.reserve(p.depth * 4));
-  if (limit == nullptr) return nullptr;
-  std::fill_n(limit, p.depth, std::numeric_limits<float>::infinity());
-  for (int64_t c = 0; c < p.channels; ++c) limit[p.channel[c]] = 0.0f;
+  if (limit != nullptr) limit_range(p, limit);
   return limit;
 }
 
@@ -108,36 +111,39 @@ void quantize_task(void* user, size_t index) {
   }
 }
 
-// Panels whose results are written beside each other, filled up to 32 columns each.
+// Panels whose results are written beside each other.
 struct Group {
   int64_t first, count;
   Columns columns[kMostPanels];
-  float b_scale[kMostPanels * kColumns], bias[kMostPanels * kColumns];
+  float b_scale[kColumns], bias[kColumns];  // of a panel that is not whole, or one for all
 };
+
+// Numbers of the columns of a panel: as they lie there where there are enough, else filled up.
+const float* of_panel(const float* given, bool each, int64_t column, int64_t columns, float* own) {
+  if (each && column + kColumns <= columns) return given + column;
+  for (int64_t i = 0; i < kColumns; ++i) own[i] = !each ? *given : column + i < columns ? given[column + i] : 0.0f;
+  return own;
+}
 
 // Returns false where there is no memory for the branch's rows of the weight in float32.
 bool describe(const Job& job, int64_t first, Group* group) {
   const Problem& p = job.problem;
+  const bool widened = p.channels > 0 && job.abreast == 1;
   const int64_t weights = job.kernels.branch.weight_size(p.channels);
   group->first = first;
   group->count = std::min(job.group, job.panels - first);
   float* w = nullptr;
-  if (p.channels > 0) {
+  if (widened) {
     w = static_cast<float*>(rows_scratch.reserve(group->count * weights * 4));
     if (w == nullptr) return false;
-    for (int64_t g = 0; g < group->count; ++g) {
-      job.kernels.branch.weight(p.branch + (first + g) * p.channels * kColumns, p.channels, w + g * weights);
-    }
-  }
-  for (int64_t i = 0; i < group->count * kColumns; ++i) {
-    const int64_t column = first * kColumns + i;
-    const bool there = column < p.columns;
-    group->b_scale[i] = there ? p.b_scale[p.per_channel ? column : 0] : 0.0f;
-    group->bias[i] = there ? p.bias[p.biased ? column : 0] : 0.0f;
   }
   for (int64_t g = 0; g < group->count; ++g) {
-    group->columns[g] = {p.sums + (first + g) * kColumns, group->b_scale + g * kColumns, group->bias + g * kColumns,
-                         p.channels, w + g * weights};
+    const int64_t panel = first + g, column = panel * kColumns;
+    const uint16_t* half = p.branch + panel * p.channels * kColumns;
+    if (widened) job.kernels.branch.weight(half, p.channels, w + g * weights);
+    group->columns[g] = {p.sums + column, of_panel(p.b_scale, p.per_channel, column, p.columns, group->b_scale),
+                         of_panel(p.bias, p.biased, column, p.columns, group->bias), p.channels, w + g * weights,
+                         job.abreast == 1 ? nullptr : half};
   }
   return true;
 }
@@ -195,6 +201,46 @@ void panel_task(void* user, size_t index) {
   job.kernels.end();
 }
 
+// A task alone needs no other thread.
+void run(const Parallel& parallel, int64_t count, void (*task)(void*, size_t), Job* job) {
+  count == 1 ? task(job, 0) : parallel.run(parallel.self, static_cast<size_t>(count), task, job);
+}
+
+// One block of a few rows, by panels abreast.
+void few_task(void* user, size_t index) {
+  Job& job = *static_cast<Job*>(user);
+  if (last_job != job.number) {
+    last_job = job.number;
+    ++job.threads;
+  }
+  Group group;
+  if (!describe(job, static_cast<int64_t>(index) * job.group, &group)) {
+    job.failed = true;
+    return;
+  }
+  alignas(64) int32_t acc[kMostRows * kColumns];
+  const int64_t bytes = job.steps * kStepBytes;
+  for (int64_t g = 0; g < group.count; g += job.abreast) {
+    const int64_t count = std::min(job.abreast, group.count - g);
+    job.kernels.few(job.codes, job.problem.b + (group.first + g) * bytes, job.steps, job.block, count, acc);
+    for (int64_t i = 0; i < count; ++i) {
+      finish(job, group.columns[g + i], group.first + g + i, 0, acc + i * job.block * kColumns);
+    }
+  }
+}
+
+void run_few(Job& job, const Parallel& parallel) {
+  Crew* const crew = job.problem.crew;
+  const int64_t threads = crew == nullptr ? 1 : crew->threads.load(std::memory_order_relaxed);
+  // Two tasks for each thread, of panels shared out evenly.
+  job.group = std::clamp<int64_t>(ceil_div(job.panels, 2 * threads), 1, kMostPanels);
+  job.groups = ceil_div(job.panels, job.group);
+  job.group = ceil_div(job.panels, job.groups);
+  job.number = ++jobs;
+  run(parallel, job.groups, few_task, &job);
+  if (crew != nullptr) crew->threads.store(job.threads, std::memory_order_relaxed);
+}
+
 }  // namespace
 
 int64_t steps_of(int64_t depth) { return ceil_div(depth, kDepth); }
@@ -219,22 +265,28 @@ void sum_panel(const int8_t* panel, int64_t steps, int32_t* sums) {
   for (int64_t i = 0; i < steps * kStepBytes; ++i) sums[i % (4 * kColumns) / 4] += panel[i];
 }
 
+void limit_range(const Problem& p, float* limit) {
+  std::fill_n(limit, p.depth, std::numeric_limits<float>::infinity());
+  for (int64_t c = 0; c < p.channels; ++c) limit[p.channel[c]] = 0.0f;
+}
+
 bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) noexcept {
   if (p.rows == 0 || p.columns == 0) return true;
-  if (p.rows <= kernels.few_rows) return matmul(p, *kernels.few, parallel);
+  if (p.rows <= kernels.lower_rows) return matmul(p, *kernels.lower, parallel);
   Job job{p, kernels, steps_of(p.depth), ceil_div(p.columns, kColumns), kernels.branch.row_size(p.channels)};
   if (p.a_scale == nullptr && p.channels > 0) {
-    job.limit = limit_of(p);
+    job.limit = p.limit != nullptr ? p.limit : limit_of(p);
     if (job.limit == nullptr) return false;
   }
   const int64_t row_bytes = job.steps * kDepth;
-  const int64_t pass = std::min({p.rows, kMaxRows, std::max(kMaxBytes / row_bytes, kFewRows)});
+  const int64_t pass = std::min({p.rows, kMaxRows, std::max(kMaxBytes / row_bytes, kLeastRows)});
   for (; job.first < p.rows; job.first += job.rows) {
     job.rows = std::min(pass, p.rows - job.first);
     // Blocks of equal height: 32 rows are three times 11 rather than 12, 12 and 8.
     job.blocks = ceil_div(job.rows, kernels.block_rows);
     job.block = ceil_div(job.rows, job.blocks);
     if (kernels.even) job.block = round_up(job.block, 2);
+    job.abreast = kernels.few != nullptr && p.rows <= kFewRows ? kernels.abreast(p.rows) : 1;
     // Results of one block are few enough to be anywhere.
     job.group = job.blocks > 1 ? kMostPanels : 1;
     job.groups = ceil_div(job.panels, job.group);
@@ -247,9 +299,10 @@ bool matmul(const Problem& p, const Kernels& kernels, const Parallel& parallel) 
     job.outliers = reinterpret_cast<float*>(job.codes + padded * row_bytes);
     job.scale = job.outliers + padded * job.outlier_size;
     job.zero = reinterpret_cast<int32_t*>(job.scale + padded);
-    parallel.run(parallel.self, static_cast<size_t>(job.blocks), quantize_task, &job);
+    run(parallel, job.blocks, quantize_task, &job);
     if (job.failed) return false;
-    parallel.run(parallel.self, static_cast<size_t>(job.groups * job.parts), panel_task, &job);
+    if (job.abreast > 1) run_few(job, parallel);
+    else run(parallel, job.groups * job.parts, panel_task, &job);
     if (job.failed) return false;
   }
   return true;

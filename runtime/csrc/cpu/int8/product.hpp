@@ -1,12 +1,19 @@
 // Y = X . W with W in int8: quantizing, blocks and threads, over the kernels of one instruction set.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "../working.hpp"
 #include "kernels.hpp"
 
 namespace spq::cpu::int8 {
+
+// How many threads took part in the last call of a few rows. Nobody tells an operator how many there are, and one thread
+// alone is fastest by large tasks.
+struct Crew {
+  std::atomic<int64_t> threads{1};
+};
 
 struct Problem {
   int64_t rows, depth, columns;   // M, K, N
@@ -22,7 +29,9 @@ struct Problem {
   int64_t channels;               // of the branch
   const int64_t* channel;
   const uint16_t* branch;         // its rows of the weight, as pack_branch writes them
+  const float* limit;             // by row with a branch: as limit_range writes it, or nullptr
   void* y;                        // [M, N], of A's element type
+  Crew* crew;                     // of the calls of this kernel, or nullptr
 };
 
 int64_t steps_of(int64_t depth);
@@ -30,6 +39,8 @@ int64_t steps_of(int64_t depth);
 std::vector<int64_t> panels_of(int64_t depth, int64_t columns);
 // Rows of a weight, float16 [channels, N], as panels [N/32, channels, 32] filled up with zeros: a panel's lie together.
 void pack_branch(const uint16_t* rows, int64_t channels, int64_t columns, uint16_t* packed);
+// What of a row counts for its range, [K]: zero at the channels of the branch, infinite elsewhere.
+void limit_range(const Problem& problem, float* limit);
 // Sums of the columns of one panel, int32 [32].
 void sum_panel(const int8_t* panel, int64_t steps, int32_t* sums);
 

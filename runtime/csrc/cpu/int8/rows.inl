@@ -83,13 +83,19 @@ void range(const float* x, const float* limit, int64_t count, float* low, float*
 
 using Integers = int32_t __attribute__((vector_size(kVectorBytes)));
 
-// Rows of one panel's results, whose branch stays in registers.
-template <int kRows>
+Vector load(const uint16_t* half) {
+  float x[kWidth];
+  widen(half, kWidth, x);
+  return load(x);
+}
+
+// Rows of one panel's results, whose branch stays in registers; its weights are in float32 or, for a few rows, in float16.
+template <int kRows, typename Weight>
 struct Tile {
-  static void run(const Columns& of, const Rows& rows, float* y, int64_t stride) {
+  static void run(const Columns& of, const Rows& rows, const Weight* w, float* y, int64_t stride) {
     constexpr int kChains = kRows * kParts < 8 ? 8 / (kRows * kParts) : 1;  // an instruction waits for the one before it
     Vector sums[kChains][kRows][kParts] = {};
-    const float *x = rows.outliers + rows.first, *w = of.branch;
+    const float* x = rows.outliers + rows.first;
     int64_t c = 0;
     for (; c + kChains <= of.channels; c += kChains) {
 #pragma GCC unroll 4
@@ -111,7 +117,7 @@ struct Tile {
       }
     }
   }
-  static void add(Vector (&sums)[kRows][kParts], const float* x, const float* w) {
+  static void add(Vector (&sums)[kRows][kParts], const float* x, const Weight* w) {
     Vector weights[kParts];
 #pragma GCC unroll 8
     for (int v = 0; v < kParts; ++v) weights[v] = load(w + v * kWidth);
@@ -123,18 +129,19 @@ struct Tile {
   }
 };
 
-template <int kRows>
-void tile(const Columns& of, const Rows& rows, float* y, int64_t stride) {
+template <int kRows, typename Weight>
+void tile(const Columns& of, const Rows& rows, const Weight* w, float* y, int64_t stride) {
   if constexpr (kRows > 0) {
-    rows.count == kRows ? Tile<kRows>::run(of, rows, y, stride) : tile<kRows - 1>(of, rows, y, stride);
+    rows.count == kRows ? Tile<kRows, Weight>::run(of, rows, w, y, stride) : tile<kRows - 1>(of, rows, w, y, stride);
   }
 }
 
 void finish(const Columns& of, const Rows& rows, float* y, int64_t stride) {
+  if (of.half != nullptr) return tile<kFewRows>(of, rows, of.half, y, stride);
   for (int64_t r = 0; r < rows.count; r += kTileRows) {
     const int64_t count = rows.count - r < kTileRows ? rows.count - r : kTileRows;
-    tile<kTileRows>(of, {count, rows.acc + r * kColumns, rows.zero + r, rows.scale + r, rows.outliers, r, rows.block},
-                    y + r * stride, stride);
+    const Rows part{count, rows.acc + r * kColumns, rows.zero + r, rows.scale + r, rows.outliers, r, rows.block};
+    tile<kTileRows>(of, part, of.branch, y + r * stride, stride);
   }
 }
 
@@ -151,7 +158,7 @@ const Branch kBranch{
 template <template <int> class Block, int kMost>
 void block(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc, const Ahead& ahead) {
   if constexpr (kMost > 0) {
-    rows == kMost ? Block<kMost>::run(a, panel, steps, acc) : block<Block, kMost - 1>(a, panel, steps, rows, acc, ahead);
+    rows == kMost ? Block<kMost>::run(a, panel, steps, acc, ahead) : block<Block, kMost - 1>(a, panel, steps, rows, acc, ahead);
   }
 }
 
