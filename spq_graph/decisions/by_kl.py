@@ -113,7 +113,9 @@ class ByKl:
     def _settle_ends(self, names: Collection[str]) -> None:
         """Decide over head and embedding, once all else is."""
         by = Measured(plan=lambda: or_infinite(self.oracle, self._assigned(names)), alone=self._single)
-        by_token = "by_token" in (self.search.scales, self.recipe.scales)
+        # Beside branches the plan is one for the operator library anyway.
+        branches = bool(self.oracle.branches) and self.recipe.allows(Precision.W8A8_TOKEN)
+        by_token = "by_token" in (self.search.scales, self.recipe.scales) or branches
         settle_ends(self.choices.values(), self.held, self.sought, by, self._room, by_token=by_token)
 
     def _leave_room(self, sought: Recipe) -> None:
@@ -181,11 +183,10 @@ class ByKl:
         most = min(self.cap, len(keys))
         if not self.oracle.branches:
             return smallest_prefix(lambda n: self._keeping(keys[:n]), most, self.body)
-        if (
-            all(self.choices[key].high.row.by_token for key in keys[:most])
-            and self._keeping(keys[:most]) <= self.body.kl_aim
-        ):
-            return most, True  # it takes the bytes of integers: what the KL leaves is better spent on fewer channels
+        # By token a kept site takes the bytes and the time of integers: what the KL leaves is better spent on channels.
+        by_token = all(self.choices[key].high.row.by_token for key in keys[:most])
+        if by_token and self._keeping(keys[:most]) <= self.body.kl_budget:
+            return most, True
         won = [0.0, *accumulate(self._alone[key] for key in keys[:most])]
         return smallest_prefix(lambda n: self._keeping(keys[:n]), most, self.body, won)
 

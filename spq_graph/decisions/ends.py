@@ -84,7 +84,7 @@ def settle_ends(
         recipe: what is wanted.
         by: what measures; None where nothing is.
         room: what the rest was asked to leave free for them.
-        by_token: whether all else has scales by token.
+        by_token: whether the head is to be tried by token: where all else has scales by token, or branches.
     """
     free = _undecided(choices, held, recipe, measured=by is not None)
     if free and by is not None:

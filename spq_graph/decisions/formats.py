@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spq_graph.decisions.choices import Choice, assigned, six
-from spq_graph.decisions.kept_formats import candidates, pick
+from spq_graph.decisions.kept_formats import candidates, pick, tiers_of
 from spq_graph.decisions.oracle import Oracle, or_infinite
 from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.terms.precision import Precision
@@ -88,7 +88,7 @@ class Formats:
 
     def _nearest(self, best: Precision, errors: Mapping[Precision, float], names: Sequence[str]) -> Precision:
         """The best on all tokens of the formats that a few did not tell apart from it."""
-        tier = next(tier for tier in self.recipe.profile.tiers_for(self.recipe.use) if best in tier)
+        tier = next(tier for tier in tiers_of(self.recipe, whole=True) if best in tier)
         rivals = [p for p in tier if errors.get(p, math.inf) <= _ALIKE * errors[best]]
         if len(rivals) == 1:
             return best

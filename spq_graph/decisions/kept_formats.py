@@ -32,8 +32,24 @@ def by_rule(recipe: Recipe, stored: Precision, ratio: float | None) -> Precision
 
 def candidates(recipe: Recipe, stored: frozenset[Precision]) -> tuple[Precision, ...]:
     """What `auto` measures beside the formats that the graph has, the cheaper first."""
-    tiers = recipe.profile.tiers_for(recipe.use)
+    tiers = tiers_of(recipe)
     return tuple(p for tier in tiers for p in tier if p is not Precision.FP16 or Precision.FP32 in stored)
+
+
+def tiers_of(recipe: Recipe, *, whole: bool = False) -> tuple[tuple[Precision, ...], ...]:
+    """What kept sites may become, in the order of what it costs.
+
+    Args:
+        recipe: what the user wants.
+        whole: whether as many are kept as may be, as beside outlier branches: integers by token, which take the bytes
+            and the time of all other sites, then come first in a balanced use, too.
+    """
+    tiers = recipe.profile.tiers_for(recipe.use)
+    if not whole or recipe.use != "balanced":
+        return tiers
+    by_token = tuple(p for tier in tiers for p in tier if p.row.by_token)
+    others = tuple(tuple(p for p in tier if p not in by_token) for tier in tiers)
+    return (by_token, *others) if by_token else others
 
 
 def pick(
@@ -50,7 +66,7 @@ def pick(
         everywhere: KL with none kept.
         recipe: budget, margin and recovery.
         whole: whether a format may take all of the budget: where it is measured before sites are chosen, with as many
-            kept as may be.
+            kept as may be; as `tiers_of` has it.
 
     Returns:
         None for the formats that the graph has.
@@ -60,7 +76,7 @@ def pick(
     if as_is <= recipe.kl_budget:
         allowed = min(allowed, recipe.kl_budget)
     limit = recipe.kl_budget if whole else max(recipe.kl_aim, allowed)
-    for tier in recipe.profile.tiers_for(recipe.use):
+    for tier in tiers_of(recipe, whole=whole):
         there = [p for p in tier if p in measured]
         there = [p for p in there if math.isfinite(measured[p])]
         if there and measured[best := min(there, key=lambda p: measured[p])] <= limit:

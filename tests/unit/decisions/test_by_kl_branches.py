@@ -15,8 +15,9 @@ from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.treatment import Cause
 from spq_graph.documents.value_range import ValueRange
+from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.site import Site
+from spq_graph.terms.site import Role, Site
 from tests.support.deciding import MODEL, kept, site
 
 CHANNELS = 128
@@ -50,11 +51,17 @@ class Rounding:
         return whole.high - whole.low if peel is None else peel.high - peel.low
 
 
-def made(values: Mapping[str, ValueRange], costs: Mapping[str, float], **recipe: object) -> tuple[Plan, Rounding]:
+def made_by(kind: type[Rounding], values: Mapping[str, ValueRange], **recipe: object) -> tuple[Plan, Rounding]:
+    return made(values, COSTS, kind, **recipe)
+
+
+def made(
+    values: Mapping[str, ValueRange], costs: Mapping[str, float], kind: type[Rounding] = Rounding, **recipe: object
+) -> tuple[Plan, Rounding]:
     sites = [site(key) for key in values]
     sites = [Site(key=s.key, node=s.node, role=s.role, layer=0, shape=(CHANNELS, 4), input=s.input) for s in sites]
     ranges = Ranges("sha256:0", {f"in_{key}": value for key, value in values.items()}, tokens=100, sequences=1)
-    measure = Rounding(ranges, costs)
+    measure = kind(ranges, costs)
     wanted = Recipe.model_validate({"kl_budget": 0.01, "scales": "static", **recipe})
     plan = decide(sites, ranges, wanted, MODEL, measure=measure)
     return plan, measure
@@ -163,3 +170,36 @@ def test_beside_branches_the_format_comes_before_the_number_of_sites() -> None:
     assert plan.search.formats is not None
     assert plan.search.formats["fp8_e4m3"] == pytest.approx(plan.search.formats["as_is"] + 0.004, rel=1e-3)
     assert plan.budget_met
+
+
+class ByToken(Rounding):
+    """The same; by token every kept site costs a little, and any other format nothing."""
+
+    def __call__(self, precisions: Mapping[str, Precision], peels: Mapping[str, Peel] | None = None) -> float:
+        tokens = sum(p is Precision.W8A8_TOKEN for p in precisions.values())
+        static = {key: p for key, p in precisions.items() if p is not Precision.W8A8_TOKEN}
+        return super().__call__(static, peels) + 0.0001 * tokens
+
+
+@pytest.mark.parametrize(("budget", "precision"), [(0.0035, Precision.W8A8_TOKEN), (0.003, Precision.FP8_E4M3)])
+def test_beside_branches_integers_by_token_come_before_what_is_more_exact(budget: float, precision: Precision) -> None:
+    """As many of them as may be, though the budget is met and its margin is not: they take what integers take."""
+    values = everywhere_an_outlier(3) | {key: seen({}, usual=2.0) for key in ("s7", "s8")}
+    plan, _ = made_by(ByToken, values, kl_budget=budget, max_kept=0.3)
+    assert {(s.precision, s.reason.value) for s in plan.kept} == {(precision, "spike")}
+    assert len(plan.kept) == 3
+    assert plan.search.formats is not None
+    assert plan.search.formats["w8a8_token"] > plan.search.formats["fp8_e4m3"]
+    assert plan.budget_met
+
+
+@pytest.mark.parametrize(("outliers", "precision"), [(3, Precision.W8A8_TOKEN), (0, Precision.W8A8_BLOCK)])
+def test_beside_branches_the_head_is_tried_by_token_first(outliers: int, precision: Precision) -> None:
+    head = Site(key="head", node="head", role=Role.LM_HEAD, layer=None, shape=(CHANNELS, 1000), input="in_head")
+    values = {**everywhere_an_outlier(outliers), "head": seen({})}
+    sites = [head if key == "head" else site(key) for key in values]
+    ranges = Ranges("sha256:0", {f"in_{key}": value for key, value in values.items()}, tokens=100, sequences=1)
+    recipe, held = Recipe(kl_budget=0.008, scales="static"), {"head": Held("W", 512_000, 136_000)}
+    plan = decide(sites, ranges, recipe, MODEL, held=held, measure=ByToken(ranges, COSTS))
+    assert bool(plan.treatments) is bool(outliers)
+    assert next(s.precision for s in plan.sites if s.site.key == "head") is precision
