@@ -27,7 +27,8 @@ from tests.support.operator_files import NEEDS_LIBRARY, SETS, instruction_set, s
 
 KINDS = [Int8Kind(by_token, branch) for by_token in (False, True) for branch in (False, True)]
 EACH_KIND = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.op_type)
-SHAPES = pytest.mark.parametrize("shape", [(1, 1, 1), (1, 576, 70), (3, 130, 33), (13, 600, 64), (40, 65, 100)])
+SIZES = [(1, 1, 1), (1, 576, 70), (1, 130, 600), (2, 64, 300), (3, 130, 33), (4, 70, 128), (13, 600, 64), (40, 65, 100)]
+SHAPES = pytest.mark.parametrize("shape", SIZES)
 
 
 @dataclass
@@ -68,8 +69,10 @@ class Call:
         step = 2.0**-10 if self.dtype == np.float16 else 12 * 2.0**-24
         assert np.abs(y.astype(np.float64) - wanted).max() <= step * size
 
-    def model(self, opset: int = 21) -> onnx.ModelProto:
-        given: dict[str, Array] = {
+    @property
+    def given(self) -> dict[str, Array]:
+        """What it reads besides A."""
+        every: dict[str, Array] = {
             "B": pack_int8_panels(self.codes),
             "b_scale": self.b_scale,
             "bias": self.bias,
@@ -78,14 +81,19 @@ class Call:
             "channels": self.channels,
             "rows": self.rows,
         }
-        tensors = [numpy_helper.from_array(given[name], name) for name in self.kind.inputs[1:]]
+        return {name: every[name] for name in self.kind.inputs[1:]}
+
+    def model(self, opset: int = 21, *, fed: bool = False) -> onnx.ModelProto:
+        """A file with the call; what it reads besides A is in it, or is fed as A is."""
+        tensors = [numpy_helper.from_array(value, name) for name, value in self.given.items()]
         depth, columns = self.codes.shape
         node = helper.make_node(
             self.kind.op_type, self.kind.inputs, ["Y"], "product", domain=DOMAIN, K=depth, N=columns
         )
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
         ends = [helper.make_tensor_value_info(n, kind, ["t", w]) for n, w in (("A", depth), ("Y", columns))]
-        graph = helper.make_graph([node], "g", ends[:1], ends[1:], tensors)
+        others = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors] if fed else []
+        graph = helper.make_graph([node], "g", [ends[0], *others], ends[1:], [] if fed else tensors)
         functions = [ir.to_proto(int8_matmul_function(self.kind, opset))]
         opsets = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
         return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=9)
@@ -159,10 +167,47 @@ def test_which_of_them_runs(kind: Int8Kind, tmp_path: Path) -> None:
 
 @NEEDS_LIBRARY
 @EACH_KIND
-def test_threads_and_sessions_agree(kind: Int8Kind) -> None:
-    call = Call(kind, (40, 576, 200))
+@pytest.mark.parametrize("rows", [1, 40])
+def test_threads_and_sessions_agree(kind: Int8Kind, rows: int) -> None:
+    call = Call(kind, (rows, 576, 600))
     one, *others = (session(call.model(), threads=count) for count in (1, 2, 2))
     wanted = one.run(None, {"A": call.x})[0].tobytes()
     with ThreadPoolExecutor(8) as pool:
         runs = pool.map(lambda turn: others[turn % 2].run(None, {"A": call.x})[0].tobytes(), range(200))
         assert all(found == wanted for found in runs)
+
+
+@NEEDS_LIBRARY
+@EACH_KIND
+def test_what_is_fed_is_read_at_every_call(kind: Int8Kind) -> None:
+    calls = [Call(kind, (rows, 130, 70)) for rows in (1, 5)]
+    calls[1].codes, calls[1].b_scale = calls[1].codes[::-1].copy(), calls[1].b_scale * 2
+    of = session(calls[0].model(fed=True))
+    for call in (*calls, calls[0]):
+        call.check(of.run(None, {"A": call.x, **call.given})[0])
+
+
+WRONG: dict[str, tuple[str, Array, str]] = {
+    "channel": ("channels", np.array([3, 130]), "channel 130 is not below K = 130"),
+    "rows": ("rows", np.zeros((2, 71), np.float16), r"they must be \[C\] and \[C, N\]"),
+    "scales": ("b_scale", np.ones(71, np.float32), "it must hold one number or N = 70"),
+    "panels": ("B", np.zeros((3, 2, 2048), np.int8), r"not \[3, 3, 2048\]"),
+}
+
+
+@NEEDS_LIBRARY
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_refused_as_soon_as_it_is_known(case: str) -> None:
+    name, value, message = WRONG[case]
+    call = Call(Int8Kind(by_token=True, branch=True), (2, 130, 70))
+    call.channels, call.rows = call.channels[:2], call.rows[:2]
+    constant, fed = call.model(), call.model(fed=True)
+    [tensor] = [t for t in constant.graph.initializer if t.name == name]
+    tensor.CopyFrom(numpy_helper.from_array(value, name))
+    with pytest.raises(Exception, match=message):
+        session(constant)
+    for given in fed.graph.input:
+        given.type.tensor_type.ClearField("shape")
+    of = session(fed)
+    with pytest.raises(Exception, match=message):
+        of.run(None, {"A": call.x, **call.given, name: value})

@@ -158,7 +158,8 @@ const Branch kBranch{
 template <template <int> class Block, int kMost>
 void block(const uint8_t* a, const int8_t* panel, int64_t steps, int64_t rows, int32_t* acc, const Ahead& ahead) {
   if constexpr (kMost > 0) {
-    rows == kMost ? Block<kMost>::run(a, panel, steps, acc, ahead) : block<Block, kMost - 1>(a, panel, steps, rows, acc, ahead);
+    rows == kMost ? Block<kMost>::run(a, panel, steps, acc, ahead)
+                  : block<Block, kMost - 1>(a, panel, steps, rows, acc, ahead);
   }
 }
 
