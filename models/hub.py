@@ -24,6 +24,7 @@ _ID: Final = r"\w[\w.]*(?:-[\w.]+)*"
 # Of a path the second slash is gone; the address of a page says the same as hf://.
 _ASKED: Final = re.compile(rf"(?:hf:/{{1,2}}|https?://huggingface\.co/)({_ID}(?:/{_ID})?)(?:(?:@|/tree/)([\w./-]+))?/?")
 _PLAIN: Final = re.compile(rf"({_ID}/{_ID})(?:@([\w./-]+))?")
+_LISTED: Final = 4  # revisions in a sentence
 _SECONDS: Final = 8.0  # that the Hub may take to say what a model holds
 # What is read beside weights, as far as it lies at the top of a repository; its code is never run.
 _BESIDE: Final = ("*.json", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -69,15 +70,32 @@ class HubId:
     @property
     def snapshot(self) -> Path | None:
         """Its folder in the cache; None where it is not there, or not whole."""
-        repository = cache() / f"models--{self.name.replace('/', '--')}"
-        try:
-            commit = (repository / "refs" / self.revision).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            commit = self.revision
-        folder = repository / "snapshots" / commit
+        commit = self._commit(self.revision) or self.revision
+        folder = self._repository / "snapshots" / commit
         try:
             return folder if commit and "/" not in commit and _is_whole(folder) else None
         except OSError:  # longer than a name may be
+            return None
+
+    @property
+    def revisions(self) -> list[str]:
+        """Revisions of which a whole model is in the cache: branches and tags by name, other commits as they are."""
+        refs = self._repository / "refs"
+        named = {path.relative_to(refs).as_posix(): path for path in sorted(refs.rglob("*")) if path.is_file()}
+        commits = {name: self._commit(name) for name in named}
+        whole = {folder.name for folder in (self._repository / "snapshots").glob("*") if _is_whole(folder)}
+        return [*(name for name in named if commits[name] in whole), *sorted(whole.difference(commits.values()))]
+
+    @property
+    def _repository(self) -> Path:
+        """What the cache has of the model."""
+        return cache() / f"models--{self.name.replace('/', '--')}"
+
+    def _commit(self, revision: str) -> str | None:
+        """The commit that a branch or tag names; None where the cache knows none by it."""
+        try:
+            return (self._repository / "refs" / revision).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
             return None
 
 
@@ -102,10 +120,18 @@ def fetched(named: HubId, source: str) -> Path:
         source: as somebody typed it.
 
     Raises:
-        SourceError: it was not asked for; or there is no such model or revision, access has to be asked for, it holds
-            nothing that is read, or the Hub cannot be reached.
+        SourceError: it was not asked for, where the cache has the model at other revisions it is told of those; or
+            there is no such model or revision, access has to be asked for, it holds nothing that is read, or the Hub
+            refuses, or cannot be reached.
         UsageError: its client is not installed.
     """
+    if not named.download and (there := named.revisions):
+        others = [f"{named.name}@{one}" if one != "main" else named.name for one in there]
+        raise SourceError(
+            f"the Hub's cache has this model, but not at revision '{named.revision}'",
+            where=source,
+            remedy=f"Pass {' or '.join(others[:_LISTED])}, which the cache has, or {named.address}, which downloads it.",
+        )
     if not named.download:
         near = get_close_matches(named.name, _in_cache(), n=1, cutoff=0.7)
         instead = f"Pass {near[0]}, which is there, or" if near and near[0] != named.name else "Pass"
@@ -150,18 +176,34 @@ def _download(named: HubId, source: str) -> Path:
             where=source,
             remedy="Check the spelling, or log in with `hf auth login`.",
         ) from error
-    except Exception as error:  # those of whatever client of HTTP is below it, and of the disk
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code not in (401, 403):
+            raise _unreached(error, named, source) from error
         raise SourceError(
-            f"the Hub cannot be reached, or not to the end: {said}",
+            f"the Hub refuses this login: {_first_line(error)}",
             where=source,
-            remedy=f"Where there is a network: hf download {named.name}; here HF_HUB_CACHE names that cache.",
+            remedy="`hf auth whoami` says whose it is: log in again with `hf auth login`, or without a token for what is "
+            "public (`hf auth logout`, and unset HF_TOKEN).",
         ) from error
+    except Exception as error:  # those of whatever client of HTTP is below it, and of the disk
+        raise _unreached(error, named, source) from error
     raise SourceError(
         "this model holds no weights that are read: safetensors, pytorch_model.bin, ONNX or one GGUF",
         where=source,
         remedy=f"Take one that has some, or download a file of {page} and pass that.",
     )
+
+
+def _unreached(error: Exception, named: HubId, source: str) -> SourceError:
+    return SourceError(
+        f"the Hub cannot be reached, or not to the end: {_first_line(error)}",
+        where=source,
+        remedy=f"Where there is a network: hf download {named.name}; here HF_HUB_CACHE names that cache.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def wanted(files: Iterable[str]) -> list[str]:

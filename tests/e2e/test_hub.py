@@ -114,6 +114,8 @@ def test_it_is_downloaded_where_that_is_asked_for(model: Path, tmp_path: Path) -
         for source, message in (
             ("hf://org/nothing", "the Hub has no model of this id"),
             ("hf://org/gated", "its licence is gated"),
+            ("hf://org/terms", "its licence is gated"),  # what it holds is public, the files are not
+            ("hf://org/login", "the Hub refuses this login"),
             ("hf://org/name@v9", "no revision 'v9'"),
         ):
             failed = run(source, url)

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("huggingface_hub")
 
 import huggingface_hub as hub
+from huggingface_hub.errors import HfHubHTTPError
 
 from docs.refusals import ROOT
 from spq_graph.models.source import Source, resolve
@@ -43,13 +44,20 @@ def answers(monkeypatch: pytest.MonkeyPatch, kept: Path, model: Path, *, names: 
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: cached(kept, name, {"model.onnx": model}))
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+def fails(monkeypatch: pytest.MonkeyPatch, error: type[Exception], status: int = 404) -> None:
     def raised(*_: Any, **__: Any) -> None:
         if issubclass(error, hub.errors.HfHubHTTPError):
-            raise error("no", response=SimpleNamespace(headers={}, request=None, status_code=404))  # type: ignore[call-arg]
+            raise error("no", response=SimpleNamespace(headers={}, request=None, status_code=status))  # type: ignore[call-arg]
         raise error("no route")
 
     monkeypatch.setattr(hub.HfApi, "model_info", raised)
+
+
+def tagged(kept: Path, name: str, model: Path, tag: str) -> Path:
+    """A commit of its own in the cache, and a tag that names it."""
+    snapshot = cached(kept, name, {"model.onnx": model}, "d" * 40)
+    (kept / f"models--{name.replace('/', '--')}" / "refs" / tag).write_text("d" * 40)
+    return snapshot
 
 
 def found(source: str) -> Source:
@@ -108,6 +116,50 @@ def test_a_gated_licence(refusal: Told, kept: Path, model: Path, monkeypatch: py
     found("hf://org/name")
 
 
+@follows("models/hub.py:fetched", "not at revision")
+def test_a_revision_that_is_not_in_the_cache(
+    refusal: Told, kept: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told is that the revision is at fault, not the model, and what there is in its place."""
+    cached(kept, "org/name", {"model.onnx": model})
+    with refusal:
+        resolve("org/name@v9")
+    there, other = re.findall(r"Pass (\S+), which the cache has, or (\S+),", refusal.error.remedy)[0]
+    assert (there, other) == ("org/name", "hf://org/name@v9")
+    found(there)
+    answers(monkeypatch, kept, model)
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: tagged(kept, name, model, "v9"))
+    found(other)
+    found("org/name@v9")
+
+
+@follows("models/hub.py:fetched", "not at revision")
+def test_a_model_of_which_the_cache_has_commits_alone(refusal: Told, kept: Path, model: Path) -> None:
+    """Whoever asks for a commit gets no branch; one of which half is there is none to take."""
+    for commit in ("a" * 40, "b" * 40):
+        cached(kept, "org/name", {"model.onnx": model}, commit)
+    cached(kept, "org/name", {"config.json": "{}"}, "c" * 40)
+    (kept / "models--org--name" / "refs" / "main").unlink()
+    with refusal:
+        resolve("org/name")
+    listed = re.findall(r"Pass (\S+) or (\S+), which the cache has, or hf://org/name,", refusal.error.remedy)[0]
+    assert listed == (f"org/name@{'a' * 40}", f"org/name@{'b' * 40}")
+    for name in listed:
+        found(name)
+
+
+@follows("models/hub.py:_download", "refuses this login", outside="a token is made with an account on the Hub")
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_login_that_is_no_good(
+    refusal: Told, kept: Path, model: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    fails(monkeypatch, hub.errors.HfHubHTTPError, status)
+    with refusal:
+        resolve("hf://org/name")
+    answers(monkeypatch, kept, model)
+    found("hf://org/name")
+
+
 @follows("models/hub.py:_download", "has no revision")
 def test_no_such_revision(refusal: Told, kept: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(monkeypatch, hub.errors.RevisionNotFoundError)
@@ -126,10 +178,13 @@ def test_no_such_model(refusal: Told, kept: Path, model: Path, monkeypatch: pyte
     found("hf://org/name")
 
 
-@follows("models/hub.py:_download", "cannot be reached")
-def test_no_network(refusal: Told, kept: Path, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The cache of another machine is brought here."""
-    fails(monkeypatch, OSError)
+@follows("models/hub.py:_unreached", "cannot be reached")
+@pytest.mark.parametrize("error", [OSError, HfHubHTTPError])
+def test_no_network(
+    refusal: Told, kept: Path, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: type[Exception]
+) -> None:
+    """The cache of another machine is brought here; a Hub that is out of order is as good as none."""
+    fails(monkeypatch, error, 503)
     with refusal:
         resolve("hf://org/name")
     assert "hf download org/name" in refusal.error.remedy

@@ -43,9 +43,18 @@ def of_folder(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 
+# By how the path begins: of one model all is gated, of another, which is the one that is served, its files, and one
+# takes no token.
+_REFUSED = {
+    "api/models/org/gated": (403, {"X-Error-Code": "GatedRepo"}),
+    "org/terms/resolve/": (401, {"X-Error-Code": "GatedRepo"}),
+    "api/models/org/login": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+}
+
+
 @contextmanager
 def served(name: str, files: Mapping[str, bytes], asked: list[str], revision: str = "0" * 39 + "2") -> Iterator[str]:
-    """A Hub on this machine that has one model; any other one is not there, and `org/gated` is gated.
+    """A Hub on this machine that has one model; any other one but those of `_REFUSED` is not there.
 
     Args:
         name: the model's id.
@@ -63,8 +72,10 @@ def served(name: str, files: Mapping[str, bytes], asked: list[str], revision: st
         def do_GET(self) -> None:
             asked.append(self.path)
             path = self.path.partition("?")[0].strip("/")
-            if path.startswith("api/models/org/gated"):
-                self._error(403, "GatedRepo")
+            refused = next((said for begins, said in _REFUSED.items() if path.startswith(begins)), None)
+            path = path.replace("models/org/terms", f"models/{name}")
+            if refused is not None:
+                self._send(b"", *refused)
             elif not path.startswith((f"api/models/{name}", f"{name}/resolve/")):
                 self._error(401, "RepoNotFound")
             elif path.startswith("api/") and not any(one in path for one in ("main", revision)) and "revision" in path:
