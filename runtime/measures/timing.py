@@ -7,6 +7,7 @@ its own and prints what that took, since memory that was given back is not seen 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from spq_graph.terms.targets import PROFILES
 
 Seconds = dict[str, dict[str, list[float]]]
 STEPS = 8  # decoding steps in one measurement: a single one is shorter than what a clock and a scheduler disturb
+FEWEST = 2  # rounds that are counted, however long they take
 DECODE = "decode"
 
 
@@ -42,8 +44,7 @@ class Loaded:
 
 def prefill(runner: Runner, length: int) -> Callable[[], float]:
     """A measurement of one prompt of that many tokens, in seconds; of a short one the mean of several."""
-    ids = _ids(runner, length)
-    mask = np.ones_like(ids)
+    ids, mask = _prompt(runner, length)
     count = 1 if length > STEPS else STEPS
 
     def once() -> float:
@@ -57,12 +58,13 @@ def prefill(runner: Runner, length: int) -> Callable[[], float]:
 
 def decoding(runner: Runner, past: int) -> Callable[[], float] | None:
     """A measurement of one token behind so many in the cache, in seconds; None where the graph has no cache."""
-    empty = runner.empty_past(1, 1)
-    if not empty or runner.fixed_shape[1] is not None:
+    rows, length = runner.fixed_shape
+    if length is not None or not (empty := runner.empty_past(rows or 1, 1)):
         return None
     generator = np.random.default_rng(0)
     cache = {name: _filled(array, past, generator) for name, array in empty.items()}
-    feeds = runner.token_feeds(_ids(runner, 1), np.ones((1, past + 1), dtype=np.int64)) | cache
+    ids, _ = _prompt(runner, 1)
+    feeds = runner.token_feeds(ids, np.ones((len(ids), past + 1), dtype=np.int64)) | cache
 
     def once() -> float:
         start = time.perf_counter()
@@ -73,9 +75,13 @@ def decoding(runner: Runner, past: int) -> Callable[[], float] | None:
     return once
 
 
-def _refuse_not_finite(runner: Runner, length: int) -> None:
-    ids = _ids(runner, length)
-    logits = runner.logits(ids, np.ones_like(ids))
+def require_finite(runner: Runner, length: int) -> None:
+    """Refuse a model whose logits on a prompt of random tokens are not finite: how fast that is, is nobody's question.
+
+    Raises:
+        ActivationError: one of them is NaN or infinite.
+    """
+    logits = runner.logits(*_prompt(runner, length))
     if not_finite(logits.reshape(-1, logits.shape[-1]))[0].any():
         raise ActivationError(
             "the logits are NaN or infinite on random tokens",
@@ -84,8 +90,10 @@ def _refuse_not_finite(runner: Runner, length: int) -> None:
         )
 
 
-def _ids(runner: Runner, length: int) -> Ids:
-    return np.random.default_rng(length).integers(0, runner.vocabulary or 2, (1, length))
+def _prompt(runner: Runner, length: int) -> tuple[Ids, Ids]:
+    """Random tokens and their mask, int64 [batch, length] both: one row, or as many as the graph insists on."""
+    ids = np.random.default_rng(length).integers(0, runner.vocabulary or 2, (1, length))
+    return runner.filled(ids, np.ones_like(ids))
 
 
 def _filled(empty: Array, past: int, generator: np.random.Generator) -> Array:
@@ -94,33 +102,46 @@ def _filled(empty: Array, past: int, generator: np.random.Generator) -> Array:
 
 
 def in_turns(
-    runners: Mapping[str, Runner], lengths: Sequence[int], past: int, rounds: int, tick: Callable[[int, int], None]
+    runners: Mapping[str, Runner],
+    lengths: Sequence[int],
+    past: int,
+    rounds: int,
+    tick: Callable[[int, int], None],
+    within: float = math.inf,
 ) -> Seconds:
     """Time every model once in every round, after one round that is not counted.
+
+    Args:
+        runners: the models, by name.
+        lengths: of prompts, in tokens.
+        past: tokens in the cache while decoding.
+        rounds: how often each is timed, at most.
+        tick: takes how many rounds are over, and of how many.
+        within: seconds in which no more than two rounds of each measurement begin.
 
     Returns:
         By model, and by "prefill N" or "decode", the seconds of each round.
 
     Raises:
         GraphError: a model cannot take a prompt of these lengths.
-        ActivationError: the logits of one are NaN or infinite: how fast that is, is nobody's question.
     """
-    for runner in runners.values():
-        _refuse_not_finite(runner, min(lengths))
     found: Seconds = {name: {} for name in runners}
     tests: list[tuple[str, dict[str, Callable[[], float]]]] = [
         (f"prefill {length}", {name: prefill(runner, length) for name, runner in runners.items()}) for length in lengths
     ]
     steps = {name: once for name, runner in runners.items() if (once := decoding(runner, past)) is not None}
-    done, total = 0, (rounds + 1) * (len(tests) + 1)
-    for label, measurements in [*tests, (DECODE, steps)]:
+    total = (rounds + 1) * (len(tests) + 1)
+    for done, (label, measurements) in enumerate([*tests, (DECODE, steps)]):
+        begun = time.perf_counter()
         for turn in range(rounds + 1):
+            if turn > FEWEST and time.perf_counter() - begun > within / (len(tests) + 1):
+                break
             for name, once in measurements.items():
                 seconds = once()
                 if turn:
                     found[name].setdefault(label, []).append(seconds)
-            done += 1
-            tick(done, total)
+            tick(done * (rounds + 1) + turn + 1, total)
+    tick(total, total)
     return found
 
 

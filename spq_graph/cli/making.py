@@ -47,6 +47,7 @@ def quantize(
     force: o.Force = False,
     ladder: o.Ladder = None,
     no_eval: o.NoEval = False,
+    no_bench: o.NoBench = False,
     dry_run: o.DryRun = False,
     allow_no_glu: o.AllowNoGlu = False,
     as_json: o.Json = False,
@@ -87,7 +88,7 @@ def quantize(
         unused("where --calibration or --ranges is given, since nothing is sampled", no_chat=no_chat)
     opening = Opening(source, tokenizer, bos, window, o.to_bytes(memory_limit), allow_no_glu, dask)
     data = Data(calibration, ranges, text, max_eval_tokens)
-    order = Order(opening, out, given, data, not no_eval and (ladder or True), tuple(shown[1:]), force)
+    order = Order(opening, out, given, data, not no_eval and (ladder or True), tuple(shown[1:]), force, not no_bench)
     if dry_run:
         _forecast(order, as_json=as_json)
     else:

@@ -239,6 +239,7 @@ Ladder = Annotated[
     ),
 ]
 NoEval = Annotated[bool, typer.Option("--no-eval", help="no ladder", rich_help_panel=WORK)]
+NoBench = Annotated[bool, typer.Option("--no-bench", help="speed is not timed", rich_help_panel=WORK)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, write nothing", rich_help_panel=WORK)]
 
 

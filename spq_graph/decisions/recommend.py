@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any, Literal
 
@@ -14,13 +15,25 @@ from spq_graph.documents.report import Report, Rung
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.documents.verdict import Recommended
 from spq_graph.terms.kernels import OPERATORS
-from spq_graph.terms.rows import FP32, SPIKE_AWARE, RowId, RowKind
+from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.terms.targets import Use
 
 # A row is called ready within this much of the floating-point perplexity.
 READY_WITHIN = 0.01
 # Sizes and speeds that differ by less are alike: between them the plan's own row goes first, and then the most exact.
 ALIKE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What a row takes, or wins, and its standard error: bytes have none, and times of one round none that is known."""
+
+    value: float
+    error: float = 0.0
+
+    def surely_above(self, least: _Cost) -> bool:
+        """Whether it is more than another by more than what counts as alike, and than the standard errors of both."""
+        return self.value - least.value > max(ALIKE * least.value, math.hypot(self.error, least.error))
 
 
 def recommend(plan: Plan, report: Report) -> Recommended | None:
@@ -34,17 +47,13 @@ def recommend(plan: Plan, report: Report) -> Recommended | None:
     Returns:
         None where no row is within the limit, or none was measured.
     """
-    fp32 = report.rung(FP32)
-    if fp32 is None:
-        return None
-    losses = [(rung, rung.perplexity / fp32.perplexity - 1) for rung in report.ladder if _delivers(rung.id, plan)]
-    within = {id(rung): loss for rung, loss in losses if loss <= READY_WITHIN}
-    rungs = [rung for rung, _ in losses if id(rung) in within]
+    candidates = _candidates(plan, report.ladder)
+    rungs, within = [rung for rung, _ in candidates], {id(rung): loss for rung, loss in candidates}
     costs = {id(rung): cost for rung in rungs if (cost := _seconds(rung, plan, report)) is not None}
     by: Literal["speed", "size"] = "speed" if costs else "size"
-    costs = costs or {id(rung): float(rung.bytes) for rung in rungs}
-    least = min(costs.values(), default=0.0)
-    best = [rung for rung in rungs if id(rung) in costs and costs[id(rung)] <= (1 + ALIKE) * least]
+    costs = costs or {id(rung): _Cost(float(rung.bytes)) for rung in rungs}
+    least = min(costs.values(), default=_Cost(0.0), key=lambda cost: cost.value)
+    best = [rung for rung in rungs if id(rung) in costs and not costs[id(rung)].surely_above(least)]
     if not best:
         return None
     chosen = min(best, key=lambda rung: (not _is_own(rung, plan), within[id(rung)]))
@@ -62,6 +71,25 @@ def recommend(plan: Plan, report: Report) -> Recommended | None:
         in_out=own,
         recipe={} if own else changes_for(chosen.id, chosen.bits, plan),
     )
+
+
+def contenders(plan: Plan, ladder: Sequence[Rung]) -> list[RowId]:
+    """Rows in other formats that speed has to decide between, beside the plan's own: those within the limit.
+
+    Weights alone are always among them where the target has a form for that: it is what else people would take.
+    """
+    within = [rung.id for rung, _ in _candidates(plan, ladder)]
+    found = [row for row in within if row.format is not None or row == EVERYWHERE]
+    return [*found, *([WEIGHT_ONLY] if _delivers(WEIGHT_ONLY, plan) else [])]
+
+
+def _candidates(plan: Plan, ladder: Sequence[Rung]) -> list[tuple[Rung, float]]:
+    """Rows that can be delivered and lose no more than the limit, with what they lose."""
+    fp32 = next((rung for rung in ladder if rung.id == FP32), None)
+    if fp32 is None:
+        return []
+    losses = [(rung, rung.perplexity / fp32.perplexity - 1) for rung in ladder if _delivers(rung.id, plan)]
+    return [(rung, loss) for rung, loss in losses if loss <= READY_WITHIN]
 
 
 def surely_closer(one: Rung, other: Rung) -> bool:
@@ -115,17 +143,35 @@ def _is_own(rung: Rung, plan: Plan) -> bool:
     return rung.id == SPIKE_AWARE and rung.bits == plan.recipe.bits
 
 
-def _seconds(rung: Rung, plan: Plan, report: Report) -> float | None:
+def _seconds(rung: Rung, plan: Plan, report: Report) -> _Cost | None:
     """How long the use takes with a row beside the first one that was timed; None where it was not."""
     if report.speed is None or rung.bits not in (plan.recipe.bits, 8 if rung.id.all_in_one else None):
         return None
     row = next((r for r in report.speed.rows if r.id == rung.id and r.target == plan.recipe.target), None)
-    times = _times(row, plan.recipe.use) if row is not None else []
-    return 1 / geometric_mean(times) if times else None
+    faster = _faster(row, plan.recipe.use) if row is not None else None
+    return _Cost(1 / faster.value, faster.error / faster.value**2) if faster is not None else None
 
 
-def _times(row: SpeedRow, use: Use) -> Sequence[float]:
+def times_faster(row: SpeedRow, use: Use) -> float | None:
+    """How many times faster than the first row one is for a use; None where that was not timed."""
+    faster = _faster(row, use)
+    return faster.value if faster is not None else None
+
+
+def _faster(row: SpeedRow, use: Use) -> _Cost | None:
+    return _mean(times) if (times := _times(row, use)) else None
+
+
+def _times(row: SpeedRow, use: Use) -> list[_Cost]:
     """How many times faster than the first row: of the use, or where nothing says which, of both alike."""
-    prefill = [geometric_mean(one.times for one in row.prefill.values())] if row.prefill and use != "decode" else []
-    decode = [row.decode.times] if row.decode is not None and row.decode.times and use != "prefill" else []
-    return prefill + decode
+    prefill = [_Cost(one.times, one.times_stderr or 0.0) for one in row.prefill.values()]
+    found = [_mean(prefill)] if prefill and use != "decode" else []
+    if row.decode is not None and row.decode.times and use != "prefill":
+        found.append(_Cost(row.decode.times, row.decode.times_stderr or 0.0))
+    return found
+
+
+def _mean(costs: Sequence[_Cost]) -> _Cost:
+    """Their geometric mean; of independent errors the relative ones add up in squares."""
+    value = geometric_mean(one.value for one in costs)
+    return _Cost(value, value * math.hypot(*(one.error / one.value for one in costs)) / len(costs))

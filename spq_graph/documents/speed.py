@@ -10,17 +10,27 @@ from spq_graph.documents.strict import Strict
 
 
 class Prefill(Strict):
-    """A prompt: seconds, and how many times faster than the first row."""
+    """A prompt: seconds, and how many times faster than the first row.
+
+    Attributes:
+        times_stderr: standard error of `times` over the rounds; None of one round, and in older files.
+    """
 
     seconds: float
     times: float
+    times_stderr: float | None = None
 
 
 class Decode(Strict):
-    """Tokens a second over the cache, and how many times as many as the first row; None where that one has none."""
+    """Tokens a second over the cache, and how many times as many as the first row; None where that one has none.
+
+    Attributes:
+        times_stderr: standard error of `times`, as of `Prefill`.
+    """
 
     tokens_per_second: float
     times: float | None
+    times_stderr: float | None = None
 
 
 class SpeedRow(Named):
@@ -29,15 +39,16 @@ class SpeedRow(Named):
     Attributes:
         target: what it runs on.
         bytes: of its files.
-        load_seconds, resident_bytes: what loading it in a process of its own took.
+        load_seconds, resident_bytes: what loading it in a process of its own took; None where `quantize` timed it,
+            which leaves that out.
         prefill: by length of the prompt.
         decode: None without a KV cache.
     """
 
     target: str
     bytes: int
-    load_seconds: float
-    resident_bytes: int
+    load_seconds: float | None = None
+    resident_bytes: int | None = None
     prefill: dict[str, Prefill]
     decode: Decode | None
 
@@ -46,7 +57,7 @@ class Speed(Strict):
     """What was timed in turns.
 
     Attributes:
-        threads: of every session; rounds: how often each was timed; past: tokens in the cache while decoding.
+        threads: of every session; rounds: how often each was timed, at least; past: tokens in the cache while decoding.
         processor, environment: where, and in which versions.
         rows: the first is what all ratios refer to.
     """
@@ -61,6 +72,11 @@ class Speed(Strict):
     def to_dict(self) -> dict[str, Any]:
         """What `bench --json` prints."""
         return self.model_dump(mode="json")
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is known of each what loading it takes."""
+        return all(row.load_seconds is not None and row.resident_bytes is not None for row in self.rows)
 
     @property
     def conditions(self) -> str:

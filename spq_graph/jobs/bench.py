@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from spq_graph.decisions.retarget import retarget
 from spq_graph.decisions.variants import in_other_formats, variants, weight_only
 from spq_graph.documents import artifact
 from spq_graph.documents.plan import Plan
-from spq_graph.documents.speed import Decode, Prefill, Speed, SpeedRow
+from spq_graph.documents.speed import Speed
 from spq_graph.jobs.speed_report import add_to_report, check_report
-from spq_graph.passes.files.read import digest_of, size_of
+from spq_graph.passes.files.read import digest_of
 from spq_graph.runtime.measures import timing
-from spq_graph.runtime.proof.health import processor
-from spq_graph.runtime.proof.held import refuse_absent, runner_on, why_absent
-from spq_graph.runtime.sessions.session import Runner
+from spq_graph.runtime.proof.held import refuse_absent, why_absent
 from spq_graph.terms.errors import GraphError, UsageError
-from spq_graph.terms.logits import Logits
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, MODEL, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.terms.targets import PROFILES, target_named
-from spq_graph.workbench.environment import environment
 from spq_graph.workbench.holding import refuse_unheld
 from spq_graph.workbench.opening import Openable, Opening
 from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.timed import Entry, Terms, Times, in_turns, summed_up
 from spq_graph.workbench.workbench import Workbench
 
 LENGTHS = (128, 512)
 PAST = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One model to be timed."""
-
-    id: RowId
-    path: Path
-    target: str
-    logits: Logits
 
 
 def bench(
@@ -93,7 +78,7 @@ def bench(
                 *_others(reference, plan, own, targets, steps),
                 own,
             ]
-        speed = _timed(entries, steps, rounds, threads, fitting)
+        speed = _timed(entries, steps, Terms(fitting, min(PAST, *fitting), rounds, threads))
     if report:
         add_to_report(opening.place, speed)
     return speed
@@ -165,64 +150,14 @@ def _others(
                 yield Entry(compiled, built.path, target, reference.logits)
 
 
-@dataclass(frozen=True, slots=True)
-class _Times:
-    """What was taken of every model, by its name: loading it, and seconds in every round; decoding behind `past`."""
-
-    loaded: Mapping[str, timing.Loaded]
-    seconds: timing.Seconds
-    past: int
-
-
-def _timed(entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, lengths: Sequence[int]) -> Speed:
-    times = _measure(entries, steps, rounds, threads, lengths)
-    first = times.seconds[entries[0].id.name]
-    rows = [_row(entry, times, first, lengths) for entry in entries]
-    return Speed(
-        threads=threads, rounds=rounds, past=times.past, processor=processor(), environment=environment(), rows=rows
-    )
-
-
-def _measure(entries: Sequence[Entry], steps: Steps, rounds: int, threads: int, lengths: Sequence[int]) -> _Times:
+def _timed(entries: Sequence[Entry], steps: Steps, terms: Terms) -> Speed:
     with steps.step("load", "Loading each in a process of its own") as tick:
         loaded = {}
         for number, entry in enumerate(entries, 1):
-            loaded[entry.id.name] = timing.load_apart(entry.path, entry.target, threads)
+            loaded[entry.id.name] = timing.load_apart(entry.path, entry.target, terms.threads)
             tick(number, len(entries))
-    runners: dict[str, Runner] = {
-        entry.id.name: runner_on(PROFILES[entry.target], entry.path, threads=threads, logits=entry.logits)
-        for entry in entries
-    }
+    runners = {entry.id.name: entry.open(terms.threads) for entry in entries}
+    for runner in runners.values():
+        timing.require_finite(runner, min(terms.lengths))
     with steps.step("time", f"Timing {len(entries)} models in turns") as tick:
-        past = min(PAST, *lengths)
-        return _Times(loaded, timing.in_turns(runners, lengths, past, rounds, tick), past)
-
-
-def _row(entry: Entry, times: _Times, first: Mapping[str, list[float]], lengths: Sequence[int]) -> SpeedRow:
-    """Medians over the rounds, beside the first model's."""
-    loaded, timed = times.loaded[entry.id.name], times.seconds[entry.id.name]
-
-    def prefill(label: str) -> Prefill:
-        return Prefill(seconds=statistics.median(timed[label]), times=times_faster(first[label], timed[label]))
-
-    return SpeedRow(
-        id=entry.id,
-        target=entry.target,
-        bytes=size_of(entry.path),
-        load_seconds=round(loaded.seconds, 4),
-        resident_bytes=loaded.resident_bytes,
-        prefill={str(n): prefill(f"prefill {n}") for n in lengths},
-        decode=_decode(timed.get(timing.DECODE), first.get(timing.DECODE)),
-    )
-
-
-def _decode(timed: list[float] | None, first: list[float] | None) -> Decode | None:
-    if timed is None:
-        return None
-    times = times_faster(first, timed) if first is not None else None
-    return Decode(tokens_per_second=1 / statistics.median(timed), times=times)
-
-
-def times_faster(first: Sequence[float], other: Sequence[float]) -> float:
-    """Median over the rounds of how many times faster the other was."""
-    return statistics.median(a / b for a, b in zip(first, other, strict=True))
+        return summed_up(entries, Times(in_turns(runners, terms, tick), loaded), terms)

@@ -14,12 +14,13 @@ from spq_graph.documents.findings import Forecast
 from spq_graph.documents.recipe import Recipe
 from spq_graph.jobs.order import Order
 from spq_graph.models.stand_in import StandIn
+from spq_graph.runtime.proof.held import why_absent
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.errors import ActivationError, CheckError, GraphError, SourceError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import Extent
 from spq_graph.terms.site import Site
-from spq_graph.workbench import ahead
+from spq_graph.workbench import ahead, glance
 from spq_graph.workbench.data import Given
 from spq_graph.workbench.meter import SHARE_ALONE
 from spq_graph.workbench.pilot import Losses, Pilot, fly, sampling
@@ -146,12 +147,8 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
         rows += len(every)
     rows += len(in_other_formats(pilot.plan, extent))
     found["apply"] = pilot.build + (pilot.ours if order.recipe.may_scale_by_token else 0.0)
-    text = given.text if measured else None
-    # The source as well: once, and beside it the rows, and weights alone.
-    found["ladder"] = 0.0
-    if text is not None:
-        row = pilot.row.of(text.tokens) + pilot.compared * text.tokens
-        found["ladder"] = pilot.reference.of(text.tokens) + (rows + 1) * row
+    found["ladder"] = _measuring(pilot, rows, given.text if measured else None)
+    found |= _timing(bench, pilot, order)
     found["around"] = AROUND
     return found
 
@@ -164,6 +161,21 @@ def _random_tokens(bench: Workbench, length: int) -> Sequences:
     first = bench.tokenizer.bos_id if bench.tokenizer is not None else bench.source.bos_token_id
     ids[:, 0] = ids[:, 0] if first is None else first
     return Sequences(ids, np.ones_like(ids), 1)
+
+
+def _measuring(pilot: Pilot, rows: int, text: Sequences | None) -> float:
+    """Seconds of a ladder of so many rows; the source as well, once, and beside it weights alone."""
+    if text is None:
+        return 0.0
+    row = pilot.row.of(text.tokens) + pilot.compared * text.tokens
+    return pilot.reference.of(text.tokens) + (rows + 1) * row
+
+
+def _timing(bench: Workbench, pilot: Pilot, order: Order) -> dict[str, float]:
+    """Seconds in which the artifact is timed beside its source, where it is."""
+    if not order.bench or why_absent(order.recipe.profile) is not None:
+        return {}
+    return {"speed": glance.expected(ahead.bytes_of(bench), bench.memory, pilot.reference.token, pilot.build)}
 
 
 def _searching_prefix(recipe: Recipe, pilot: Pilot, tokens: int) -> dict[str, float]:

@@ -34,6 +34,7 @@ class Order:
         ladder: whether to measure the ladder, where there is a text to measure it on; "short" or "full" says how much.
         ladder_bits: bit widths that get rows in the ladder beside the recipe's.
         force: replace an earlier OUT.
+        bench: whether to time what was made beside its source.
     """
 
     opening: Opening
@@ -43,6 +44,7 @@ class Order:
     ladder: bool | str = True
     ladder_bits: tuple[int, ...] = ()
     force: bool = False
+    bench: bool = True
 
     @property
     def widths(self) -> tuple[int, ...]:

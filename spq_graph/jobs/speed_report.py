@@ -14,9 +14,9 @@ from spq_graph.documents.speed import Speed
 from spq_graph.documents.staging import written
 from spq_graph.terms.errors import UsageError
 from spq_graph.views.card import render_card
+from spq_graph.views.headline import headline
 from spq_graph.views.page import render, shown_profiles
 from spq_graph.views.picture import render_picture
-from spq_graph.views.words import headline
 
 
 def check_report(out: Path) -> None:

@@ -14,6 +14,7 @@ from spq_graph.documents.report import Report
 from spq_graph.documents.verdict import Standing
 from spq_graph.terms.rows import FP32
 from spq_graph.views import cells, words
+from spq_graph.views.headline import headline
 from spq_graph.views.remedied import remedies
 
 _COLOURS = {Standing.READY: "green", Standing.NOT_READY: "red", Standing.NOT_MEASURED: "yellow"}
@@ -60,7 +61,7 @@ def spike_table(plan: Plan, limit: int = 12) -> Table:
 def summary(plan: Plan, report: Report, out: Path | None = None) -> Panel:
     """The closing summary: whether it is ready and why, what was kept and why, sizes, and where the files lie."""
     parts = [Text(words.printable(report.verdict.summary))]
-    if (sentence := words.headline(plan, report)) != report.verdict.summary:
+    if (sentence := headline(plan, report)) != report.verdict.summary:
         parts.append(Text(sentence))
     parts += [Text(f"! {words.printable(warning)}", "yellow") for warning in report.verdict.warnings]
     parts += [Text(f"> {words.advised(advice)}", "cyan") for advice in report.verdict.advice]

@@ -33,6 +33,8 @@ from spq_graph.views.charts.speed import speed_figure
 from spq_graph.views.charts.spikes import HEAT_STEPS, STEPS_A_DECADE, heat, spike_map
 from spq_graph.views.charts.svg import PAGE, for_page
 from spq_graph.views.charts.tokens import profile_figure
+from spq_graph.views.charts.tradeoff import sizes, speeds, tradeoff_figure
+from spq_graph.views.headline import beside_first, headline
 
 _TEMPLATES = Path(__file__).with_name("templates")
 PROFILES = 12
@@ -59,11 +61,13 @@ def render(plan: Plan, report: Report, profiles: Sequence[ShownProfile] = ()) ->
             report=report,
             standing=words.standing(report.verdict.status),
             words=words,
+            headline=headline(plan, report),
             tiles=_tiles(plan, report),
             ladder=_ladder(report),
             fp32=FP32,
             charts=list(_charts(report)),
             speeds=list(_speeds(report)),
+            tradeoffs=list(_tradeoffs(plan, report)),
             spikes=spike_map(plan),
             number_of={site.key: index for index, site in enumerate(plan.sites)},
             profiles=list(profiles),
@@ -205,14 +209,12 @@ def _tiles(plan: Plan, report: Report) -> list[tuple[str, str, str]]:
 
 def _speed_tile(report: Report) -> tuple[str, str, str]:
     """How many times faster the artifact is than what it was timed beside, or how to know."""
-    aware = (
-        next((row for row in report.speed.rows if row.id == SPIKE_AWARE), None) if report.speed is not None else None
-    )
-    if report.speed is None or aware is None or report.speed.rows[0] is aware:
+    if (timed := beside_first(report.speed)) is None:
         return "speed", "not timed", "spq-graph bench OUT --against SOURCE --report"
-    length, prefill = next(iter(aware.prefill.items()))
-    decode = aware.decode.times if aware.decode is not None else None
-    beside = f"of {words.timed_name(report.speed.rows[0])}, a prompt of {length} tokens"
+    row, speed = timed
+    length, prefill = next(iter(row.prefill.items()))
+    decode = row.decode.times if row.decode is not None else None
+    beside = f"of {words.timed_name(speed.rows[0])}, a prompt of {length} tokens"
     return "speed", f"{prefill.times:.2f}×", beside + (f"; {decode:.2f}× in decoding" if decode is not None else "")
 
 
@@ -234,6 +236,17 @@ def _speeds(report: Report) -> Iterator[tuple[str, Markup]]:
     """A chart for each measurement of `bench`."""
     for index, (name, rows) in enumerate(report.speed.charts() if report.speed is not None else ()):
         yield name, Markup(for_page(speed_figure(rows, PAGE), f"v{index}-"))  # noqa: S704 - the library escapes text
+
+
+def _tradeoffs(plan: Plan, report: Report) -> Iterator[tuple[str, Markup]]:
+    """Loss against size and against speed, each where there are rows to choose between."""
+    bits, use = plan.recipe.bits, plan.recipe.use
+    asked = {"balanced": "prompts and decoding alike", "prefill": "prompts", "decode": "decoding"}[use]
+    for index, (name, points) in enumerate(
+        (("MB", sizes(report, bits)), (f"times as fast as FP32, {asked}", speeds(report, bits, use)))
+    ):
+        if len(points) > 1:
+            yield name, Markup(for_page(tradeoff_figure(points, PAGE), f"t{index}-"))  # noqa: S704 - names of rungs
 
 
 def _choices(plan: Plan) -> dict[str, list[str]]:

@@ -14,13 +14,16 @@ def show(speed: Speed, console: Console) -> None:
     """Print a benchmark."""
     lengths = list(speed.rows[0].prefill)
     table = Table(box=None, pad_edge=False)
-    for name in ("", *(f"prefill {n}" for n in lengths), "decode", "load", "resident", "file"):
+    loaded = ("load", "resident") if speed.loaded else ()
+    for name in ("", *(f"prefill {n}" for n in lengths), "decode", *loaded, "file"):
         table.add_column(name, justify="left" if not name else "right")
     for row in speed.rows:
         cells = [f"{1e3 * row.prefill[n].seconds:.1f} ms  {row.prefill[n].times:.2f}x" for n in lengths]
         times = f"  {row.decode.times:.2f}x" if row.decode and row.decode.times else ""
         cells.append(f"{row.decode.tokens_per_second:.1f} tokens/s{times}" if row.decode else "no KV cache")
-        cells += [f"{row.load_seconds:.2f} s", *(f"{megabytes(n)} MB" for n in (row.resident_bytes, row.bytes))]
+        if row.load_seconds is not None and row.resident_bytes is not None:
+            cells += [f"{row.load_seconds:.2f} s", f"{megabytes(row.resident_bytes)} MB"]
+        cells.append(f"{megabytes(row.bytes)} MB")
         table.add_row(Text(timed_name(row)), *cells)
     console.print(table)
     console.print(speed.conditions, style="dim", highlight=False)

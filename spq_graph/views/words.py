@@ -7,7 +7,6 @@ from dataclasses import replace
 from math import floor, isfinite, log10
 from typing import Any, Literal
 
-from spq_graph.decisions.recommend import READY_WITHIN
 from spq_graph.documents import tables
 from spq_graph.documents.findings import ComparedRung
 from spq_graph.documents.json_text import json_text
@@ -16,12 +15,10 @@ from spq_graph.documents.report import OperatorRun, Report, Rung
 from spq_graph.documents.results import Applied
 from spq_graph.documents.speed import SpeedRow
 from spq_graph.documents.treatment import Cause
-from spq_graph.documents.verdict import Advice, Recommended, Standing
+from spq_graph.documents.verdict import Advice, Standing
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
-from spq_graph.terms.logits import Given
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme
-from spq_graph.views.remedied import remedies
 
 NOTHING = "–"
 printable = tables.printable
@@ -243,36 +240,6 @@ def won_back(report: Report, bits: int) -> float | None:
 def standing(status: Standing) -> str:
     """Ready, or why not: it is not, or it is not known."""
     return status.replace("_", " ").capitalize()
-
-
-def headline(plan: Plan, report: Report) -> str:
-    """The result in one sentence, with the numbers."""
-    bits = plan.recipe.bits
-    kept, scaled = kept_and_scaled(plan)
-    tokens = f", {scaled} have scales by token" if scaled else ""
-    treated = "".join(f", with {said}" for said in remedies(plan))
-    sites = f"{kept} of {len(plan.counted)} sites stay in high precision{tokens}{treated}"
-    size = f"{megabytes(report.source_bytes)} MB become {megabytes(report.bytes)} MB"
-    outcome = f"{sites}{';' if treated else ' and'} {size}"
-    everywhere, aware = report.rung(EVERYWHERE, bits), report.rung(SPIKE_AWARE, bits)
-    change = over_fp32(report, aware) if aware else None
-    if change is None:
-        headless = report.logits is not None and report.logits.given is Given.NONE
-        left = "accuracy cannot be measured without logits" if headless else "perplexity was not measured"
-        return f"At {bits} bits, {outcome}; {left}."
-    beside = (
-        f" where quantizing everywhere changes it by {percent(over_fp32(report, everywhere))}" if everywhere else ""
-    )
-    result = f"At {bits} bits, perplexity changes by {percent(change)} against FP32{beside}; {outcome}."
-    better = report.verdict.recommended
-    return result if better is None or better.in_out else f"{result} {recommended(better)}"
-
-
-def recommended(row: Recommended) -> str:
-    """Which other row serves better, and by what."""
-    name = row_name(row.id, f" {row.bits or 8} bit" if row.id.kind is RowKind.WEIGHT_ONLY else "")
-    figures = f"{percent(row.loss)} at {megabytes(row.bytes)} MB"
-    return f"Recommended instead: {name}, {figures}: by {row.by} the best row within {READY_WITHIN:.0%} of FP32."
 
 
 def advised(advice: Advice) -> str:

@@ -142,7 +142,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, world: World) -> list[object]:
         calls.append((target, threads))
         return Loaded(1.0, 1)
 
-    def turns(runners: Any, lengths: Any, past: int, rounds: int, tick: Any) -> Any:
+    def turns(runners: Any, lengths: Any, past: int, rounds: int, tick: Any, within: float) -> Any:
         calls.append((sorted(runners), tuple(lengths), rounds))
         return {name: {f"prefill {n}": [1.0] * rounds for n in lengths} for name in runners}
 

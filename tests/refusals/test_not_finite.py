@@ -84,7 +84,7 @@ def test_logits_that_are_not_finite(refusal: Told, made: Made, broken: Path) -> 
     eval_says_where(broken, made)
 
 
-@follows("runtime/measures/timing.py:_refuse_not_finite")
+@follows("runtime/measures/timing.py:require_finite")
 def test_timing_what_is_not_finite(refusal: Told, made: Made, broken: Path) -> None:
     refusal.command("bench", broken, "--rounds", 1, "--length", 4)
     eval_says_where(broken, made)

@@ -76,6 +76,7 @@ def rows(w: World) -> dict[tuple[str, str], tuple[Given, Given]]:
         ("quantize", "dask"): ((), ("--dask", "nowhere")),
         ("quantize", "force"): (("-o", w.there), ("-o", w.there, "--force")),
         ("quantize", "no_eval"): (("--text", w.text__npz), ("--text", w.text__npz, "--no-eval")),
+        ("quantize", "no_bench"): ((), ("--no-bench",)),
         ("quantize", "dry_run"): ((), ("--dry-run",)),
         ("quantize", "allow_no_glu"): ((w.plain__onnx,), (w.plain__onnx, "--allow-no-glu")),
         ("export", "opset"): ((), ("--opset", 18)),

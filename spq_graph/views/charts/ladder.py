@@ -46,7 +46,7 @@ def ladder_figure(rungs: Sequence[tuple[Rung, float]], every: Sequence[float], p
     with drawing_style():
         figure = Figure(figsize=(WIDTH / 72, height / 72))
         axes = figure.add_axes((0, _AXIS / height, 1, 1 - _AXIS / height))
-        _scale(axes, [100 * share for share in every if isfinite(share)], palette)
+        loss_scale(axes, [100 * share for share in every if isfinite(share)], palette)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         for place, row in enumerate(rows):
             _draw_rung(axes, place, row, palette)
@@ -84,9 +84,12 @@ def _row_key(item: tuple[Rung, float]) -> object:
     return replace(item[0].id, seed=None) if item[0].id.seed is not None else id(item[0])
 
 
-def _scale(axes: Axes, values: Sequence[float], palette: Palette) -> None:
-    """Linear, or logarithmic with a linear piece around zero where the values span more than a decade or so."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+def loss_scale(axes: Axes, values: Sequence[float], palette: Palette) -> None:
+    """Perplexity over FP32 in per cent as the x axis, and no y axis.
+
+    Linear, or logarithmic with a linear piece around zero where the values span more than a decade or so.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     sizes = [abs(value) for value in values if value] or [1.0]
     top, low = max(sizes), min(0.0, *values, 0.0)
@@ -99,6 +102,7 @@ def _scale(axes: Axes, values: Sequence[float], palette: Palette) -> None:
         axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= top * 1.6]))
     else:
         axes.set_xlim(low * 1.15 - 0.02 * top, top * 1.06)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "FP32" if value == 0 else f"{value:+,g} %"))
     axes.yaxis.set_major_locator(NullLocator())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spq_graph.decisions.decide import decide
-from spq_graph.decisions.recommend import changes_for, recommend
+from spq_graph.decisions.recommend import changes_for, contenders, recommend
 from spq_graph.decisions.variants import decisions_of, in_other_formats, variants, weight_only
 from spq_graph.decisions.verdict import judge
 from spq_graph.documents.plan import Plan
@@ -17,7 +17,7 @@ from spq_graph.documents.speed import Decode, Prefill, Speed, SpeedRow
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import BY_TOKEN, EVERYWHERE, FP32, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
 from spq_graph.terms.site import Role
-from spq_graph.views.words import headline
+from spq_graph.views.headline import headline
 from tests.support.deciding import MODEL, TEN, Additive, make, site
 from tests.support.samples import sample_plan, sample_report, sample_rung
 
@@ -169,6 +169,50 @@ def test_measured_speed_says_whether_they_cost_the_same(speed: float, best: RowI
     found = recommend(sample_plan(), report_of(*rows, speed=times))
     assert found is not None
     assert (found.id, found.by) == (best, "speed")
+
+
+def with_error(row: SpeedRow, error: float) -> SpeedRow:
+    prefill = {length: one.model_copy(update={"times_stderr": error}) for length, one in row.prefill.items()}
+    return row.model_copy(update={"prefill": prefill})
+
+
+@pytest.mark.parametrize(("error", "best"), [(0.01, WEIGHT_ONLY), (0.2, SPIKE_AWARE)])
+def test_a_row_that_is_not_surely_faster_is_as_fast(error: float, best: RowId) -> None:
+    """The plan's own goes first of those between which the times do not decide."""
+    rows = (rung(SPIKE_AWARE, 0.004, 222), rung(WEIGHT_ONLY, 0.001, 226))
+    own, other = (with_error(timed(row, times, None), error) for row, times in ((SPIKE_AWARE, 1.9), (WEIGHT_ONLY, 2.0)))
+    found = recommend(sample_plan(), report_of(*rows, speed=speed_of(own, other)))
+    assert found is not None
+    assert found.id == best
+
+
+def test_errors_of_prompts_and_of_decoding_add_up_in_squares() -> None:
+    """The geometric mean of two ratios, each with an error of 10 %, has one of 7 %: 8 % are more, and 6 % are not."""
+    rows = (rung(SPIKE_AWARE, 0.004, 222), rung(WEIGHT_ONLY, 0.001, 226))
+
+    def row(of: RowId, times: float, error: float) -> SpeedRow:
+        decode = Decode(tokens_per_second=1.0, times=times, times_stderr=error * times)
+        return with_error(timed(of, times, None), error * times).model_copy(update={"decode": decode})
+
+    for faster, best in ((1.08, WEIGHT_ONLY), (1.06, SPIKE_AWARE)):
+        speed = speed_of(row(SPIKE_AWARE, 1, 0.1), row(WEIGHT_ONLY, faster, 0))
+        found = recommend(sample_plan(), report_of(*rows, speed=speed))
+        assert found is not None
+        assert found.id == best
+
+
+def test_what_speed_has_to_decide_between() -> None:
+    within = (
+        rung(EVERYWHERE, 0.004, 220),
+        by_token(0.002, 222),
+        rung(IN_FP16, 0.001, 300),
+        rung(SPIKE_AWARE, 0.003, 222),
+    )
+    assert contenders(sample_plan(), report_of(*within).ladder) == [EVERYWHERE, BY_TOKEN, WEIGHT_ONLY]
+    assert contenders(sample_plan(), report_of(rung(EVERYWHERE, 0.02, 220)).ladder) == [WEIGHT_ONLY]
+    assert contenders(sample_plan(), []) == [WEIGHT_ONLY]
+    other = sample_plan().model_copy(update={"recipe": Recipe(target="tensorrt")})
+    assert contenders(other, []) == []
 
 
 def decided(recipe: Recipe) -> Plan:

@@ -111,8 +111,19 @@ def test_how_fast_it_is_stands_among_the_first_figures(page: Page) -> None:
     report.speed = timed(2.19, 2.84)
     told = Page(render(plan, report, []))
     assert "2.19× of FP32, a prompt of 128 tokens; 2.84× in decoding" in " ".join(told.text.split())
+    assert "It is 2.19 times as fast as FP32 on a prompt of 128 tokens, and 2.84 times in decoding." in told.text
     sections = told.having("aria-labelledby")
     assert sections.index("speed") < sections.index("spikes")
+
+
+def test_loading_has_columns_where_it_was_timed() -> None:
+    plan, report = sample_plan(), sample_report()
+    report.speed = timed(2.19, 2.84)
+    assert "Resident, MB" in render(plan, report, [])
+    report.speed.rows[0] = report.speed.rows[0].model_copy(update={"load_seconds": None, "resident_bytes": None})
+    told = render(plan, report, [])
+    assert "2.84" in told
+    assert "Resident, MB" not in told
 
 
 def test_options_in_sentences_stay_whole() -> None:
@@ -171,7 +182,7 @@ def test_same_inputs_give_the_same_page(source: str) -> None:
 
 def test_charts_take_their_colours_from_the_page_and_keep_text_as_text(source: str) -> None:
     charts = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
-    assert len(charts) == 2 + 12 + 2
+    assert len(charts) == 2 + 1 + 12 + 2  # loss against size; against speed only where that was timed
     assert all("var(--" in chart for chart in charts)
     for chart in charts[:2]:
         assert not re.search(r"#[0-9a-fA-F]{6}", re.sub(r"fill: #000000|stroke: #000000", "", chart))

@@ -8,6 +8,7 @@ from spq_graph.documents.plan import Evidence
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import RowId
 from spq_graph.views import words
+from spq_graph.views.headline import headline
 from tests.support.samples import sample_plan, sample_report, sample_rung
 
 
@@ -80,6 +81,6 @@ def test_what_is_in_integers_by_token_does_not_stay_in_high_precision() -> None:
     plan = sample_plan()
     one = plan.kept[0].key
     by_token = plan.with_precisions(lambda s: Precision.W8A8_TOKEN if s.key == one else s.precision)
-    assert "2 of 56 sites stay in high precision and" in words.headline(plan, sample_report())
-    said = words.headline(by_token, sample_report())
+    assert "2 of 56 sites stay in high precision and" in headline(plan, sample_report())
+    said = headline(by_token, sample_report())
     assert "1 of 56 sites stay in high precision, 1 have scales by token and" in said
