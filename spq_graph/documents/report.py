@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,28 @@ class TargetRun(Strict):
     measured_on: str = "ONNX Runtime"
 
 
+class Sample(Strict):
+    """A beginning of the text, and how it goes on where each next token is the likeliest.
+
+    Attributes:
+        prompt: the beginning.
+        fp32, quantized: what follows, by the source and by what was made of it.
+        tokens: how many the source added; alike: how many of them both begin with.
+    """
+
+    prompt: str
+    fp32: str
+    quantized: str
+    tokens: int
+    alike: int
+
+    @property
+    def shared(self) -> int:
+        """How many characters both begin with, whole words of them where they part within one."""
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.fp32, self.quantized, strict=False)))
+        return same if self.fp32 == self.quantized else self.fp32.rfind(" ", 0, same) + 1
+
+
 class LogitsRef(Strict):
     """For which tokens the source gives logits.
 
@@ -143,7 +166,8 @@ class Report(Strict):
         by_token: how those in `w8a8_token` ran; None without any. As the function in the file they are MatMulInteger.
         with_branch: how those in `int8` with an outlier branch ran, where one operator has both; likewise.
         layer: one decoder layer before and after, drawn from the files.
-        speed: what `bench --report` measured of the artifact; None before that.
+        speed: what was timed of the artifact, or what `bench --report` measured; None before that.
+        samples: how beginnings of the text go on; empty where nothing tells which text tokens are.
         tokens: texts of the tokens that lead the profiles in the ranges, by id.
         seconds: wall time by step.
         expected_seconds: what was told before they began, by step; empty where nobody listened.
@@ -169,6 +193,7 @@ class Report(Strict):
     with_branch: OperatorRun | None = None
     layer: LayerDrawing | None = None
     speed: Speed | None = None
+    samples: list[Sample] = Field([])
     tokens: dict[int, str] = Field({})
     seconds: dict[str, float]
     expected_seconds: dict[str, float] = Field({})

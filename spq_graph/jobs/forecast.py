@@ -20,7 +20,7 @@ from spq_graph.terms.errors import ActivationError, CheckError, GraphError, Sour
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import Extent
 from spq_graph.terms.site import Site
-from spq_graph.workbench import ahead, glance
+from spq_graph.workbench import ahead, continued, glance
 from spq_graph.workbench.data import Given
 from spq_graph.workbench.meter import SHARE_ALONE
 from spq_graph.workbench.pilot import Losses, Pilot, fly, sampling
@@ -148,7 +148,7 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     rows += len(in_other_formats(pilot.plan, extent))
     found["apply"] = pilot.build + (pilot.ours if order.recipe.may_scale_by_token else 0.0)
     found["ladder"] = _measuring(pilot, rows, given.text if measured else None)
-    found |= _timing(bench, pilot, order)
+    found |= _at_the_end(bench, pilot, order, given.text if measured else None)
     found["around"] = AROUND
     return found
 
@@ -171,11 +171,16 @@ def _measuring(pilot: Pilot, rows: int, text: Sequences | None) -> float:
     return pilot.reference.of(text.tokens) + (rows + 1) * row
 
 
-def _timing(bench: Workbench, pilot: Pilot, order: Order) -> dict[str, float]:
-    """Seconds in which the artifact is timed beside its source, where it is."""
-    if not order.bench or why_absent(order.recipe.profile) is not None:
+def _at_the_end(bench: Workbench, pilot: Pilot, order: Order, text: Sequences | None) -> dict[str, float]:
+    """Seconds in which the artifact is timed beside its source, and both continue beginnings of a text."""
+    if why_absent(order.recipe.profile) is not None:
         return {}
-    return {"speed": glance.expected(ahead.bytes_of(bench), bench.memory, pilot.reference.token, pilot.build)}
+    size, token, found = ahead.bytes_of(bench), pilot.reference.token, dict[str, float]()
+    if order.bench:
+        found["speed"] = glance.expected(size, bench.memory, token, pilot.build)
+    if text is not None and bench.tokenizer is not None:
+        found["samples"] = continued.expected(size, bench.memory, token)
+    return found
 
 
 def _searching_prefix(recipe: Recipe, pilot: Pilot, tokens: int) -> dict[str, float]:

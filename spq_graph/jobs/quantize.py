@@ -34,6 +34,7 @@ from spq_graph.workbench.answers import logits_ref
 from spq_graph.workbench.built import Built
 from spq_graph.workbench.carded import write_card
 from spq_graph.workbench.companions import add_companions
+from spq_graph.workbench.continued import samples_of
 from spq_graph.workbench.data import Data, measured
 from spq_graph.workbench.environment import environment
 from spq_graph.workbench.glance import speed_of
@@ -142,8 +143,10 @@ def _write(
         rows = _rows(bench, plans, texts)
         ladder = _ladder(bench, plans[0], built, rows, texts)
         speed = speed_of(bench, plan, built, _rivals(plan, rows, ladder), texts.longest) if timed else None
+        samples = samples_of(bench, plan, built, text) if ladder and text is not None else []
         report = _report(bench, proved, ladder, speed, texts, command)
         report.layer, report.tokens = layer.result(), tokens
+        report.samples = samples
         plan.save(staging / artifact.PLAN)
         ranges.save(staging / artifact.RANGES)
         report.save(staging / artifact.REPORT)

@@ -243,7 +243,7 @@ def _tradeoffs(plan: Plan, report: Report) -> Iterator[tuple[str, Markup]]:
     bits, use = plan.recipe.bits, plan.recipe.use
     asked = {"balanced": "prompts and decoding alike", "prefill": "prompts", "decode": "decoding"}[use]
     for index, (name, points) in enumerate(
-        (("MB", sizes(report, bits)), (f"times as fast as FP32, {asked}", speeds(report, bits, use)))
+        (("size, in MB", sizes(report, bits)), (f"speed, {asked}, in times that of FP32", speeds(report, bits, use)))
     ):
         if len(points) > 1:
             yield name, Markup(for_page(tradeoff_figure(points, PAGE), f"t{index}-"))  # noqa: S704 - names of rungs
