@@ -5,24 +5,30 @@ BIN := .venv/bin
 WORKERS ?= -n auto
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test test-families signals fuzz check docs bench bench-peers published gpu test-gpu bench-gpu gpu-kit
+.PHONY: venv demo test test-all test-families signals fuzz check docs bench bench-peers published gpu test-gpu bench-gpu gpu-kit
 
 demo: venv
 	$(BIN)/spq-graph quantize reference -o out/demo --force
 
+# All but what takes long: `test-all` runs that as well, and so does whoever takes a change (.ci/run).
 test: venv
+	@$(BIN)/python -m pytest -q $(WORKERS) -m "not slow"
+
+test-all: venv
 	@$(BIN)/python -m pytest -q $(WORKERS)
 
 # Every model family and every source of graphs: made, compared with torch, quantized and run. Minutes, so not part of
-# `test`.
+# `test-all`.
 test-families: venv
 	@$(BIN)/python -m pytest -q $(WORKERS) -m families
 
-# Four hundred signals at random instants, over an ONNX file and a folder. Minutes, so not part of `test`, which has some.
+# Four hundred signals at random instants, over an ONNX file and a folder. Minutes, so not part of `test-all`, which has
+# some.
 signals: venv
 	@$(BIN)/python -m pytest -q $(WORKERS) -m signals
 
-# Mutated graphs and documents by the thousand, from a seed; a quarter of an hour, so not part of `test`, which has some.
+# Mutated graphs and documents by the thousand, from a seed; a quarter of an hour, so not part of `test-all`, which has
+# some.
 fuzz: venv
 	@$(BIN)/python -m tests.fuzz --seed $(or $(SEED),0)
 

@@ -33,7 +33,7 @@ def made(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def everywhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def everywhere(exports: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded reference with every site by token, but for its head."""
     folder = tmp_path_factory.mktemp("everywhere")
     (folder / "recipe.toml").write_text(EVERYWHERE, encoding="utf-8")

@@ -84,7 +84,7 @@ def test_the_code_runs_from_a_model(case: Case, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_the_script_quantizes_and_evaluates_the_embedded_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exports: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
     script = code_of("integrating.md")[0]

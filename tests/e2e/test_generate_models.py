@@ -33,7 +33,7 @@ PROMPT = "The river"
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(exports: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OUT of the reference model, decided by ratio, which takes no evaluation."""
     folder: Path = tmp_path_factory.mktemp("reference") / "out"
     arguments = ["--no-eval", "--spike-ratio", 30, "--bits", 8, "--calibration-tokens", 2048]

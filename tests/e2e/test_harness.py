@@ -35,7 +35,7 @@ def questions(text: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_out_is_as_accurate_as_its_source_within_the_error_of_that(tmp_path: Path) -> None:
+def test_out_is_as_accurate_as_its_source_within_the_error_of_that(exports: None, tmp_path: Path) -> None:
     text = embedded_text("reference")
     assert text is not None
     rows = write_rows(tmp_path / "rows.jsonl", questions(text.read_text(encoding="utf-8")))

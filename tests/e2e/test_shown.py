@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -10,11 +9,10 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -75,28 +73,6 @@ def place(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("org/name", ID):
         cached(folder / "cache", name, of_folder(folder / "my-llama"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A model is exported once, however often its folder is named: that every export is the same has its own tests."""
-    from spq_graph.models import export
-
-    exported = tmp_path_factory.mktemp("exports")
-    first: Callable[..., None] = export.export_folder
-
-    def again(folder: Path, out: Path, **settings: Any) -> None:
-        weights = b"".join(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))
-        asked = "-".join(str(settings.get(name)) for name in ("opset", "cache") if name in settings)
-        kept = exported / f"{hashlib.sha256(weights).hexdigest()}-{asked}" / "model.onnx"
-        if not kept.is_file():
-            kept.parent.mkdir()
-            first(folder, kept, **settings)
-        shutil.copytree(kept.parent, out.parent, dirs_exist_ok=True)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "export_folder", again)
-        yield
 
 
 def make(name: str) -> None:
