@@ -126,11 +126,11 @@ def fetched(named: HubId, source: str) -> Path:
         UsageError: its client is not installed.
     """
     if not named.download and (there := named.revisions):
-        others = [f"{named.name}@{one}" if one != "main" else named.name for one in there]
+        others = [f"{named.name}@{one}" if one != "main" else named.name for one in there[:_LISTED]]
         raise SourceError(
             f"the Hub's cache has this model, but not at revision '{named.revision}'",
             where=source,
-            remedy=f"Pass {' or '.join(others[:_LISTED])}, which the cache has, or {named.address}, which downloads it.",
+            remedy=f"Pass {' or '.join(others)}, which the cache has, or {named.address}, which downloads it.",
         )
     if not named.download:
         near = get_close_matches(named.name, _in_cache(), n=1, cutoff=0.7)
@@ -182,8 +182,8 @@ def _download(named: HubId, source: str) -> Path:
         raise SourceError(
             f"the Hub refuses this login: {_first_line(error)}",
             where=source,
-            remedy="`hf auth whoami` says whose it is: log in again with `hf auth login`, or without a token for what is "
-            "public (`hf auth logout`, and unset HF_TOKEN).",
+            remedy="`hf auth whoami` says whose it is: log in again with `hf auth login`, or for what is public go "
+            "without a token (`hf auth logout`, and unset HF_TOKEN).",
         ) from error
     except Exception as error:  # those of whatever client of HTTP is below it, and of the disk
         raise _unreached(error, named, source) from error
