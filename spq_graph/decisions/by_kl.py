@@ -159,6 +159,7 @@ class ByKl:
     def _keep(self, found: Sequence[Choice]) -> tuple[list[Choice], int, bool]:
         """Candidates by what each costs alone, the costliest first; how many to keep; and whether the budget is met."""
         alone = self._alone
+        self.single.foresee({choice.site.key: choice.precision} for choice in found)
         for choice in found:
             single = {choice.site.key: choice.precision}
             alone[choice.site.key] = six(self.single(single))

@@ -10,7 +10,7 @@ from spq_graph.decisions.branches import NONE, everywhere
 from spq_graph.decisions.by_kl import ByKl
 from spq_graph.decisions.choices import Choice, above, apply_overrides, cap_of, keep, planned, start
 from spq_graph.decisions.ends import settle_ends
-from spq_graph.decisions.oracle import Measure, Oracle, Stderr
+from spq_graph.decisions.oracle import Measure, Oracle, Stderr, Together
 from spq_graph.decisions.smoothing import Smoothing
 from spq_graph.decisions.treated import treated
 from spq_graph.documents.calibration_ref import CalibrationRef
@@ -42,6 +42,7 @@ def decide(
     stderr_of: Stderr | None = None,
     alone: Measure | None = None,
     alone_stderr_of: Stderr | None = None,
+    alone_together: Together | None = None,
     tokens: int = 0,
     absorbers: Absorbers | None = None,
     standing: Sequence[Treatment] = (),
@@ -73,6 +74,7 @@ def decide(
         stderr_of: standard error of what `measure` said of a choice; None where it does not tell.
         alone: KL of one site alone, on fewer tokens: it only puts candidates in order; None for `measure`.
         alone_stderr_of: standard error of what `alone` said.
+        alone_together: what `alone` says of several choices, measured side by side; None where nothing does that.
         tokens: how many tokens `measure` runs on, to be noted.
         absorbers: what takes factors of channels; None where nothing is to be smoothed.
         standing: treatments that the ranges come from already.
@@ -94,7 +96,7 @@ def decide(
         treated = _unmeasured(choices, recipe, absorbers)
     else:
         oracle = Oracle(measure, stderr_of)
-        single = Oracle(alone, alone_stderr_of) if alone is not None else oracle
+        single = Oracle(alone, alone_stderr_of, together=alone_together) if alone is not None else oracle
         search, met, treated = ByKl(choices, held, recipe, oracle, single, absorbers).run()
         search.tokens = tokens
     if recipe.scales == "by_token":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from spq_graph.decisions.branches import NONE, Branches, changes
 from spq_graph.decisions.choices import six
@@ -21,6 +22,8 @@ Changes = tuple[()] | tuple[Peels] | tuple[Peels, Scales]
 # Outlier branches are passed behind them where there are any, by activation value, and factors of channels behind
 # those: what measures none is not asked to.
 Measure = Callable[..., float]
+# What a measure says of several, each as it takes one, or the error that it raises of one; None where it says nothing.
+Together = Callable[[Sequence[tuple[Any, ...]]], Sequence[float | NotFiniteError] | None]
 # The standard error of what a measure said of the same; None where it is not known.
 Stderr = Callable[..., float | None]
 
@@ -36,6 +39,7 @@ class Oracle:
     Attributes:
         branches, scales: what all that is measured has; settled in the course of a search.
         further: branches that sites have besides, for the precisions that they are to have.
+        together: measures several choices side by side.
     """
 
     measure: Measure
@@ -43,6 +47,7 @@ class Oracle:
     branches: Branches = field(default_factory=lambda: NONE)
     scales: Scales = field(default_factory=lambda: UNSCALED)
     further: Callable[[Mapping[str, Precision]], Branches] = lambda precisions: NONE
+    together: Together | None = None
     known: dict[_Key, float] = field(default_factory=dict)
     errors: dict[_Key, NotFiniteError] = field(default_factory=dict)
 
@@ -57,6 +62,18 @@ class Oracle:
             except NotFiniteError as error:
                 self.known[key], self.errors[key] = math.inf, error
         return self.known[key]
+
+    def foresee(self, choices: Iterable[Mapping[str, Precision]]) -> None:
+        """Measure what is sure to be asked next side by side, where something can do that; it counts as if asked."""
+        if self.together is None:
+            return
+        new = {key: one for one in choices if one and (key := self._key(one)) not in self.known}
+        found = self.together([(one, *self._changes(one)) for one in new.values()])
+        for key, kl in zip(new, found or (), strict=False):
+            if isinstance(kl, NotFiniteError):
+                self.known[key], self.errors[key] = math.inf, kl
+            else:
+                self.known[key] = kl
 
     def stderr(self, precisions: Mapping[str, Precision]) -> float | None:
         """Standard error of the KL of these precisions, to six digits; None where it is not known."""

@@ -197,6 +197,11 @@ class Cluster:
             with suppress(Exception):  # where there is no scheduler any more, nothing is under way
                 self.client.cancel(list(under_way))
 
+    def tell(self, what: Callable[[], object]) -> None:
+        """Run a function on every worker; one that cannot is no matter."""
+        with suppress(Exception):  # workers that are gone, or a scheduler that is: whoever needs them finds out
+            self.client.run(what, on_error="ignore")
+
     def _next(self, over: SimpleQueue[Any]) -> Any:
         """The next share that is over."""
         alone_since: float | None = None

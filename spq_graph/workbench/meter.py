@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import onnx_ir as ir
 
@@ -24,6 +25,7 @@ from spq_graph.runtime.measures.kept import MEMORY
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.staged import Held
 from spq_graph.runtime.text.sequences import Sequences, beginnings, spread
+from spq_graph.terms.errors import NotFiniteError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Role
 from spq_graph.workbench.beside import Beside
@@ -44,22 +46,50 @@ WINDOW = 512
 SHARE_ALONE = 8
 
 
+Asked = tuple[Mapping[str, Precision], Peels, Scales]
+"""Precisions by site key, and the outlier branches and factors of channels beside them, by activation value."""
+
+
 @dataclass(slots=True)
 class Gauge:
     """KL on so many tokens, with its standard error.
 
     Attributes:
         tokens: how many.
+        together: measures several choices side by side, or says with None that this is not worth it; None where
+            nothing does.
     """
 
     tokens: int
     _measure: Callable[[Mapping[str, Precision], Peels, Scales], Score]
     _scores: dict[object, Score] = field(default_factory=dict)
+    together: Callable[[Sequence[Asked]], Sequence[Score | NotFiniteError] | None] | None = None
 
     def kl(self, precisions: Mapping[str, Precision], peels: Peels = NO_PEELS, scales: Scales = NO_SCALES) -> float:
         """KL of these precisions, outlier branches and factors of channels, nats a token."""
+        return self.score(precisions, peels, scales).kl
+
+    def score(self, precisions: Mapping[str, Precision], peels: Peels = NO_PEELS, scales: Scales = NO_SCALES) -> Score:
+        """The same, with what its standard error is made of.
+
+        Raises:
+            NotFiniteError: logits are NaN or infinite.
+        """
         score = self._scores[_key(precisions, peels, scales)] = self._measure(precisions, peels, scales)
-        return score.kl
+        return score
+
+    def kl_of_all(self, choices: Sequence[tuple[Any, ...]]) -> list[float | NotFiniteError] | None:
+        """KL of several choices, each as `kl` takes one, measured side by side; None where they are not.
+
+        One whose logits are not finite has the error in its place.
+        """
+        asked: list[Asked] = [(*one, *(NO_PEELS, NO_SCALES)[len(one) - 1 :]) for one in choices]
+        found = self.together(asked) if self.together is not None else None
+        if found is None:
+            return None
+        scores = {_key(*one): score for one, score in zip(asked, found, strict=True) if isinstance(score, Score)}
+        self._scores |= scores
+        return [score.kl if isinstance(score, Score) else score for score in found]
 
     def stderr(
         self, precisions: Mapping[str, Precision], peels: Peels = NO_PEELS, scales: Scales = NO_SCALES

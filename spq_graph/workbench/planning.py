@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 
@@ -23,8 +24,9 @@ from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.absorber import Absorber, Absorbers
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
-from spq_graph.workbench.meter import SHARE_ALONE, meter
+from spq_graph.workbench.meter import SHARE_ALONE
 from spq_graph.workbench.not_finite import sized
+from spq_graph.workbench.shared_meter import Decision, shared_meter
 from spq_graph.workbench.steps import Tick
 from spq_graph.workbench.workbench import Workbench
 
@@ -63,10 +65,12 @@ def make_plan(
     standing = on.treatments(bench.found.every, recipe, ranges.values)
     ranges = replace(ranges, values=dict(on.seen))
     _refuse_too_large(bench, ranges)
-    with bench.steps.step(f"decide at {bits} bits", f"Deciding at {bits} bits") as tick:
+    name, label = f"decide at {bits} bits", f"Deciding at {bits} bits"
+    with bench.steps.step(name, label) as tick, ExitStack() as measuring:
         found = None
         if sequences is not None and recipe.spike_ratio is None and bench.logits.output is not None:
-            found = meter(bench, sequences, recipe, ranges, _counted(bench, recipe, ranges, tick), on.prefix)
+            decision = Decision(sequences, recipe, ranges, on.prefix)
+            found = measuring.enter_context(shared_meter(bench, decision, _counted(bench, recipe, ranges, tick)))
         made = decide(
             bench.found.every,
             ranges,
@@ -81,6 +85,7 @@ def make_plan(
             stderr_of=found.whole.stderr if found is not None else None,
             alone=found.alone.kl if found is not None else None,
             alone_stderr_of=found.alone.stderr if found is not None else None,
+            alone_together=found.alone.kl_of_all if found is not None else None,
             tokens=found.whole.tokens if found is not None else 0,
             absorbers=absorbers_of(bench) if recipe.remedies.smooth.use != "never" else None,
             standing=standing,

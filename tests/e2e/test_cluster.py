@@ -95,6 +95,34 @@ def test_all_of_out_is_that_of_one_process(workers: Any, world: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_what_is_decided_is_that_of_one_process_where_a_worker_is_killed(workers: Any, world: Path) -> None:
+    """All sites are measured alone; the ranges are there, so that the worker dies over the decision."""
+    model, ranges = world / "deep.onnx", world / "deep.json"
+    write_decoder(model, layers=3, spikes={1: 1000.0})
+    (world / "all.toml").write_text('candidate_ratio = 0.0\nkl_budget = 1e-6\nremedies = {peel = {use = "never"}}\n')
+    measured = ["--calibration", world / "ids.npz"]
+    done("calibrate", model, "-o", ranges, *measured)
+    given = [
+        "quantize",
+        model,
+        *measured,
+        "--ranges",
+        ranges,
+        "--recipe",
+        world / "all.toml",
+        "--no-eval",
+        "--no-bench",
+    ]
+    done(*given, "-o", world / "deep")
+    with killing_one(workers) as killed:
+        done(*given, "-o", world / "deep-shared", "--dask", workers.scheduler_address)
+    assert killed
+    files = ("plan.json", "model.onnx")
+    assert [(world / "deep-shared" / name).read_bytes() for name in files] == [
+        (world / "deep" / name).read_bytes() for name in files
+    ]
+
+
 @pytest.mark.parametrize("name", ["infinite", "half"])
 def test_activations_that_nothing_can_be_measured_on_are_told_as_by_one_process(
     workers: Any, world: Path, name: str
