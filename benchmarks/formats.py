@@ -63,8 +63,8 @@ def choices(outcome: Outcome) -> dict[str, int]:
 def measure(name: str, opening: Opening, data: Data, work: Path) -> dict[str, Any]:
     """The ladder with `auto`, and what `fp8` chooses."""
     out = work / "out"
-    auto = quantize(opening, out, data=data, force=True)
-    fp8 = quantize(opening, out, Recipe(high_precision="fp8"), data=data, ladder=False, force=True)
+    auto = quantize(opening, out, data=data, bench=False, force=True)
+    fp8 = quantize(opening, out, Recipe(high_precision="fp8"), data=data, ladder=False, bench=False, force=True)
     rows = {rung.id: rung for rung in auto.report.ladder}
     base = rows[FP32].perplexity
     return {

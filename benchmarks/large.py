@@ -79,6 +79,7 @@ def quantized(shape: Shape, folder: Path, *options: str, tokens: int = TOKENS) -
             "-o",
             str(folder / "out"),
             "--no-eval",
+            "--no-bench",
             "--calibration",
             str(folder / "ids.npz"),
             *options,

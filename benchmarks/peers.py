@@ -67,7 +67,7 @@ def measure(name: str, command: list[str], folder: Path, source: Path) -> dict[s
             shutil.copyfile(file, model.with_name(file.name))
         if name == "ours":
             ids = str(folder / "ids.npz")
-            rest = [str(model), "-o", str(out), "--calibration", ids, "--spike-ratio", "100", "--no-eval"]
+            rest = [str(model), "-o", str(out), "--calibration", ids, "--spike-ratio", "100", "--no-eval", "--no-bench"]
         else:
             out.mkdir()
             rest = [str(model), str(out)]

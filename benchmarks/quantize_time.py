@@ -91,7 +91,9 @@ def quantize(source: str, data: str, tokens: str, work: str) -> dict[str, Any]:
     steps = Steps(watch=watch, ended=ended)
     recipe = Recipe(calibration_tokens=int(tokens))
     with Timer() as whole:
-        made = run(source, Path(work) / "out", recipe, data=Data(data), ladder=False, force=True, steps=steps)
+        made = run(
+            source, Path(work) / "out", recipe, data=Data(data), ladder=False, bench=False, force=True, steps=steps
+        )
     by_step = {name: {"seconds": seconds, "cpu_seconds": cpu[name]} for name, seconds in steps.seconds.items()}
     search = made.plan.search
     return {**whole.taken, "steps": by_step, "evaluations": search.evaluations, "kept": len(made.plan.kept)}

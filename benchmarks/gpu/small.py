@@ -86,8 +86,8 @@ def _keeping(key: str, precision: Precision) -> Callable[[SitePlan], Precision]:
 
 def _quantize(source: str, out: Path, *options: str) -> None:
     """The main job for target cuda, without a ladder; of what it writes, what a GPU run reads is left."""
-    command = [sys.executable, "-m", "spq_graph", "quantize", source, "-o", str(out), "--target", "cuda", "--no-eval"]
-    subprocess.run([*command, *options], check=True, cwd=ROOT)
+    command = [sys.executable, "-m", "spq_graph", "quantize", source, "-o", str(out), "--target", "cuda"]
+    subprocess.run([*command, "--no-eval", "--no-bench", *options], check=True, cwd=ROOT)
     for path in list(out.iterdir()):
         if not (path.name.startswith("model.onnx") or path.name == "plan.json"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

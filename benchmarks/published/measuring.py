@@ -79,7 +79,7 @@ def make(bench: Bench, name: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "spq_graph", "quantize", str(float_model), "-o", str(out)]
         command += ["--tokenizer", str(float_model.parent), "--calibration", str(bench.calibration)]
         command += ["--calibration-tokens", str(bench.calibration_tokens), "--window", str(WINDOW)]
-        command += ["--no-eval", "--force"]
+        command += ["--no-eval", "--no-bench", "--force"]
         return _run(command + (["--preset", "w8a8-static"] if name == "ours_static" else []), bench.work)
     python = bench.python(METHODS[name])
     out.mkdir(exist_ok=True)
