@@ -92,7 +92,7 @@ def expected(size: int, memory: int | None, token: float, build: float) -> float
     if why_not(size, memory) is not None or prompt > SLOW:
         return 0.0
     turn = ROUND * prompt
-    counted = min(ROUNDS, max(timing.FEWEST, round(WITHIN / turn)))
+    counted = ROUNDS if turn * ROUNDS <= WITHIN else max(timing.FEWEST, int(WITHIN / turn))
     return build + prompt + (1 + counted) * turn
 
 

@@ -142,6 +142,7 @@ def test_what_it_takes_is_expected() -> None:
     prompt = glance.PROMPT * 1e-4 * glance.cores()
     short = glance.expected(1 << 20, None, 1e-4, 0.5)
     assert short == pytest.approx(0.5 + prompt + 6 * glance.ROUND * prompt)
+    assert glance.expected(1 << 20, None, 0.0, 0.5) == 0.5  # a model that took less than a clock tells
     assert glance.expected(1 << 20, 1 << 10, 1e-4, 0.5) == 0  # what is not timed
     assert glance.expected(1 << 60, None, 1e-4, 0.5) == 0
     slow = 0.9 * glance.SLOW / glance.PROMPT / glance.cores()

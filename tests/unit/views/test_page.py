@@ -2,63 +2,18 @@ from __future__ import annotations
 
 import re
 import tomllib
-from html.parser import HTMLParser
 
 import pytest
 
 from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.report import Report
-from spq_graph.documents.speed import Decode, Prefill, Speed, SpeedRow
-from spq_graph.terms.rows import EVERYWHERE, SPIKE_AWARE, RowId, RowKind
+from spq_graph.terms.rows import EVERYWHERE, SPIKE_AWARE, RowId
 from spq_graph.terms.site import Role
 from spq_graph.views.charts.spikes import heat, spike_map
 from spq_graph.views.page import recipe_file, render, shown_profiles
+from tests.support.pages import Page
 from tests.support.samples import HOSTILE, big_plan, sample_plan, sample_report, sample_rung
 from tests.support.samples_ranges import sample_drawing, sample_ranges
-
-_VOID = {"meta", "br", "link", "img", "path", "use", "input"}
-# Elements whose end HTML lets one leave out, and what ends them.
-_ENDS = {"th": {"td", "th", "tr"}, "td": {"td", "th", "tr"}, "tr": {"tr"}, "option": {"option"}}
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page; fails where tags do not nest, but for ends that HTML implies."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(source)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        while self.open and tag in _ENDS.get(self.open[-1], ()):
-            self.open.pop()
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in _VOID:
-            return
-        while self.open[-1] != tag and self.open[-1] in _ENDS:
-            self.open.pop()
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] not in ("style", "script"):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def having(self, name: str) -> list[str]:
-        return [attributes[name] or "" for _, attributes in self.tags if name in attributes]
 
 
 def whole_page(*, hostile: bool = False) -> str:
@@ -85,45 +40,6 @@ def test_the_verdict_comes_with_its_numbers(page: Page) -> None:
     assert "✓ Ready" in page.text
     assert "perplexity changes by +0.04 % against FP32 where quantizing everywhere changes it by +0.71 %" in page.text
     assert "2 of 56 sites stay in high precision and 7.64 MB become 2.78 MB" in page.text
-
-
-def timed(times: float, decoding: float) -> Speed:
-    """FP32 in 100 ms, and the artifact so many times faster."""
-
-    def row(kind: RowKind, prefill: float, decode: float) -> SpeedRow:
-        return SpeedRow(
-            id=RowId(kind),
-            target="cpu",
-            bytes=1,
-            load_seconds=1.0,
-            resident_bytes=1,
-            prefill={"128": Prefill(seconds=0.1 / prefill, times=prefill)},
-            decode=Decode(tokens_per_second=10 * decode, times=decode),
-        )
-
-    rows = [row(RowKind.FP32, 1.0, 1.0), row(RowKind.SPIKE_AWARE, times, decoding)]
-    return Speed(threads=1, rounds=3, past=128, processor="", environment={}, rows=rows)
-
-
-def test_how_fast_it_is_stands_among_the_first_figures(page: Page) -> None:
-    assert "not timed spq-graph bench OUT --against SOURCE --report" in " ".join(page.text.split())
-    plan, report = sample_plan(), sample_report()
-    report.speed = timed(2.19, 2.84)
-    told = Page(render(plan, report, []))
-    assert "2.19× of FP32, a prompt of 128 tokens; 2.84× in decoding" in " ".join(told.text.split())
-    assert "It is 2.19 times as fast as FP32 on a prompt of 128 tokens, and 2.84 times in decoding." in told.text
-    sections = told.having("aria-labelledby")
-    assert sections.index("speed") < sections.index("spikes")
-
-
-def test_loading_has_columns_where_it_was_timed() -> None:
-    plan, report = sample_plan(), sample_report()
-    report.speed = timed(2.19, 2.84)
-    assert "Resident, MB" in render(plan, report, [])
-    report.speed.rows[0] = report.speed.rows[0].model_copy(update={"load_seconds": None, "resident_bytes": None})
-    told = render(plan, report, [])
-    assert "2.84" in told
-    assert "Resident, MB" not in told
 
 
 def test_options_in_sentences_stay_whole() -> None:
