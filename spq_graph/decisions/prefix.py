@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spq_graph.decisions.choices import six
 from spq_graph.documents.changes import Prefix
@@ -19,7 +19,8 @@ NO_PREFIX = "none"
 WHY = {
     Cause.BUDGET: "with everything quantized it saves a fifth of the KL or more",
     Cause.OVERRIDE: "by hand: remedies.prefix",
-    Cause.NOT_NEEDED: "the KL budget is met without one, or none that was tried saves a fifth of the KL",
+    Cause.NOT_NEEDED: "the KL budget is met without one, or none saves a fifth of the KL and leaves the source within "
+    "the budget",
 }
 
 
@@ -31,12 +32,14 @@ class Footing:
         prefix: what every sequence follows; None for nothing.
         seen: what calibration saw of activations there, by value.
         kls: KL with everything quantized by prefix that was tried, nats a token; none where none was.
+        alone: KL of the source behind each prefix that was considered, before anything is quantized.
         refused: why there is no prefix, where one was wanted.
     """
 
     prefix: Prefix | None
     seen: Mapping[str, ValueRange]
     kls: Mapping[str, float] = field(default_factory=dict)
+    alone: Mapping[str, float] = field(default_factory=dict)
     refused: str | None = None
 
     def treatments(self, sites: Collection[Site], recipe: Recipe, before: Mapping[str, ValueRange]) -> list[Treatment]:
@@ -53,41 +56,66 @@ class Footing:
             both = ((before[value], seen) for value, seen in self.seen.items() if value in before)
             narrower = max((_width(one) / _width(other) for one, other in both if _width(other) > 0), default=1.0)
             return [made.model_copy(update={"narrower": six(narrower)})]
-        if self.refused is None and not self.kls:
+        if self.refused is None and not (self.kls or self.alone):
             return []
         cause = Cause.NOT_NEEDED if self.refused is None else Cause.IMPOSSIBLE
         keys, note = tuple(site.key for site in sites), self.refused or WHY[cause]
         return [Treatment(remedy="prefix", sites=keys, applied=False, reason=cause, changes=(), note=note)]
 
 
-def grown(
-    candidates: Sequence[int], kl_of: Callable[[tuple[int, ...]], float], recipe: Recipe
-) -> tuple[tuple[int, ...], dict[str, float]]:
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A prefix that was searched.
+
+    Attributes:
+        tokens: ids; none where no prefix is worth it.
+        kls: KL with everything quantized, by prefix that was tried, nats a token.
+        alone: KL of the source behind each that was considered, before anything is quantized.
+    """
+
+    tokens: tuple[int, ...]
+    kls: dict[str, float]
+    alone: dict[str, float]
+
+
+KlBehind = Callable[[tuple[int, ...]], float]
+"""KL of a model against the source, by the tokens that it stands behind and the source does not, nats a token."""
+
+
+def grown(candidates: Sequence[int], kl_of: KlBehind, alone_of: KlBehind, recipe: Recipe) -> Grown:
     """The prefix that grows by whichever token saves most, as long as one saves enough (CushionCache, 2406.12016).
+
+    A prefix makes another model of the source. Where that alone costs more than the KL to aim at, nothing that is done
+    behind it can make it good: such a prefix is not tried, unless there is to be one in any case.
 
     Args:
         candidates: token ids.
-        kl_of: KL with everything quantized behind these tokens.
-        recipe: says how many there may be, and whether there is to be one in any case.
-
-    Returns:
-        The tokens, and what was measured on the way.
+        kl_of: with everything quantized.
+        alone_of: with nothing quantized.
+        recipe: says how many tokens there may be, and whether there are to be any in any case.
     """
     settings = recipe.remedies.prefix
+    always = settings.use == "always"
     found: tuple[int, ...] = ()
     least = kl_of(found)
-    told = {NO_PREFIX: six(least)} if math.isfinite(least) else {}
-    if settings.use == "auto" and least <= recipe.kl_aim:
-        return found, told  # nothing needs it
+    made = Grown(found, {NO_PREFIX: six(least)} if math.isfinite(least) else {}, {})
+    if not always and least <= recipe.kl_aim:
+        return made  # nothing needs it
+
+    def bearable(tokens: tuple[int, ...]) -> bool:
+        made.alone[named(tokens)] = six(alone_of(tokens))
+        return made.alone[named(tokens)] <= recipe.kl_aim
+
     while len(found) < settings.most:
-        kls = {(*found, token): kl_of((*found, token)) for token in candidates if token not in found}
-        told |= {named(tokens): six(kl) for tokens, kl in kls.items() if math.isfinite(kl)}
+        longer = [(*found, token) for token in candidates if token not in found]
+        kls = {tokens: kl_of(tokens) for tokens in longer if always or bearable(tokens)}
+        made.kls.update({named(tokens): six(kl) for tokens, kl in kls.items() if math.isfinite(kl)})
         best = min(kls, key=lambda tokens: kls[tokens], default=found)
-        asked = settings.use == "always" and not found
+        asked = always and not found
         if best == found or not (asked or kls[best] * WORTH <= least):
             break
         found, least = best, kls[best]
-    return found, told
+    return replace(made, tokens=found)
 
 
 def _width(seen: ValueRange) -> float:

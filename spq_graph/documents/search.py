@@ -50,6 +50,11 @@ class Search(Strict):
         None,
         description="KL with nothing kept behind a prefix, by its token ids; from few tokens, with ranges of these",
     )
+    kl_behind_prefix: dict[str, float] | None = Field(
+        None,
+        description="with `auto`: KL of the source itself behind a prefix, by its token ids; one that costs more than "
+        "the KL to aim at is not tried",
+    )
     formats: dict[str, float] | None = Field(
         None,
         description="with `auto`: KL with all kept sites in a format; `as_is` is what the graph has; beside "

@@ -188,6 +188,7 @@ def _searching_prefix(recipe: Recipe, pilot: Pilot, tokens: int) -> dict[str, fl
     if recipe.remedies.prefix.use == "never" or recipe.remedies.prefix.tokens:
         return {}
     each = pilot.calibrate.of(tokens) + pilot.everywhere.of(tokens)
+    each += pilot.reference.of(tokens) if recipe.remedies.prefix.use == "auto" else 0.0  # what it costs the source
     return {"prefix": pilot.reference.of(tokens) + most_trials(recipe, MOST_CANDIDATES) * each}
 
 

@@ -91,7 +91,7 @@ def make_plan(
             standing=standing,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
-    made.search.kl_prefixed = dict(on.kls) or None
+    made.search.kl_prefixed, made.search.kl_behind_prefix = dict(on.kls) or None, dict(on.alone) or None
     if found is not None and made.search.rule == "auto":
         made.search.alone_tokens = found.alone.tokens
     if found is not None and found.fewer is not None:

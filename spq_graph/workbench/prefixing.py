@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from spq_graph.decisions.other_treatments import Footings
-from spq_graph.decisions.prefix import Footing, grown, most_trials
+from spq_graph.decisions.prefix import Footing, Grown, KlBehind, grown, most_trials
 from spq_graph.documents.changes import Prefix
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
@@ -114,33 +115,36 @@ def footing(bench: Workbench, recipe: Recipe, ranges: Ranges, sequences: Sequenc
     if sequences is None or bench.logits.output is None:
         bench.steps.remark("no prefix: it takes calibration data, and logits, to measure what a plan behind one costs")
         return Footing(None, ranges.values)
-    told: dict[str, float] = {}
+    found = Grown(settings.tokens, {}, {})
     try:
-        tokens = settings.tokens
-        if not tokens:
-            with bench.steps.step("prefix", "Searching a prefix") as tick:
-                trials = _Trials(bench, recipe, ranges, sequences)
-                found = candidates(bench, ranges)
-
-                def kl(some: tuple[int, ...]) -> float:
-                    tick(trials.done, most_trials(recipe, len(found)))
-                    return trials.kl(some)
-
-                tokens, told = grown(found, kl, recipe)
-        if not tokens:
-            return Footing(None, ranges.values, told)
-        prefix = prefix_of(bench, tokens)
+        if not settings.tokens:
+            found = _searched(bench, recipe, ranges, sequences)
+        if not found.tokens:
+            return Footing(None, ranges.values, found.kls, found.alone)
+        prefix = prefix_of(bench, found.tokens)
         prove(bench, prefix)
     except GraphError as error:
         if settings.use == "always":
             raise
-        return Footing(None, ranges.values, told, f"{error.what}; {error.remedy}")
-    if bench.tokenizer is not None and (twice := set(bench.tokenizer.prefix).intersection(tokens)):
+        return Footing(None, ranges.values, found.kls, found.alone, f"{error.what}; {error.remedy}")
+    if bench.tokenizer is not None and (twice := set(bench.tokenizer.prefix).intersection(found.tokens)):
         bench.steps.remark(
             f"the prefix holds token {min(twice)}, which the tokenizer puts in front of every text as well: it stands "
             "there twice, in what is measured too"
         )
-    return Footing(prefix, bench.calibrate(sequences, prefix=prefix).values, told)
+    return Footing(prefix, bench.calibrate(sequences, prefix=prefix).values, found.kls, found.alone)
+
+
+def _searched(bench: Workbench, recipe: Recipe, ranges: Ranges, sequences: Sequences) -> Grown:
+    """The prefix that measuring speaks for, as a step."""
+    with bench.steps.step("prefix", "Searching a prefix") as tick:
+        trials, found = _Trials(bench, recipe, ranges, sequences), candidates(bench, ranges)
+
+        def told(kl: KlBehind, tokens: tuple[int, ...]) -> float:
+            tick(trials.done, most_trials(recipe, len(found)))
+            return kl(tokens)
+
+        return grown(found, partial(told, trials.kl), partial(told, trials.alone), recipe)
 
 
 def all_footings(
@@ -199,24 +203,35 @@ class _Trials:
         self._bench, self._recipe = bench, recipe
         self._few = spread(as_measured(bench, sequences, recipe), min(TRIAL_TOKENS, recipe.sensitivity_tokens))
         self._stock = Stock(Held(bench.work, memory=0).keep)
-        source = skeleton(bench, ranges, recipe)
-        self._beside = Beside(bench, self._applied(source), self._few)
+        self._source = skeleton(bench, ranges, recipe)
+        self._beside = Beside(bench, self._applied(self._source), self._few)
 
     def kl(self, tokens: tuple[int, ...]) -> float:
         """KL of everything quantized behind these tokens, by ranges that are measured there, nats a token.
 
         Infinite where logits are not finite.
         """
-        prefix = prefix_of(self._bench, tokens) if tokens else None
-        ranges, recipe = self._bench.observed(self._few, prefix=prefix), self._recipe
-        plan = skeleton(self._bench, ranges, recipe)
+        recipe, prefix = self._recipe, self._prefix(tokens)
         integer = Precision.integer(recipe.bits)
-        plan = plan.with_precisions(
-            lambda s: s.precision if s.range is None or s.site.left_alone(recipe.quantize_lm_head) else integer
+        plan = skeleton(self._bench, self._bench.observed(self._few, prefix=prefix), recipe)
+        self.done += 1
+        return self._scored(
+            plan.with_precisions(
+                lambda s: s.precision if s.range is None or s.site.left_alone(recipe.quantize_lm_head) else integer
+            ),
+            prefix,
         )
+
+    def alone(self, tokens: tuple[int, ...]) -> float:
+        """KL of the source behind these tokens, nats a token; infinite where logits are not finite."""
+        return self._scored(self._source, self._prefix(tokens))
+
+    def _prefix(self, tokens: tuple[int, ...]) -> Prefix | None:
+        return prefix_of(self._bench, tokens) if tokens else None
+
+    def _scored(self, plan: Plan, prefix: Prefix | None) -> float:
         if prefix is not None:
             plan = plan.with_treatments([of_prefix([s.site for s in plan.sites], prefix, Cause.TRIED)])
-        self.done += 1
         try:
             return self._beside.score(self._applied(plan)).kl
         except LogitsNotFiniteError:

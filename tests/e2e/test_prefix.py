@@ -152,6 +152,11 @@ def test_auto_refuses_what_does_not_help(world: Path, tmp_path: Path) -> None:
     done("quantize", even, "-o", tmp_path / "out", *data, *OTHERS)
     (treatment,) = document(tmp_path / "out", "plan.json")["treatments"]  # type: ignore[misc]
     assert (treatment["applied"], treatment["reason"], treatment["changes"]) == (False, "not_needed", [])
+    search = document(tmp_path / "out", "plan.json")["search"]
+    assert isinstance(search, dict)
+    # Behind any token this model says something else, by more than the budget: none of them is tried.
+    assert min(search["kl_behind_prefix"].values()) > 0.004
+    assert set(search["kl_prefixed"]) == {"none"}
     plain = write_decoder(tmp_path / "plain.onnx", positions=True)
     done("quantize", plain, "-o", tmp_path / "plain", *data, *OTHERS)
     (treatment,) = document(tmp_path / "plain", "plan.json")["treatments"]  # type: ignore[misc]

@@ -74,11 +74,25 @@ def test_it_grows_by_what_saves_most(
         asked.append(tokens)
         return told.get(tokens, 1.0)
 
-    tokens, kl_by_name = grown([1, 2, 3], kl, recipe(**wanted))
-    assert tokens == found
+    made = grown([1, 2, 3], kl, lambda tokens: 0.001, recipe(**wanted))
+    assert made.tokens == found
     assert len(asked) == len(set(asked)) <= most_trials(recipe(**wanted), 3)
-    assert kl_by_name["none"] == told.get((), 1.0)
-    assert len(kl_by_name) == len(asked)
+    assert made.kls["none"] == told.get((), 1.0)
+    assert len(made.kls) == len(asked)
+
+
+def test_what_the_source_cannot_stand_behind_is_not_tried() -> None:
+    saves = {(1,): 0.1, (2,): 0.5, (2, 1): 0.3}
+    alone = {(1,): 0.02, (2,): 0.003, (2, 1): 0.0041, (2, 3): 0.001}
+    made = grown([1, 2, 3], lambda tokens: saves.get(tokens, 1.0), lambda tokens: alone.get(tokens, 0.0), recipe())
+    assert made.tokens == (2,)  # token 1 saves more, and costs the source more than the budget by itself
+    assert made.alone == {"1": 0.02, "2": 0.003, "3": 0.0, "2 1": 0.0041, "2 3": 0.001}
+    assert set(made.kls) == {"none", "2", "3", "2 3"}
+
+
+def test_who_asks_for_a_prefix_in_any_case_gets_one_that_costs_the_source() -> None:
+    made = grown([1, 2], lambda tokens: {(1,): 0.1}.get(tokens, 1.0), lambda tokens: 9.0, recipe(use="always"))
+    assert (made.tokens, made.alone) == ((1,), {})
 
 
 def test_the_plan_says_why() -> None:
@@ -88,6 +102,8 @@ def test_the_plan_says_why() -> None:
     assert planned(OWN, recipe(use="always")).treatments[0].reason is Cause.OVERRIDE
     (refused,) = planned(Footing(None, VALUES, {"none": 1.0})).treatments
     assert (refused.applied, refused.reason, refused.changes) == (False, Cause.NOT_NEEDED, ())
+    (refused,) = planned(Footing(None, VALUES, alone={"3": 1.0})).treatments
+    assert refused.reason is Cause.NOT_NEEDED
     (impossible,) = planned(Footing(None, VALUES, refused="no cache")).treatments
     assert (impossible.reason, impossible.note) == (Cause.IMPOSSIBLE, "no cache")
     assert planned(BARE).treatments == []
