@@ -187,7 +187,7 @@ def in_other_formats(plan: Plan, extent: Extent = Extent.FULL) -> list[Variant]:
 
 
 def _all_in(plan: Plan, precision: Precision, **recipe: object) -> Plan:
-    counted = {s.key for s in plan.counted}
+    counted = {s.key for s in plan.counted if s.range is not None or not precision.needs_range}
     made = plan.with_precisions(lambda s: precision if s.key in counted else s.precision, **recipe)
     return made.with_treatments(())
 

@@ -214,7 +214,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 "prefill": ((Precision.W8A8_TOKEN,), _FP8, (Precision.W8A8_BLOCK,), _HALF),
             },
             compared=(*_FP8, Precision.W8A8_TOKEN, Precision.W8A8_BLOCK, Precision.FP16),
-            everywhere=(Precision.W8A8_TOKEN,),
+            everywhere=(Precision.W8A8_TOKEN, Precision.FP8_E4M3),
         ),
         "cuda": Profile(
             name="cuda",
@@ -238,6 +238,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             divided_norms=True,
             tiers={"balanced": ((*_FP8, Precision.W8A16), _HALF)},
             compared=(*_FP8, Precision.W8A16, Precision.FP16),
+            everywhere=(Precision.FP8_E4M3,),
         ),
         "tensorrt": Profile(
             name="tensorrt",

@@ -33,7 +33,7 @@ def test_with_the_floating_point_model_all_ways_are_timed_in_turns(cached: tuple
     found: dict[str, Any] = done(
         "bench", out, "--against", model, "--target", "cpu", "--rounds", 2, "--length", 8, "--length", 16, "--json"
     ).json
-    names = ["fp32", "everywhere", "everywhere_w8a8_token", "weight_only", "spike_aware"]
+    names = ["fp32", "everywhere", "everywhere_w8a8_token", "everywhere_fp8_e4m3", "weight_only", "spike_aware"]
     assert [row["name"] for row in found["rows"]] == names
     assert (found["threads"], found["rounds"], found["past"]) == (1, 2, 8)
     for row in found["rows"]:

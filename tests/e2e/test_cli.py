@@ -69,7 +69,12 @@ def test_the_ladder(case: Case) -> None:
     assert (f"spike_aware_{chosen}", 8, None) in missing
     assert sorted(bits for _, bits, _ in missing) in ([6, 8], [8])
     expected -= missing
-    assert set(rows) == expected | {("fp32", None, None), ("weight_only", 8, None), ("everywhere_w8a8_token", 8, None)}
+    once = ("weight_only", "everywhere_w8a8_token", "everywhere_fp8_e4m3")
+    assert set(rows) == expected | {("fp32", None, None)} | {(name, 8, None) for name in once}
+    fp8 = rows["everywhere_fp8_e4m3", 8, None]
+    assert fp8["kept"] == []
+    # The spike of a thousand costs a format with an exponent nothing, and integers everything.
+    assert fp8["kl"] < 0.3 * rows["everywhere", 8, None]["kl"]
     for row in rows.values():
         assert set(row) >= {"name", "bits", "perplexity", "nll", "kl", "top1", "bytes", "kept", "executed"}
     for bits in (8, 6):

@@ -8,7 +8,7 @@ from spq_graph.decisions.variants import decisions_of, in_other_formats, rows_of
 from spq_graph.documents.plan import Plan, Reason
 from spq_graph.documents.recipe import Recipe
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.rows import BY_TOKEN, EVERYWHERE, SPIKE_AWARE, WEIGHT_ONLY, RowId, RowKind
+from spq_graph.terms.rows import BY_TOKEN, EVERYWHERE, SPIKE_AWARE, WEIGHT_ONLY, Extent, RowId, RowKind
 from spq_graph.terms.targets import Target
 from tests.support.samples import sample_plan
 
@@ -121,13 +121,27 @@ def test_the_rival_has_every_weight_in_blocks() -> None:
     assert {s.precision for s in rival.plan.counted} == {Precision.W8A8_BLOCK}
 
 
-def test_every_site_by_token_is_a_row_where_the_target_has_that() -> None:
+def test_every_site_in_another_format_is_a_row_where_the_target_has_that() -> None:
     plan = sample_plan()
-    [row] = in_other_formats(plan)
-    assert (row.id, row.bits, row.id.name) == (BY_TOKEN, 8, "everywhere_w8a8_token")
-    assert {s.precision for s in row.plan.counted} == {Precision.W8A8_TOKEN}
-    assert [s.precision for s in row.plan.sites if s not in row.plan.counted] == [
-        s.precision for s in plan.sites if s not in plan.counted
-    ]
-    elsewhere = plan.model_copy(update={"recipe": Recipe(target="portable")})
-    assert in_other_formats(elsewhere) == []
+    rows = in_other_formats(plan)
+    assert [(row.id.name, row.bits) for row in rows] == [("everywhere_w8a8_token", 8), ("everywhere_fp8_e4m3", 8)]
+    assert rows[0].id == BY_TOKEN
+    for row in rows:
+        assert {s.precision for s in row.plan.counted} == {row.id.format}
+        assert [s.precision for s in row.plan.sites if s not in row.plan.counted] == [
+            s.precision for s in plan.sites if s not in plan.counted
+        ]
+    for target, names in (("cuda", ["everywhere_fp8_e4m3"]), ("portable", [])):
+        elsewhere = plan.model_copy(update={"recipe": Recipe(target=target)})
+        assert [row.id.name for row in in_other_formats(elsewhere)] == names
+    assert in_other_formats(plan, Extent.SHORT) == []
+
+
+def test_a_site_without_a_range_is_in_no_format_that_needs_one() -> None:
+    """An expert that saw too few tokens, such as."""
+    plan = sample_plan(1)
+    sites = [s.model_copy(update={"range": None, "precision": Precision.FP32}) for s in plan.sites[:1]]
+    by_token, fp8 = in_other_formats(plan.model_copy(update={"sites": sites + plan.sites[1:]}))
+    assert by_token.plan.sites[0].precision is Precision.W8A8_TOKEN
+    assert fp8.plan.sites[0].precision is Precision.FP32
+    assert fp8.plan.sites[1].precision is Precision.FP8_E4M3

@@ -25,6 +25,7 @@ NAMES = {
     "everywhere_symmetric": RowId(RowKind.EVERYWHERE, scheme=Scheme.SYMMETRIC),
     "everywhere_per_tensor_weights": RowId(RowKind.EVERYWHERE, scheme=Scheme.PER_TENSOR_WEIGHTS),
     "everywhere_w8a8_token": BY_TOKEN,
+    "everywhere_fp8_e4m3": RowId(RowKind.EVERYWHERE, format=Precision.FP8_E4M3),
     "everywhere_with_smooth": RowId(RowKind.EVERYWHERE, with_remedy="smooth"),
     "spike_aware": SPIKE_AWARE,
     "spike_aware_fp8_e4m3": RowId(RowKind.SPIKE_AWARE, kept_in=Precision.FP8_E4M3),
