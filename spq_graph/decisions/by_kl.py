@@ -159,12 +159,13 @@ class ByKl:
     def _keep(self, found: Sequence[Choice]) -> tuple[list[Choice], int, bool]:
         """Candidates by what each costs alone, the costliest first; how many to keep; and whether the budget is met."""
         alone = self._alone
-        self.single.foresee({choice.site.key: choice.precision} for choice in found)
-        for choice in found:
+        measured = found if self.cap else ()  # where none may be kept, nothing depends on their order
+        self.single.foresee({choice.site.key: choice.precision} for choice in measured)
+        for choice in measured:
             single = {choice.site.key: choice.precision}
             alone[choice.site.key] = six(self.single(single))
             choice.kl, choice.kl_stderr = told(alone[choice.site.key]), self.single.stderr(single)
-        order = sorted(found, key=lambda c: (-alone[c.site.key], c.site.key))
+        order = sorted(found, key=lambda c: (-alone.get(c.site.key, 0.0), c.site.key))
         keys = [c.site.key for c in order]
         if self.oracle.branches:
             # More sites in a small and fast format are better than fewer in one that is neither: here a format comes

@@ -74,7 +74,7 @@ def effort(
         together += 1
         roughly += 1 + len(Place) * len(recipe.remedies.smooth.alpha)
     if lossy and (again or not (peels and recipe.may_scale_by_token)):  # which leave no site to keep
-        alone += tried
+        alone += tried if cap else 0  # where none may be kept, none is measured
         if peels:
             together, roughly = together + _KEPT, roughly + by_format
         else:

@@ -100,8 +100,10 @@ def test_keeping_that_wins_nothing_back_is_not_paid_for() -> None:
 
 
 def test_a_cap_of_nothing() -> None:
-    plan, _ = run(TEN | {"s0": 1.0}, Recipe(max_kept=0.0))
+    plan, measure = run(TEN | {"s0": 1.0}, Recipe(max_kept=0.0))
     assert (plan.search.cap, kept(plan), plan.budget_met) == (0, set(), False)
+    assert all(len(asked) != 1 for asked in measure.asked)  # the order of what may not be kept is not asked for
+    assert all(s.evidence.kl is None for s in plan.sites)
 
 
 def test_evaluations_are_counted_once_each() -> None:

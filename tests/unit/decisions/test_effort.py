@@ -33,6 +33,11 @@ def test_branches_ask_for_more_of_a_share_of_the_tokens() -> None:
     assert branched.alone == 32  # of the costliest sites more than may be kept
 
 
+def test_where_nothing_may_be_kept_no_site_is_measured_alone() -> None:
+    recipe = Recipe(scales="static", max_kept=0.0)
+    assert [SMOL(recipe, lossy=True, peels=peels).alone for peels in (False, True)] == [0, 0]
+
+
 def test_scales_by_token_leave_no_site_to_keep() -> None:
     by_token, static = (SMOL(Recipe.model_validate({"scales": s}), lossy=True, peels=True) for s in ("auto", "static"))
     assert (by_token.roughly, by_token.alone) == (1 + 5 + 14, 0)
