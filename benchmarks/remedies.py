@@ -103,15 +103,23 @@ class Decided:
     Attributes:
         bench: the source.
         text: calibration data.
-        ranges: of it.
-        folder: holds the plans, by number: one that lies there is taken. None for none.
+        folder: holds ranges and plans, these by number: what lies there is taken. None for none.
+        prefix: token ids of the prefix; none for a search.
     """
 
     bench: Workbench
     text: Sequences
-    ranges: Ranges
     folder: Path | None
+    prefix: tuple[int, ...] = ()
+    ranges: Ranges = field(init=False)
     _footings: dict[object, Footings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        file = self.folder / "ranges.json" if self.folder is not None else None
+        there = file is not None and file.is_file()
+        self.ranges = Ranges.load(file) if file is not None and there else self.bench.calibrate(self.text)
+        if file is not None and not there:
+            self.ranges.save(file)
 
     def footings(self, recipe: Recipe) -> Footings:
         """What plans stand on that want the same of a prefix; that is searched once."""
@@ -133,6 +141,9 @@ class Decided:
     def rows(self, number: int, way: Way, **wanted: Any) -> Iterator[tuple[str, Variant]]:
         """The rows of a way, by name."""
         recipe = Recipe.model_validate({**FIXED, **wanted, **way.wanted})
+        if recipe.remedies.prefix.use == "always":
+            prefix = recipe.remedies.prefix.model_copy(update={"tokens": self.prefix})
+            recipe = recipe.model_copy(update={"remedies": recipe.remedies.model_copy(update={"prefix": prefix})})
         plan = self.plan(number, recipe)
         footings, stored = self.footings(recipe), self.bench.stored
         found = {v.id: v for v in [*variants(plan, stored, Extent.FULL, footings), *source_behind(plan, stored)]}
@@ -179,7 +190,7 @@ def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Every row, FP32 first."""
     with Opening(given.model, window=given.window).open(terminal.steps()) as bench:
         text = bench.sequences(given.calibration, max_tokens=given.calibration_tokens)
-        decided = Decided(bench, text, bench.calibrate(text), given.plans)
+        decided = Decided(bench, text, given.plans, tuple(given.prefix or ()))
         wanted = {"bits": given.bits, "sensitivity_tokens": given.sensitivity_tokens}
         rows = [row for n, way in enumerate(WAYS) for row in decided.rows(n, way, **wanted)]
         held_out = bench.sequences(given.text, max_tokens=given.tokens)
@@ -198,7 +209,8 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=16384)
     parser.add_argument("--sensitivity-tokens", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--plans", type=Path, help="folder that keeps the plans: what lies there is not decided again")
+    parser.add_argument("--prefix", type=int, nargs="+", help="token ids of the prefix, instead of a search")
+    parser.add_argument("--plans", type=Path, help="folder that keeps ranges and plans: what lies there is taken")
     parser.add_argument("--remark", help="of the machine, kept with the figures")
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     parser.add_argument("--write", action="store_true", help="put the table into docs/remedies.md")
@@ -210,7 +222,7 @@ def main() -> None:
     if given.save:
         command = f"python -m benchmarks.remedies {Path(given.model).name} --calibration {given.calibration.name} "
         command += f"--text {given.text.name}"
-        settings = ("bits", "window", "calibration_tokens", "sensitivity_tokens", "tokens")
+        settings = ("prefix", "bits", "window", "calibration_tokens", "sensitivity_tokens", "tokens")
         facts: dict[str, Any] = {name: getattr(given, name) for name in settings}
         facts |= {"remark": given.remark, "processor": processor(), "environment": environment(), "recipe": FIXED}
         print(keep("remedies", command=command, **facts, rows=rows))
