@@ -78,10 +78,6 @@ WAYS = (
         {SPIKE_AWARE: "**smoothing** alone", FACTORS: "the same factors, permuted"},
     ),
     Way(
-        {"remedies": only("prefix"), **NOTHING_KEPT},
-        {SPIKE_AWARE: "**prefix** alone", PREFIX: "as many tokens, drawn", FP32_WITH_PREFIX: "FP32 behind the prefix"},
-    ),
-    Way(
         {},
         {
             SPIKE_AWARE: "**`auto`**, the default",
@@ -92,6 +88,10 @@ WAYS = (
     Way({"remedies": {"smooth": NEVER}}, {SPIKE_AWARE: "`auto` without smoothing"}),
     Way({"remedies": {"peel": NEVER}}, {SPIKE_AWARE: "`auto` without branches"}),
     Way(NOTHING_KEPT, {SPIKE_AWARE: "`auto` with nothing kept"}),
+    Way(
+        {"remedies": only("prefix"), **NOTHING_KEPT},
+        {SPIKE_AWARE: "**prefix** alone", PREFIX: "as many tokens, drawn", FP32_WITH_PREFIX: "FP32 behind the prefix"},
+    ),
     Way({"remedies": {"prefix": {"use": "always"}}}, {SPIKE_AWARE: "`auto` behind the prefix"}),
 )
 

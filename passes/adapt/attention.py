@@ -10,6 +10,7 @@ import onnx_ir as ir
 from spq_graph.passes.adapt.lift import LiftOpset, obstacle_to
 from spq_graph.passes.base.conditions import CanonicalPass, promise
 from spq_graph.passes.base.editor import drop_unused
+from spq_graph.passes.base.heads import unrepeated
 from spq_graph.passes.base.replace import replace_by
 from spq_graph.passes.base.run import run
 from spq_graph.passes.base.values import all_same, attribute_of, is_standard, made_by, scalar_of, sizes_of, weight_of
@@ -123,7 +124,7 @@ def _products(mix: ir.Node, scores: ir.Value, mask: ir.Value | None) -> _Core | 
         return None
     key, more_of_key = _unscaled(turn.inputs[0])
     value = mix.inputs[1]
-    few = _unrepeated(key), _unrepeated(value)
+    few = unrepeated(key), unrepeated(value)
     if few[0] is not None and few[1] is not None and sizes_of(few[0])[1] == sizes_of(few[1])[1]:
         key, value = few[0], few[1]
     if not _fit(query, key, value):
@@ -155,23 +156,6 @@ def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
         else:
             break
     return value, scale
-
-
-def _unrepeated(value: ir.Value) -> ir.Value | None:
-    """The keys or values before each was repeated for the query heads that share it; None where none was."""
-    flat = made_by(value, "Reshape")
-    spread = made_by(flat.inputs[0], "Expand") if flat is not None else None
-    apart = made_by(spread.inputs[0], "Unsqueeze") if spread is not None else None
-    few = apart.inputs[0] if apart is not None else None
-    if apart is None or spread is None or few is None or scalar_of(apart.inputs[1]) != 2:
-        return None
-    before, between, after = sizes_of(few), sizes_of(spread.outputs[0]), sizes_of(value)
-    if (len(before), len(between), len(after)) != (4, 5, 4):
-        return None
-    (batch, heads, *rest), (_, _, times, *_), (_, repeated, *_) = before, between, after
-    kept = all_same(before, [*between[:2], *between[3:]]) and all_same([batch, *rest], [after[0], *after[2:]])
-    counted = isinstance(heads, int) and isinstance(times, int) and repeated == heads * times
-    return few if kept and counted else None
 
 
 def _fuse(model: ir.Model, core: _Core) -> None:

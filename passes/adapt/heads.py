@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from spq_graph.passes.base.conditions import CanonicalPass
 from spq_graph.passes.base.editor import drop_unused
+from spq_graph.passes.base.heads import is_by_head
 from spq_graph.passes.base.replace import add_constant
 from spq_graph.passes.base.values import Size, all_same, attribute_of, is_standard, made_by, sizes_of, users_of
 
-_BY_HEAD = (0, 2, 1, 3)  # [batch, length, heads, size] and back
 _OPERANDS = 3  # query, key, value
 _PAST = (4, 5)
 
@@ -98,7 +98,7 @@ def _around(node: ir.Node) -> _Around | None:
     counts = [_heads_of(value) for value in node.inputs[:_OPERANDS]]
     back = _only_reader(node.outputs[0], "Transpose")
     merge = _only_reader(back.outputs[0], "Reshape") if back is not None else None
-    if back is None or merge is None or not _is_by_head(back):
+    if back is None or merge is None or not is_by_head(back):
         return None
     heads, shared, of_values = counts
     merged = _same_but_merged(sizes_of(back.outputs[0]), sizes_of(merge.outputs[0]))
@@ -112,7 +112,7 @@ def _heads_of(value: ir.Value | None) -> int | None:
     rotary = _rotary(value)
     turn = made_by(rotary.inputs[0] if rotary is not None else value, "Transpose")
     sizes = sizes_of(turn.inputs[0]) if turn is not None else []
-    if turn is None or not _is_by_head(turn) or len(sizes) != 4:
+    if turn is None or not is_by_head(turn) or len(sizes) != 4:
         return None
     heads, size = sizes[2:]
     return heads if isinstance(heads, int) and isinstance(size, int) else None
@@ -122,11 +122,6 @@ def _rotary(value: ir.Value | None) -> ir.Node | None:
     """The rotary embedding of all of a head that makes a value."""
     node = made_by(value, "RotaryEmbedding")
     return node if node is not None and not node.attributes else None
-
-
-def _is_by_head(node: ir.Node) -> bool:
-    order = node.attributes.get("perm")
-    return order is not None and tuple(order.as_ints()) == _BY_HEAD
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:

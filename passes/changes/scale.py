@@ -13,6 +13,7 @@ from spq_graph.documents.changes import Scale
 from spq_graph.passes.base.conditions import NamedPass
 from spq_graph.passes.base.operand import Operand, operand_of
 from spq_graph.passes.find.absorbers import find_absorbers
+from spq_graph.terms.absorber import Absorber, Heads, gathered, shared_alike
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.site import Site
 
@@ -46,8 +47,9 @@ class ScaleChannels(NamedPass):
         operands = {site.key: operand for site in self.sites if (operand := _operand_at(nodes.get(site.node)))}
         for scale in self.scales:
             absorber = there.get(scale.value)
-            if absorber is None or (absorber.tensor, absorber.axis) != (scale.tensor, scale.axis):
-                what = why.get(scale.value) or (f"{absorber.tensor} does" if absorber else "no site reads it")
+            if absorber is None or _place(absorber) != _place(scale):
+                there_is = f"{absorber.tensor} does, {_counted(absorber.heads)}" if absorber else "no site reads it"
+                what = why.get(scale.value) or there_is
                 raise GraphError(
                     f"'{scale.tensor}' does not take the factors of this activation: {what}",
                     where=scale.value,
@@ -62,10 +64,29 @@ class ScaleChannels(NamedPass):
                     remedy=_ANEW,
                 )
             exponents = np.asarray(scale.exponents, dtype=np.int32)
-            _multiply(model.graph.initializers[scale.tensor], scale.axis, -exponents)
+            if not shared_alike(exponents, absorber.heads):
+                raise GraphError(
+                    "the plan has different factors for heads of the query that share one of the values",
+                    where=scale.value,
+                    remedy=_ANEW,
+                )
+            once = -gathered(exponents, absorber.heads)
+            _multiply(model.graph.initializers[scale.tensor], scale.axis, once)
+            if absorber.bias is not None:
+                bias = model.graph.initializers[absorber.bias]
+                _multiply(bias, len(_held(bias).shape) - 1, once)
             for initializer, axis in {(o.weight.initializer, o.axes[0]) for o in reading}:
                 _multiply(initializer, axis, exponents)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _counted(heads: Heads | None) -> str:
+    return "channel by channel" if heads is None else "of {} heads of the query and {} of the values".format(*heads)
+
+
+def _place(at: Absorber | Scale) -> tuple[object, ...]:
+    """What takes the factors, and how."""
+    return at.tensor, at.axis, at.heads
 
 
 def _operand_at(node: ir.Node | None) -> Operand | None:
@@ -73,9 +94,13 @@ def _operand_at(node: ir.Node | None) -> Operand | None:
 
 
 def _multiply(constant: ir.Value, axis: int, exponents: npt.NDArray[np.int32]) -> None:
+    constant.const_value = Scaled(_held(constant), axis, exponents)
+
+
+def _held(constant: ir.Value) -> ir.TensorProtocol:
     held = constant.const_value
     assert held is not None
-    constant.const_value = Scaled(held, axis, exponents)
+    return held
 
 
 class Scaled(ir.LazyTensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import onnx_ir as ir
 from spq_graph.documents.changes import MOST_EXPONENT
 from spq_graph.passes.base.operand import operand_of
 from spq_graph.passes.base.values import SEEN_THROUGH, is_standard, users_of, weight_of
-from spq_graph.terms.absorber import Absorber, Place, Unabsorbed
+from spq_graph.passes.find.mixed import Mixed, mixed_by
+from spq_graph.terms.absorber import Absorber, Heads, Place, Unabsorbed
 from spq_graph.terms.site import Site
 from spq_graph.terms.targets import CONTRIB
 
@@ -23,6 +25,27 @@ _LEAST, _MOST = 2.0 ** (-126 + 2 * MOST_EXPONENT), 2.0 ** (127 - 2 * MOST_EXPONE
 # Norms as one operator, by the place of the weight that multiplies what they give first. A LayerNormalization adds a
 # bias behind its weight, which would have to take the factors as well.
 _NORMS = {"RMSNormalization": 1, "SimplifiedLayerNormalization": 1, "SkipSimplifiedLayerNormalization": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class _Taker:
+    """What takes the factors of an activation.
+
+    Attributes:
+        place: where it stands.
+        tensor: what makes the activation channel by channel.
+        axis: of it, along which the channels lie.
+        by: the nodes that may read what takes factors.
+        bias: what is added to what the tensor makes, by channel; None for nothing.
+        heads: of query and values, behind attention.
+    """
+
+    place: Place
+    tensor: ir.Value
+    axis: int
+    by: Collection[ir.Node]
+    bias: ir.Value | None = None
+    heads: Heads | None = None
 
 
 def find_absorbers(graph: ir.Graph, sites: Iterable[Site]) -> tuple[list[Absorber], list[Unabsorbed]]:
@@ -49,15 +72,14 @@ def find_absorbers(graph: ir.Graph, sites: Iterable[Site]) -> tuple[list[Absorbe
         if isinstance(found, str):
             others.append(Unabsorbed(name, keys, found))
         else:
-            place, tensor, axis = found
-            absorbers.append(Absorber(name, place, tensor.name or "", axis, keys))
+            bias = found.bias.name if found.bias is not None else None
+            made = Absorber(name, found.place, found.tensor.name or "", found.axis, keys, bias, found.heads)
+            absorbers.append(made)
     return absorbers, others
 
 
-def _takes(
-    value: ir.Value, readers: Collection[ir.Node], products: Collection[ir.Node]
-) -> tuple[Place, ir.Value, int] | str:
-    """What takes the factors of an activation, and along which axis; or why nothing does, in words.
+def _takes(value: ir.Value, readers: Collection[ir.Node], products: Collection[ir.Node]) -> _Taker | str:
+    """What takes the factors of an activation; or why nothing does, in words.
 
     Args:
         value: the activation.
@@ -78,10 +100,11 @@ def _takes(
             return text
         channels = operand.shape[0]
     up = _up_of(node, products)
-    found = _glu(node, up) if up is not None else _norm(value, node, channels)
+    found = _glu(node, up) if up is not None else _value(value, products, channels) or _norm(value, node, channels)
     if isinstance(found, str):
         return found
-    return _not_free(found[1], {node if up is None else up}) or found
+    taking = [found.tensor, *([found.bias] if found.bias is not None else [])]
+    return next((why for tensor in taking if (why := _not_free(tensor, found.by)) is not None), found)
 
 
 def _up_of(node: ir.Node, products: Collection[ir.Node]) -> ir.Node | None:
@@ -92,7 +115,25 @@ def _up_of(node: ir.Node, products: Collection[ir.Node]) -> ir.Node | None:
     return next((maker for maker in makers if maker is not None and maker in products), None)
 
 
-def _norm(value: ir.Value, node: ir.Node, channels: int) -> tuple[Place, ir.Value, int] | str:
+def _value(value: ir.Value, products: Collection[ir.Node], channels: int) -> _Taker | str | None:
+    """The weight of a value projection, whose channels are those of what attention gives; None where nothing mixes."""
+    found = mixed_by(value, products)
+    if not isinstance(found, Mixed):
+        return found
+    operand, (query, shared) = operand_of(found.product), found.heads
+    if operand is None or operand.shape[1] // shared * query != channels:
+        return f"{found.product.name} does not make as many channels for each head as are read"
+    return _Taker(
+        Place.VALUE,
+        operand.weight.initializer,
+        operand.axes[1],
+        {found.product, found.adding},
+        bias=found.bias,
+        heads=found.heads,
+    )
+
+
+def _norm(value: ir.Value, node: ir.Node, channels: int) -> _Taker | str:
     """The weight of a norm, or of whatever multiplies by a constant for each channel."""
     at = _NORMS.get(node.op_type) if is_standard(node) or node.domain == CONTRIB else None
     if at is not None and value is node.outputs[0]:
@@ -106,18 +147,18 @@ def _norm(value: ir.Value, node: ir.Node, channels: int) -> tuple[Place, ir.Valu
         if weight is None or weight.through or not weight.shape:
             continue
         if weight.tensor.size == weight.shape[-1] == channels:
-            return Place.NORM, weight.initializer, len(weight.shape) - 1
+            return _Taker(Place.NORM, weight.initializer, len(weight.shape) - 1, {node})
     return f"{node.op_type} {node.name} gives it, which has no weight for each channel"
 
 
-def _glu(node: ir.Node, up: ir.Node) -> tuple[Place, ir.Value, int] | str:
+def _glu(node: ir.Node, up: ir.Node) -> _Taker | str:
     """The weight of an up projection, whose output channels are those of the GLU's product."""
     result, operand = up.outputs[0], operand_of(up)
     if operand is None or len(up.inputs) > 2:
         return f"{up.name} adds a bias to it"
     if (other := _another(result, {node})) is not None or result.is_graph_output():
         return f"{other or 'an output of the graph'} reads the result of {up.name} as well"
-    return Place.GLU, operand.weight.initializer, operand.axes[1]
+    return _Taker(Place.GLU, operand.weight.initializer, operand.axes[1], {up})
 
 
 def _another(value: ir.Value, readers: Collection[ir.Node]) -> str | None:
@@ -157,8 +198,8 @@ def largest_rows(graph: ir.Graph, absorber: Absorber, sites: Iterable[Site]) -> 
     """
     names = {site.node for site in sites}
     operands = [operand for node in graph if node.name in names and (operand := operand_of(node)) is not None]
-    taking = graph.initializers[absorber.tensor].const_value
-    if taking is None or not _far_from_ends(np.asarray(taking.numpy())):
+    taking = [graph.initializers[name].const_value for name in (absorber.tensor, absorber.bias) if name is not None]
+    if any(held is None or not _far_from_ends(np.asarray(held.numpy())) for held in taking):
         return None
     largest = np.zeros(operands[0].shape[0], dtype=np.float32)
     for operand in operands:

@@ -72,7 +72,8 @@ def effort(
         together, roughly = together + 1, roughly + len(settings.channels) + 1
     if smooths:
         together += 1
-        roughly += 1 + len(Place) * len(recipe.remedies.smooth.alpha)
+        # Every kind of place, and those that are left beside the one that saves most.
+        roughly += 1 + (2 * len(Place) - 1) * len(recipe.remedies.smooth.alpha)
     if lossy and (again or not (peels and recipe.may_scale_by_token)):  # which leave no site to keep
         alone += tried if cap else 0  # where none may be kept, none is measured
         if peels:

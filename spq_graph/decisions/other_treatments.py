@@ -13,6 +13,7 @@ from spq_graph.documents.plan import Plan
 from spq_graph.documents.treatment import Treatment
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.remedies.smooth import scaled
+from spq_graph.terms.absorber import gathered, spread
 from spq_graph.terms.rows import RowId, RowKind
 
 
@@ -151,7 +152,11 @@ def with_permuted_factors(plan: Plan, seed: int, seen: Mapping[str, ValueRange])
         seen: what calibration saw, of every activation that has factors.
     """
     draw = np.random.default_rng(seed)
-    exponents = {value: tuple(draw.permutation(s.exponents).tolist()) for value, s in plan.scales.items()}
+    # Heads of the query that share one of the values share its factors here as well.
+    exponents = {
+        value: tuple(spread(draw.permutation(gathered(np.asarray(s.exponents), s.heads)), s.heads).tolist())
+        for value, s in plan.scales.items()
+    }
     after = {value: scaled(seen[value], drawn) for value, drawn in exponents.items()}
 
     def permuted(change: Change) -> Change:

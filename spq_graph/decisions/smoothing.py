@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from spq_graph.decisions.branches import Branches
 from spq_graph.decisions.choices import Choice, assigned, six
@@ -59,9 +60,10 @@ class Smoothing:
     def settle(self, oracle: Oracle, single: Oracle) -> tuple[bool, dict[str, float]]:
         """Give every activation that takes some the factors that do best; with nothing kept, and branches as they are.
 
-        Each kind of place gets the exponent that costs least, one after the other, where that saves a fifth of the KL:
-        what it wins of activations it costs weights, and text that was not measured is other text. Where smoothing is
-        asked for in any case, each has one.
+        Of all kinds of place the one that saves most comes first, with the exponent that costs least; then the others,
+        measured beside it: while the costliest is as it was, what another one saves is hidden. A place has factors
+        where that saves a fifth of the KL: what it wins of activations it costs weights, and text that was not measured
+        is other text. Where smoothing is asked for in any case, each has some.
 
         Args:
             oracle: measures on all tokens whether it helps.
@@ -83,12 +85,16 @@ class Smoothing:
             return or_infinite(single, precisions)
 
         before, least, taken = oracle(precisions), measured({}), dict[Place, float]()
-        for place in dict.fromkeys(a.place for a in self.absorbers.found):
-            kls = {alpha: measured(taken | {place: alpha}) for alpha in self.recipe.remedies.smooth.alpha}
-            told |= {f"{place} {alpha:g}": six(kl) for alpha, kl in kls.items() if math.isfinite(kl)}
-            alpha = min(kls, key=lambda a: kls[a])
-            if kls[alpha] * WORTH <= least or always:
-                taken[place], least = alpha, kls[alpha]
+        left = dict.fromkeys(a.place for a in self.absorbers.found)
+        while left:
+            ways = product(left, self.recipe.remedies.smooth.alpha)
+            kls = {(place, alpha): measured(taken | {place: alpha}) for place, alpha in ways}
+            told |= {f"{place} {alpha:g}": six(kl) for (place, alpha), kl in kls.items() if math.isfinite(kl)}
+            place, alpha = min(kls, key=lambda way: kls[way])
+            if not (always or kls[place, alpha] * WORTH <= least):
+                break
+            taken[place], least = alpha, kls[place, alpha]
+            del left[place]
         with_factors(self.at(taken))
         helps = bool(oracle.scales) and (always or oracle(precisions) * WORTH <= before)
         if not helps:

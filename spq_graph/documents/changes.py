@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeInt, PrivateAttr
+from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeInt, PositiveInt, PrivateAttr
 
 from spq_graph.documents.arrays import Arrays, Float32
 from spq_graph.documents.strict import Strict
@@ -49,10 +49,18 @@ class Scale(Strict):
 
     kind: Literal["scale"] = Field("scale", description="what kind of change it is")
     value: str = Field(description="the activation value; all sites read it so, in whatever precision")
-    tensor: str = Field(description="the constant that makes it by channel: a norm's weight, or an up projection's")
+    tensor: str = Field(
+        description="the constant that makes it by channel: a norm's weight, or an up or value projection's, whose "
+        "bias is scaled with it"
+    )
     axis: NonNegativeInt = Field(description="of that constant, along which the channels lie")
     exponents: tuple[Annotated[int, Field(ge=-MOST_EXPONENT, le=MOST_EXPONENT)], ...] = Field(
         min_length=1, description="by channel, e: the activation is divided by 2^e, and the rows are multiplied by it"
+    )
+    heads: tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="behind attention, heads of the query and of the values: those of the query that share one of the "
+        "values have the same factors, which the constant has once; null elsewhere",
     )
     low: FiniteFloat = Field(description="smallest activation once it is divided")
     high: FiniteFloat = Field(description="largest activation once it is divided")

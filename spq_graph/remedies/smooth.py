@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from spq_graph.documents.changes import MOST_EXPONENT, Scale
 from spq_graph.documents.value_range import ValueRange
-from spq_graph.terms.absorber import Absorber
+from spq_graph.terms.absorber import Absorber, gathered, spread
 
 Scales = Mapping[str, Scale]
 """By activation value, its factors."""
@@ -24,7 +24,7 @@ def smoothed(absorber: Absorber, seen: ValueRange, rows: Floats, alpha: float) -
 
     s_c = max|x_c|^alpha / max|W[c, :]|^(1 - alpha) (SmoothQuant, arXiv 2211.10438, equation 4), over a factor that all
     channels share, which changes no rounding, and as the nearest power of two. A channel that is zero throughout has
-    one.
+    one. Behind attention, query heads that share a head of the values have the factors of the largest among them.
 
     Args:
         absorber: what takes them.
@@ -32,7 +32,8 @@ def smoothed(absorber: Absorber, seen: ValueRange, rows: Floats, alpha: float) -
         rows: largest |weight| by channel over all weights that read it, float32 [K].
         alpha: how much of the spread of the activation goes to the weights, from 0 to 1.
     """
-    largest = seen.channels.astype(np.float64)
+    heads = absorber.heads
+    largest, rows = gathered(seen.channels.astype(np.float64), heads), gathered(rows, heads)
     live = (largest > 0) & (rows > 0)
     if not live.any():
         return None
@@ -40,7 +41,7 @@ def smoothed(absorber: Absorber, seen: ValueRange, rows: Floats, alpha: float) -
     exponents = np.zeros(largest.size, dtype=np.int32)
     centred = np.rint(wanted - np.median(wanted))
     exponents[live] = np.clip(centred, -MOST_EXPONENT, MOST_EXPONENT)
-    return _scale(absorber, seen, exponents) if exponents.any() else None
+    return _scale(absorber, seen, spread(exponents, heads)) if exponents.any() else None
 
 
 def _scale(absorber: Absorber, seen: ValueRange, exponents: npt.NDArray[np.int32]) -> Scale:
@@ -50,6 +51,7 @@ def _scale(absorber: Absorber, seen: ValueRange, exponents: npt.NDArray[np.int32
         tensor=absorber.tensor,
         axis=absorber.axis,
         exponents=tuple(exponents.tolist()),
+        heads=absorber.heads,
         low=after.low,
         high=after.high,
     )

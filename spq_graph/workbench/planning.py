@@ -15,13 +15,14 @@ from spq_graph.decisions.effort import effort, smooths
 from spq_graph.decisions.enough import too_few
 from spq_graph.decisions.prefix import Footing
 from spq_graph.decisions.verdict import decided_on_fewer
+from spq_graph.documents.changes import Prefix
 from spq_graph.documents.plan import Plan
 from spq_graph.documents.ranges import Ranges
 from spq_graph.documents.recipe import Recipe, load_recipe
 from spq_graph.passes.find.absorbers import find_absorbers, largest_rows
 from spq_graph.passes.find.results import largest_results
 from spq_graph.runtime.text.sequences import Sequences
-from spq_graph.terms.absorber import Absorber, Absorbers
+from spq_graph.terms.absorber import Absorber, Absorbers, Place
 from spq_graph.terms.form import Form
 from spq_graph.terms.precision import Precision
 from spq_graph.workbench.meter import SHARE_ALONE
@@ -87,7 +88,7 @@ def make_plan(
             alone_stderr_of=found.alone.stderr if found is not None else None,
             alone_together=found.alone.kl_of_all if found is not None else None,
             tokens=found.whole.tokens if found is not None else 0,
-            absorbers=absorbers_of(bench) if recipe.remedies.smooth.use != "never" else None,
+            absorbers=_smoothed_behind(bench, on.prefix) if recipe.remedies.smooth.use != "never" else None,
             standing=standing,
             token_text=bench.tokenizer.token_text if bench.tokenizer is not None else None,
         )
@@ -99,6 +100,14 @@ def make_plan(
         bench.steps.remark(decided_on_fewer(made, found.fewer))
     remark = too_few(ranges.tokens, bench.known_length)
     return made.model_copy(update={"calibration": made.calibration.model_copy(update={"remark": remark})})
+
+
+def _smoothed_behind(bench: Workbench, prefix: Prefix | None) -> Absorbers:
+    """What of a model takes factors of channels behind a prefix: its values stand in the graph as they are."""
+    found = absorbers_of(bench)
+    if prefix is None:
+        return found
+    return found.without(Place.VALUE, "the values of the prefix, which attention reads as well, have no factors")
 
 
 def absorbers_of(bench: Workbench) -> Absorbers:

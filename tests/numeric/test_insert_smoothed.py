@@ -10,12 +10,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from spq_graph.documents.changes import Scale
 from spq_graph.documents.plan import Plan
 from spq_graph.passes.apply import apply_plan, check_applied
 from spq_graph.passes.base.run import run as run_passes
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.changes.scale import ScaleChannels
 from spq_graph.passes.files.read import load_graph
+from spq_graph.terms.absorber import gathered, spread
 from spq_graph.terms.errors import CheckError
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.targets import PROFILES, Target
@@ -32,17 +34,21 @@ TOLERANCE = 2e-3  # of the logits' L2, as for every other plan: codes move to th
 def model(tmp_path: Path) -> Path:
     """A decoder whose activations have channels of very different sizes, and weights that make up for it."""
     path = tmp_path / "model.onnx"
-    onnx.save(decoder(Decoder(glu=Glu(width=32, inner=64), heads=4, kv_heads=2), naming="dynamo"), path)
+    shape = Decoder(glu=Glu(width=32, inner=64), heads=4, kv_heads=2, qkv_bias=True)
+    onnx.save(onnx.shape_inference.infer_shapes(decoder(shape, naming="dynamo"), data_prop=True), path)
     even = planned(path)
     draw = np.random.default_rng(0)
-    uneven = [
-        scale.model_copy(update={"exponents": tuple(draw.integers(-4, 5, len(scale.exponents)).tolist())})
-        for scale in even.scales.values()
-    ]
+    uneven = [scale.model_copy(update={"exponents": drawn(draw, scale)}) for scale in even.scales.values()]
     graph = load_graph(path)
     run_passes(graph, [Canonicalize(), ScaleChannels(uneven, [s.site for s in even.sites])])
     onnx.save(ir.to_proto(graph), tmp_path / "uneven.onnx")
     return tmp_path / "uneven.onnx"
+
+
+def drawn(draw: np.random.Generator, scale: Scale) -> tuple[int, ...]:
+    """Exponents at random, as many times each as heads of the query share them."""
+    once = gathered(draw.integers(-4, 5, len(scale.exponents)), scale.heads)
+    return tuple(spread(once, scale.heads).tolist())
 
 
 def planned(model: Path, target: Target = "portable", peeled: int = 0) -> Plan:
@@ -65,7 +71,7 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize("target", ["portable", "cpu"])
 def test_it_computes_what_the_plan_means(model: Path, target: Target, peeled: int) -> None:
     plan = planned(model, target, peeled)
-    assert len(plan.scales) == 7  # two norms and a GLU in each of two layers, and the last norm
+    assert len(plan.scales) == 9  # two norms, an attention and a GLU in each of two layers, and the last norm
     found = run(applied(model, plan), FEEDS, ["logits"])[0]
     assert distance(found, fake_quant_logits(model, plan, FEEDS)) < TOLERANCE
 
@@ -79,8 +85,8 @@ def test_alike_channels_lose_less(model: Path) -> None:
 
 def test_in_floating_point_nothing_changes_at_all(model: Path) -> None:
     plan = plan_for(model, FEEDS, Precision.FP32, smoothed=True)
-    made = applied(model, plan)
-    assert run(made, FEEDS, ["logits"])[0].tobytes() == run(model, FEEDS, ["logits"])[0].tobytes()
+    made, plain = applied(model, plan), applied(model, plan.with_treatments([]))
+    assert run(made, FEEDS, ["logits"])[0].tobytes() == run(plain, FEEDS, ["logits"])[0].tobytes()
 
 
 @pytest.mark.parametrize("target", PROFILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ pytest.importorskip("onnxruntime")
 
 from tests.refusals.conftest import Made
 from tests.support.command import done
+from tests.support.decoder_graphs import Decoder, decoder
 from tests.support.following import Told
+from tests.support.graphs import Glu
 
 follows = pytest.mark.follows
 
@@ -60,6 +63,18 @@ def test_factors_for_what_does_not_take_them(refusal: Told, made: Made, tmp_path
 def test_factors_for_channels_that_are_not_there(refusal: Told, made: Made, tmp_path: Path) -> None:
     plan, change = smoothed(made, tmp_path)
     change["exponents"] = [1, 2, 3]
+    _refused_and_made_anew(refusal, made, tmp_path, plan)
+
+
+@follows("passes/changes/scale.py:ScaleChannels.call", "different factors")
+def test_factors_that_heads_with_the_same_values_do_not_share(refusal: Told, made: Made, tmp_path: Path) -> None:
+    made = replace(made, model=tmp_path / "model.onnx", data=tmp_path / "ids.npz")
+    grouped = decoder(Decoder(heads=4, kv_heads=2, glu=Glu(width=32)))
+    onnx.save(onnx.shape_inference.infer_shapes(grouped, data_prop=True), made.model)
+    np.savez(made.data, input_ids=np.random.default_rng(0).integers(0, 16, (16, 32)))
+    plan, _ = smoothed(made, tmp_path)
+    change = next(c for t in plan["treatments"] for c in t["changes"] if c["heads"] is not None)
+    change["exponents"][0] += 1 if change["exponents"][0] < 0 else -1
     _refused_and_made_anew(refusal, made, tmp_path, plan)
 
 

@@ -29,6 +29,7 @@ class Decoder:
         capped: tanh soft cap on the logits.
         cache: keys and values of earlier tokens come in, and go out with those of the new ones; where attention is
             written out, or ONNX's own of opset 23.
+        qkv_bias: separate projections of query, key and value have one.
     """
 
     glu: Glu = field(default_factory=Glu)
@@ -43,6 +44,7 @@ class Decoder:
     routed: bool = False
     capped: bool = False
     cache: bool = False
+    qkv_bias: bool = False
 
     @property
     def caches(self) -> dict[str, str]:
@@ -164,7 +166,7 @@ def _attention(b: Builder, value: str, mask: str, shape: Decoder, path: str) -> 
         made = []
         for letter, columns in (("q", width), ("k", small), ("v", small)):
             b.module = f"{path}.{letter}_proj"
-            made.append(b.linear(value, width, columns))
+            made.append(b.linear(value, width, columns, bias=shape.qkv_bias))
         q, k, v = made
     b.module = path
     if shape.attention in ("GroupQueryAttention", "MultiHeadAttention", "Attention"):

@@ -24,7 +24,7 @@ from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.absorbers import find_absorbers
 from spq_graph.passes.find.identify import identify
-from spq_graph.terms.absorber import Absorber
+from spq_graph.terms.absorber import Absorber, gathered, spread
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site
 from tests.support.graphs import Array, Builder, LinearForm
@@ -108,13 +108,15 @@ def plan_for(
 
 def _scale(absorber: Absorber, values: Array) -> Scale:
     rows = values.astype(np.float32).reshape(-1, values.shape[-1])
-    exponents = np.clip(np.rint(np.log2(np.abs(rows).max(axis=0))), -8, 8)
+    largest = gathered(np.abs(rows).max(axis=0), absorber.heads)
+    exponents = spread(np.clip(np.rint(np.log2(largest)), -8, 8), absorber.heads)
     rows = rows / np.exp2(exponents)
     return Scale(
         value=absorber.value,
         tensor=absorber.tensor,
         axis=absorber.axis,
         exponents=tuple(exponents.astype(int).tolist()),
+        heads=absorber.heads,
         low=float(rows.min()),
         high=float(rows.max()),
     )

@@ -62,8 +62,9 @@ def test_where_scales_by_token_miss_the_budget_static_ones_are_sought_after_them
     )
     assert fallen.alone == static.alone > by_token.alone
     assert by_token.roughly < static.roughly < fallen.roughly
-    # 76 choices were measured of SmolLM2-135M on chats of 3,060 tokens, whose search went this way.
-    assert 70 <= fallen.together + fallen.roughly + fallen.alone <= 90
+    # 76 choices were measured of SmolLM2-135M on chats of 3,060 tokens, whose search went this way; beside the kind of
+    # place that saved most, two more have three exponents each since.
+    assert 76 <= fallen.together + fallen.roughly + fallen.alone <= 96
 
 
 def test_a_few_tokens_say_how_likely_that_is() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from spq_graph.decisions.decide import decide
-from spq_graph.decisions.other_treatments import Footings
+from spq_graph.decisions.other_treatments import Footings, with_permuted_factors
 from spq_graph.decisions.prefix import Footing
 from spq_graph.decisions.retarget import retarget
 from spq_graph.decisions.variants import variants
@@ -21,9 +22,9 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.documents.treatment import Cause
 from spq_graph.documents.value_range import ValueRange
 from spq_graph.remedies.smooth import scaled
-from spq_graph.terms.absorber import Absorber, Absorbers, Place, Unabsorbed
+from spq_graph.terms.absorber import Absorber, Absorbers, Place, Unabsorbed, shared_alike
 from spq_graph.terms.precision import Precision
-from spq_graph.terms.site import Site
+from spq_graph.terms.site import Role, Site
 from tests.support.deciding import MODEL, site
 
 CHANNELS = 64
@@ -98,6 +99,33 @@ def test_where_kept_sites_do_not_do_the_exponent_that_costs_least_is_taken() -> 
     assert plan.sites[0].range == (-64.0, 64.0)  # what calibration saw
 
 
+class Hidden:
+    """Two kinds of place, of which the second costs ten times what the first does, and weights nothing."""
+
+    def __call__(
+        self,
+        precisions: Mapping[str, Precision],
+        peels: Mapping[str, Peel] | None = None,
+        scales: Mapping[str, Scale] | None = None,
+    ) -> float:
+        costs = {f"in_{name}": 0.1 if n < 5 else 1.0 for n, name in enumerate(NAMES)}
+        integer = [f"in_{key}" for key, p in precisions.items() if p.takes_branch]
+        return math.fsum(costs[value] * (0.1 if value in (scales or {}) else 1.0) for value in integer)
+
+
+def test_a_place_whose_worth_a_costlier_one_hides_is_smoothed_beside_that() -> None:
+    both = absorbers(NAMES)
+    places = [Place.NORM] * 5 + [Place.GLU] * 5
+    found = tuple(replace(a, place=place) for a, place in zip(both.found, places, strict=True))
+    sites = [Site(key=n, node=n, role=Role.GLU_DOWN, layer=0, shape=(CHANNELS, 4), input=f"in_{n}") for n in NAMES]
+    ranges = Ranges("sha256:0", dict(VALUES), tokens=100, sequences=1)
+    wanted = Recipe.model_validate({"target": "portable", "max_kept": 0.0, **smooth("auto", alpha=(0.5,))})
+    plan = decide(sites, ranges, wanted, MODEL, measure=Hidden(), absorbers=replace(both, found=found))
+    # Norms alone save 0.45 of 5.5, less than a fifth; beside GLUs, 0.45 of 1.
+    assert plan.search.kl_smoothed == {"glu 0.5": 1.0, "norm 0.5": 0.55}
+    assert len(plan.scales) == 10
+
+
 def test_what_the_weights_do_not_bear_is_not_taken() -> None:
     half = made(most=8.0, **smooth("auto", alpha=(0.5, 1.0)))
     assert all(max(scale.exponents) == 3 for scale in half.scales.values())
@@ -146,6 +174,25 @@ def test_branches_have_what_smoothing_leaves() -> None:
             np.delete(after.channel_high, peel.channels).max(),
         )
     assert [t.remedy for t in plan.treatments] == ["smooth"] * 10 + ["peel"] * 10
+
+
+def test_permuted_factors_are_shared_by_the_heads_that_share_values() -> None:
+    plan = made(remedies={"smooth": {"use": "always", "alpha": (0.5,)}, "peel": {"use": "never"}})
+    heads = (8, 2)
+    exponents = np.repeat(np.arange(16).reshape(2, 1, 8) % 7, 4, axis=1).reshape(-1)
+
+    def by_head(scale: Scale) -> Scale:
+        return scale.model_copy(update={"heads": heads, "exponents": tuple(exponents.tolist())})
+
+    of_heads = plan.with_treatments(
+        t.model_copy(update={"changes": tuple(by_head(c) for c in t.changes if isinstance(c, Scale))})
+        for t in plan.treatments
+    )
+    for value, scale in with_permuted_factors(of_heads, 0, VALUES).scales.items():
+        found = np.asarray(scale.exponents)
+        assert scale.exponents != of_heads.scales[value].exponents
+        assert sorted(scale.exponents) == sorted(of_heads.scales[value].exponents)
+        assert shared_alike(found, heads)
 
 
 def test_each_row_has_the_ranges_that_its_treatments_leave() -> None:

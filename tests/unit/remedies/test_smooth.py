@@ -74,3 +74,16 @@ def test_factors_are_no_further_apart_than_a_plan_takes() -> None:
     found = smoothed(AT, ranged(np.asarray([1e-9, 1, 1, 1e9])), np.ones(4, np.float32), 1.0)
     assert found is not None
     assert found.exponents == pytest.approx((-MOST_EXPONENT, 0, 0, MOST_EXPONENT))
+
+
+def test_query_heads_that_share_values_have_the_factors_of_the_largest_among_them() -> None:
+    """Four heads of the query of two channels each, two of which share a head of the values."""
+    sizes, rows = np.asarray([1, 1, 16, 1, 1, 4, 1, 1]), np.asarray([1, 1, 1, 1, 1, 1, 8, 1], np.float32)
+    at = Absorber("x", Place.VALUE, "v.weight", 1, ("o_proj",), heads=(4, 2))
+    found = smoothed(at, ranged(sizes), rows, 1.0)
+    assert found is not None
+    assert found.heads == (4, 2)
+    assert found.exponents == (3, -1, 3, -1, -1, 1, -1, 1)  # of 16, 1, 1 and 4, whose median is 2
+    weights = smoothed(at, ranged(np.ones(8)), rows, 0.0)
+    assert weights is not None
+    assert weights.exponents == (0, 0, 0, 0, -3, 0, -3, 0)

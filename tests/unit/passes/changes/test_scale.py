@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -15,14 +16,16 @@ from spq_graph.passes.changes.scale import ScaleChannels
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.absorbers import find_absorbers
 from spq_graph.passes.find.identify import identify
+from spq_graph.terms.absorber import gathered, spread
 from spq_graph.terms.errors import GraphError
-from tests.support.decoder_graphs import Decoder, decoder, token_feeds
-from tests.support.graphs import Glu
+from tests.support.decoder_graphs import AttentionForm, Decoder, decoder, token_feeds
+from tests.support.graphs import Array, Glu
 from tests.support.inserting import run as computed
+from tests.support.prefixes import Cached
 
 
-def opened(shape: Decoder) -> ir.Model:
-    model = ir.from_proto(decoder(shape))
+def opened(shape: Decoder, opset: int = 21) -> ir.Model:
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(decoder(shape, opset=opset), data_prop=True))
     Canonicalize()(model)
     return model
 
@@ -38,7 +41,8 @@ def scales_for(model: ir.Model, seed: int = 0) -> list[Scale]:
             value=a.value,
             tensor=a.tensor,
             axis=a.axis,
-            exponents=tuple(draw.integers(-8, 9, size[a.value]).tolist()),
+            exponents=tuple(spread(gathered(draw.integers(-8, 9, size[a.value]), a.heads), a.heads).tolist()),
+            heads=a.heads,
             low=-1.0,
             high=1.0,
         )
@@ -54,7 +58,14 @@ def held(model: ir.Model) -> dict[str, bytes]:
     return {name: v.const_value.tobytes() for name, v in model.graph.initializers.items() if v.const_value is not None}
 
 
-SHAPES = [Decoder(), Decoder(kv_heads=1, glu=Glu(form="transpose"))]
+SHAPES = [
+    Decoder(),
+    Decoder(kv_heads=1, glu=Glu(form="transpose")),
+    Decoder(heads=4, kv_heads=2, glu=Glu(form="transpose", width=16)),
+    Decoder(heads=4, kv_heads=2, glu=Glu(width=16), qkv_bias=True),
+    Decoder(attention="GroupQueryAttention", rope=False, heads=4, kv_heads=2, glu=Glu(width=32)),
+    Decoder(attention="MultiHeadAttention", rope=False),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -64,7 +75,7 @@ def test_logits_are_the_same_to_the_bit(shape: Decoder) -> None:
     (before,) = computed(ir.to_proto(model), feeds)
     bytes_before = held(model)
     scales = scales_for(model)
-    assert len(scales) == 3 * shape.layers + 1
+    assert len(scales) == 4 * shape.layers + 1
     assert scale_channels(model, scales)
     assert held(model) != bytes_before
     (after,) = computed(ir.to_proto(model), feeds)
@@ -78,6 +89,39 @@ def test_the_inverse_gives_back_the_bytes_of_the_source(shape: Decoder) -> None:
     scale_channels(model, scales)
     scale_channels(model, [scale.inverse for scale in scales])
     assert held(model) == before
+
+
+@pytest.mark.parametrize("attention", ["plain", "Attention"])
+def test_with_a_cache_every_step_gives_the_same_to_the_bit(attention: AttentionForm) -> None:
+    """What goes out of the cache has the factors of the value projection, and comes in again."""
+    shape = Decoder(attention=attention, heads=4, kv_heads=2, cache=True, glu=Glu(width=32), rope=attention == "plain")
+    model = opened(shape, opset=23)
+    scales = scales_for(model)
+    source = Cached(ir.to_proto(model))
+    assert scale_channels(model, scales)
+    treated = Cached(ir.to_proto(model))
+    ids = np.random.default_rng(0).integers(0, 16, (2, 6))
+    past: tuple[dict[str, Array] | None, ...] = (None, None)
+    for part in (ids[:, :3], ids[:, 3:4], ids[:, 4:]):
+        wanted, found = (one.step(part, before) for one, before in zip((source, treated), past, strict=True))
+        assert found["logits"].tobytes() == wanted["logits"].tobytes()
+        assert found["present.0.key"].tobytes() == wanted["present.0.key"].tobytes()
+        exponents = next(np.asarray(s.exponents) for s in scales if s.heads is not None)
+        once = exponents.reshape(2, 2, 8)[:, 0]  # heads of values, those of the query that share each, and its size
+        np.testing.assert_array_equal(
+            np.ldexp(found["present.0.value"], once[:, None]), wanted["present.0.value"], strict=True
+        )
+        past = source.after(wanted), treated.after(found)
+
+
+def test_heads_that_share_values_share_their_factors() -> None:
+    model = opened(Decoder(heads=4, kv_heads=2, glu=Glu(width=16)))
+    scale = next(s for s in scales_for(model) if s.heads is not None)
+    other = scale.model_copy(update={"exponents": (scale.exponents[0] + 1, *scale.exponents[1:])})
+    with pytest.raises(GraphError, match="different factors for heads of the query"):
+        scale_channels(model, [other])
+    with pytest.raises(GraphError, match="does not take the factors"):
+        scale_channels(model, [scale.model_copy(update={"heads": (4, 4)})])
 
 
 def test_each_channel_is_scaled_where_it_is_made_and_where_it_is_read() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
+from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.canon.canonicalize import Canonicalize
 from spq_graph.passes.find.absorbers import find_absorbers, largest_rows
 from spq_graph.passes.find.identify import identify
 from spq_graph.terms.absorber import Absorber, Place, Unabsorbed
+from spq_graph.terms.targets import PROFILES
 from tests.support.decoder_graphs import Decoder, decoder
 from tests.support.graphs import CONTRIB, Builder, Glu, LinearForm, glu_model
 
@@ -18,7 +23,7 @@ Found = tuple[list[Absorber], list[Unabsorbed]]
 
 
 def found_in(proto: onnx.ModelProto) -> Found:
-    model = ir.from_proto(proto)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     Canonicalize()(model)
     found = identify(model)
     return find_absorbers(model.graph, found.sites)
@@ -26,14 +31,84 @@ def found_in(proto: onnx.ModelProto) -> Found:
 
 def test_norms_and_glus_of_a_decoder() -> None:
     absorbers, others = found_in(decoder(Decoder(layers=2)))
-    by_sites = {tuple(key.rsplit(".", 1)[-1] for key in a.sites): a for a in absorbers[:3]}
+    by_sites = {tuple(key.rsplit(".", 1)[-1] for key in a.sites): a for a in absorbers[:4]}
     assert by_sites[("q_proj", "k_proj", "v_proj")].place is Place.NORM
     assert by_sites[("gate_proj", "up_proj")].place is Place.NORM
     down = by_sites[("down_proj",)]
     assert (down.place, down.axis) == (Place.GLU, 1)
-    assert [a.place for a in absorbers] == [Place.NORM, Place.NORM, Place.GLU] * 2 + [Place.NORM]
-    assert {key.rsplit(".", 1)[-1] for o in others for key in o.sites} == {"o_proj"}
-    assert all("no weight for each channel" in o.why for o in others)
+    mixed = by_sites[("o_proj",)]
+    assert (mixed.place, mixed.axis, mixed.heads, mixed.bias) == (Place.VALUE, 1, (2, 2), None)
+    assert [a.place for a in absorbers] == [Place.NORM, Place.VALUE, Place.NORM, Place.GLU] * 2 + [Place.NORM]
+    assert others == []
+
+
+FUSED = {"rope": False, "glu": Glu(width=32)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "opset", "heads"),
+    [
+        (Decoder(kv_heads=1, layers=1), 21, (2, 1)),
+        (Decoder(heads=4, kv_heads=2, layers=1, qkv_bias=True, glu=Glu(width=16)), 21, (4, 2)),
+        (Decoder(heads=4, kv_heads=2, layers=1, cache=True, glu=Glu(width=16)), 21, (4, 2)),
+        (Decoder(attention="GroupQueryAttention", heads=4, kv_heads=2, layers=1, **FUSED), 21, (4, 2)),
+        (Decoder(attention="MultiHeadAttention", heads=4, kv_heads=4, layers=1, **FUSED), 21, (4, 4)),
+        (Decoder(attention="Attention", heads=4, kv_heads=2, layers=1, **FUSED), 23, (4, 2)),
+        (Decoder(attention="Attention", heads=4, kv_heads=2, layers=1, cache=True, **FUSED), 23, (4, 2)),
+    ],
+)
+def test_values_are_followed_through_attention(shape: Decoder, opset: int, heads: tuple[int, int]) -> None:
+    proto = decoder(shape, opset=opset)
+    absorbers, _ = found_in(proto)
+    (found,) = [a for a in absorbers if a.place is Place.VALUE]
+    assert found.heads == heads
+    held = {t.name: list(t.dims) for t in proto.graph.initializer}
+    size = shape.glu.width // shape.heads * shape.kv_heads
+    assert held[found.tensor][found.axis] == size
+    assert (found.bias is not None) is shape.qkv_bias
+    if found.bias is not None:
+        assert held[found.bias] == [size]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_values_are_followed_as_a_cpu_has_attention_as_well(fused: bool, tmp_path: Path) -> None:
+    """The pass that writes factors sees attention in the form that the target asks for."""
+    path = tmp_path / "model.onnx"
+    proto = decoder(Decoder(heads=4, kv_heads=2, glu=Glu(width=16)))
+    onnx.save(onnx.shape_inference.infer_shapes(proto, data_prop=True), path)
+    whole = prepared(path)
+    model = whole.adapted(PROFILES["cpu"]) if fused else whole.copy()
+    assert any(node.op_type == "Attention" for node in model.graph) is fused
+    absorbers, _ = find_absorbers(model.graph, identify(whole.graph).sites)
+    assert [a.heads for a in absorbers if a.place is Place.VALUE] == [(4, 2)] * 2
+
+
+def test_values_made_in_one_with_query_and_key_take_none() -> None:
+    absorbers, others = found_in(decoder(Decoder(attention="packed", layers=1)))
+    assert not any(a.place is Place.VALUE for a in absorbers)
+    assert any("no projection makes the values" in o.why for o in others)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"attention": "qk_norm"}, None),
+        ({"read": "present.0.value"}, "are not those that the graph gave"),
+        ({"read": "values"}, "makes the values of"),
+    ],
+)
+def test_values_that_others_have_a_part_in_take_none(more: dict[str, str], why: str | None) -> None:
+    shape = Decoder(layers=1, cache="read" in more, attention="plain" if "read" in more else "qk_norm")
+    proto = decoder(shape)
+    if more.get("read") == "present.0.value":  # the cache goes nowhere
+        del proto.graph.output[[o.name for o in proto.graph.output].index("present.0.value")]
+    elif more.get("read") == "values":
+        joined = next(n for n in proto.graph.node if n.output[0] == "present.0.value")
+        proto.graph.node.append(helper.make_node("Relu", [joined.input[1]], ["seen"]))
+        proto.graph.output.append(helper.make_tensor_value_info("seen", 1, None))
+    absorbers, others = found_in(proto)
+    assert any(a.place is Place.VALUE for a in absorbers) is (why is None)
+    assert why is None or any(why in o.why for o in others)
 
 
 @pytest.mark.parametrize(("form", "axis"), [("matmul", 1), ("transpose", 0), ("gemm", 1), ("gemm_transposed", 0)])
