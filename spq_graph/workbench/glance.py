@@ -26,6 +26,9 @@ PROMPT, ROUNDS = 128, 5
 WITHIN, SLOW = 5.0, 10.0
 # Bytes of files for which the source's stand: itself, what was made of it, and the rivals.
 FILES = 2
+# Bytes of a source's files up to which rivals are timed as well: each is a session more beside that of the source,
+# which holds every weight twice.
+RIVALS_UP_TO = 1 << 30
 # What was seen of models from 1 to 135 million weights: a round of three, decoding too, in prompts of the source.
 ROUND = 4.0
 _BY_HAND = "`spq-graph bench OUT --against SOURCE --report` times it"
@@ -41,7 +44,8 @@ def speed_of(bench: Workbench, plan: Plan, built: Built, rivals: Sequence[Varian
         bench: the source.
         plan: what was made.
         built: its file.
-        rivals: what else might be chosen; those that decide what the plan does, or cannot be built, are left out.
+        rivals: what else might be chosen; those that decide what the plan does, or cannot be built, are left out, and
+            all of them beside a large source.
         seen: tokens of a sequence that the model is known to take, where nothing says how many it takes.
 
     Returns:
@@ -55,7 +59,8 @@ def speed_of(bench: Workbench, plan: Plan, built: Built, rivals: Sequence[Varian
     others: list[tuple[Variant, Built]] = []
     try:
         with bench.steps.step("speed", "Timing it beside its source") as tick:
-            others += _rivals(bench, plan, rivals)
+            if size_of(bench.model) <= RIVALS_UP_TO:
+                others += _rivals(bench, plan, rivals)
             return _timed(bench, plan, built, others, terms_for(bench, seen), tick)
     except SpqError as error:
         bench.steps.remark(f"speed was not timed: {error.what}")

@@ -43,7 +43,8 @@ def test_it_is_timed_beside_its_source_and_weights_alone(case: Case) -> None:
     assert next(iter(rows)) == "fp32"
     assert list(rows)[-2:] == ["weight_only", "spike_aware"]
     loss = {r["name"]: r["perplexity"] for r in report["ladder"] if r["bits"] in (8, None)}
-    within = {name for name in ("everywhere", "everywhere_w8a8_token") if loss[name] <= 1.01 * loss["fp32"]}
+    everywhere = ("everywhere", "everywhere_w8a8_token", "everywhere_fp8_e4m3")
+    within = {name for name in everywhere if loss[name] <= 1.01 * loss["fp32"]}
     assert set(rows) == {"fp32", "weight_only", "spike_aware"} | within
     length = str(min(glance.PROMPT, *map(int, rows["fp32"]["prefill"])))
     assert rows["fp32"]["prefill"][length]["times"] == 1
@@ -102,6 +103,15 @@ def test_what_would_take_too_much_is_not_timed_and_told(
     assert report["speed"] is None
     assert said.startswith(why)
     assert said.endswith("`spq-graph bench OUT --against SOURCE --report` times it")
+
+
+def test_beside_a_large_source_no_rival_takes_memory(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glance, "RIVALS_UP_TO", cached.stat().st_size - 1)
+    report, said = quantized(cached, tmp_path / "out")
+    assert [row["name"] for row in report["speed"]["rows"]] == ["fp32", "spike_aware"]
+    assert said == []
 
 
 def test_a_failure_costs_the_figures_and_nothing_else(
