@@ -187,8 +187,8 @@ class ByKl:
             return smallest_prefix(lambda n: self._keeping(keys[:n]), most, self.body)
         # By token a kept site takes the bytes and the time of integers: what the KL leaves is better spent on channels.
         by_token = all(self.choices[key].high.row.by_token for key in keys[:most])
-        if by_token and self._keeping(keys[:most]) <= self.body.kl_budget:
-            return most, True
+        if by_token and (kl := self._keeping(keys[:most])) < self._keeping([]):
+            return most, kl <= self.body.kl_budget
         won = [0.0, *accumulate(self._alone[key] for key in keys[:most])]
         return smallest_prefix(lambda n: self._keeping(keys[:n]), most, self.body, won)
 

@@ -65,8 +65,8 @@ def pick(
         as_is: KL with them as the graph has them.
         everywhere: KL with none kept.
         recipe: budget, margin and recovery.
-        whole: whether a format may take all of the budget: where it is measured before sites are chosen, with as many
-            kept as may be; as `tiers_of` has it.
+        whole: whether a format may take all of the budget, margin and all: where it is measured before sites are
+            chosen, with as many kept as may be; as `tiers_of` has it.
 
     Returns:
         None for the formats that the graph has.
@@ -75,7 +75,7 @@ def pick(
     allowed = as_is + (1.0 - recipe.recovery) * max(0.0, won)
     if as_is <= recipe.kl_budget:
         allowed = min(allowed, recipe.kl_budget)
-    limit = recipe.kl_budget if whole else max(recipe.kl_aim, allowed)
+    limit = max(recipe.kl_budget if whole else recipe.kl_aim, allowed)
     for tier in tiers_of(recipe, whole=whole):
         there = [p for p in tier if p in measured]
         there = [p for p in there if math.isfinite(measured[p])]

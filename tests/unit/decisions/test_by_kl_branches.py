@@ -178,11 +178,20 @@ class ByToken(Rounding):
     def __call__(self, precisions: Mapping[str, Precision], peels: Mapping[str, Peel] | None = None) -> float:
         tokens = sum(p is Precision.W8A8_TOKEN for p in precisions.values())
         static = {key: p for key, p in precisions.items() if p is not Precision.W8A8_TOKEN}
-        return super().__call__(static, peels) + 0.0001 * tokens
+        return super().__call__(static, peels) + 0.00002 * tokens
 
 
-@pytest.mark.parametrize(("budget", "precision"), [(0.0035, Precision.W8A8_TOKEN), (0.003, Precision.FP8_E4M3)])
-def test_beside_branches_integers_by_token_come_before_what_is_more_exact(budget: float, precision: Precision) -> None:
+@pytest.mark.parametrize(
+    ("budget", "precision", "met"),
+    [
+        (0.0035, Precision.W8A8_TOKEN, True),
+        (0.00285, Precision.FP8_E4M3, True),
+        (0.002, Precision.W8A8_TOKEN, False),  # nothing meets it, and this gives little of what is won away
+    ],
+)
+def test_beside_branches_integers_by_token_come_before_what_is_more_exact(
+    budget: float, precision: Precision, met: bool
+) -> None:
     """As many of them as may be, though the budget is met and its margin is not: they take what integers take."""
     values = everywhere_an_outlier(3) | {key: seen({}, usual=2.0) for key in ("s7", "s8")}
     plan, _ = made_by(ByToken, values, kl_budget=budget, max_kept=0.3)
@@ -190,7 +199,7 @@ def test_beside_branches_integers_by_token_come_before_what_is_more_exact(budget
     assert len(plan.kept) == 3
     assert plan.search.formats is not None
     assert plan.search.formats["w8a8_token"] > plan.search.formats["fp8_e4m3"]
-    assert plan.budget_met
+    assert plan.budget_met is met
 
 
 @pytest.mark.parametrize(("outliers", "precision"), [(3, Precision.W8A8_TOKEN), (0, Precision.W8A8_BLOCK)])
