@@ -104,6 +104,8 @@ def _of_operator(node: ir.Node, operator: _Operator, heads: Heads, products: Col
     if any(inputs.get(at) is not None for at in operator.others):
         return f"{node.name} changes values before it mixes them"
     present = node.outputs[_PRESENT] if len(node.outputs) > _PRESENT else None
+    if present is not None and present.uses():
+        return f"the values that {node.name} mixes are read otherwise as well"
     return _not_continued(node, inputs.get(operator.past), present) or _projected(values, node, heads, products)
 
 
@@ -149,9 +151,10 @@ def _projected(values: ir.Value | None, reader: ir.Node, heads: Heads, products:
         values, reader, (shared, size) = split.inputs[0], split, _parted(split)
         query = query or shared if shared > 1 else query  # a product of as many: one head alone could serve several
     bias, added = None, made_by(values, "Add")
-    if added is not None and _read_by(values, reader):
-        bias = next((v for v in added.inputs if weight_of(v) is not None), None)
-        values, reader = next((v for v in added.inputs if v is not bias), None), added
+    constants = [v for v in added.inputs if weight_of(v) is not None] if added is not None else []
+    if added is not None and len(constants) == 1 and _read_by(values, reader):
+        bias = constants[0]
+        values, reader = next(v for v in added.inputs if v is not bias), added
     product = values.producer() if values is not None else None
     if product is None or product not in products or not _read_by(values, reader):
         return why
@@ -180,7 +183,7 @@ def _not_continued(node: ir.Node, past: ir.Value | None, present: ir.Value | Non
     if past is None:
         return None
     given = past.producer() is None and past.const_value is None  # by whoever runs the graph
-    if given and present is not None and present.is_graph_output():
+    if given and _read_by(past, node) and present is not None and present.is_graph_output():
         return None
     return f"the values of earlier tokens that {node.name} reads are not those that the graph gave"
 

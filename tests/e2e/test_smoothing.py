@@ -7,14 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("onnxruntime")
 
+from spq_graph.documents.changes import Scale
+from spq_graph.passes.canon.canonicalize import Canonicalize
+from spq_graph.passes.changes.scale import ScaleChannels
+from spq_graph.passes.find.absorbers import find_absorbers
+from spq_graph.passes.find.identify import identify
+from spq_graph.terms.absorber import Place, spread
 from spq_graph.terms.targets import PROFILES
 from tests.support.both_ways import applied_and_verified, document, ladder_kls, quantized_both_ways
 from tests.support.command import done, spq
+from tests.support.decoder_graphs import Decoder, decoder
 from tests.support.decoders import write_decoder
+from tests.support.graphs import Glu
+from tests.support.prefixes import Cached
 
 WITH, WITHOUT = ("--remedy", "smooth", "--no-remedy", "peel"), ("--no-remedy", "smooth", "--no-remedy", "peel")
 
@@ -111,3 +121,50 @@ def test_by_hand_without_measuring(world: Path, tmp_path: Path) -> None:
     assert "smoothed channels at 3 of" in told.out
     done("apply", world / "model.onnx", plan, "-o", tmp_path / "out")
     done("verify", tmp_path / "out", world / "model.onnx")
+
+
+def uneven_values(path: Path) -> Path:
+    """A decoder with grouped heads and a cache, whose value projections make channels of very different sizes."""
+    shape = Decoder(heads=4, kv_heads=2, cache=True, qkv_bias=True, vocab=64, glu=Glu(width=32, inner=48))
+    graph = ir.from_proto(onnx.shape_inference.infer_shapes(decoder(shape, naming="dynamo"), data_prop=True))
+    Canonicalize()(graph)
+    sites, draw = identify(graph).sites, np.random.default_rng(0)
+    found = [a for a in find_absorbers(graph.graph, sites)[0] if a.place is Place.VALUE]
+    scales = [
+        Scale(
+            value=a.value,
+            tensor=a.tensor,
+            axis=a.axis,
+            exponents=tuple(spread(draw.integers(-5, 6, 16), a.heads).tolist()),
+            heads=a.heads,
+            low=0.0,
+            high=0.0,
+        )
+        for a in found
+    ]
+    assert len(scales) == 2
+    ScaleChannels(scales, sites)(graph)
+    onnx.save(ir.to_proto(graph), path)
+    return path
+
+
+def test_factors_of_values_go_through_attention_and_the_cache(tmp_path: Path) -> None:
+    model = uneven_values(tmp_path / "model.onnx")
+    quantized_both_ways(tmp_path, model, WITH, WITHOUT)
+    treatments = document(tmp_path / "with", "plan.json")["treatments"]
+    assert isinstance(treatments, list)
+    changes = [c for t in treatments if t["applied"] and t["sites"][0].endswith("o_proj") for c in t["changes"]]
+    assert [change["heads"] for change in changes] == [[4, 2]] * 2
+    assert all(t["narrower"] > 2 for t in treatments if t["applied"] and t["sites"][0].endswith("o_proj"))
+    found, bare = ladder_kls(tmp_path / "with"), ladder_kls(tmp_path / "without")
+    assert found["spike_aware"] < 0.7 * bare["spike_aware"]
+    assert found["control_factors"] > found["spike_aware"]
+    done("verify", tmp_path / "with", model)
+    # Token by token, what comes out of the cache as values has the factors, and comes in again.
+    ids, out, past = np.random.default_rng(3).integers(0, 64, (2, 6)), Cached(tmp_path / "with" / "model.onnx"), None
+    whole, steps = out.step(ids)["logits"], []
+    for at in range(ids.shape[1]):
+        given = out.step(ids[:, at : at + 1], past)
+        past = out.after(given)
+        steps.append(given["logits"])
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), whole, rtol=0, atol=2e-3 * np.abs(whole).max())

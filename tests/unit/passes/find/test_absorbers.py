@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from spq_graph.passes.find.absorbers import find_absorbers, largest_rows
 from spq_graph.passes.find.identify import identify
 from spq_graph.terms.absorber import Absorber, Place, Unabsorbed
 from spq_graph.terms.targets import PROFILES
-from tests.support.decoder_graphs import Decoder, decoder
+from tests.support.decoder_graphs import AttentionForm, Decoder, decoder
 from tests.support.graphs import CONTRIB, Builder, Glu, LinearForm, glu_model
 
 Found = tuple[list[Absorber], list[Unabsorbed]]
@@ -89,23 +90,55 @@ def test_values_made_in_one_with_query_and_key_take_none() -> None:
     assert any("no projection makes the values" in o.why for o in others)
 
 
+def cache_that_goes_nowhere(graph: onnx.GraphProto) -> None:
+    del graph.output[[o.name for o in graph.output].index("present.0.value")]
+
+
+def cache_that_others_read(graph: onnx.GraphProto) -> None:
+    graph.node.append(helper.make_node("Relu", ["past_key_values.0.value"], ["seen"]))
+    graph.output.append(helper.make_tensor_value_info("seen", 1, None))
+
+
+def new_values_that_others_read(graph: onnx.GraphProto) -> None:
+    joined = next(n for n in graph.node if n.output[0] == "present.0.value")
+    graph.node.append(helper.make_node("Relu", [joined.input[1]], ["seen"]))
+    graph.output.append(helper.make_tensor_value_info("seen", 1, None))
+
+
+def two_projections_in_one_value(graph: onnx.GraphProto) -> None:
+    """As an adapter adds its own: the projection makes a part of the values only."""
+    at = [n for n, node in enumerate(graph.node) if node.op_type == "MatMul"][2]  # behind those of query and key
+    node = graph.node[at]
+    alone = helper.make_node("MatMul", list(node.input), ["alone"], name="alone")
+    alone.metadata_props.extend(node.metadata_props)
+    more = helper.make_node("Tanh", ["alone"], ["more"], name="more")
+    both = helper.make_node("Add", ["alone", "more"], list(node.output), name="both")
+    del graph.node[at]
+    for n, one in enumerate((alone, more, both)):
+        graph.node.insert(at + n, one)
+
+
 @pytest.mark.parametrize(
-    ("more", "why"),
+    ("attention", "edit", "why"),
     [
-        ({"attention": "qk_norm"}, None),
-        ({"read": "present.0.value"}, "are not those that the graph gave"),
-        ({"read": "values"}, "makes the values of"),
+        *(
+            (attention, edit, why)
+            for attention in ("plain", "Attention")
+            for edit, why in (
+                (lambda graph: None, None),
+                (cache_that_goes_nowhere, "are not those that the graph gave"),
+                (cache_that_others_read, "are not those that the graph gave"),
+                (two_projections_in_one_value, "makes the values of"),
+            )
+        ),
+        ("plain", new_values_that_others_read, "makes the values of"),
     ],
 )
-def test_values_that_others_have_a_part_in_take_none(more: dict[str, str], why: str | None) -> None:
-    shape = Decoder(layers=1, cache="read" in more, attention="plain" if "read" in more else "qk_norm")
-    proto = decoder(shape)
-    if more.get("read") == "present.0.value":  # the cache goes nowhere
-        del proto.graph.output[[o.name for o in proto.graph.output].index("present.0.value")]
-    elif more.get("read") == "values":
-        joined = next(n for n in proto.graph.node if n.output[0] == "present.0.value")
-        proto.graph.node.append(helper.make_node("Relu", [joined.input[1]], ["seen"]))
-        proto.graph.output.append(helper.make_tensor_value_info("seen", 1, None))
+def test_values_that_others_have_a_part_in_take_none(
+    attention: AttentionForm, edit: Callable[[onnx.GraphProto], None], why: str | None
+) -> None:
+    proto = decoder(Decoder(layers=1, cache=True, attention=attention, rope=False), opset=23)
+    edit(proto.graph)
     absorbers, others = found_in(proto)
     assert any(a.place is Place.VALUE for a in absorbers) is (why is None)
     assert why is None or any(why in o.why for o in others)
