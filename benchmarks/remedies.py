@@ -4,12 +4,14 @@
 
 MODEL is what `spq-graph quantize` takes. It is opened and calibrated once; every way is decided by itself, and all
 files are then measured beside FP32 on the same text. Head and embedding are in 8 bits throughout, so that bytes tell
-what the remedies add. --write puts the table into docs/remedies.md.
+what the remedies add. --write puts the table into docs/remedies.md; with what an earlier run kept, a .json, in place of
+MODEL and its data it does that alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,12 +179,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows[1:]:
-        kl = f"{row['kl']:.4f} ± {row['kl_stderr']:.4f}"
-        branches = f"{row['branches']} ({row['channels']:,})" if row["branches"] else "–"
-        lines.append(
-            f"| {row['way']} | {kl} | {row['perplexity'] / base - 1:+.2%} | {row['kept'] or '–'} | {branches} "
-            f"| {row['smoothed'] or '–'} | {row['bytes'] / 1e6:.0f} |"
+        error = f" ± {row['kl_stderr']:.4f}" if row["kl_stderr"] is not None else ""  # unknown of one window
+        cells = (
+            row["way"],
+            f"{row['kl']:.4f}{error}",
+            f"{row['perplexity'] / base - 1:+.2%}".replace("%", " %"),
+            row["kept"] or "–",
+            f"{row['branches']} ({row['channels']:,})" if row["branches"] else "–",
+            row["smoothed"] or "–",
+            f"{row['bytes'] / 1e6:.0f}",
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -201,9 +208,9 @@ def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("model", help="what is measured, or the .json that an earlier run kept")
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--calibration-tokens", type=int, default=16384)
@@ -215,11 +222,14 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     parser.add_argument("--write", action="store_true", help="put the table into docs/remedies.md")
     given = parser.parse_args()
+    kept = Path(given.model) if given.model.endswith(".json") else None
+    if kept is None and None in (given.calibration, given.text):
+        parser.error("a model is measured on --text, by ranges of --calibration")
     if given.plans is not None:
         given.plans.mkdir(parents=True, exist_ok=True)
-    rows = measured(given)
+    rows = json.loads(kept.read_text(encoding="utf-8"))["rows"] if kept is not None else measured(given)
     print(table(rows))
-    if given.save:
+    if given.save and kept is None:
         command = f"python -m benchmarks.remedies {Path(given.model).name} --calibration {given.calibration.name} "
         command += f"--text {given.text.name}"
         settings = ("prefix", "bits", "window", "calibration_tokens", "sensitivity_tokens", "tokens")
