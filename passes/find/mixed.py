@@ -149,7 +149,8 @@ def _projected(values: ir.Value | None, reader: ir.Node, heads: Heads, products:
         if not (_read_by(values, reader, given=True) and _read_by(turn.inputs[0], turn)):
             return why
         values, reader, (shared, size) = split.inputs[0], split, _parted(split)
-        query = query or shared if shared > 1 else query  # a product of as many: one head alone could serve several
+        if shared > 1:  # a product of as many heads; one alone could serve several
+            query = query or shared
     bias, added = None, made_by(values, "Add")
     constants = [v for v in added.inputs if weight_of(v) is not None] if added is not None else []
     if added is not None and len(constants) == 1 and _read_by(values, reader):
