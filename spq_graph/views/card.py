@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,31 @@ def render_card(plan: Plan, report: Report | None = None) -> str:
     Returns:
         Markdown behind metadata in YAML, the same bytes for the same inputs.
     """
+    kept = sorted(plan.kept, key=lambda site: (-(site.evidence.ratio or 0.0), site.key))
+    return (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            metadata="\n".join(_yaml(_metadata(plan, report))),
+            plan=plan,
+            report=report,
+            words=words,
+            scheme=scheme(plan),
+            version=__version__,
+            came=_came(plan),
+            rows=main_rows(plan, report),
+            kept=kept[:_MOST_KEPT],
+            more=len(kept) - _MOST_KEPT,
+            remedies=sorted(Counter(t.remedy for t in plan.treatments if t.applied for _ in t.sites).items()),
+            recipe=recipe_file(plan.recipe),
+            operators=[f"spq::{OWN[form]}" for form in OWN if plan.in_form(form)],
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Where the template comes from, once: what it is compiled to is kept there."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=False,  # noqa: S701 - Markdown, in which every name is set as code
@@ -46,22 +72,7 @@ def render_card(plan: Plan, report: Report | None = None) -> str:
         undefined=StrictUndefined,
     )
     environment.filters |= {"code": _code, "number": words.number, "percent": words.percent, "error": words.error}
-    kept = sorted(plan.kept, key=lambda site: (-(site.evidence.ratio or 0.0), site.key))
-    return environment.get_template("card.md.j2").render(
-        metadata="\n".join(_yaml(_metadata(plan, report))),
-        plan=plan,
-        report=report,
-        words=words,
-        scheme=scheme(plan),
-        version=__version__,
-        came=_came(plan),
-        rows=main_rows(plan, report),
-        kept=kept[:_MOST_KEPT],
-        more=len(kept) - _MOST_KEPT,
-        remedies=sorted(Counter(t.remedy for t in plan.treatments if t.applied for _ in t.sites).items()),
-        recipe=recipe_file(plan.recipe),
-        operators=[f"spq::{OWN[form]}" for form in OWN if plan.in_form(form)],
-    )
+    return environment
 
 
 def main_rows(plan: Plan, report: Report | None) -> list[Rung]:

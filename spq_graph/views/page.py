@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def render(plan: Plan, report: Report, profiles: Sequence[ShownProfile] = ()) ->
     )
 
 
+@cache
 def _environment() -> Environment:
+    """Where templates come from, once: what they are compiled to is kept there."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
