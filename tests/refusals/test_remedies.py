@@ -59,7 +59,7 @@ def test_factors_for_what_does_not_take_them(refusal: Told, made: Made, tmp_path
     _refused_and_made_anew(refusal, made, tmp_path, plan)
 
 
-@follows("passes/changes/scale.py:ScaleChannels.call", "factors for")
+@follows("passes/changes/scale.py:ScaleChannels.call", "has factors for")
 def test_factors_for_channels_that_are_not_there(refusal: Told, made: Made, tmp_path: Path) -> None:
     plan, change = smoothed(made, tmp_path)
     change["exponents"] = [1, 2, 3]
