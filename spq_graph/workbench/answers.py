@@ -33,13 +33,19 @@ def require_continuing(bench: Workbench, remedy: str) -> None:
     Raises:
         GraphError: it takes a fixed number of tokens, and gives logits of the last one only.
     """
-    length = bench.decoder.fixed_shape[1]
-    if length is not None and length > 1 and gives_last_only(bench.reference):
+    if not continues(bench):
+        length = bench.decoder.fixed_shape[1]
         raise GraphError(
             f"the graph takes exactly {length} tokens and gives logits of the last one only: no text grows behind that",
             where=bench.source.origin,
             remedy=remedy,
         )
+
+
+def continues(bench: Workbench) -> bool:
+    """Whether a model can tell what comes behind fewer tokens than it insists on, if it insists on some."""
+    length = bench.decoder.fixed_shape[1]
+    return length is None or length == 1 or not gives_last_only(bench.reference)
 
 
 def logits_ref(bench: Workbench, text: Sequences | None, *, measured: bool) -> LogitsRef:

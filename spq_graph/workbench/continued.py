@@ -15,7 +15,7 @@ from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.runtime.text.streaming import TextStream
 from spq_graph.runtime.text.tokenizer import TextTokenizer
 from spq_graph.terms.errors import SpqError
-from spq_graph.workbench.answers import require_continuing
+from spq_graph.workbench.answers import continues
 from spq_graph.workbench.built import Built
 from spq_graph.workbench.glance import why_not
 from spq_graph.workbench.speaking import stop_ids
@@ -39,21 +39,19 @@ def samples_of(bench: Workbench, plan: Plan, built: Built, text: Sequences) -> l
         text: what the beginnings are taken from, evenly.
 
     Returns:
-        Nothing where there is no tokenizer, no cache of tokens that grows, or not the memory for two whole sessions.
+        Nothing where there is no tokenizer, where the graph only tells what comes behind a fixed number of tokens, or
+        where two whole sessions take too much memory.
     """
     profile, tokenizer = plan.recipe.profile, bench.tokenizer
     elsewhere = profile.runtime != "onnxruntime" or why_absent(profile) is not None
     if tokenizer is None or bench.logits.output is None or elsewhere:
         return []
-    if why_not(size_of(bench.model), bench.memory) is not None:
+    if why_not(size_of(bench.model), bench.memory) is not None or not continues(bench):
         return []
     try:
-        require_continuing(bench, "")
         with bench.steps.step("samples", f"Continuing {PROMPTS} beginnings"):
-            own = runner_on(profile, built.path, logits=bench.logits)
-            return _samples(
-                bench, tokenizer, beginnings_of(text, tokenizer.prepended(bench.bos), _room(bench, text)), own
-            )
+            prompts = beginnings_of(text, tokenizer.prepended(bench.bos), _room(bench, text))
+            return _samples(bench, tokenizer, prompts, runner_on(profile, built.path, logits=bench.logits))
     except SpqError as error:
         bench.steps.remark(f"no beginnings were continued: {error.what}")
         return []
