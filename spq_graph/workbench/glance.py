@@ -26,6 +26,9 @@ PROMPT, ROUNDS = 128, 5
 WITHIN, SLOW = 5.0, 10.0
 # Bytes of files for which the source's stand: itself, what was made of it, and the rivals.
 FILES = 2
+# Bytes of a source's files up to which a session of it is opened at all: it holds every weight again, in the order that
+# its products read, and quantizing takes no more memory than the weights do.
+SOURCE_UP_TO = 2 << 30
 # Bytes of a source's files up to which rivals are timed as well: each is a session more beside that of the source,
 # which holds every weight twice.
 RIVALS_UP_TO = 1 << 30
@@ -79,6 +82,8 @@ def why_not(size: int, memory: int | None) -> str | None:
     """
     if memory is not None and size > memory:
         return "a whole session takes more than --memory-limit"
+    if size > SOURCE_UP_TO:
+        return f"a session of the source takes as much memory again as its weights, {size / 1e9:.1f} GB"
     if FILES * size > installed() / 2:
         return f"sessions side by side take {FILES * size / 1e9:.1f} GB, of {installed() / 1e9:.1f} GB that there are"
     return None

@@ -93,6 +93,7 @@ def test_the_artifact_is_the_same_either_way(cached: Path, tmp_path: Path) -> No
     [
         ("SLOW", 0.0, "speed was not timed: a prompt of"),
         ("FILES", 1 << 60, "speed was not timed: sessions side by side take"),
+        ("SOURCE_UP_TO", 0, "speed was not timed: a session of the source takes as much memory again"),
     ],
 )
 def test_what_would_take_too_much_is_not_timed_and_told(
