@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from spq_graph.decisions.branches import Branches
+from spq_graph.decisions.branches import NONE, Branches, everywhere
 from spq_graph.decisions.choices import Choice, assigned, six
 from spq_graph.decisions.oracle import Oracle, or_infinite
 from spq_graph.documents.changes import Scale
@@ -58,15 +58,16 @@ class Smoothing:
         return self.at(dict.fromkeys(Place, alphas[len(alphas) // 2]))
 
     def settle(self, oracle: Oracle, single: Oracle) -> tuple[bool, dict[str, float]]:
-        """Give every activation that takes some the factors that do best; with nothing kept, and branches as they are.
+        """Give every activation that takes some the factors that do best, with nothing kept.
 
         Of all kinds of place the one that saves most comes first, with the exponent that costs least; then the others,
-        measured beside it: while the costliest is as it was, what another one saves is hidden. A place has factors
-        where that saves a fifth of the KL: what it wins of activations it costs weights, and text that was not measured
-        is other text. Where smoothing is asked for in any case, each has some.
+        measured beside it: while the costliest is as it was, what another one saves is hidden. Where outlier branches
+        are to follow, the others are measured beside some: most of what they save, branches save as well, and no weight
+        loses by those. A place has factors where that saves a fifth of the KL: what it wins of activations it costs
+        weights, and text that was not measured is other text. Where smoothing is asked for in any case, each has some.
 
         Args:
-            oracle: measures on all tokens whether it helps.
+            oracle: measures on all tokens whether it helps; without branches.
             single: measures on fewer which exponent does.
 
         Returns:
@@ -82,9 +83,11 @@ class Smoothing:
 
         def measured(alphas: Mapping[Place, float]) -> float:
             with_factors(self.at(alphas))
+            single.branches = self._beside() if taken else NONE
             return or_infinite(single, precisions)
 
-        before, least, taken = oracle(precisions), measured({}), dict[Place, float]()
+        taken = dict[Place, float]()
+        before, least = oracle(precisions), measured({})
         left = dict.fromkeys(a.place for a in self.absorbers.found)
         while left:
             ways = product(left, self.recipe.remedies.smooth.alpha)
@@ -95,11 +98,19 @@ class Smoothing:
                 break
             taken[place], least = alpha, kls[place, alpha]
             del left[place]
+            if len(taken) == 1 and left:
+                least = measured(taken)
         with_factors(self.at(taken))
+        single.branches = NONE
         helps = bool(oracle.scales) and (always or oracle(precisions) * WORTH <= before)
         if not helps:
             with_factors(UNSCALED)
         return helps, told
+
+    def _beside(self) -> Branches:
+        """Branches of few channels, where the recipe allows any, by the ranges that factors leave."""
+        peel = self.recipe.remedies.peel
+        return NONE if peel.use == "never" else everywhere(self.choices.values(), self.recipe, peel.channels[:2][-1])
 
     def _reader(self, sites: Iterable[str]) -> Choice | None:
         return next((c for key in sites if (c := self.choices.get(key)) and c.precision.takes_branch), None)

@@ -113,17 +113,33 @@ class Hidden:
         return math.fsum(costs[value] * (0.1 if value in (scales or {}) else 1.0) for value in integer)
 
 
-def test_a_place_whose_worth_a_costlier_one_hides_is_smoothed_beside_that() -> None:
+class Peeled(Hidden):
+    """The same, where branches save what factors of norms would."""
+
+    def __call__(self, precisions: Any, peels: Any = None, scales: Any = None) -> float:
+        kl = super().__call__(precisions, peels, scales)
+        return min(kl, 0.5) if peels else kl
+
+
+@pytest.mark.parametrize(
+    ("measure", "peel", "norms", "smoothed"),
+    [(Hidden(), "auto", 0.55, 10), (Peeled(), "auto", 0.5, 5), (Peeled(), "never", 0.55, 10)],
+    ids=["hidden", "saved by branches", "no branches"],
+)
+def test_a_place_whose_worth_a_costlier_one_hides_is_smoothed_beside_that(
+    measure: Hidden, peel: str, norms: float, smoothed: int
+) -> None:
     both = absorbers(NAMES)
     places = [Place.NORM] * 5 + [Place.GLU] * 5
     found = tuple(replace(a, place=place) for a, place in zip(both.found, places, strict=True))
     sites = [Site(key=n, node=n, role=Role.GLU_DOWN, layer=0, shape=(CHANNELS, 4), input=f"in_{n}") for n in NAMES]
     ranges = Ranges("sha256:0", dict(VALUES), tokens=100, sequences=1)
-    wanted = Recipe.model_validate({"target": "portable", "max_kept": 0.0, **smooth("auto", alpha=(0.5,))})
-    plan = decide(sites, ranges, wanted, MODEL, measure=Hidden(), absorbers=replace(both, found=found))
-    # Norms alone save 0.45 of 5.5, less than a fifth; beside GLUs, 0.45 of 1.
-    assert plan.search.kl_smoothed == {"glu 0.5": 1.0, "norm 0.5": 0.55}
-    assert len(plan.scales) == 10
+    remedies = {**smooth("auto", alpha=(0.5,))["remedies"], "peel": {"use": peel}}
+    wanted = Recipe.model_validate({"target": "portable", "max_kept": 0.0, "remedies": remedies})
+    plan = decide(sites, ranges, wanted, MODEL, measure=measure, absorbers=replace(both, found=found))
+    # Norms alone save 0.45 of 5.5, less than a fifth; beside GLUs, 0.45 of 1, unless branches do.
+    assert plan.search.kl_smoothed == {"glu 0.5": 1.0, "norm 0.5": norms}
+    assert len(plan.scales) == smoothed
 
 
 def test_what_the_weights_do_not_bear_is_not_taken() -> None:
