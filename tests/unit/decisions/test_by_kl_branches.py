@@ -51,10 +51,6 @@ class Rounding:
         return whole.high - whole.low if peel is None else peel.high - peel.low
 
 
-def made_by(kind: type[Rounding], values: Mapping[str, ValueRange], **recipe: object) -> tuple[Plan, Rounding]:
-    return made(values, COSTS, kind, **recipe)
-
-
 def made(
     values: Mapping[str, ValueRange], costs: Mapping[str, float], kind: type[Rounding] = Rounding, **recipe: object
 ) -> tuple[Plan, Rounding]:
@@ -194,7 +190,7 @@ def test_beside_branches_integers_by_token_come_before_what_is_more_exact(
 ) -> None:
     """As many of them as may be, though the budget is met and its margin is not: they take what integers take."""
     values = everywhere_an_outlier(3) | {key: seen({}, usual=2.0) for key in ("s7", "s8")}
-    plan, _ = made_by(ByToken, values, kl_budget=budget, max_kept=0.3)
+    plan, _ = made(values, COSTS, ByToken, kl_budget=budget, max_kept=0.3)
     assert {(s.precision, s.reason.value) for s in plan.kept} == {(precision, "spike")}
     assert len(plan.kept) == 3
     assert plan.search.formats is not None
