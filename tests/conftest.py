@@ -38,6 +38,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(left)]
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Names what failed once more, behind all else: what a service keeps of a long output is its end."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):
+        for what in ("failed", "error"):
+            for report in reporter.stats.get(what, ()):
+                print(f"{what}: {report.nodeid}")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def settled() -> None:
     """What is there before a file's tests begin, mostly modules, is not looked through again by the garbage collector.

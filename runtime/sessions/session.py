@@ -21,6 +21,7 @@ from spq_graph.runtime.sessions.passing import in_columns
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.halves import refuse_halves
+from spq_graph.terms.kernels import EXACT_SUMS
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CPU_PROVIDER
 
@@ -271,6 +272,8 @@ def session_options(threads: int = 0, profile: Path | None = None) -> Any:
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A decision is the same on every processor, and what is generated here is what was measured.
+    options.add_session_config_entry(EXACT_SUMS, "1")
     register(options)
     if profile is not None:
         options.enable_profiling = True

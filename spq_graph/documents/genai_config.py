@@ -8,6 +8,7 @@ from typing import Any
 
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.parsed import parse_json
+from spq_graph.terms.kernels import EXACT_SUMS
 
 NAME = "genai_config.json"
 # Types that onnxruntime-genai runs as any decoder. Others it may treat in a way of its own (phi3: two graphs in turns),
@@ -94,7 +95,7 @@ def describe(
             "pad_token_id": _first(generation.get("pad_token_id"), config.get("pad_token_id"), one),
             "decoder": {
                 "filename": model,
-                "session_options": {"provider_options": []},
+                "session_options": {"provider_options": [], EXACT_SUMS: "1"},
                 "hidden_size": config["hidden_size"],
                 "head_size": width,
                 "num_attention_heads": config["num_attention_heads"],

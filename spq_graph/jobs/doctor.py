@@ -22,7 +22,7 @@ from spq_graph.runtime.proof.holds import holds
 from spq_graph.runtime.sessions.executed import Executed
 from spq_graph.terms.errors import SpqError
 from spq_graph.terms.form import OWN
-from spq_graph.terms.kernels import INTEGER_KERNELS
+from spq_graph.terms.kernels import EXACT_SUMS, INTEGER_KERNELS
 from spq_graph.terms.precision import SMALLEST_FIRST, Precision
 from spq_graph.terms.site import Role, Site
 from spq_graph.terms.targets import PROFILES, Profile
@@ -33,8 +33,9 @@ ROWS, DEPTH, COLUMNS = 4, 64, 64
 PRECISIONS = tuple(p for p in SMALLEST_FIRST if p.row.probed)
 OPSET = 21
 SATURATES = (
-    "integer products saturate here: on x86 without VNNI the sum of two u8 x s8 products is kept in 16 bits. "
-    "`reduce_range = true` in a recipe makes weights of 7 bits, whose sums fit"
+    "integer products of ONNX Runtime saturate here by default: on x86 without VNNI the sum of two u8 x s8 products is "
+    f'kept in 16 bits. spq-graph sets the session option {EXACT_SUMS} = "1", which keeps it exact: set it in your '
+    "programs as well, or let `reduce_range = true` in a recipe make weights of 7 bits, whose sums fit"
 )
 
 

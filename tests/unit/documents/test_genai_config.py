@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from spq_graph.documents import genai_config
+from spq_graph.terms.kernels import EXACT_SUMS
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -42,6 +43,7 @@ def test_what_it_says() -> None:
     decoder = model["decoder"]
     assert (decoder["num_hidden_layers"], decoder["num_key_value_heads"], decoder["head_size"]) == (2, 2, 8)
     assert (decoder["hidden_size"], decoder["num_attention_heads"], decoder["filename"]) == (32, 4, "model.onnx")
+    assert decoder["session_options"][EXACT_SUMS] == "1"
     assert described()["search"] == {"do_sample": False, "max_length": 128, "past_present_share_buffer": False}
 
 
