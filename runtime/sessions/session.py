@@ -18,10 +18,10 @@ from spq_graph.runtime.sessions.feeds import TYPES, Array, TokenInputs
 from spq_graph.runtime.sessions.inputs import AttentionFacts, empty_past
 from spq_graph.runtime.sessions.library import cannot_load, register
 from spq_graph.runtime.sessions.passing import in_columns
+from spq_graph.runtime.sessions.sums import exact_sums
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.halves import refuse_halves
-from spq_graph.terms.kernels import EXACT_SUMS
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.targets import CPU_PROVIDER
 
@@ -272,8 +272,6 @@ def session_options(threads: int = 0, profile: Path | None = None) -> Any:
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A decision is the same on every processor, and what is generated here is what was measured.
-    options.add_session_config_entry(EXACT_SUMS, "1")
     register(options)
     if profile is not None:
         options.enable_profiling = True
@@ -288,6 +286,9 @@ def open_session(model: str | bytes, options: Any, where: Path, provider: str = 
         SourceError: ONNX Runtime cannot load it.
     """
     try:
+        # A decision is the same on every processor, and what is generated here is what was measured.
+        for name, value in exact_sums(model).items():
+            options.add_session_config_entry(name, value)
         return ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU_PROVIDER])))
     except Exception as cause:  # the binding raises a class of its own for every status code
         raise cannot_load(str(cause).splitlines()[0], where) from cause

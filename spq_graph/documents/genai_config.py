@@ -8,7 +8,6 @@ from typing import Any
 
 from spq_graph.documents.json_text import json_text
 from spq_graph.documents.parsed import parse_json
-from spq_graph.terms.kernels import EXACT_SUMS
 
 NAME = "genai_config.json"
 # Types that onnxruntime-genai runs as any decoder. Others it may treat in a way of its own (phi3: two graphs in turns),
@@ -27,7 +26,9 @@ Shape = Sequence[int | str | None]
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-def write(out: Path, model: str, inputs: Mapping[str, Shape], outputs: Sequence[str]) -> bool:
+def write(
+    out: Path, model: str, inputs: Mapping[str, Shape], outputs: Sequence[str], options: Mapping[str, str]
+) -> bool:
     """Write genai_config.json into a folder that holds a model and its config.json.
 
     Args:
@@ -35,6 +36,7 @@ def write(out: Path, model: str, inputs: Mapping[str, Shape], outputs: Sequence[
         model: the file in it.
         inputs: the graph's inputs by name, with their shapes.
         outputs: the names of its outputs.
+        options: entries of the session options that it is run with.
 
     Returns:
         False where there is none to write: the graph has no cache of one shape for all layers, as that client wants
@@ -44,6 +46,7 @@ def write(out: Path, model: str, inputs: Mapping[str, Shape], outputs: Sequence[
     found = describe(config, generation, model, inputs, outputs)
     if found is None:
         return False
+    found["model"]["decoder"]["session_options"] |= options
     _save(out, found)
     return True
 
@@ -95,7 +98,7 @@ def describe(
             "pad_token_id": _first(generation.get("pad_token_id"), config.get("pad_token_id"), one),
             "decoder": {
                 "filename": model,
-                "session_options": {"provider_options": [], EXACT_SUMS: "1"},
+                "session_options": {"provider_options": []},
                 "hidden_size": config["hidden_size"],
                 "head_size": width,
                 "num_attention_heads": config["num_attention_heads"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from spq_graph.documents import artifact, genai_config
 from spq_graph.models.source import Source
 from spq_graph.passes.files.read import ends_of
+from spq_graph.runtime.sessions.sums import exact_sums
 
 
 def companions(source: Source) -> Path:
@@ -38,4 +39,5 @@ def add_companions(source: Source, staging: Path) -> None:
     for folder in _folders(source):
         artifact.copy_companions(folder, staging)
     if source.kind != "onnx" or not genai_config.adopt(source.path, staging, artifact.MODEL):
-        genai_config.write(staging, artifact.MODEL, *ends_of(staging / artifact.MODEL))
+        model = staging / artifact.MODEL
+        genai_config.write(staging, artifact.MODEL, *ends_of(model), exact_sums(model))

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx import helper
 
@@ -16,6 +15,7 @@ pytest.importorskip("onnxruntime")
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.canon.lift_old import CHANGES
 from spq_graph.runtime.proof.held import why_absent
+from spq_graph.runtime.sessions.session import open_session, session_options
 from spq_graph.terms.errors import SourceError
 from spq_graph.terms.targets import PROFILES
 from tests.support.command import Case, done, spq
@@ -151,9 +151,7 @@ def test_an_old_graph_goes_all_the_way(opset: int, target: str, tmp_path: Path) 
     assert done("inspect", model, "--json").json["graph"]["opset"] == opset
     feeds = {name: np.arange(8)[None] % 16 for name in ("input_ids", "position_ids")}
     feeds["attention_mask"] = np.ones((1, 8), np.int64)
-    one, other = (
-        ort.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in (model, out / "model.onnx")
-    )
+    one, other = (open_session(str(file), session_options(1), file) for file in (model, out / "model.onnx"))
     [before], [after] = (session.run(["logits"], feeds) for session in (one, other))
     assert np.abs(after - before).max() < 0.1 * np.abs(before).max()
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from spq_graph.documents import genai_config
-from spq_graph.terms.kernels import EXACT_SUMS
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -43,7 +42,6 @@ def test_what_it_says() -> None:
     decoder = model["decoder"]
     assert (decoder["num_hidden_layers"], decoder["num_key_value_heads"], decoder["head_size"]) == (2, 2, 8)
     assert (decoder["hidden_size"], decoder["num_attention_heads"], decoder["filename"]) == (32, 4, "model.onnx")
-    assert decoder["session_options"][EXACT_SUMS] == "1"
     assert described()["search"] == {"do_sample": False, "max_length": 128, "past_present_share_buffer": False}
 
 
@@ -74,22 +72,24 @@ def test_types_it_treats_in_a_way_of_its_own_are_plain_decoders() -> None:
 )
 def test_what_cannot_be_described_gets_no_file(config: dict[str, Any], shapes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert not genai_config.write(tmp_path, "model.onnx", shapes, outputs())
+    assert not genai_config.write(tmp_path, "model.onnx", shapes, outputs(), {})
     assert not (tmp_path / genai_config.NAME).exists()
 
 
 @pytest.mark.parametrize("names", [outputs()[1:], outputs()[:-1], ["logits", "present_key_values.0.key"]])
 def test_outputs_with_other_names_get_no_file(names: list[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert not genai_config.write(tmp_path, "model.onnx", inputs(), names)
+    assert not genai_config.write(tmp_path, "model.onnx", inputs(), names, {})
 
 
 def test_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert genai_config.write(tmp_path, "model.onnx", inputs(), outputs())
-    assert json.loads((tmp_path / genai_config.NAME).read_text()) == described()
+    assert genai_config.write(tmp_path, "model.onnx", inputs(), outputs(), {"session.an_entry": "1"})
+    wanted = described()
+    wanted["model"]["decoder"]["session_options"]["session.an_entry"] = "1"
+    assert json.loads((tmp_path / genai_config.NAME).read_text()) == wanted
     (tmp_path / "config.json").write_text("{")
-    assert not genai_config.write(tmp_path, "model.onnx", inputs(), outputs())
+    assert not genai_config.write(tmp_path, "model.onnx", inputs(), outputs(), {})
 
 
 def test_the_config_beside_a_graph_is_taken_over(tmp_path: Path) -> None:

@@ -34,9 +34,7 @@ struct Block {
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-          int four;
-          std::memcpy(&four, a + r * kDepth + q, sizeof four);
-          const __m256i x = _mm256_set1_epi32(four);
+          const __m256i x = _mm256_set1_epi32(four_of(a + r * kDepth + q));
           const __m256i x_even = _mm256_and_si256(x, low), x_odd = _mm256_srli_epi16(x, 8);
 #pragma GCC unroll 2
           for (int v = 0; v < 2; ++v) {
@@ -64,9 +62,7 @@ void streams(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc)
     for (auto& sum : one) sum = _mm256_setzero_si256();
   }
   for (const int8_t* end = panel + bytes; panel < end; a += 4, panel += 4 * kColumns) {
-    int four;
-    std::memcpy(&four, a, sizeof four);
-    const __m256i x = _mm256_set1_epi32(four);
+    const __m256i x = _mm256_set1_epi32(four_of(a));
     const __m256i x_even = _mm256_and_si256(x, low), x_odd = _mm256_srli_epi16(x, 8);
 #pragma GCC unroll 2
     for (int n = 0; n < kPanels; ++n) {

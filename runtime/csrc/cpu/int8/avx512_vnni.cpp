@@ -29,12 +29,6 @@ constexpr int64_t kLine = 64;
 constexpr int64_t kAhead = 512;      // bytes that a stream is fetched ahead
 constexpr int64_t kMostAbreast = 8;  // panels: their sums take half of the registers
 
-int32_t four_of(const uint8_t* codes) {
-  int32_t four;
-  std::memcpy(&four, codes, sizeof four);
-  return four;
-}
-
 template <int kRows>
 struct Block {
   static void run(const uint8_t* a, const int8_t* panel, int64_t steps, int32_t* acc, const Ahead& ahead) {

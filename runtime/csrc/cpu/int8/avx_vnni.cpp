@@ -36,11 +36,7 @@ struct Block {
           _mm_prefetch(reinterpret_cast<const char*>(panel + kAhead + 64), _MM_HINT_T0);
           __m256i x[kRows];
 #pragma GCC unroll 3
-          for (int r = 0; r < kRows; ++r) {
-            int four;
-            std::memcpy(&four, a + r * kDepth + q + 4 * c, sizeof four);
-            x[r] = _mm256_set1_epi32(four);
-          }
+          for (int r = 0; r < kRows; ++r) x[r] = _mm256_set1_epi32(four_of(a + r * kDepth + q + 4 * c));
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v) {
             const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32 * v));

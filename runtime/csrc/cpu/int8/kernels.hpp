@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace spq::cpu::int8 {
 
@@ -16,6 +17,13 @@ constexpr int64_t kFewRows = 4;    // that are multiplied by panels abreast
 // 255 * 128 * this fits into 31 bits.
 constexpr int64_t kMostDepth = 65536;
 constexpr int64_t kMostColumns = int64_t{1} << 31;
+
+// Four codes as the number that all lanes of a vector get.
+inline int32_t four_of(const uint8_t* codes) {
+  int32_t four;
+  std::memcpy(&four, codes, sizeof four);
+  return four;
+}
 
 // What belongs to the columns of one panel.
 struct Columns {
