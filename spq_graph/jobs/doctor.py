@@ -33,9 +33,10 @@ ROWS, DEPTH, COLUMNS = 4, 64, 64
 PRECISIONS = tuple(p for p in SMALLEST_FIRST if p.row.probed)
 OPSET = 21
 SATURATES = (
-    "integer products of ONNX Runtime saturate here by default: on x86 without VNNI the sum of two u8 x s8 products is "
-    f'kept in 16 bits. spq-graph sets the session option {EXACT_SUMS} = "1", which keeps it exact: set it in your '
-    "programs as well, or let `reduce_range = true` in a recipe make weights of 7 bits, whose sums fit"
+    "integer products saturate here: on x86 without VNNI, ONNX Runtime and OpenVINO keep the sum of two u8 x s8 "
+    f'products in 16 bits. spq-graph sets ONNX Runtime\'s session option {EXACT_SUMS} = "1", which keeps it exact: set '
+    "it in your programs as well, or let `reduce_range = true` in a recipe make weights of 7 bits, whose sums fit; "
+    "OpenVINO has no such option"
 )
 
 

@@ -37,14 +37,17 @@ class Way:
 
 
 def quantized(case: Case, out: Path, _: Path) -> Returned:
-    return spq_graph.quantize(case.model, out, data=Data(case.calibration), ladder=False)
+    return spq_graph.quantize(case.model, out, data=Data(case.calibration), ladder=False, bench=False)
 
 
 # By name: the folder `at` holds a tokenizer, and what a Hugging Face folder and shards are made of.
 WAYS = {
     "quantize": Way(
         quantized,
-        lambda case, out, _: ["quantize", case.model, "-o", out, "--calibration", case.calibration, "--no-eval"],
+        lambda case, out, _: [
+            *("quantize", case.model, "-o", out, "--calibration", case.calibration),
+            *("--no-eval", "--no-bench"),
+        ],
     ),
     "export": Way(
         lambda _, out, at: spq_graph.export(at / "llama", out), lambda _, out, at: ["export", at / "llama", "-o", out]

@@ -81,7 +81,8 @@ def of_a_file(fork: Signalled, tmp_path_factory: pytest.TempPathFactory) -> Job:
     model = write_decoder(inputs / "model.onnx", layers=2, spikes={1: 1000.0})
     data = write_ids(inputs / "calibration.npz", rows=64)
     place = tmp_path_factory.mktemp("file") / "plain"
-    return job(fork, place, "quantize", model, "--force", "--calibration", data, "--no-eval")
+    # How fast it is stands in its card, and no two runs are of one speed.
+    return job(fork, place, "quantize", model, "--force", "--calibration", data, "--no-eval", "--no-bench")
 
 
 @pytest.fixture(scope="module")

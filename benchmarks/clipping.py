@@ -1,0 +1,126 @@
+"""What ranges smaller than the observed ones bring, with static scales: why clip ratios are not a remedy.
+
+    python -m benchmarks.clipping MODEL PLAN --text test_raw.txt [--save] [--write]
+
+MODEL is what `spq-graph quantize` takes, PLAN the plan.json that it made of it (`--preset w8a8-static`). Every range is
+narrowed to the same share of what calibration saw, once with nothing but integers and once as the plan has it, its
+branches in place; then those of the plan at one role after the other. --write puts the table into docs/remedies.md;
+with what an earlier run kept, a .json, in place of MODEL and all the rest it does that alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.keeping import keep
+from benchmarks.published.markers import write
+from spq_graph.cli import terminal
+from spq_graph.decisions.variants import Variant, variants
+from spq_graph.documents.changes import Peel
+from spq_graph.documents.plan import Plan, SitePlan
+from spq_graph.documents.treatment import Treatment
+from spq_graph.runtime.proof.health import processor
+from spq_graph.terms.precision import Precision
+from spq_graph.terms.rows import EVERYWHERE, SPIKE_AWARE
+from spq_graph.workbench.environment import environment
+from spq_graph.workbench.ladder import measure_ladder
+from spq_graph.workbench.opening import Opening
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "remedies.md"
+MARKER = "clip ratios measured"
+RATIOS = (1.0, 0.95, 0.9, 0.8, 0.65)
+
+
+def narrowed(plan: Plan, ratio: float, role: str | None = None) -> Plan:
+    """A plan whose static ranges are this share of what they were, of all sites or of those of a role."""
+    values = {s.input for s in plan.sites if s.precision is Precision.INT8 and role in (None, s.role)}
+
+    def site(one: SitePlan) -> SitePlan:
+        if one.range is None or one.input not in values:
+            return one
+        low, high = one.range
+        return one.model_copy(update={"range": (ratio * low, ratio * high)})
+
+    def treatment(one: Treatment) -> Treatment:
+        changes = tuple(
+            change.model_copy(update={"low": ratio * change.low, "high": ratio * change.high})
+            if isinstance(change, Peel) and change.value in values
+            else change
+            for change in one.changes
+        )
+        return one.model_copy(update={"changes": changes})
+
+    sites, treatments = [site(one) for one in plan.sites], [treatment(one) for one in plan.treatments]
+    return plan.model_copy(update={"sites": sites, "treatments": treatments})
+
+
+def rows(plan: Plan, stored: Mapping[str, Precision]) -> Iterator[tuple[str, str, float, Variant]]:
+    """What is measured: which plan, which role's ranges (or "all"), and what share of them is left."""
+    found = {variant.id: variant.plan for variant in variants(plan, stored)}
+    for name, row in (("everywhere", EVERYWHERE), ("plan", SPIKE_AWARE)):
+        for ratio in RATIOS:
+            yield name, "all", ratio, Variant(row, plan.recipe.bits, narrowed(found[row], ratio))
+    static = dict.fromkeys(site.role for site in plan.sites if site.precision is Precision.INT8)
+    for role in static:
+        for ratio in RATIOS[1:]:
+            yield "plan", role, ratio, Variant(SPIKE_AWARE, plan.recipe.bits, narrowed(plan, ratio, role))
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """The table of a page, in Markdown: KL by what is narrowed, and to what share."""
+    kl = {(row["plan"], row["role"], row["ratio"]): row for row in found}
+    titles = {"everywhere": "everywhere in integers", "plan": "the plan"}
+    lines = [f"| narrowed to | {' | '.join(f'{ratio:g}' for ratio in RATIOS)} |", f"|---|{'---|' * len(RATIOS)}"]
+    for plan, role in dict.fromkeys((row["plan"], row["role"]) for row in found):
+        whole = kl[plan, "all", 1.0]
+        cells = [kl.get((plan, role, ratio), whole) for ratio in RATIOS]
+        name = titles[plan] if role == "all" else f"{titles[plan]}, `{role}` alone"
+        figures = [f"{cell['kl']:.4f} ± {cell['kl_stderr']:.4f}" for cell in cells]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every row."""
+    plan = Plan.load(given.plan)
+    with Opening(given.model, window=given.window).open(terminal.steps()) as bench:
+        if plan.model.digest != bench.digest:
+            raise SystemExit(f"{given.plan} is the plan of another model than {given.model}")
+        wanted = list(rows(plan, bench.stored))
+        text = bench.sequences(given.text, max_tokens=given.tokens)
+        _, *rungs = measure_ladder(bench, [variant for *_, variant in wanted], text, {})
+    return [
+        {"plan": name, "role": role, "ratio": ratio, "kl": rung.kl, "kl_stderr": rung.kl_stderr}
+        for (name, role, ratio, _), rung in zip(wanted, rungs, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="what is measured, or the .json that an earlier run kept")
+    parser.add_argument("plan", type=Path, nargs="?")
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/remedies.md")
+    given = parser.parse_args()
+    kept = Path(given.model) if given.model.endswith(".json") else None
+    if kept is None and None in (given.plan, given.text):
+        parser.error("a model is measured by a plan, on --text")
+    found = json.loads(kept.read_text(encoding="utf-8"))["rows"] if kept is not None else measured(given)
+    print(table(found))
+    if given.save and kept is None:
+        command = f"python -m benchmarks.clipping {Path(given.model).name} plan.json --text {given.text.name}"
+        facts = {"window": given.window, "tokens": given.tokens, "processor": processor(), "environment": environment()}
+        print(keep("clipping", command=command, **facts, rows=found))
+    if given.write:
+        write(PAGE, MARKER, table(found))
+
+
+if __name__ == "__main__":
+    main()
