@@ -32,12 +32,12 @@ from spq_graph.workbench.opening import Opening
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "remedies.md"
 MARKER = "clip ratios measured"
-RATIOS = (1.0, 0.95, 0.9, 0.8, 0.65)
+RATIOS = (1.0, 0.9, 0.8, 0.65)
 
 
 def narrowed(plan: Plan, ratio: float, role: str | None = None) -> Plan:
     """A plan whose static ranges are this share of what they were, of all sites or of those of a role."""
-    values = {s.input for s in plan.sites if s.precision is Precision.INT8 and role in (None, s.role)}
+    values = {s.input for s in plan.sites if s.precision.needs_range and role in (None, s.role)}
 
     def site(one: SitePlan) -> SitePlan:
         if one.range is None or one.input not in values:
@@ -64,7 +64,7 @@ def rows(plan: Plan, stored: Mapping[str, Precision]) -> Iterator[tuple[str, str
     for name, row in (("everywhere", EVERYWHERE), ("plan", SPIKE_AWARE)):
         for ratio in RATIOS:
             yield name, "all", ratio, Variant(row, plan.recipe.bits, narrowed(found[row], ratio))
-    static = dict.fromkeys(site.role for site in plan.sites if site.precision is Precision.INT8)
+    static = dict.fromkeys(site.role for site in plan.sites if site.precision.needs_range)
     for role in static:
         for ratio in RATIOS[1:]:
             yield "plan", role, ratio, Variant(SPIKE_AWARE, plan.recipe.bits, narrowed(plan, ratio, role))

@@ -159,7 +159,7 @@ def alike(rows: Iterable[Variant]) -> dict[object, list[Variant]]:
 def decisions_of(plan: Plan) -> object:
     """What makes two plans the same model."""
     recipe = plan.recipe
-    sites = tuple((site.key, site.precision) for site in plan.sites)
+    sites = tuple((s.key, s.precision, s.range if s.precision.needs_range else None) for s in plan.sites)
     read = {site.input for site in plan.sites if site.precision.takes_branch}
     branches = tuple((v, peel.channels, peel.low, peel.high) for v, peel in plan.peels.items() if v in read)
     factors = tuple((v, scale.exponents) for v, scale in plan.scales.items() if v in read)

@@ -54,7 +54,14 @@ def planned(path: Path, target: Target, down: Precision, rest: Precision = Preci
             return Precision.FP32
         return down if site.role in (Role.GLU_DOWN, Role.ATTN_O) else rest
 
-    return plan_for(path, FEEDS, choose, target=target)
+    return exact(plan_for(path, FEEDS, choose, target=target))
+
+
+def exact(plan: Plan) -> Plan:
+    """With weights of 7 bits for OpenVINO, which keeps no other sums exact on x86 without VNNI."""
+    if plan.recipe.target != "openvino":
+        return plan
+    return plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"reduce_range": True})})
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +101,12 @@ CASES: list[tuple[Target, Precision, Callable[[Path], Array]]] = [
 def test_logits(model: Path, target: Target, down: Precision, execute: Callable[[Path], Array]) -> None:
     plan = planned(model, target, down)
     wanted = fake_quant_logits(model, plan, FEEDS)
-    assert difference(execute(applied(model, plan)), wanted) < TOLERANCE
+    found = execute(applied(model, plan))
+    # OpenVINO rounds the activations of weights alone where the processor has VNNI, and leaves them elsewhere.
+    left = [plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"target": "portable"})})]
+    ways = left if target == "openvino" and down is Precision.W8A16 else []
+    nearest = min(difference(found, fake_quant_logits(model, one, FEEDS)) for one in (plan, *ways))
+    assert nearest < TOLERANCE
     assert difference(on_onnxruntime(model), wanted) > 10 * TOLERANCE  # so that the tolerance says something
 
 
@@ -117,7 +129,7 @@ def test_outlier_branches(model: Path, target: Target, bits: Precision, execute:
     def choose(site: Site) -> Precision:
         return Precision.FP32 if site.role is Role.LM_HEAD else bits
 
-    plan = plan_for(model, FEEDS, choose, target=target, peeled=3)
+    plan = exact(plan_for(model, FEEDS, choose, target=target, peeled=3))
     wanted = fake_quant_logits(model, plan, FEEDS)
     assert difference(execute(applied(model, plan)), wanted) < TOLERANCE
     without = fake_quant_logits(model, plan.with_treatments(()), FEEDS)

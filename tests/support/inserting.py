@@ -24,8 +24,8 @@ from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.absorbers import find_absorbers
 from spq_graph.passes.find.identify import identify
+from spq_graph.runtime.sessions.session import open_session
 from spq_graph.terms.absorber import Absorber, gathered, spread
-from spq_graph.terms.kernels import EXACT_SUMS
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site
 from tests.support.graphs import Array, Builder, LinearForm
@@ -36,10 +36,9 @@ Choose = Callable[[Site], Precision]
 def run(model: Path | onnx.ModelProto, feeds: Mapping[str, Array], outputs: list[str] | None = None) -> list[Array]:
     """Run a model in ONNX Runtime, one thread, its sums exact on every processor."""
     options = ort.SessionOptions()
-    options.add_session_config_entry(EXACT_SUMS, "1")
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    results: list[Array] = ort.InferenceSession(source, options, ["CPUExecutionProvider"]).run(outputs, dict(feeds))
+    results: list[Array] = open_session(source, options, Path("model")).run(outputs, dict(feeds))
     return results
 
 
