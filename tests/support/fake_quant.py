@@ -92,7 +92,7 @@ def product(x: Array, weight: Array, site: SitePlan, plan: Plan) -> Array:
     if precision in (Precision.W8A8_BLOCK, Precision.W8A16):
         rows = len(weight)
         block = 64 if rows % 64 == 0 else 32
-        # Unless told otherwise, OpenVINO rounds activations too where weights alone are integers, on processors with VNNI.
+        # Unless told otherwise, with VNNI OpenVINO rounds activations too where weights alone are integers.
         of_tokens = {"openvino": 32}.get(recipe.target, block if precision is Precision.W8A8_BLOCK else None)
         if of_tokens is None:
             return np.asarray(x.astype(np.float64) @ _in_blocks(weight, block))
