@@ -18,7 +18,7 @@ from spq_graph.runtime.sessions.feeds import TYPES, Array, TokenInputs
 from spq_graph.runtime.sessions.inputs import AttentionFacts, empty_past
 from spq_graph.runtime.sessions.library import cannot_load, register
 from spq_graph.runtime.sessions.passing import in_columns
-from spq_graph.runtime.sessions.sums import exact_sums
+from spq_graph.runtime.sessions.sums import keep_exact
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.halves import refuse_halves
@@ -286,9 +286,7 @@ def open_session(model: str | bytes, options: Any, where: Path, provider: str = 
         SourceError: ONNX Runtime cannot load it.
     """
     try:
-        # A decision is the same on every processor, and what is generated here is what was measured.
-        for name, value in exact_sums(model).items():
-            options.add_session_config_entry(name, value)
+        keep_exact(options, model)
         return ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU_PROVIDER])))
     except Exception as cause:  # the binding raises a class of its own for every status code
         raise cannot_load(str(cause).splitlines()[0], where) from cause

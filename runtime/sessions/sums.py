@@ -6,6 +6,7 @@ import mmap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -30,6 +31,12 @@ def exact_sums(model: str | Path | bytes) -> dict[str, str]:
         holds large ones.
     """
     return {} if _fails(model) else {EXACT_SUMS: "1"}
+
+
+def keep_exact(options: Any, model: str | Path | bytes) -> None:
+    """Add these entries to session options: so a decision is the same on every processor."""
+    for name, value in exact_sums(model).items():
+        options.add_session_config_entry(name, value)
 
 
 def _fails(model: str | Path | bytes) -> bool:

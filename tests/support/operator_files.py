@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from spq_graph.passes.forms.fp8_function import fp8_matmul_function
 from spq_graph.passes.numbers.fp8 import E4M3, Fp8Format, decode, fp8_matmul_reference, pack_panels
 from spq_graph.runtime.sessions.library import library_info, library_path
-from spq_graph.runtime.sessions.sums import exact_sums
+from spq_graph.runtime.sessions.sums import keep_exact
 from tests.support.graphs import Array
 
 LIBRARY = library_path()
@@ -142,8 +142,7 @@ def session(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    for name, value in exact_sums(source).items():
-        options.add_session_config_entry(name, value)
+    keep_exact(options, source)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
