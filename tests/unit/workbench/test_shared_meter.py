@@ -50,6 +50,15 @@ def decided(path: Path, address: str | None, recipe: Recipe) -> tuple[Plan, list
         return make_plan(bench, recipe, 8, bench.calibrate(TEXT), TEXT), remarks
 
 
+def same(found: Any, wanted: Any) -> bool:
+    """Whether all is equal, and numbers but for what another order of sums changes in their last digits."""
+    if isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(same(found[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(same, found, wanted))
+    return bool(found == (pytest.approx(wanted, rel=1e-4) if isinstance(wanted, float) else wanted))
+
+
 def test_a_plan_is_that_of_one_process(model: Path, workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     spread = Cluster.spread
@@ -62,7 +71,7 @@ def test_a_plan_is_that_of_one_process(model: Path, workers: str, monkeypatch: p
     alone, _ = decided(model, None, RECIPE)
     assert asked == []
     shared, remarks = decided(model, workers, RECIPE)
-    assert shared.to_dict() == alone.to_dict()
+    assert same(shared.to_dict(), alone.to_dict())
     assert sum(asked) == alone.search.candidates > shared_meter.SHARE
     assert len(asked) > 1
     assert remarks == []
@@ -85,7 +94,7 @@ def test_a_worker_with_less_room_leaves_it_to_this_process(
     model: Path, workers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_meter, "_measure", lambda _: None)
-    assert decided(model, workers, RECIPE)[0].to_dict() == decided(model, None, RECIPE)[0].to_dict()
+    assert same(decided(model, workers, RECIPE)[0].to_dict(), decided(model, None, RECIPE)[0].to_dict())
 
 
 def test_what_is_not_finite_comes_back_as_such(model: Path, workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
