@@ -197,8 +197,8 @@ class Cluster:
             with suppress(Exception):  # where there is no scheduler any more, nothing is under way
                 self.client.cancel(list(under_way))
 
-    def tell(self, what: Callable[[], object]) -> None:
-        """Run a function on every worker; one that cannot is no matter."""
+    def tell(self, what: Callable[..., object]) -> None:
+        """Run a function on every worker, as its `dask_worker`; one that cannot is no matter."""
         with suppress(Exception):  # workers that are gone, or a scheduler that is: whoever needs them finds out
             self.client.run(what, on_error="ignore")
 

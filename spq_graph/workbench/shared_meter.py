@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 from spq_graph.documents.changes import Prefix
 from spq_graph.documents.ranges import Ranges
@@ -119,7 +120,7 @@ def shared_meter(bench: Workbench, decision: Decision, tick: Callable[[int], Non
     try:
         yield found
     finally:
-        cluster.tell(_close)
+        cluster.tell(_close_all)
 
 
 def _worth(asked: int, workers: int) -> bool:
@@ -163,12 +164,13 @@ def _gauge(world: _World, address: str) -> Gauge:
     return held.meter.alone
 
 
-def _close(address: str | None = None) -> None:
-    """Close what this worker holds."""
-    if address is None:
-        from distributed import get_worker
+def _close_all(dask_worker: Any) -> None:
+    """Close what a worker holds, who is handed over by that name: no task runs, to ask for its own."""
+    _close(dask_worker.address)
 
-        address = get_worker().address
+
+def _close(address: str) -> None:
+    """Close what the worker at an address holds."""
     with _lock:
         held = _held.pop(address, None)
     if held is not None:
