@@ -51,8 +51,14 @@ def write(
     return True
 
 
-def adopt(source: Path, out: Path, model: str) -> bool:
+def adopt(source: Path, out: Path, model: str, options: Mapping[str, str]) -> bool:
     """Take over the genai_config.json that lies beside a source graph: quantizing changes no input and no output.
+
+    Args:
+        source: the graph.
+        out: the folder.
+        model: the file in it.
+        options: entries of the session options that it is run with, besides those that it has.
 
     Returns:
         False where there is none, or none that names a decoder.
@@ -62,6 +68,8 @@ def adopt(source: Path, out: Path, model: str) -> bool:
     if not isinstance(decoder, dict):
         return False
     decoder["filename"] = model
+    asked = decoder.get("session_options")
+    decoder["session_options"] = {**options, **(asked if isinstance(asked, dict) else {})}
     _save(out, found)
     return True
 

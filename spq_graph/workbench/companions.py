@@ -38,6 +38,7 @@ def add_companions(source: Source, staging: Path) -> None:
     """Put beside a model what other clients need: tokenizer and generation files, and onnxruntime-genai's own."""
     for folder in _folders(source):
         artifact.copy_companions(folder, staging)
-    if source.kind != "onnx" or not genai_config.adopt(source.path, staging, artifact.MODEL):
-        model = staging / artifact.MODEL
-        genai_config.write(staging, artifact.MODEL, *ends_of(model), exact_sums(model))
+    model = staging / artifact.MODEL
+    options = exact_sums(model)
+    if source.kind != "onnx" or not genai_config.adopt(source.path, staging, model.name, options):
+        genai_config.write(staging, model.name, *ends_of(model), options)

@@ -19,6 +19,8 @@ CONFIG: dict[str, Any] = {
     "pad_token_id": None,
 }
 
+ENTRY = {"session.an_entry": "1"}
+
 
 def inputs(layers: int = 2, shape: tuple[Any, ...] = ("batch_size", 2, "past_sequence_length", 8)) -> dict[str, Any]:
     tokens = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), ("batch_size", "sequence_length"))
@@ -84,9 +86,9 @@ def test_outputs_with_other_names_get_no_file(names: list[str], tmp_path: Path) 
 
 def test_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert genai_config.write(tmp_path, "model.onnx", inputs(), outputs(), {"session.an_entry": "1"})
+    assert genai_config.write(tmp_path, "model.onnx", inputs(), outputs(), ENTRY)
     wanted = described()
-    wanted["model"]["decoder"]["session_options"]["session.an_entry"] = "1"
+    wanted["model"]["decoder"]["session_options"] |= ENTRY
     assert json.loads((tmp_path / genai_config.NAME).read_text()) == wanted
     (tmp_path / "config.json").write_text("{")
     assert not genai_config.write(tmp_path, "model.onnx", inputs(), outputs(), {})
@@ -97,13 +99,13 @@ def test_the_config_beside_a_graph_is_taken_over(tmp_path: Path) -> None:
     source.parent.mkdir()
     out.mkdir()
     beside = source.with_name(genai_config.NAME)
-    assert not genai_config.adopt(source, out, "model.onnx")
+    assert not genai_config.adopt(source, out, "model.onnx", ENTRY)
     for broken in ("{", "[]", '{"model": 3}', '{"model": {"decoder": null}}'):
         beside.write_text(broken, encoding="utf-8")
-        assert not genai_config.adopt(source, out, "model.onnx")
+        assert not genai_config.adopt(source, out, "model.onnx", ENTRY)
     assert list(out.iterdir()) == []
     given = {"model": {"type": "llama", "decoder": {"filename": "decoder.onnx", "head_size": 16}}, "search": {}}
     beside.write_text(json.dumps(given), encoding="utf-8")
-    assert genai_config.adopt(source, out, "model.onnx")
-    given["model"]["decoder"]["filename"] = "model.onnx"
+    assert genai_config.adopt(source, out, "model.onnx", ENTRY)
+    given["model"]["decoder"] |= {"filename": "model.onnx", "session_options": ENTRY}
     assert json.loads((out / genai_config.NAME).read_text(encoding="utf-8")) == given
