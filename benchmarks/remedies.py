@@ -98,6 +98,11 @@ WAYS = (
 )
 
 
+def prefixed(way: Way) -> bool:
+    """Whether a way has a prefix, behind which all is calibrated anew."""
+    return Recipe.model_validate({**FIXED, **way.wanted}).remedies.prefix.use == "always"
+
+
 @dataclass(slots=True)
 class Decided:
     """A model that is decided over in several ways.
@@ -199,7 +204,8 @@ def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
         text = bench.sequences(given.calibration, max_tokens=given.calibration_tokens)
         decided = Decided(bench, text, given.plans, tuple(given.prefix or ()))
         wanted = {"bits": given.bits, "sensitivity_tokens": given.sensitivity_tokens}
-        rows = [row for n, way in enumerate(WAYS) for row in decided.rows(n, way, **wanted)]
+        ways = [way for way in WAYS if not (given.no_prefix and prefixed(way))]
+        rows = [row for way in ways for row in decided.rows(WAYS.index(way), way, **wanted)]
         held_out = bench.sequences(given.text, max_tokens=given.tokens)
         reference, *rungs = measure_ladder(bench, [variant for _, variant in rows], held_out, {})
     found = [figures(name, variant.plan, rung) for (name, variant), rung in zip(rows, rungs, strict=True)]
@@ -217,6 +223,7 @@ def main() -> None:
     parser.add_argument("--sensitivity-tokens", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--prefix", type=int, nargs="+", help="token ids of the prefix, instead of a search")
+    parser.add_argument("--no-prefix", action="store_true", help="leave out the two ways behind a prefix, for its time")
     parser.add_argument("--plans", type=Path, help="folder that keeps ranges and plans: what lies there is taken")
     parser.add_argument("--remark", help="of the machine, kept with the figures")
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
@@ -232,7 +239,7 @@ def main() -> None:
     if given.save and kept is None:
         command = f"python -m benchmarks.remedies {Path(given.model).name} --calibration {given.calibration.name} "
         command += f"--text {given.text.name}"
-        settings = ("prefix", "bits", "window", "calibration_tokens", "sensitivity_tokens", "tokens")
+        settings = ("prefix", "no_prefix", "bits", "window", "calibration_tokens", "sensitivity_tokens", "tokens")
         facts: dict[str, Any] = {name: getattr(given, name) for name in settings}
         facts |= {"remark": given.remark, "processor": processor(), "environment": environment(), "recipe": FIXED}
         print(keep("remedies", command=command, **facts, rows=rows))
