@@ -57,7 +57,7 @@ def genai(folder: Path, number: float) -> None:
         place.mkdir(exist_ok=True)
     text = json.dumps({"model": {"decoder": {}}, "search": {"temperature": number}})
     (folder / "source" / genai_config.NAME).write_text(text)
-    genai_config.adopt(folder / "source" / "model.onnx", folder / "out", "model.onnx")
+    genai_config.adopt(folder / "source" / "model.onnx", folder / "out", "model.onnx", {})
 
 
 def printed(folder: Path, number: float) -> None:
