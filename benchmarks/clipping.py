@@ -1,23 +1,20 @@
-"""What ranges smaller than the observed ones bring, with static scales: why clip ratios are not a remedy.
+"""What ranges smaller than the observed ones bring, with static scales: clip ratios, which no remedy has.
 
-    python -m benchmarks.clipping MODEL PLAN --text test_raw.txt [--save] [--write]
+    python -m benchmarks.clipping MODEL PLAN --text test_raw.txt [--save]
 
 MODEL is what `spq-graph quantize` takes, PLAN the plan.json that it made of it (`--preset w8a8-static`). Every range is
 narrowed to the same share of what calibration saw, once with nothing but integers and once as the plan has it, its
-branches in place; then those of the plan at one role after the other. --write puts the table into docs/remedies.md;
-with what an earlier run kept, a .json, in place of MODEL and all the rest it does that alone.
+branches in place; then those of the plan at one role after the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.keeping import keep
-from benchmarks.published.markers import write
 from spq_graph.cli import terminal
 from spq_graph.decisions.variants import Variant, variants
 from spq_graph.documents.changes import Peel
@@ -30,8 +27,6 @@ from spq_graph.workbench.environment import environment
 from spq_graph.workbench.ladder import measure_ladder
 from spq_graph.workbench.opening import Opening
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "remedies.md"
-MARKER = "clip ratios measured"
 RATIOS = (1.0, 0.9, 0.8, 0.65)
 
 
@@ -71,7 +66,7 @@ def rows(plan: Plan, stored: Mapping[str, Precision]) -> Iterator[tuple[str, str
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """The table of a page, in Markdown: KL by what is narrowed, and to what share."""
+    """A table in Markdown: KL by what is narrowed, and to what share."""
     kl = {(row["plan"], row["role"], row["ratio"]): row for row in found}
     titles = {"everywhere": "everywhere in integers", "plan": "the plan"}
     lines = [f"| narrowed to | {' | '.join(f'{ratio:g}' for ratio in RATIOS)} |", f"|---|{'---|' * len(RATIOS)}"]
@@ -101,25 +96,19 @@ def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="what is measured, or the .json that an earlier run kept")
-    parser.add_argument("plan", type=Path, nargs="?")
-    parser.add_argument("--text", type=Path)
+    parser.add_argument("model", help="what is measured")
+    parser.add_argument("plan", type=Path, help="its plan.json")
+    parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/remedies.md")
     given = parser.parse_args()
-    kept = Path(given.model) if given.model.endswith(".json") else None
-    if kept is None and None in (given.plan, given.text):
-        parser.error("a model is measured by a plan, on --text")
-    found = json.loads(kept.read_text(encoding="utf-8"))["rows"] if kept is not None else measured(given)
+    found = measured(given)
     print(table(found))
-    if given.save and kept is None:
+    if given.save:
         command = f"python -m benchmarks.clipping {Path(given.model).name} plan.json --text {given.text.name}"
         facts = {"window": given.window, "tokens": given.tokens, "processor": processor(), "environment": environment()}
         print(keep("clipping", command=command, **facts, rows=found))
-    if given.write:
-        write(PAGE, MARKER, table(found))
 
 
 if __name__ == "__main__":
