@@ -12,8 +12,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as binding
 
 from spq_graph.documents.examination import Holds
 from spq_graph.runtime.proof.held import why_absent
+from spq_graph.runtime.sessions.opening import session_options
 from spq_graph.runtime.sessions.openvino import without_rule
-from spq_graph.runtime.sessions.session import session_options
 from spq_graph.terms.targets import CPU_PROVIDER, OLDEST_LIFTED, ONNX, OURS, Profile
 
 # How ONNX Runtime says that it has no such operator, or no kernel for these types; the node's name is ours.

@@ -6,6 +6,7 @@ process on Linux and macOS, so that `resource` would stay, and both others are a
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from contextlib import suppress
@@ -43,3 +44,9 @@ def peak() -> int:
 
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def give_back_memory() -> None:
+    """Let the C library return what is free to the system, where it is one that would keep it (glibc)."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None) is not None:
+        trim(0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +19,10 @@ from spq_graph.documents.leftovers import temporary_folder
 from spq_graph.runtime.sessions.cores import cores
 from spq_graph.runtime.sessions.executed import Executed, executed_in
 from spq_graph.runtime.sessions.feeds import Array
+from spq_graph.runtime.sessions.memory import give_back_memory
+from spq_graph.runtime.sessions.opening import open_session, session_options
 from spq_graph.runtime.sessions.passing import Part, Passing, in_columns, in_parts, kept_of, tokens_of
-from spq_graph.runtime.sessions.session import Decoder, open_session, session_options
+from spq_graph.runtime.sessions.session import Decoder
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Handed, Segment, Segmented, Weight, type_of
@@ -273,12 +273,6 @@ def _value_of(weight: Weight) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(array)
     codes = array.view(f"uint{8 * array.itemsize}")  # a type that numpy lacks
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, weight.element_type)
-
-
-def give_back_memory() -> None:
-    """Let the C library return what is free to the system, where it is one that would keep it (glibc)."""
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None) is not None:
-        trim(0)
 
 
 @dataclass(slots=True)

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from spq_graph.documents.leftovers import temporary_folder
-from spq_graph.runtime.sessions.cores import threads_of
 from spq_graph.runtime.sessions.executed import Executed, executed_by
 from spq_graph.runtime.sessions.feeds import TYPES, Array, TokenInputs
 from spq_graph.runtime.sessions.inputs import AttentionFacts, empty_past
-from spq_graph.runtime.sessions.library import cannot_load, register
+from spq_graph.runtime.sessions.memory import give_back_memory
+from spq_graph.runtime.sessions.opening import open_session, session_options
 from spq_graph.runtime.sessions.passing import in_columns
-from spq_graph.runtime.sessions.sums import keep_exact
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import GraphError
 from spq_graph.terms.halves import refuse_halves
@@ -229,7 +227,9 @@ class Runner(Decoder):
         super().__init__(path, self.session.get_inputs(), self.session.get_outputs(), outputs, logits)
 
     def _open(self, path: Path, threads: int, profile: Path | None, provider: str) -> Any:
-        return open_session(str(path), session_options(threads, profile), path, provider)
+        session = open_session(str(path), session_options(threads, profile), path, provider)
+        give_back_memory()  # of what the runtime made of the weights on its way
+        return session
 
     def run(self, ids: Ids, mask: Ids) -> list[Array]:
         """Run a batch; ids and mask are int64 [batch, length]. Returns the outputs in their order."""
@@ -253,43 +253,6 @@ class Runner(Decoder):
     ) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of one batch after the other, int64 [batch, length] both; of some columns at a time, or of all."""
         return (part for ids, mask in batches for part in in_columns(self.logits(ids, mask), columns))
-
-
-def session_options(threads: int = 0, profile: Path | None = None) -> Any:
-    """What every session here is opened with.
-
-    Args:
-        threads: intra-op threads; 0 takes all cores.
-        profile: where to write a profile of the kernels; None for no profile.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads_of(threads)
-    options.log_severity_level = 4  # what it would log it raises, too; its log has names as they are in the file
-    # The runtime keeps a plan and an arena for every shape of a batch that it meets, and text has many: a quarter
-    # of the peak, for no time that could be measured.
-    options.enable_mem_pattern = False
-    # Nodes in the order of the file: by default reductions wait until the end, and what they read waits with them.
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    # Several sessions live side by side here: spinning threads of one would steal the cores of the next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    register(options)
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    return options
-
-
-def open_session(model: str | bytes, options: Any, where: Path, provider: str = CPU_PROVIDER) -> Any:
-    """A session over a file or a serialized model; what the provider has no kernel for runs on the CPU.
-
-    Raises:
-        SourceError: ONNX Runtime cannot load it.
-    """
-    try:
-        keep_exact(options, model)
-        return ort.InferenceSession(model, options, providers=list(dict.fromkeys([provider, CPU_PROVIDER])))
-    except Exception as cause:  # the binding raises a class of its own for every status code
-        raise cannot_load(str(cause).splitlines()[0], where) from cause
 
 
 def execute_once(path: Path, ids: Ids, provider: str = CPU_PROVIDER) -> Executed:

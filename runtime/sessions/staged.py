@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from spq_graph.runtime.sessions.cores import cores
 from spq_graph.runtime.sessions.feeds import Array
+from spq_graph.runtime.sessions.memory import give_back_memory
 from spq_graph.runtime.sessions.passing import Passing
-from spq_graph.runtime.sessions.segmented import Batch, Progress, SegmentedRunner, give_back_memory
+from spq_graph.runtime.sessions.segmented import Batch, Progress, SegmentedRunner
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.logits import Logits
 from spq_graph.terms.segment import Segment, Staged

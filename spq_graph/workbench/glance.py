@@ -12,8 +12,7 @@ from spq_graph.passes.files.read import size_of
 from spq_graph.runtime.measures import timing
 from spq_graph.runtime.proof.held import why_absent
 from spq_graph.runtime.sessions.cores import cores
-from spq_graph.runtime.sessions.memory import installed
-from spq_graph.runtime.sessions.segmented import give_back_memory
+from spq_graph.runtime.sessions.memory import give_back_memory, installed
 from spq_graph.terms.errors import GraphError, SpqError
 from spq_graph.terms.rows import FP32, SPIKE_AWARE
 from spq_graph.workbench.built import Built

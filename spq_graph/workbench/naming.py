@@ -19,7 +19,8 @@ from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.calibrate import batches_without_padding
 from spq_graph.runtime.measures.evaluate import score_text
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
-from spq_graph.runtime.sessions.segmented import SegmentedRunner, give_back_memory
+from spq_graph.runtime.sessions.memory import give_back_memory
+from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.text.sequences import Sequences, beginnings, spread
 from spq_graph.terms.errors import ActivationError, NotFiniteError
 from spq_graph.terms.targets import PROFILES

@@ -23,7 +23,7 @@ from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.judged import PART_BYTES, add_batch, reference_of
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.cache import Decoding
-from spq_graph.runtime.sessions.segmented import give_back_memory
+from spq_graph.runtime.sessions.memory import give_back_memory
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences, beginnings
 from spq_graph.terms.precision import Precision

@@ -9,8 +9,8 @@ from spq_graph.passes.files.save import save_model
 from spq_graph.passes.pieces.split import split
 from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.sessions.executed import Executed
-from spq_graph.runtime.sessions.memory import installed
-from spq_graph.runtime.sessions.segmented import SegmentedRunner, give_back_memory
+from spq_graph.runtime.sessions.memory import give_back_memory, installed
+from spq_graph.runtime.sessions.segmented import SegmentedRunner
 from spq_graph.runtime.sessions.session import Runner, execute_once
 from spq_graph.runtime.text.sequences import Ids
 from spq_graph.terms.errors import UsageError

@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.canon.lift_old import CHANGES
 from spq_graph.runtime.proof.held import why_absent
-from spq_graph.runtime.sessions.session import open_session, session_options
+from spq_graph.runtime.sessions.opening import open_session, session_options
 from spq_graph.terms.errors import SourceError
 from spq_graph.terms.targets import PROFILES
 from tests.support.command import Case, done, spq

@@ -12,10 +12,14 @@ pytest.importorskip("onnxruntime")
 
 from benchmarks.large import Ran, quantized
 from benchmarks.shaped import Shape
+from spq_graph.runtime.proof.health import instruction_sets
 
 # A 1B LLaMA at a quarter of its widths, with as many layers: 137 MB of float16, of which the largest tensor is 16 MB.
 SHAPE = Shape(16, 512, 2048, 8, 2, 16000)
 STARTED = 230 << 20  # an interpreter with what the command line imports, ONNX Runtime, and what draws report.png
+# On x86 without VNNI, ONNX Runtime makes uint8 of int8 weights while it opens a session, so that sums are exact: at the
+# peak half of their 61 MB are there twice.
+TWICE = 0 if {"avx512_vnni", "avx_vnni", "asimd"} & set(instruction_sets()) else 31 << 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -26,4 +30,4 @@ def test_memory_follows_the_largest_tensor(tmp_path: Path, rule: tuple[str, ...]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["source_bytes"] > 8 * SHAPE.largest
     assert report["executed"]["MatMulIntegerToFloat"] == 7 * SHAPE.layers
-    assert ran.peak_anonymous_bytes - STARTED < times * SHAPE.largest
+    assert ran.peak_anonymous_bytes - STARTED < times * SHAPE.largest + TWICE

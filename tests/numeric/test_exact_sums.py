@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from spq_graph.runtime.sessions.session import open_session, session_options
+from spq_graph.runtime.sessions.opening import open_session, session_options
 from spq_graph.runtime.sessions.sums import exact_sums
 from spq_graph.terms.kernels import EXACT_SUMS
 from tests.support.graphs import Array

@@ -24,7 +24,7 @@ from spq_graph.passes.files.read import load_graph
 from spq_graph.passes.files.save import save_model
 from spq_graph.passes.find.absorbers import find_absorbers
 from spq_graph.passes.find.identify import identify
-from spq_graph.runtime.sessions.session import open_session
+from spq_graph.runtime.sessions.opening import open_session
 from spq_graph.terms.absorber import Absorber, gathered, spread
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.site import Site

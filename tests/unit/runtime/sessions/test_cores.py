@@ -8,7 +8,7 @@ pytest.importorskip("onnxruntime")
 
 from spq_graph.runtime.sessions import cores as module
 from spq_graph.runtime.sessions.cores import cores, share_machine, threads_of
-from spq_graph.runtime.sessions.session import session_options
+from spq_graph.runtime.sessions.opening import session_options
 
 
 @pytest.fixture(autouse=True)
