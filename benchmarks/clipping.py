@@ -3,8 +3,9 @@
     python -m benchmarks.clipping MODEL PLAN --text test_raw.txt [--save]
 
 MODEL is what `spq-graph quantize` takes, PLAN the plan.json that it made of it (`--preset w8a8-static`). Every range is
-narrowed to the same share of what calibration saw, once with nothing but integers and once as the plan has it, its
-branches in place; then those of the plan at one role after the other.
+narrowed to the same share of what calibration saw, or widened: with nothing but integers, with the remedies of the plan
+and nothing kept, and as the plan has it; then, with nothing kept, at one place after the other: siblings that read the
+same activation are one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks.keeping import keep
 from spq_graph.cli import terminal
+from spq_graph.decisions.other_treatments import throughout
 from spq_graph.decisions.variants import Variant, variants
 from spq_graph.documents.changes import Peel
 from spq_graph.documents.plan import Plan, SitePlan
@@ -27,7 +29,8 @@ from spq_graph.workbench.environment import environment
 from spq_graph.workbench.ladder import measure_ladder
 from spq_graph.workbench.opening import Opening
 
-RATIOS = (1.0, 0.9, 0.8, 0.65)
+RATIOS = (1.4, 0.8, 0.65, 0.5)
+TITLES = {"everywhere": "everywhere in integers", "remedies": "nothing kept, remedies of the plan", "plan": "the plan"}
 
 
 def narrowed(plan: Plan, ratio: float, role: str | None = None) -> Plan:
@@ -53,27 +56,30 @@ def narrowed(plan: Plan, ratio: float, role: str | None = None) -> Plan:
     return plan.model_copy(update={"sites": sites, "treatments": treatments})
 
 
-def rows(plan: Plan, stored: Mapping[str, Precision]) -> Iterator[tuple[str, str, float, Variant]]:
+def rows(
+    plan: Plan, stored: Mapping[str, Precision], ratios: Sequence[float]
+) -> Iterator[tuple[str, str, float, Variant]]:
     """What is measured: which plan, which role's ranges (or "all"), and what share of them is left."""
-    found = {variant.id: variant.plan for variant in variants(plan, stored)}
-    for name, row in (("everywhere", EVERYWHERE), ("plan", SPIKE_AWARE)):
-        for ratio in RATIOS:
-            yield name, "all", ratio, Variant(row, plan.recipe.bits, narrowed(found[row], ratio))
-    static = dict.fromkeys(site.role for site in plan.sites if site.precision.needs_range)
-    for role in static:
-        for ratio in RATIOS[1:]:
-            yield "plan", role, ratio, Variant(SPIKE_AWARE, plan.recipe.bits, narrowed(plan, ratio, role))
+    everywhere = next(variant.plan for variant in variants(plan, stored) if variant.id == EVERYWHERE)
+    treated = throughout(everywhere.with_treatments(plan.treatments))
+    for name, made in (("everywhere", everywhere), ("remedies", treated), ("plan", plan)):
+        for ratio in (1.0, *ratios):
+            yield name, "all", ratio, Variant(SPIKE_AWARE, plan.recipe.bits, narrowed(made, ratio))
+    first = {site.input: site.role for site in reversed(treated.sites) if site.precision.needs_range}
+    for role in sorted(set(first.values())):
+        for ratio in ratios:
+            yield "remedies", role, ratio, Variant(SPIKE_AWARE, plan.recipe.bits, narrowed(treated, ratio, role))
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """A table in Markdown: KL by what is narrowed, and to what share."""
     kl = {(row["plan"], row["role"], row["ratio"]): row for row in found}
-    titles = {"everywhere": "everywhere in integers", "plan": "the plan"}
-    lines = [f"| narrowed to | {' | '.join(f'{ratio:g}' for ratio in RATIOS)} |", f"|---|{'---|' * len(RATIOS)}"]
+    ratios = list(dict.fromkeys(row["ratio"] for row in found))
+    lines = [f"| narrowed to | {' | '.join(f'{ratio:g}' for ratio in ratios)} |", f"|---|{'---|' * len(ratios)}"]
     for plan, role in dict.fromkeys((row["plan"], row["role"]) for row in found):
         whole = kl[plan, "all", 1.0]
-        cells = [kl.get((plan, role, ratio), whole) for ratio in RATIOS]
-        name = titles[plan] if role == "all" else f"{titles[plan]}, `{role}` alone"
+        cells = [kl.get((plan, role, ratio), whole) for ratio in ratios]
+        name = TITLES[plan] if role == "all" else f"{TITLES[plan]}, `{role}` alone"
         figures = [f"{cell['kl']:.4f} ± {cell['kl_stderr']:.4f}" for cell in cells]
         lines.append(f"| {name} | {' | '.join(figures)} |")
     return "\n".join(lines)
@@ -85,7 +91,7 @@ def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
     with Opening(given.model, window=given.window).open(terminal.steps()) as bench:
         if plan.model.digest != bench.digest:
             raise SystemExit(f"{given.plan} is the plan of another model than {given.model}")
-        wanted = list(rows(plan, bench.stored))
+        wanted = list(rows(plan, bench.stored, given.ratios))
         text = bench.sequences(given.text, max_tokens=given.tokens)
         _, *rungs = measure_ladder(bench, [variant for *_, variant in wanted], text, {})
     return [
@@ -101,6 +107,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="to how many times the observed range")
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     given = parser.parse_args()
     found = measured(given)
