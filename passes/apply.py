@@ -53,7 +53,7 @@ def apply_plan(
     refuse_unsupported(plan)
     profile = profile or plan.recipe.profile
     delivered = profile == plan.recipe.profile
-    model = _adapted(source, plan, delivered)
+    model = _adapted(source, plan, delivered, stock)
     run(model, applying(plan, profile, outline(model) if delivered and not measured else None, stock))
     strip_exporter_noise(model)
     return model
@@ -75,7 +75,7 @@ def check_applied(model: ir.Model, source: Path | Prepared, plan: Plan) -> None:
     run(model, checking(plan, outline(_adapted(source, plan, True))))
 
 
-def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
+def _adapted(source: Path | Prepared, plan: Plan, delivered: bool, stock: Stock | None = None) -> ir.Model:
     """The source as the plan's passes find it: with its prefix and its factors for channels.
 
     All else is then held against that.
@@ -89,7 +89,7 @@ def _adapted(source: Path | Prepared, plan: Plan, delivered: bool) -> ir.Model:
     int8 = INT8_OPSET if any(plan.in_form(form) for form in (Form.WITH_BRANCH, Form.BY_TOKEN)) else 0
     model = whole.adapted(target, max(fp8, int8))
     products = [site.site for site in plan.sites if site.role is not Role.EMBEDDING]
-    run(model, [PrependPrefix(plan.prefix), ScaleChannels(list(plan.scales.values()), products)])
+    run(model, [PrependPrefix(plan.prefix), ScaleChannels(list(plan.scales.values()), products, stock)])
     return model
 
 

@@ -1,4 +1,4 @@
-"""What was made of weights, for all graphs that are made of one source: a matrix is read and encoded once."""
+"""What was made of weights, for all graphs that are made of one source: a matrix is scaled and encoded once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ class Stock:
     Attributes:
         keep: where codes are kept; None for nowhere.
         storages: how weights are stored, by what they are equal to: scales are worked out once for each.
+        tensors: what else stands for constants, by what it is made of: graphs that have it alike have the same, which
+            tells that their nodes compute the same, and that codes of it are those of another graph.
     """
 
     keep: Keep | None = None
     storages: dict[Hashable, Hashable] = field(default_factory=dict)
+    tensors: dict[Hashable, Any] = field(default_factory=dict)
     _codes: dict[Hashable, Codes] = field(default_factory=dict)
 
     def codes(self, storage: Hashable, make: Callable[[], Codes]) -> Codes:

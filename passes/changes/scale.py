@@ -12,6 +12,7 @@ import onnx_ir as ir
 from spq_graph.documents.changes import Scale
 from spq_graph.passes.base.conditions import NamedPass
 from spq_graph.passes.base.operand import Operand, operand_of
+from spq_graph.passes.base.stock import Stock
 from spq_graph.passes.find.absorbers import find_absorbers
 from spq_graph.terms.absorber import Absorber, Heads, gathered, shared_alike
 from spq_graph.terms.errors import GraphError
@@ -28,15 +29,17 @@ class ScaleChannels(NamedPass):
     Args:
         scales: what to do; each activation at most once.
         sites: products of the graph.
+        stock: what was made of weights for other graphs of the same source; None for nothing.
 
     Calling it raises GraphError where the graph has nothing at that place that takes the factors, or not so many.
     Reading a constant raises it where its numbers do not take them exactly.
     """
 
-    def __init__(self, scales: Sequence[Scale], sites: Sequence[Site]) -> None:
+    def __init__(self, scales: Sequence[Scale], sites: Sequence[Site], stock: Stock | None = None) -> None:
         super().__init__()
         self.scales = scales
         self.sites = sites
+        self.stock = stock or Stock()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         if not self.scales:
@@ -71,13 +74,19 @@ class ScaleChannels(NamedPass):
                     remedy=_ANEW,
                 )
             once = -gathered(exponents, absorber.heads)
-            _multiply(model.graph.initializers[scale.tensor], scale.axis, once)
+            self._multiply(model.graph.initializers[scale.tensor], scale.axis, once)
             if absorber.bias is not None:
                 bias = model.graph.initializers[absorber.bias]
-                _multiply(bias, len(_held(bias).shape) - 1, once)
+                self._multiply(bias, len(_held(bias).shape) - 1, once)
             for initializer, axis in {(o.weight.initializer, o.axes[0]) for o in reading}:
-                _multiply(initializer, axis, exponents)
+                self._multiply(initializer, axis, exponents)
         return ir.passes.PassResult(model, modified=True)
+
+    def _multiply(self, constant: ir.Value, axis: int, exponents: npt.NDArray[np.int32]) -> None:
+        held = _held(constant)
+        scaled = Scaled(held, axis, exponents)
+        # What is scaled is held by it, so that nothing else gets its identity.
+        constant.const_value = self.stock.tensors.setdefault((id(held), axis, exponents.tobytes()), scaled)
 
 
 def _counted(heads: Heads | None) -> str:
@@ -91,10 +100,6 @@ def _place(at: Absorber | Scale) -> tuple[object, ...]:
 
 def _operand_at(node: ir.Node | None) -> Operand | None:
     return operand_of(node) if node is not None else None
-
-
-def _multiply(constant: ir.Value, axis: int, exponents: npt.NDArray[np.int32]) -> None:
-    constant.const_value = Scaled(_held(constant), axis, exponents)
 
 
 def _held(constant: ir.Value) -> ir.TensorProtocol:
@@ -135,5 +140,6 @@ class Scaled(ir.LazyTensor):
 
 def _times(array: npt.NDArray[Any], exponents: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
     """An array times two to the exponents, in its own type; bfloat16 has the exponents of float32."""
+    factors = np.ldexp(np.float32(1), exponents)  # of which none leaves the normal numbers: a product is rounded alike
     with np.errstate(over="ignore", under="ignore"):  # both are looked for
-        return np.asarray(np.ldexp(array.astype(np.float32, copy=False), exponents).astype(array.dtype))
+        return np.asarray((array.astype(np.float32, copy=False) * factors).astype(array.dtype, copy=False))

@@ -74,6 +74,11 @@ class KlMeter:
         """The fewest batches in which so many tokens are predicted."""
         return next((n for n in range(1, len(self._asked)) if self.tokens_of(n) >= tokens), len(self._asked))
 
+    def run(self, model: Stream, batches: int) -> None:
+        """Run a model on the first batches, whatever it says."""
+        for _ in self._parts(model, None, batches):
+            pass
+
     def _parts(
         self, model: Stream, number: int | None = None, batches: int | None = None
     ) -> Iterator[tuple[npt.NDArray[np.int64], Float32]]:

@@ -48,14 +48,30 @@ class Beside:
     def _staged(self, graph: ir.Model) -> Staged:
         return staged(graph, self._bench.model, self._output, self._cuts)
 
-    def score(self, candidate: ir.Model, batches: int | None = None) -> Score:
+    def origin_of(self, alike: ir.Model, batches: int) -> Origin:
+        """Another graph that computes what the floating-point graph does, to be begun beside; it is run once.
+
+        Candidates that are made of it have more in common with it.
+
+        Args:
+            alike: canonical and adapted, such as the source with factors for channels; edited for running.
+            batches: on how many of the batches.
+        """
+        origin = Origin(self._staged(alike), self._bench.logits, self._bench.work, self._bench.memory)
+        runner = origin.runner()
+        runner.last_only = gives_last_only(self._bench.reference)
+        self.meter.run(runner, batches)
+        return origin
+
+    def score(self, candidate: ir.Model, batches: int | None = None, origin: Origin | None = None) -> Score:
         """KL of a candidate, which is edited for running, with its standard error.
 
         Args:
             candidate: canonical and adapted.
             batches: how many of the batches to measure on; None for all.
+            origin: what it begins beside, which has seen these batches; None for the floating-point graph.
 
         Raises:
             LogitsNotFiniteError: its logits are not finite.
         """
-        return self.meter.score(self._origin.beside(self._staged(candidate)), batches)
+        return self.meter.score((origin or self._origin).beside(self._staged(candidate)), batches)

@@ -23,7 +23,7 @@ from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.kept import MEMORY
 from spq_graph.runtime.measures.score import Score
-from spq_graph.runtime.sessions.staged import Held
+from spq_graph.runtime.sessions.staged import Held, Origin
 from spq_graph.runtime.text.sequences import Sequences, beginnings, spread
 from spq_graph.terms.errors import NotFiniteError
 from spq_graph.terms.precision import Precision
@@ -155,9 +155,23 @@ def meter(
     source = apply_plan(bench.prepared, base, recipe.profile.emulation, measured=True, stock=stock)
     beside = Beside(bench, source, few)
 
+    # The source with the factors that single candidates have: what lies in front of one is then not run again, while
+    # beside the source itself every layer differs.
+    scaled: dict[object, Origin] = {}
+
+    def origin(batches: int | None, precisions: Mapping[str, Precision], scales: Scales) -> Origin | None:
+        if batches is None or not scales:
+            return None
+        key = frozenset((value, scale.exponents) for value, scale in scales.items())
+        if key not in scaled and len(precisions) == 1:
+            scaled.clear()
+            scaled[key] = beside.origin_of(graph({}, NO_PEELS, scales), batches)
+        return scaled.get(key)
+
     def measure(batches: int | None, precisions: Mapping[str, Precision], peels: Peels, scales: Scales) -> Score:
         try:
-            return beside.score(graph(precisions, peels, scales), batches)
+            made = graph(precisions, peels, scales)
+            return beside.score(made, batches, origin(batches, precisions, scales))
         except LogitsNotFiniteError as error:
             if error.number is None:
                 raise in_source(error, bench) from error
