@@ -1,4 +1,4 @@
-"""How much memory there is, and how much this process takes, in bytes.
+"""How much memory there is, how much this process takes, in bytes, and how to give back what is free.
 
 Decided against psutil where the standard library tells it, which is everywhere but on Windows: psutil has no peak of a
 process on Linux and macOS, so that `resource` would stay, and both others are a line each.

@@ -9,7 +9,7 @@ from spq_graph.runtime.measures.asked import gives_last_only
 from spq_graph.runtime.measures.finite import LogitsNotFiniteError
 from spq_graph.runtime.measures.kl_meter import KlMeter
 from spq_graph.runtime.measures.score import Score
-from spq_graph.runtime.sessions.staged import Origin
+from spq_graph.runtime.sessions.staged import Origin, StagedRunner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.segment import Staged
 from spq_graph.workbench.naming import in_source
@@ -37,9 +37,7 @@ class Beside:
         output = bench.logits.output or ""
         self._bench, self._output = bench, output
         self._cuts = cuts_of(floating, output)
-        self._origin = Origin(self._staged(floating), bench.logits, bench.work, bench.memory)
-        runner = self._origin.runner()
-        runner.last_only = gives_last_only(bench.reference)
+        self._origin, runner = self._begun(floating)
         try:
             self.meter = KlMeter(runner, sequences, folder=bench.work)
         except LogitsNotFiniteError as error:
@@ -47,6 +45,13 @@ class Beside:
 
     def _staged(self, graph: ir.Model) -> Staged:
         return staged(graph, self._bench.model, self._output, self._cuts)
+
+    def _begun(self, graph: ir.Model) -> tuple[Origin, StagedRunner]:
+        """A graph that others are begun beside, and what runs it."""
+        origin = Origin(self._staged(graph), self._bench.logits, self._bench.work, self._bench.memory)
+        runner = origin.runner()
+        runner.last_only = gives_last_only(self._bench.reference)
+        return origin, runner
 
     def origin_of(self, alike: ir.Model, batches: int) -> Origin:
         """Another graph that computes what the floating-point graph does, to be begun beside; it is run once.
@@ -57,9 +62,7 @@ class Beside:
             alike: canonical and adapted, such as the source with factors for channels; edited for running.
             batches: on how many of the batches.
         """
-        origin = Origin(self._staged(alike), self._bench.logits, self._bench.work, self._bench.memory)
-        runner = origin.runner()
-        runner.last_only = gives_last_only(self._bench.reference)
+        origin, runner = self._begun(alike)
         self.meter.run(runner, batches)
         return origin
 

@@ -101,7 +101,11 @@ class Gauge:
 
 def _key(precisions: Mapping[str, Precision], peels: Peels, scales: Scales) -> object:
     branches = frozenset((value, peel.channels) for value, peel in peels.items())
-    return frozenset(precisions.items()), branches, frozenset((v, scale.exponents) for v, scale in scales.items())
+    return frozenset(precisions.items()), branches, _factors(scales)
+
+
+def _factors(scales: Scales) -> object:
+    return frozenset((value, scale.exponents) for value, scale in scales.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ def meter(
     def origin(batches: int | None, precisions: Mapping[str, Precision], scales: Scales) -> Origin | None:
         if batches is None or not scales:
             return None
-        key = frozenset((value, scale.exponents) for value, scale in scales.items())
+        key = _factors(scales)
         if key not in scaled and len(precisions) == 1:
             scaled.clear()
             scaled[key] = beside.origin_of(graph({}, NO_PEELS, scales), batches)
