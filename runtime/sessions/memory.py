@@ -7,6 +7,7 @@ process on Linux and macOS, so that `resource` would stay, and both others are a
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -50,3 +51,9 @@ def give_back_memory() -> None:
     """Let the C library return what is free to the system, where it is one that would keep it (glibc)."""
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None) is not None:
         trim(0)
+
+
+def let_go() -> None:
+    """Give back what nobody holds: sessions are held by what refers to itself, and free memory by the C library."""
+    gc.collect()
+    give_back_memory()

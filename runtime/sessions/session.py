@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -255,9 +255,26 @@ class Runner(Decoder):
         return (part for ids, mask in batches for part in in_columns(self.logits(ids, mask), columns))
 
 
-def execute_once(path: Path, ids: Ids, provider: str = CPU_PROVIDER) -> Executed:
-    """Run one short batch, int64 [1, length], under the profiler and list the kernels that ran."""
+def execute_once(
+    path: Path,
+    ids: Ids,
+    provider: str = CPU_PROVIDER,
+    logits: Logits | None = None,
+    then: Callable[[Runner], None] | None = None,
+) -> Executed:
+    """Run one short batch, int64 [1, length], under the profiler and list the kernels that ran.
+
+    Args:
+        path: the .onnx file.
+        ids: the batch.
+        provider: ONNX Runtime's execution provider.
+        logits: which output holds them; None to go by names and shapes.
+        then: what the session, which is no longer profiled, serves for besides.
+    """
     with temporary_folder() as folder:
-        runner = Runner(path, profile=folder / "profile", provider=provider)
+        runner = Runner(path, profile=folder / "profile", provider=provider, logits=logits)
         runner.run(*runner.filled(ids, np.ones_like(ids)))
-        return executed_by(runner.session)
+        found = executed_by(runner.session)
+    if then is not None:
+        then(runner)
+    return found

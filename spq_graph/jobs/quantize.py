@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from spq_graph.decisions.other_treatments import Footings
@@ -135,11 +136,12 @@ def _write(
     with ThreadPoolExecutor(max_workers=1) as beside:  # draws for the page while the file is written and proved
         profiles = beside.submit(shown_profiles, plan, ranges, tokens)
         with bench.steps.step("apply", "Inserting and proving"):
+            memory.let_go()  # of what decisions were measured by: a session takes as much again
             built = bench.build(plan, staging / artifact.MODEL)
             layer = beside.submit(draw, bench, built, plan)
-            proved = _Proved(plan, built, bench.prove(built, plan))
-            if text is None and plan.search.kl is None:  # nothing has run it on text yet
-                refuse_not_finite(bench, plan, built, texts.calibration)
+            unread = text is None and plan.search.kl is None  # nothing has run it on text yet
+            finite = partial(refuse_not_finite, bench, plan, built, texts.calibration) if unread else None
+            proved = _Proved(plan, built, bench.prove(built, plan, then=finite))
         rows = _rows(bench, plans, texts)
         ladder = _ladder(bench, plans[0], built, rows, texts)
         speed = speed_of(bench, plan, built, _rivals(plan, rows, ladder), texts.longest) if timed else None

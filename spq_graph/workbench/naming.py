@@ -83,7 +83,9 @@ def refuse_too_large_on(bench: Workbench, text: Sequences) -> None:
         raise error
 
 
-def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Sequences | None) -> None:
+def refuse_not_finite(
+    bench: Workbench, plan: Plan, built: Built, sequences: Sequences | None, stream: Stream | None = None
+) -> None:
     """Run the source and what was made of it on a little text where nothing else was measured on them.
 
     Args:
@@ -91,6 +93,7 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
         plan: what was decided.
         built: what was made.
         sequences: what to run; None for a row of token 0.
+        stream: what was made, where it is open on what it is measured on.
 
     Raises:
         ActivationError: logits of the source are not finite, or what it gives instead.
@@ -104,10 +107,13 @@ def refuse_not_finite(bench: Workbench, plan: Plan, built: Built, sequences: Seq
         return  # a graph that takes one token at a time
     if sequences is None:  # calibration, which is finite or refused, has run the source on what is given
         _refuse_source(bench, text)
-    file = bench.build(plan, profile=bench.measured_as(plan)) if bench.emulates(plan) else built
+    emulated = bench.emulates(plan)
+    file = bench.build(plan, profile=bench.measured_as(plan)) if emulated else built
     try:
-        give_back_memory()  # of what wrote and proved the file: a session takes as much again
-        require_finite(bench.stream_for(plan, file), text, scored=bench.logits.output is not None)
+        if stream is None or emulated:
+            give_back_memory()  # of what wrote and proved the file: a session takes as much again
+            stream = bench.stream_for(plan, file)
+        require_finite(stream, text, scored=bench.logits.output is not None)
     except LogitsNotFiniteError as error:
         _refuse_source(bench, text)
         raise once_quantized(error, bench, canonical(file.path), file.path) from error

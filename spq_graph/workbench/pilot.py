@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from spq_graph.runtime.measures.asked import Stream
 from spq_graph.runtime.measures.judged import PART_BYTES, add_batch, reference_of
 from spq_graph.runtime.measures.score import Score
 from spq_graph.runtime.sessions.cache import Decoding
-from spq_graph.runtime.sessions.memory import give_back_memory
+from spq_graph.runtime.sessions.memory import let_go
 from spq_graph.runtime.sessions.session import Runner
 from spq_graph.runtime.text.sequences import Sequences, beginnings
 from spq_graph.terms.precision import Precision
@@ -128,9 +127,9 @@ def fly(bench: Workbench, recipe: Recipe, sequences: Sequences, widths: Sequence
     """
     with _quiet(bench):
         some, rate = _some(bench, sequences)
-        _let_go()
+        let_go()
         ranges, calibrated = timed(lambda: bench.calibrate(some))
-        _let_go()
+        let_go()
         token = min(OBSERVED * rate.token, calibrated / some.tokens)
         plan = decide(bench.found.every, ranges, recipe, bench.ref, stored=bench.stored, held=bench.found.held)
         keys = [s.key for s in plan.counted if (s.evidence.ratio or 0.0) > recipe.candidate_ratio]
@@ -198,7 +197,7 @@ def _quiet(bench: Workbench) -> Iterator[None]:
         yield
     finally:
         bench.steps = told
-        _let_go()
+        let_go()
 
 
 def _comparing(vocabulary: int) -> float:
@@ -208,12 +207,6 @@ def _comparing(vocabulary: int) -> float:
     targets = np.zeros(rows, dtype=np.int64)
     reference = reference_of(logits, targets)
     return min(timed(partial(add_batch, Score(), logits, reference))[1] for _ in range(3)) / rows
-
-
-def _let_go() -> None:
-    """Give back what was taken: sessions are held by what refers to itself, and free memory by the C library."""
-    gc.collect()
-    give_back_memory()
 
 
 def _some(bench: Workbench, sequences: Sequences) -> tuple[Sequences, Rate]:

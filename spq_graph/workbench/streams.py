@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from spq_graph.passes.adapt.prepared import Prepared, prepared
@@ -87,8 +88,28 @@ def execute(stream: Stream, ids: Ids) -> Executed:
     return execute_once(stream.path, ids) if isinstance(stream, Runner) else stream.execute_once(ids)
 
 
-def execute_file(path: Path, ids: Ids, memory: int | None = None) -> Executed:
-    """As `execute`, of a file that is not open: what fits as a whole is opened once, under the profiler."""
+def execute_file(
+    path: Path,
+    ids: Ids,
+    memory: int | None = None,
+    logits: Logits | None = None,
+    then: Callable[[Stream], None] | None = None,
+) -> Executed:
+    """As `execute`, of a file that is not open: what fits as a whole is opened once, under the profiler.
+
+    Args:
+        path: the .onnx file.
+        ids: the batch.
+        memory: bytes that the weights in a session may take; None for the default of `pieces.split`.
+        logits: which output holds them; None to go by names and shapes.
+        then: what the file, once it has run, is to serve for besides: a second session would take as much again.
+    """
     give_back_memory()  # of what wrote the file: a session takes as much again
     model = _in_segments(prepared(path), memory)
-    return SegmentedRunner(model).execute_once(ids) if model is not None else execute_once(path, ids)
+    if model is None:
+        return execute_once(path, ids, logits=logits, then=then)
+    runner = SegmentedRunner(model, logits=logits)
+    found = runner.execute_once(ids)
+    if then is not None:
+        then(runner)
+    return found

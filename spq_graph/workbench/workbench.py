@@ -43,10 +43,10 @@ from spq_graph.workbench.looked import Looked, read_graph
 from spq_graph.workbench.not_finite import not_finite, too_large
 from spq_graph.workbench.observing import observed
 from spq_graph.workbench.placed import Placed
-from spq_graph.workbench.proving import check_ran, run_on
+from spq_graph.workbench.proving import Opened, Then, check_ran, run_on
 from spq_graph.workbench.shared_calibration import SharedCalibration
 from spq_graph.workbench.steps import Steps, Tick
-from spq_graph.workbench.streams import execute, execute_file, open_stream, open_whole
+from spq_graph.workbench.streams import open_stream, open_whole
 
 LONGEST_WINDOW = 2048
 
@@ -258,21 +258,20 @@ class Workbench:
         model = apply_plan(self.prepared, plan, profile)
         return Built(path, save_model(model, path), model.graph.opset_imports[""])
 
-    def prove(self, built: Built, plan: Plan, stream: Stream | None = None) -> Executed:
+    def prove(self, built: Built, plan: Plan, stream: Stream | None = None, then: Then | None = None) -> Executed:
         """Run once on the plan's target, where it is at hand, and check that every site ran as planned.
 
-        A session that is open already serves where the runtime can tell of it afterwards.
+        Args:
+            built: what was made.
+            plan: what was decided.
+            stream: a session that is open already, which serves where the runtime can tell of it afterwards.
+            then: is given what ran, as long as it is open.
 
         Raises:
             CheckError: naming those that did not.
         """
-        profile = plan.recipe.profile
-        if profile.provider == CPU_PROVIDER:
-            ids = self.probe_ids()
-            executed = execute(stream, ids) if stream is not None else execute_file(built.path, ids, self.memory)
-        else:
-            runner = stream if isinstance(stream, Runner) else None
-            executed = run_on(plan, built.path, self.probe_ids(), runner)
+        opened = Opened(stream, self.memory, self.logits, then)
+        executed = run_on(plan, built.path, self.probe_ids(), opened)
         check_ran(executed, plan, self.prepared.graph, built.path)
         return executed
 
