@@ -22,24 +22,36 @@ class Stock:
     measured one after the other most have most codes in common.
 
     Attributes:
-        keep: where codes are kept; None for nowhere.
+        place: makes a place where codes are kept; None for nowhere. Once one is full, another comes in its place: a
+            search leaves factors and channels behind that it has tried, and what it goes on with is made once more.
         storages: how weights are stored, by what they are equal to: scales are worked out once for each.
         tensors: what else stands for constants, by what it is made of: graphs that have it alike have the same, which
             tells that their nodes compute the same, and that codes of it are those of another graph.
     """
 
-    keep: Keep | None = None
+    place: Callable[[], Keep] | None = None
     storages: dict[Hashable, Hashable] = field(default_factory=dict)
     tensors: dict[Hashable, Any] = field(default_factory=dict)
     _codes: dict[Hashable, Codes] = field(default_factory=dict)
+    _keep: Keep | None = None
 
     def codes(self, storage: Hashable, make: Callable[[], Codes]) -> Codes:
         """The codes of a weight as they are stored; made where they are not kept."""
         if storage in self._codes:
             return self._codes[storage]
         made = make()
-        kept = self.keep(made.view(np.uint8)) if self.keep is not None else None
+        kept = self._kept(made.view(np.uint8)) if self.place is not None else None
         if kept is None:
             return made
-        self._codes[storage] = kept.view(made.dtype)
-        return self._codes[storage]
+        found = self._codes[storage] = kept.view(made.dtype)
+        return found
+
+    def _kept(self, made: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
+        assert self.place is not None
+        self._keep = self._keep or self.place()
+        kept = self._keep(made)
+        if kept is None and self._codes:
+            self._codes.clear()
+            self._keep = self.place()
+            kept = self._keep(made)
+        return kept

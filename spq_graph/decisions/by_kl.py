@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 
-from spq_graph.decisions.branches import NONE, Branches, everywhere, of_heads, reach
+from spq_graph.decisions.branches import NONE, Branches, everywhere, of_heads
 from spq_graph.decisions.choices import Choice, above, assigned, cap_of, rank, rounded, six, told
+from spq_graph.decisions.costliest import costliest
 from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
 from spq_graph.decisions.fewest import smallest_prefix
 from spq_graph.decisions.formats import Formats
@@ -25,13 +26,13 @@ from spq_graph.terms.absorber import Absorbers
 from spq_graph.terms.held import Held
 from spq_graph.terms.precision import Precision
 
-# Beside branches so many sites are measured alone, or as many as may be kept: those that cost most by their role.
+# So many sites are measured alone, or as many as may be kept: those that cost most by their role.
 FEWEST_MEASURED = 32
 # With branches the default budget is easily met where a model is sensitive to little: sought is then what 8-bit weights
 # alone cost, times this, and no less than so many nats a token.
 _OF_WEIGHTS, _LEAST_SOUGHT = 1.5, 0.003
 # Times the budget: what a few tokens put beyond that, all tokens do not put within it.
-_FAR = 2.0
+FAR = 2.0
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class ByKl:
             if smoother and self._keeping([]) <= self.body.kl_aim:
                 order, kept, met = [], 0, True
             elif use != "never" and self._peel():
-                found = self._costliest()
+                found = self._costliest(self._beside_branches())
                 order, kept, met = self._keep(found) if self._keeping([]) > self.body.kl_aim else ([], 0, True)
             elif needed and (smoother or (use != "never" and not order)):
                 order, kept, met = self._keep(found)
@@ -152,14 +153,18 @@ class ByKl:
         return or_infinite(self.single, precisions), self.single.stderr(precisions)
 
     def _precision_can(self, found: Sequence[Choice]) -> bool:
-        """Whether the budget is met with every candidate kept: otherwise no order of them is worth its measuring."""
-        kept, budget = self._assigned([c.site.key for c in found]), self.body.kl_budget
-        return bool(found) and or_infinite(self.single, kept) <= _FAR * budget and self.oracle(kept) <= budget
+        """Whether the budget is met with every candidate kept, and may be with the costliest: else no order helps."""
+        every, budget = [c.site.key for c in found], self.body.kl_budget
+        if not found or or_infinite(self.single, self._assigned(every)) > FAR * budget:
+            return False
+        some = [c.site.key for c in self._costliest(found)][: self.cap]
+        enough = len(found) <= FEWEST_MEASURED or or_infinite(self.single, self._assigned(some)) <= FAR * budget
+        return enough and self._keeping(every) <= budget
 
     def _keep(self, found: Sequence[Choice]) -> tuple[list[Choice], int, bool]:
         """Candidates by what each costs alone, the costliest first; how many to keep; and whether the budget is met."""
         alone = self._alone
-        measured = found if self.cap else ()  # where none may be kept, nothing depends on their order
+        measured = self._costliest(found) if self.cap else ()  # where none may be kept, nothing depends on their order
         self.single.foresee({choice.site.key: choice.precision} for choice in measured)
         for choice in measured:
             single = {choice.site.key: choice.precision}
@@ -267,20 +272,14 @@ class ByKl:
     def _branch(self, branches: Branches) -> None:
         self.oracle.branches = self.single.branches = branches
 
-    def _costliest(self) -> list[Choice]:
-        """Sites that may be kept beside branches: those that cost most by what their role costs, and by their reach."""
-        free = [c for c in self.choices.values() if c.free and c.seen is not None]
+    def _beside_branches(self) -> list[Choice]:
+        """Sites that may be kept beside branches, of which nothing that was measured without them holds."""
         for choice in self.choices.values():
             choice.kl = choice.kl_stderr = choice.threshold = None
-        most = max(FEWEST_MEASURED, self.cap)
-        if len(free) <= most:
-            return free
-        cost: dict[str, float] = {}
-        for role in dict.fromkeys(c.site.role for c in free):
-            some = {c.site.key: reach(c, self.oracle.branches) for c in free if c.site.role is role}
-            kl = self.single({key: self.choices[key].precision for key in some})
-            cost |= {key: kl * width / (sum(some.values()) or 1.0) for key, width in some.items()}
-        return sorted(free, key=lambda c: (-cost[c.site.key], c.site.key))[:most]
+        return [c for c in self.choices.values() if c.free and c.seen is not None]
+
+    def _costliest(self, sites: Sequence[Choice]) -> list[Choice]:
+        return costliest(sites, max(FEWEST_MEASURED, self.cap), self.oracle.branches, self.single)
 
     def _thin(self, names: Collection[str]) -> None:
         """Fewer channels wherever the budget still holds."""

@@ -26,11 +26,13 @@ class Effort:
         together: of the whole graph, on all tokens.
         roughly: of the whole graph, on a share of them.
         alone: of single sites, on that share.
+        encoded: how often all weights are encoded for them: once for every set of channels and factors.
     """
 
     together: int
     roughly: int
     alone: int
+    encoded: int
 
 
 def effort(
@@ -57,21 +59,29 @@ def effort(
         falls_back: whether scales by token, where they are tried, miss the budget too, so that static ones follow.
     """
     settings, cap = recipe.remedies.peel, math.floor(recipe.max_kept * sites)
-    together, roughly, alone, tried = 1, 0, 0, candidates
+    most = max(FEWEST_MEASURED, cap)
+    together, roughly, alone, tried, encoded = 1, 0, 0, min(candidates, most), 1
+    by_role = _ROLES if candidates > most else 0
     by_format = len(formats(recipe, stored)) + 1 if recipe.high_precision == "auto" else 0
-    if lossy and settings.use == "auto":  # with every candidate kept: a few tokens tell where that is far from enough
-        together, roughly = together + (not peels), roughly + 1
+    if lossy and settings.use == "auto":
+        # With every candidate kept, and with the costliest: a few tokens tell where that is far from enough.
+        together, roughly = together + (not peels), roughly + 1 + (by_role > 0 and not peels)
+    if lossy and not peels:
+        roughly += by_role
     if peels:
         # What is chosen among is told apart on a share of the tokens: as many channels as will do, what each role
         # costs, and what each group of activations costs with fewer; then held against all.
         together += 1 + _THINNED + ("kl_budget" not in recipe.model_fields_set) + recipe.may_scale_by_token
         roughly += len(settings.channels) + 1 + 2 * _ROLES
-        tried = min(max(FEWEST_MEASURED, cap), sites)
+        tried = min(most, sites)
+        encoded += len(settings.channels) + 1 + _THINNED  # of each role with fewer channels its own weights
     again = falls_back and peels and recipe.may_scale_by_token
     if again:  # branches are offered once more, at static scales
         together, roughly = together + 1, roughly + len(settings.channels) + 1
+        encoded += len(settings.channels)
     if smooths:
-        together += 1
+        # Every exponent at all kinds of place, of which each reads a part of the weights; and what is beside branches.
+        together, encoded = together + 1, encoded + 2 * len(recipe.remedies.smooth.alpha) + 1
         # Every kind of place, and those that are left beside the one that saves most.
         roughly += 1 + (2 * len(Place) - 1) * len(recipe.remedies.smooth.alpha)
     if lossy and (again or not (peels and recipe.may_scale_by_token)):  # which leave no site to keep
@@ -82,7 +92,7 @@ def effort(
             together += 1 + math.ceil(math.log2(1 + min(cap, tried))) + by_format
         if recipe.high_precision == "fp8":
             alone += len(ROUNDED) * min(cap, tried)
-    return Effort(together, roughly, alone)
+    return Effort(together, roughly, alone, encoded)
 
 
 def smooths(recipe: Recipe, *, missed: bool, falls_back: bool = False) -> bool:

@@ -23,10 +23,11 @@ from spq_graph.terms.site import Site
 from spq_graph.workbench import ahead, continued, glance
 from spq_graph.workbench.data import Given
 from spq_graph.workbench.meter import SHARE_ALONE
-from spq_graph.workbench.pilot import Losses, Pilot, fly, sampling
+from spq_graph.workbench.pilot import Pilot, fly, sampling
 from spq_graph.workbench.prefixing import MOST_CANDIDATES, TRIAL_TOKENS
 from spq_graph.workbench.sampled import sampled_shape
 from spq_graph.workbench.steps import Steps
+from spq_graph.workbench.tried import Losses
 from spq_graph.workbench.workbench import Workbench
 
 # Beginning, drawing the page, and writing it: the same for every model.
@@ -120,7 +121,7 @@ def _seconds(bench: Workbench, given: Given, order: Order) -> dict[str, float]:
     rows, measured = 0, bench.logits.output is not None
     found |= _searching_prefix(recipe, pilot, min(tokens, TRIAL_TOKENS)) if measured else {}
     for bits in order.widths:
-        recipe, losses = order.recipe.model_copy(update={"bits": bits}), pilot.losses.get(bits, Losses(0.0, 0.0))
+        recipe, losses = order.recipe.model_copy(update={"bits": bits}), pilot.tried.losses.get(bits, Losses(0.0, 0.0))
         use = recipe.remedies.peel.use
         lossy = losses.everywhere > recipe.kl_aim
         missed = lossy and losses.kept > recipe.kl_budget
@@ -187,7 +188,7 @@ def _searching_prefix(recipe: Recipe, pilot: Pilot, tokens: int) -> dict[str, fl
     """Seconds of what a search for a prefix measures, where there is one: ranges and a KL behind each that is tried."""
     if recipe.remedies.prefix.use == "never" or recipe.remedies.prefix.tokens:
         return {}
-    each = pilot.calibrate.of(tokens) + pilot.everywhere.of(tokens)
+    each = pilot.calibrate.of(tokens) + pilot.tried.everywhere.of(tokens)
     each += pilot.reference.of(tokens) if recipe.remedies.prefix.use == "auto" else 0.0  # what it costs the source
     return {"prefix": pilot.reference.of(tokens) + most_trials(recipe, MOST_CANDIDATES) * each}
 
@@ -210,7 +211,8 @@ def _deciding(
         )
         # What is only put in order is measured on a share of the tokens.
         share = -(-tokens // SHARE_ALONE)
-        alone, roughly = asked.alone * pilot.alone.of(share), asked.roughly * pilot.everywhere.of(share)
-        return pilot.reference.of(tokens) + asked.together * pilot.everywhere.of(tokens) + roughly + alone
+        alone, roughly = asked.alone * pilot.tried.alone.of(share), asked.roughly * pilot.tried.everywhere.of(share)
+        together, encoding = asked.together * pilot.tried.everywhere.of(tokens), asked.encoded * pilot.tried.encode
+        return pilot.reference.of(tokens) + together + roughly + alone + encoding
 
     return (1.0 - falls_back) * seconds(False) + falls_back * seconds(True)

@@ -9,7 +9,9 @@ from spq_graph.documents.recipe import Recipe
 from spq_graph.models.sample import BATCH
 from spq_graph.models.stand_in import StandIn
 from spq_graph.passes.files.read import size_of
-from spq_graph.workbench.pilot import OBSERVED, Losses, Pilot, Rate, turn
+from spq_graph.workbench.pilot import OBSERVED, Pilot, turn
+from spq_graph.workbench.rates import Rate
+from spq_graph.workbench.tried import Losses
 from spq_graph.workbench.workbench import Workbench
 
 UNCHECKED = (
@@ -85,21 +87,25 @@ def enlarged(pilot: Pilot, stand_in: StandIn) -> Pilot:
 
     Where the stand-in says something else than the model, decisions are taken to be those of a trained one.
     """
-    rates = {name: getattr(pilot, name) for name in ("everywhere", "alone", "row")}
     if stand_in.whole:
-        rates = {name: replace(rate, fixed=_EXPORTED * rate.fixed) for name, rate in rates.items()}
-        found = replace(pilot, **rates, build=_EXPORTED * pilot.build)
+        held, run, longer = _EXPORTED, 1.0, pilot
     else:
         held, run = stand_in.sizes.weights / stand_in.written.weights, stand_in.sizes.run / stand_in.written.run
-        rates = {name: rate.times(held, run) for name, rate in (rates | {"reference": pilot.reference}).items()}
+        reference = pilot.reference.times(held, run)
         # It ends in front of the head, which is most of what stands in for a model with a large vocabulary.
-        calibrate = Rate(held * pilot.calibrate.fixed, OBSERVED * rates["reference"].token)
-        found = replace(pilot, **rates, calibrate=calibrate, build=pilot.build * held)
+        calibrate = Rate(held * pilot.calibrate.fixed, OBSERVED * reference.token)
+        encode = held * pilot.tried.encode
+        longer = replace(pilot, reference=reference, calibrate=calibrate, tried=replace(pilot.tried, encode=encode))
+    tried = replace(
+        longer.tried, everywhere=pilot.tried.everywhere.times(held, run), alone=pilot.tried.alone.times(held, run)
+    )
+    found = replace(longer, tried=tried, row=pilot.row.times(held, run), build=held * pilot.build)
     if stand_in.whole and stand_in.exact:
         return found
     sites = len(stand_in.sizes.counted)
-    losses = dict.fromkeys(pilot.losses, Losses(math.inf, math.inf))
-    return replace(found, sites=sites, candidates=round(_CANDIDATES * sites), losses=losses)
+    losses = dict.fromkeys(pilot.tried.losses, Losses(math.inf, math.inf))
+    tried = replace(tried, losses=losses)
+    return replace(found, sites=sites, candidates=round(_CANDIDATES * sites), tried=tried)
 
 
 def opening(stand_in: StandIn) -> dict[str, float]:

@@ -146,7 +146,7 @@ def meter(
     few = spread(sequences, recipe.sensitivity_tokens)
     base, stored = skeleton(bench, ranges, recipe), bench.stored
     # Encoding all weights takes as long as running thousands of tokens, and candidates have most of them in common.
-    stock = Stock(Held(bench.work, memory=0).keep)
+    stock = Stock(lambda: Held(bench.work, memory=0).keep)
 
     def graph(precisions: Mapping[str, Precision], peels: Peels = NO_PEELS, scales: Scales = NO_SCALES) -> ir.Model:
         # Sessions come and go by the dozen here, and ONNX Runtime's open the fastest: it stands in for any target.

@@ -202,7 +202,7 @@ class _Trials:
         self.done = 0
         self._bench, self._recipe = bench, recipe
         self._few = spread(as_measured(bench, sequences, recipe), min(TRIAL_TOKENS, recipe.sensitivity_tokens))
-        self._stock = Stock(Held(bench.work, memory=0).keep)
+        self._stock = Stock(lambda: Held(bench.work, memory=0).keep)
         self._source = skeleton(bench, ranges, recipe)
         self._beside = Beside(bench, self._applied(self._source), self._few)
 

@@ -11,7 +11,9 @@ import pytest
 from spq_graph.models.sizes import Sizes
 from spq_graph.models.stand_in import StandIn
 from spq_graph.workbench import ahead
-from spq_graph.workbench.pilot import Losses, Pilot, Rate
+from spq_graph.workbench.pilot import Pilot
+from spq_graph.workbench.rates import Rate
+from spq_graph.workbench.tried import Losses, Tried
 
 PLAN: Any = None  # that of the stand-in, of which nothing is made here
 
@@ -38,7 +40,7 @@ def model(layers: int, width: int, *, experts: int = 0, exact: bool = True, pack
 
 ONE = Rate(1.0, 1.0)
 LOSSLESS, UNKNOWN = {8: Losses(0.0, 0.0)}, {8: Losses(math.inf, math.inf)}
-FLOWN = Pilot(ONE, ONE, ONE, ONE, ONE, 1.0, 1.0, 0.5, PLAN, sites=12, candidates=1, losses=LOSSLESS)
+FLOWN = Pilot(ONE, ONE, Tried(ONE, ONE, 1.0, LOSSLESS), ONE, 1.0, 1.0, 0.5, PLAN, sites=12, candidates=1)
 
 
 def test_a_large_one_takes_as_many_times_as_long_as_it_has_weights() -> None:
@@ -51,10 +53,10 @@ def test_a_large_one_takes_as_many_times_as_long_as_it_has_weights() -> None:
     assert found.calibrate.token == pytest.approx(1.2 * found.reference.token)
     assert found.reference.token == pytest.approx(sizes.weights / written.weights)
     assert 10 < found.reference.token < 13
-    assert found.everywhere == found.alone == found.row == found.reference
-    assert found.build == found.reference.fixed
+    assert found.tried.everywhere == found.tried.alone == found.row == found.reference
+    assert found.build == found.tried.encode == found.reference.fixed
     assert found.compared == 0.5
-    assert (found.sites, found.candidates, found.losses) == (180, 25, UNKNOWN)
+    assert (found.sites, found.candidates, found.tried.losses) == (180, 25, UNKNOWN)
 
 
 def test_tokens_go_through_some_experts_and_files_hold_all() -> None:
@@ -64,12 +66,12 @@ def test_tokens_go_through_some_experts_and_files_hold_all() -> None:
 
 def test_decisions_on_a_small_one_are_its_own_where_it_is_known_through_and_through() -> None:
     found = ahead.enlarged(FLOWN, model(layers=2, width=32))
-    assert (found.sites, found.candidates, found.losses) == (12, 1, LOSSLESS)
+    assert (found.sites, found.candidates, found.tried.losses) == (12, 1, LOSSLESS)
     assert found.reference == ONE
-    assert found.everywhere.fixed > 1.0
+    assert found.tried.everywhere.fixed > 1.0
     other = ahead.enlarged(FLOWN, model(layers=2, width=32, exact=False))
-    assert (other.sites, other.candidates, other.losses) == (12, 2, UNKNOWN)
-    assert replace(other, candidates=1, losses=LOSSLESS) == found
+    assert (other.sites, other.candidates, other.tried.losses) == (12, 2, UNKNOWN)
+    assert replace(other, candidates=1, tried=replace(other.tried, losses=LOSSLESS)) == found
 
 
 def test_a_gguf_is_unpacked_and_experts_take_longer_to_export() -> None:
