@@ -53,9 +53,9 @@ def decide(
     With `measure`, rule `auto`: candidates (ratio above the recipe's; of many, see `costliest`) are ordered by the KL
     of quantizing each alone, and the smallest prefix of that order is kept that meets the KL budget within the cap
     (with the recipe's margin where the cap allows it: other text costs more or less than calibration text). Where the
-    cap does not suffice, it is the smallest prefix that wins back the asked share of what the cap wins back. With `spike_ratio`,
-    the ratio rule: keep what exceeds it (QFeM, arXiv 2405.14428), no evaluation. With neither, candidates are kept
-    in the order of their ratio, as many as the cap allows.
+    cap does not suffice, it is the smallest prefix that wins back the asked share of what the cap wins back. With
+    `spike_ratio`, the ratio rule: keep what exceeds it (QFeM, arXiv 2405.14428), no evaluation. With neither,
+    candidates are kept in the order of their ratio, as many as the cap allows.
 
     What kept sites become is then measured too: with high precision `fp8`, for each site the FP8 format with the
     smaller KL; with `auto`, for all of them together, see `kept_formats.pick`.
