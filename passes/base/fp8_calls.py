@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import is_fp8_matmul
-from spq_graph.passes.base.values import Weight, weight_of
+from spq_graph.passes.base.values import Weight, integer_of, weight_of
 from spq_graph.passes.numbers.fp8 import E4M3, E5M2, Fp8Format, panel_shape
 
 _FORMS = {form.element_type: form for form in (E4M3, E5M2)}
@@ -33,12 +33,12 @@ def wrong_fp8_calls(model: ir.Model) -> Iterator[str]:
 
 
 def _wrong(node: ir.Node) -> Iterator[str]:
-    sizes = [_integer(node, name) for name in ("K", "N")]
+    sizes = [integer_of(node, name) for name in ("K", "N")]
     if not all(size is not None and 0 < size <= _MOST for size in sizes):
         yield f"attributes K and N must be the weight's true size, both positive; they are {sizes[0]} and {sizes[1]}"
         return
     rows, columns = (int(size or 0) for size in sizes)
-    a_type = _integer(node, "a_type") if "a_type" in node.attributes else _AS_THEY_ARE
+    a_type = integer_of(node, "a_type") if "a_type" in node.attributes else _AS_THEY_ARE
     if a_type not in (_AS_THEY_ARE, *_FORMS):
         yield f"attribute a_type must be 1, 17 (FLOAT8E4M3FN) or 19 (FLOAT8E5M2); it is {a_type}"
     if len(node.inputs) != 4 or any(value is None for value in node.inputs):
@@ -54,11 +54,6 @@ def _wrong(node: ir.Node) -> Iterator[str]:
         yield from _wrong_weight_scale(b_scale, columns, _FORMS.get(int(b.tensor.dtype)) if b is not None else None)
     if a_scale is not None:
         yield from _wrong_activation_scale(a_scale, rounds=a_type != _AS_THEY_ARE)
-
-
-def _integer(node: ir.Node, name: str) -> int | None:
-    attribute = node.attributes.get(name)
-    return attribute.as_int() if attribute is not None and attribute.type is ir.AttributeType.INT else None
 
 
 def _wrong_panels(b: Weight, shape: tuple[int, int]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spq_graph.passes.base.marks import is_int8_gather, is_int8_matmul
-from spq_graph.passes.base.values import Weight, weight_of
+from spq_graph.passes.base.values import Weight, integer_of, weight_of
 from spq_graph.passes.numbers.int8 import MOST_DEPTH, int8_panel_shape
 
 _MOST = 1 << 31  # columns
@@ -47,7 +47,7 @@ def _wrong_calls(model: ir.Model, wanted: Callable[[ir.Node], bool]) -> Iterator
 
 
 def _wrong(node: ir.Node) -> Iterator[str]:
-    rows, columns = (_integer(node, name) for name in ("K", "N"))
+    rows, columns = (integer_of(node, name) or 0 for name in ("K", "N"))
     if not (0 < rows <= MOST_DEPTH and 0 < columns <= _MOST):
         yield (
             f"attributes K, at most {MOST_DEPTH}, and N must be the weight's true size, both positive; they are "
@@ -78,11 +78,6 @@ def _read_by(node: ir.Node) -> tuple[str, ...]:
     if is_int8_gather(node):
         return _GATHERED
     return _COMMON if "ByToken" in node.op_type else (*_COMMON, *_STATIC)
-
-
-def _integer(node: ir.Node, name: str) -> int:
-    attribute = node.attributes.get(name)
-    return attribute.as_int() if attribute is not None and attribute.type is ir.AttributeType.INT else 0
 
 
 def _wrong_shapes(constants: dict[str, Weight], rows: int, columns: int) -> Iterator[str]:

@@ -207,6 +207,12 @@ def attribute_of(node: ir.Node, name: str, default: float) -> float:
     return default if attribute is None else float(attribute.value)
 
 
+def integer_of(node: ir.Node, name: str) -> int | None:
+    """An attribute that is an integer; None where it is not there, or something else."""
+    attribute = node.attributes.get(name)
+    return attribute.as_int() if attribute is not None and attribute.type is ir.AttributeType.INT else None
+
+
 def axes_of(node: ir.Node) -> list[int]:
     """The axes of a reduction, from a constant operand or an attribute; none where neither tells."""
     operand = weight_of(node.inputs[1]) if len(node.inputs) > 1 else None

@@ -23,10 +23,10 @@ _TOKEN_WIDTH = 10
 def table(first: str, *columns: str, title: str | None = None) -> Table:
     """A table without rows: names in its first column, then prose to the left and figures to the right."""
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    made.add_column(first, overflow="fold")
+    made.add_column(Text(first), overflow="fold")
     for column in columns:
         prose, folded = column in _PROSE, column in _FOLDED
-        made.add_column(column, justify="left" if prose else "right", overflow="fold", no_wrap=not folded)
+        made.add_column(Text(column), justify="left" if prose else "right", overflow="fold", no_wrap=not folded)
     return made
 
 
