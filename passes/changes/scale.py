@@ -111,14 +111,15 @@ def _held(constant: ir.Value) -> ir.TensorProtocol:
 class Scaled(ir.LazyTensor):
     """A tensor times powers of two along one axis, worked out when it is read.
 
-    Reading it raises GraphError where the product would be rounded, or too large.
+    Reading it raises GraphError where the product would be rounded, or too large. That is looked for once: candidates
+    that are measured read the same tensor dozens of times.
     """
 
-    __slots__ = ("axis", "exponents", "tensor")
+    __slots__ = ("axis", "exact", "exponents", "tensor")
 
     def __init__(self, tensor: ir.TensorProtocol, axis: int, exponents: npt.NDArray[np.int32]) -> None:
         super().__init__(self._made, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
-        self.tensor, self.axis, self.exponents = tensor, axis, exponents
+        self.tensor, self.axis, self.exponents, self.exact = tensor, axis, exponents, False
 
     def __repr__(self) -> str:
         return f"{self._repr_base()}(powers of two times {self.tensor.name!r})"
@@ -129,7 +130,8 @@ class Scaled(ir.LazyTensor):
         along[self.axis] = -1
         exponents = self.exponents.reshape(along)
         scaled = _times(array, exponents)
-        if not np.array_equal(_times(scaled, -exponents), array, equal_nan=True):
+        self.exact = self.exact or np.array_equal(_times(scaled, -exponents), array, equal_nan=True)
+        if not self.exact:
             raise GraphError(
                 f"a number of '{self.tensor.name}' is too small or too large to be scaled exactly",
                 where="smoothing",
