@@ -19,6 +19,7 @@ from spq_graph.documents.verdict import Advice, Standing
 from spq_graph.terms.kernels import FP8_KERNEL, INTEGER_KERNELS
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import EVERYWHERE, FP32, SPIKE_AWARE, RowId, RowKind, Scheme
+from spq_graph.terms.site import Role
 
 NOTHING = "–"
 printable = tables.printable
@@ -186,8 +187,9 @@ def kernels(plan: Plan, report: Report) -> str:
 
 
 def integers_planned(plan: Plan) -> int:
-    """How many sites are to multiply in integers, by a range or by token."""
-    return len(plan.integer_sites) + kept_and_scaled(plan)[1]
+    """How many sites are to multiply in integers, by a range or by token; a head that is by token is one of them."""
+    by_token = (site for site in plan.sites if site.precision.row.by_token and site.role is not Role.EMBEDDING)
+    return len(plan.integer_sites) + len(list(by_token))
 
 
 def operator_sites(found: Report | Applied) -> list[str]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HEIGHT = 230  # px at natural size
 _NAMED = (FP32, EVERYWHERE, SPIKE_AWARE, WEIGHT_ONLY)
 _APART = 0.085  # of the height: two names that stand closer run into each other
+_CLEAR = 0.055  # of the height: a name that is closer to the middle of a dot covers some of it
+_RADIUS = 0.015  # of the width: of a dot
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def tradeoff_figure(points: Sequence[Point], palette: Palette = LIGHT) -> Figure
             axes.plot(
                 100 * point.loss, point.value, "o", color=_colour(point, palette), markersize=9, zorder=3, clip_on=False
             )
-        _name(axes, [point for point in points if point.rung.id in _NAMED], 1.12 * top, palette)
+        _name(axes, points, 1.12 * top, palette)
     return figure
 
 
@@ -93,24 +95,48 @@ def _colour(point: Point, palette: Palette) -> str:
 def _name(axes: Axes, points: Sequence[Point], height: float, palette: Palette) -> None:
     """Write names beside their dots, to the side where there is room, from below with what parts two lines between.
 
-    A name that had to move has a line to its dot.
+    A name that had to move, for another name or a dot that it would cover, has a line to its dot.
     """
     line = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 1, "shrinkB": 5}
     middle = axes.transAxes.inverted()
+    dots = [(middle.transform(axes.transData.transform((100 * p.loss, p.value)))[0], p.value / height) for p in points]
+    named = [(point, dot) for point, dot in zip(points, dots, strict=True) if point.rung.id in _NAMED]
     below = -1.0
-    for point in sorted(points, key=lambda point: point.value):
-        across = middle.transform(axes.transData.transform((100 * point.loss, point.value)))[0]
-        place = max(point.value / height, below + _APART)
-        left = across > 0.5
+    for point, (across, up) in sorted(named, key=lambda one: one[0].value):
+        text, bold = f"{words.rung_name(point.rung)}, {point.told}", point.rung.id == SPIKE_AWARE
+        left, wide = across > 0.5, _width(text, bold) / axes.bbox.width
+        start = across - 0.03 if left else across + 0.03
+        covers = (start - wide if left else start, start if left else start + wide)
+        place = _uncovered(max(up, below + _APART), covers, dots)
         axes.annotate(
-            f"{words.rung_name(point.rung)}, {point.told}",
+            text,
             (100 * point.loss, point.value),
-            (across - 0.03 if left else across + 0.03, place),
+            (start, place),
             textcoords=axes.transAxes,
             arrowprops={**line, "color": palette.muted, "relpos": (1.0 if left else 0.0, 0.5)},
             ha="right" if left else "left",
             va="center",
             color=palette.ink,
-            weight="bold" if point.rung.id == SPIKE_AWARE else "normal",
+            weight="bold" if bold else "normal",
         )
         below = place
+
+
+def _width(text: str, bold: bool) -> float:
+    """Of a name, px of the figure."""
+    import matplotlib as mpl
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(weight="bold" if bold else "normal")
+    points = TextPath((0, 0), text, size=mpl.rcParams["font.size"], prop=font).get_extents().width
+    return float(points * mpl.rcParams["figure.dpi"] / 72)
+
+
+def _uncovered(place: float, covers: tuple[float, float], dots: Sequence[tuple[float, float]]) -> float:
+    """The next place upwards where a name that is so wide covers no dot; all in shares of the axes."""
+    within = sorted(up for across, up in dots if covers[0] - _RADIUS <= across <= covers[1] + _RADIUS)
+    for up in within:
+        if abs(up - place) < _CLEAR:
+            place = up + _CLEAR
+    return place

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from spq_graph.documents.report import Report, Rung
 from spq_graph.documents.speed import Decode, Prefill, Speed, SpeedRow
@@ -73,3 +74,16 @@ def test_names_stand_apart_and_within_the_figure(report: Report) -> None:
     places = [float(text.xyann[1]) for text in told]
     assert all(above - below >= 0.085 - 1e-9 for below, above in itertools.pairwise(places))
     assert max(places) <= 1
+
+
+def test_a_name_covers_no_dot_of_another_row(report: Report) -> None:
+    """What quantizing everywhere costs stands on the right, and its name reaches over what lies beside it."""
+    ladder = [rung(FP32, 0.0, 2521, None), rung(EVERYWHERE, 0.26, 637), rung(WEIGHT_ONLY, 0.0053, 647)]
+    figure = tradeoff_figure(sizes(report.model_copy(update={"ladder": [*ladder, rung(SPIKE_AWARE, 0.0012, 709)]}), 8))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    [axes] = figure.axes
+    boxes = {text.get_text(): text.get_window_extent(renderer) for text in axes.texts}
+    dots = [axes.transData.transform(line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1]
+    assert len(boxes) == len(dots) == 4
+    covered = [(name, tuple(dot)) for name, box in boxes.items() for dot in dots if box.contains(*dot)]
+    assert not covered

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from spq_graph.documents.plan import Evidence
 from spq_graph.terms.precision import Precision
 from spq_graph.terms.rows import RowId
+from spq_graph.terms.site import Role
 from spq_graph.views import words
 from spq_graph.views.headline import headline
 from tests.support.samples import sample_plan, sample_report, sample_rung
@@ -37,6 +40,14 @@ def test_numbers(value: float | None, text: str) -> None:
 )
 def test_changes(share: float, text: str) -> None:
     assert words.percent(share) == text
+
+
+def test_a_head_by_token_is_among_the_products_in_integers_and_the_embedding_that_reads_its_codes_is_not() -> None:
+    plan = sample_plan()
+    before = words.integers_planned(plan)
+    ends = [replace(plan.sites[0].site, role=role) for role in (Role.LM_HEAD, Role.EMBEDDING)]
+    sites = [plan.sites[0].model_copy(update={"site": end, "precision": Precision.W8A8_TOKEN}) for end in ends]
+    assert words.integers_planned(plan.model_copy(update={"sites": [*plan.sites, *sites]})) == before + 1
 
 
 @pytest.mark.parametrize(
