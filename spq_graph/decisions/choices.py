@@ -217,11 +217,16 @@ def _counted(choices: dict[str, Choice]) -> list[Choice]:
     return [c for c in ours if c.free or c.reason is not Reason.DEFAULT]
 
 
+def most_kept(recipe: Recipe, sites: int) -> int:
+    """How many of so many sites may be kept."""
+    return math.floor(recipe.max_kept * sites)
+
+
 def cap_of(choices: dict[str, Choice], recipe: Recipe) -> int:
     """How many sites the rule may keep: the recipe's share, less those that are kept by hand."""
     counted = _counted(choices)
     by_hand = sum(c.precision.bits is None and c.reason is Reason.OVERRIDE for c in counted)
-    return max(0, math.floor(recipe.max_kept * len(counted)) - by_hand)
+    return max(0, most_kept(recipe, len(counted)) - by_hand)
 
 
 def rounded(choices: Mapping[str, Choice], precisions: Mapping[str, Precision]) -> list[str]:

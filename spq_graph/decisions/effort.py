@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from spq_graph.decisions.by_kl import FEWEST_MEASURED
+from spq_graph.decisions.choices import most_kept
 from spq_graph.decisions.kept_formats import candidates as formats
 from spq_graph.documents.recipe import ROUNDED, Recipe
 from spq_graph.documents.remedies import Remedies
@@ -58,7 +59,7 @@ def effort(
         smooths: whether smoothing is tried.
         falls_back: whether scales by token, where they are tried, miss the budget too, so that static ones follow.
     """
-    settings, cap = recipe.remedies.peel, math.floor(recipe.max_kept * sites)
+    settings, cap = recipe.remedies.peel, most_kept(recipe, sites)
     most = max(FEWEST_MEASURED, cap)
     together, roughly, alone, tried, encoded = 1, 0, 0, min(candidates, most), 1
     by_role = _ROLES if candidates > most else 0

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from spq_graph.decisions.choices import most_kept
 from spq_graph.decisions.effort import chance_to_fall_back, effort, smooths
 from spq_graph.decisions.prefix import most_trials
 from spq_graph.decisions.variants import in_other_formats, rows_of
@@ -59,7 +60,7 @@ def _forecast(order: Order, steps: Steps, stand_in: StandIn | None) -> Forecast:
     recipe = order.recipe
     with order.begun(steps, stand_in) as (bench, given):
         shapes = ahead.counted(bench, recipe)
-        cap = math.floor(recipe.max_kept * len(shapes))
+        cap = most_kept(recipe, len(shapes))
         weights = sorted(map(math.prod, shapes), reverse=True)
         size = 4 if all(bench.stored[s.key] is Precision.FP32 for s in _counted(bench, recipe)) else 2
         source = ahead.bytes_of(bench)

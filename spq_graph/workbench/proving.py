@@ -52,15 +52,15 @@ def run_on(plan: Plan, file: Path, ids: Ids, opened: Opened) -> Executed:
         SourceError: the target cannot load the file.
     """
     profile, stream, then = plan.recipe.profile, opened.stream, opened.then
-    if profile.provider == CPU_PROVIDER and stream is None:
-        return execute_file(file, ids, opened.memory, opened.logits, then)
-    if profile.provider == CPU_PROVIDER and stream is not None:
-        executed = execute(stream, ids)
-    else:
+    if profile.provider != CPU_PROVIDER:
         try:
             executed = execute_on(profile, file, ids, stream if isinstance(stream, Runner) else None)
         except SourceError as cause:
             raise SourceError(cause.what, where=plan.model.origin, remedy=cause.remedy) from cause
+    elif stream is None:
+        return execute_file(file, ids, opened.memory, opened.logits, then)
+    else:
+        executed = execute(stream, ids)
     if then is not None:
         then(stream)
     return executed

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from spq_graph.decisions.by_kl import FAR, FEWEST_MEASURED
+from spq_graph.decisions.choices import most_kept
 from spq_graph.decisions.decide import decide
 from spq_graph.decisions.effort import all_by_token
 from spq_graph.documents.changes import Peel
@@ -91,7 +91,7 @@ def evaluated(
     all_of_them = dict.fromkeys(counted, Precision.integer(recipe.bits))
     keys = candidates or list(all_of_them)
     ratios = {s.key: ranges.values[s.input].ratio for s in sites}
-    highest = sorted(candidates, key=lambda key: -ratios[key])[: math.floor(recipe.max_kept * len(sites))]
+    highest = sorted(candidates, key=lambda key: -ratios[key])[: most_kept(recipe, len(sites))]
     single = {keys[len(keys) // 2]: Precision.integer(recipe.bits)}
     on = some
     if bench.reference.fixed_shape[1] is None:
