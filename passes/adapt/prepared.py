@@ -68,7 +68,11 @@ class Prepared:
         return self.graph.clone()
 
     def adapted(self, profile: Profile, opset: int = 0) -> ir.Model:
-        """A copy in the form that a target's runtime asks for, as `adapting` has it; worked out once."""
+        """A copy in the form that a target's runtime asks for, as `adapting` has it; worked out once.
+
+        What the passes make is then the same in all copies, also where what they need is older than the graph.
+        """
+        opset = opset if opset > opset_of(self.graph) else 0
         key = profile.divided_norms, profile.fused_attention, opset
         if key not in self._adapted:
             model = self.copy()

@@ -8,7 +8,7 @@ computed in front of that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def staged(model: ir.Model, where: Path, output: str, cuts: Sequence[Cut]) -> St
         piece = _between(cutter, [values[n] for n in before], [values[n] for n in behind], order)
         if not piece.nodes:
             continue
-        content = (dict(graph.opset_imports), [_content(node, cutter.reads[node]) for node in piece.nodes])
+        content = [_content(node, cutter.reads[node], graph.opset_imports) for node in piece.nodes]
         found.append(Stage(before, behind, segment_of(model, cutter, piece, where.resolve()), content))
         before = behind
     return Staged(Segmented(where, *signature(model), [stage.segment for stage in found]), tuple(found))
@@ -92,29 +92,34 @@ def _between(cutter: Cutter, before: list[ir.Value], behind: list[ir.Value], ord
     return Piece(ordered, [v for v in before if v in reads], gives, sum(map(cutter.bytes_of, ordered)))
 
 
-def _content(node: ir.Node, reads: Iterable[ir.Value]) -> tuple[Any, ...]:
-    """What a node does to which values; tensors are told apart by identity, since copies of a graph share them."""
+def _content(node: ir.Node, reads: Iterable[ir.Value], opsets: Mapping[str, int]) -> tuple[Any, ...]:
+    """What a node does to which values; tensors are told apart by identity, since copies of a graph share them.
+
+    Of the opsets that a graph imports, only that of the node's own domain says what it does: a candidate may have
+    operators of ours in other stages.
+    """
     return (
-        node.op_identifier(),
+        (*node.op_identifier(), opsets.get(node.domain)),
         tuple(v.name if v is not None else None for v in node.inputs),
         tuple(v.name for v in node.outputs),
         tuple(id(v.const_value) for v in reads if v.producer() is None and v.const_value is not None),
-        tuple((name, _of_attribute(one)) for name, one in sorted(node.attributes.items())),
+        tuple((name, _of_attribute(one, opsets)) for name, one in sorted(node.attributes.items())),
     )
 
 
-def _of_attribute(attribute: ir.Attr) -> object:
+def _of_attribute(attribute: ir.Attr, opsets: Mapping[str, int]) -> object:
     match attribute.type:
         case ir.AttributeType.GRAPH:
-            return _of_graph(attribute.as_graph())
+            return _of_graph(attribute.as_graph(), opsets)
         case ir.AttributeType.GRAPHS:
-            return tuple(map(_of_graph, attribute.as_graphs()))
+            return tuple(_of_graph(graph, opsets) for graph in attribute.as_graphs())
         case ir.AttributeType.TENSOR:
             return id(attribute.value)
         case _:
             return repr(attribute.value)
 
 
-def _of_graph(graph: ir.Graph) -> object:
+def _of_graph(graph: ir.Graph, opsets: Mapping[str, int]) -> object:
     held = tuple((name, id(value.const_value)) for name, value in graph.initializers.items())
-    return held, tuple(v.name for v in graph.outputs), tuple(_content(node, read_by(node, graph)) for node in graph)
+    nodes = tuple(_content(node, read_by(node, graph), opsets) for node in graph)
+    return held, tuple(v.name for v in graph.outputs), nodes

@@ -81,10 +81,11 @@ def effort(
         together, roughly = together + 1, roughly + len(settings.channels) + 1
         encoded += len(settings.channels)
     if smooths:
-        # Every exponent at all kinds of place, of which each reads a part of the weights; and what is beside branches.
-        together, encoded = together + 1, encoded + 2 * len(recipe.remedies.smooth.alpha) + 1
-        # Every kind of place, and those that are left beside the one that saves most.
-        roughly += 1 + (2 * len(Place) - 1) * len(recipe.remedies.smooth.alpha)
+        # Every kind of place, and those that are left beside the one that saves most; of the first of them, each time,
+        # the exponents that are not in the middle. A kind reads a part of the weights.
+        further = len(recipe.remedies.smooth.alpha) - 1
+        together, roughly = together + 1, roughly + 1 + 2 * (len(Place) + further)
+        encoded += 3 + further
     if lossy and (again or not (peels and recipe.may_scale_by_token)):  # which leave no site to keep
         alone += tried if cap else 0  # where none may be kept, none is measured
         if peels:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from spq_graph.decisions.branches import NONE, Branches, everywhere
 from spq_graph.decisions.choices import Choice, assigned, six
@@ -60,11 +59,13 @@ class Smoothing:
     def settle(self, oracle: Oracle, single: Oracle) -> tuple[bool, dict[str, float]]:
         """Give every activation that takes some the factors that do best, with nothing kept.
 
-        Of all kinds of place the one that saves most comes first, with the exponent that costs least; then the others,
-        measured beside it: while the costliest is as it was, what another one saves is hidden. Where outlier branches
-        are to follow, the others are measured beside some: most of what they save, branches save as well, and no weight
-        loses by those. A place has factors where that saves a fifth of the KL: what it wins of activations it costs
-        weights, and text that was not measured is other text. Where smoothing is asked for in any case, each has some.
+        Of all kinds of place the one that saves most comes first; then the others, measured beside it: while the
+        costliest is as it was, what another one saves is hidden. Kinds are told apart by the exponent in the middle,
+        and from there on that of the first of them is sought, as long as the next one saves more. Where outlier
+        branches are to follow, the others are measured beside some: most of what they save, branches save as well, and
+        no weight loses by those. A place has factors where that saves a fifth of the KL: what it wins of activations it
+        costs weights, and text that was not measured is other text. Where smoothing is asked for in any case, each has
+        some.
 
         Args:
             oracle: measures on all tokens whether it helps; without branches.
@@ -89,14 +90,18 @@ class Smoothing:
         taken = dict[Place, float]()
         before, least = oracle(precisions), measured({})
         left = dict.fromkeys(a.place for a in self.absorbers.found)
+
+        def kl_of(place: Place, alpha: float) -> float:
+            kl = measured(taken | {place: alpha})
+            if math.isfinite(kl):
+                told[f"{place} {alpha:g}"] = six(kl)
+            return kl
+
         while left:
-            ways = product(left, self.recipe.remedies.smooth.alpha)
-            kls = {(place, alpha): measured(taken | {place: alpha}) for place, alpha in ways}
-            told |= {f"{place} {alpha:g}": six(kl) for (place, alpha), kl in kls.items() if math.isfinite(kl)}
-            place, alpha = min(kls, key=lambda way: kls[way])
-            if not (always or kls[place, alpha] * WORTH <= least):
+            place, alpha, kl = self._cheapest(left, kl_of)
+            if not (always or kl * WORTH <= least):
                 break
-            taken[place], least = alpha, kls[place, alpha]
+            taken[place], least = alpha, kl
             del left[place]
             if len(taken) == 1 and left:
                 least = measured(taken)
@@ -106,6 +111,16 @@ class Smoothing:
         if not helps:
             with_factors(UNSCALED)
         return helps, told
+
+    def _cheapest(self, places: Iterable[Place], kl_of: Callable[[Place, float], float]) -> tuple[Place, float, float]:
+        """The kind of place that costs least with the exponent in the middle; the exponent that does there; the KL."""
+        alphas = self.recipe.remedies.smooth.alpha
+        at = len(alphas) // 2
+        kl, place = min((kl_of(place, alphas[at]), place) for place in places)
+        for step in (1, -1):
+            while 0 <= at + step < len(alphas) and (further := kl_of(place, alphas[at + step])) < kl:
+                at, kl = at + step, further
+        return place, alphas[at], kl
 
     def _beside(self) -> Branches:
         """Branches of few channels, where the recipe allows any, by the ranges that factors leave."""

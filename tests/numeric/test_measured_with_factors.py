@@ -23,6 +23,7 @@ from spq_graph.passes.pieces import stages
 from spq_graph.runtime.sessions.staged import Origin, StagedRunner
 from spq_graph.runtime.text.sequences import Sequences
 from spq_graph.terms.precision import Precision
+from spq_graph.terms.site import Role
 from spq_graph.workbench.beside import Beside
 from spq_graph.workbench.meter import meter, skeleton
 from spq_graph.workbench.opening import Opening
@@ -73,6 +74,29 @@ def test_figures_are_those_beside_the_source_and_fewer_stages_are_run(
     monkeypatch.setattr(Beside, "origin_of", lambda *_: None)
     assert quick == kls()
     assert sum(firsts) < sum(begun)
+
+
+@pytest.mark.parametrize("precision", [Precision.W8A8_TOKEN, Precision.W8FP8A16], ids=str)
+def test_operators_of_ours_in_one_layer_leave_the_stages_in_front_of_it_as_they_are(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    ranges, found, beside = bench.calibrate(TEXT), list[tuple[int, int]](), Origin.beside
+
+    def noted(self: Origin, candidate: Any) -> StagedRunner:
+        runner = beside(self, candidate)
+        alike = [stage.same_as(mine) for stage, mine in zip(candidate.stages, self.staged.stages, strict=True)]
+        found.append((runner.first, alike.count(False)))
+        return runner
+
+    monkeypatch.setattr(stages, "LEAST_BYTES", 1 << 12)
+    monkeypatch.setattr(Origin, "beside", noted)
+    downs = [s.key for s in bench.found.sites if s.role is Role.GLU_DOWN]
+    alone = meter(bench, TEXT, RECIPE, ranges, lambda _: None).alone
+    kls = [alone.kl({key: precision}) for key in downs]
+    assert all(kl > 0 for kl in kls)
+    assert [differing for _, differing in found] == [1] * len(downs)
+    firsts = [first for first, _ in found]
+    assert firsts == sorted(set(firsts))  # the later the layer the later it begins
 
 
 def test_graphs_with_the_same_factors_have_the_same_constants(bench: Workbench) -> None:

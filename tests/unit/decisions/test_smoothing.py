@@ -151,6 +151,16 @@ def test_what_the_weights_do_not_bear_is_not_taken() -> None:
     assert set(none.search.kl_smoothed or {}) == {"norm 0.3", "norm 0.5", "norm 0.65"}
 
 
+def test_from_the_exponent_in_the_middle_on_only_what_may_save_more_is_measured() -> None:
+    all_of_them = (0.1, 0.3, 0.5, 0.8, 1.0)
+    up = made(**smooth("auto", alpha=all_of_them))  # the more is taken off activations, the better
+    assert set(up.search.kl_smoothed or {}) == {"norm 0.5", "norm 0.8", "norm 1"}
+    assert all(max(scale.exponents) == 6 for scale in up.scales.values())
+    down = made(most=4.0, **smooth("auto", alpha=all_of_them))  # weights bear what 0.1 and 0.3 give them
+    assert set(down.search.kl_smoothed or {}) == {"norm 0.1", "norm 0.3", "norm 0.5", "norm 0.8"}
+    assert all(max(scale.exponents) == 2 for scale in down.scales.values())
+
+
 def test_a_model_that_meets_its_budget_is_not_smoothed() -> None:
     plan = made(kl_budget=10.0)
     assert plan.treatments == []
