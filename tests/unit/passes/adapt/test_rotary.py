@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
+from spq_graph.passes.adapt.prepared import prepared
 from spq_graph.passes.adapt.rotary import FuseRotary
+from spq_graph.terms.targets import PROFILES
 from tests.support.graphs import Array, Builder, after
 from tests.support.inserting import run
 
@@ -167,3 +170,15 @@ def test_what_the_operator_would_compute_otherwise_stays(written: Written) -> No
     result, modified = after(FuseRotary(), written.build())
     assert not modified
     assert not any(node.op_type == "RotaryEmbedding" for node in result.graph.node)
+
+
+def test_an_opset_that_the_graph_has_makes_no_other_form_of_it(tmp_path: Path) -> None:
+    """What is added, such as the bounds of a slice, is then the same constant in every copy."""
+    onnx.save(Written().build(), tmp_path / "model.onnx")
+    source = prepared(tmp_path / "model.onnx")
+    plain, lifted = (source.adapted(PROFILES["cpu"], opset).graph for opset in (0, 23))
+    assert plain is not lifted
+    assert [node.op_type for node in plain].count("RotaryEmbedding") == 1
+    added = plain.initializers.keys() - source.graph.graph.initializers.keys()
+    assert added
+    assert all(plain.initializers[name].const_value is lifted.initializers[name].const_value for name in added)
