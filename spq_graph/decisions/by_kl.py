@@ -15,7 +15,7 @@ from spq_graph.decisions.ends import Measured, room_for_ends, settle_ends
 from spq_graph.decisions.fewest import smallest_prefix
 from spq_graph.decisions.formats import Formats
 from spq_graph.decisions.oracle import Oracle, or_infinite
-from spq_graph.decisions.smoothing import Smoothing
+from spq_graph.decisions.smoothing import Smoothing, take_back
 from spq_graph.decisions.thinning import thin
 from spq_graph.decisions.treated import treated
 from spq_graph.documents.recipe import Recipe
@@ -282,7 +282,9 @@ class ByKl:
         return costliest(sites, max(FEWEST_MEASURED, self.cap), self.oracle.branches, self.single)
 
     def _thin(self, names: Collection[str]) -> None:
-        """Fewer channels wherever the budget still holds."""
+        """No factors and fewer channels wherever the budget still holds."""
+        if found := take_back(self.choices, self.recipe, (self.oracle, self.single), names, self.body.kl_budget):
+            self.search.kl_smoothed = {**(self.search.kl_smoothed or {}), **found}
         precisions = self._assigned(names)
 
         def measured(by: Callable[[Mapping[str, Precision]], float], branches: Branches) -> float:

@@ -82,9 +82,10 @@ def effort(
         encoded += len(settings.channels)
     if smooths:
         # Every kind of place, and those that are left beside the one that saves most; of the first of them, each time,
-        # the exponents that are not in the middle. A kind reads a part of the weights.
+        # the exponents that are not in the middle. A kind reads a part of the weights. Whether they help is asked
+        # on all tokens, and once more when sites are kept.
         further = len(recipe.remedies.smooth.alpha) - 1
-        together, roughly = together + 1, roughly + 1 + 2 * (len(Place) + further)
+        together, roughly = together + 2, roughly + 1 + 2 * (len(Place) + further)
         encoded += 3 + further
     if lossy and (again or not (peels and recipe.may_scale_by_token)):  # which leave no site to keep
         alone += tried if cap else 0  # where none may be kept, none is measured

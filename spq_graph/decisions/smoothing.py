@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spq_graph.decisions.branches import NONE, Branches, everywhere
@@ -129,6 +129,45 @@ class Smoothing:
 
     def _reader(self, sites: Iterable[str]) -> Choice | None:
         return next((c for key in sites if (c := self.choices.get(key)) and c.precision.takes_branch), None)
+
+
+def take_back(
+    choices: dict[str, Choice], recipe: Recipe, oracles: Sequence[Oracle], kept: Collection[str], budget: float
+) -> dict[str, float]:
+    """Leave channels as they are after all, where kept sites and branches do about as well without factors.
+
+    Factors are sought with nothing kept. A site that is kept later needs none, and what they won of its activation is
+    gone, while other weights still pay for it.
+
+    Args:
+        choices: every site, by key.
+        recipe: what is wanted.
+        oracles: what the search measures by; the first says on all tokens whether they are needed. Their factors and
+            branches are changed.
+        kept: keys of the sites that are.
+        budget: KL that must not be missed for it, nats a token.
+
+    Returns:
+        What was measured: KL with `all` factors and with `none`; nothing where that is no question.
+    """
+    oracle, precisions = oracles[0], assigned(choices, kept, recipe)
+    scales, branches = oracle.scales, oracle.branches
+    if recipe.remedies.smooth.use != "auto" or not scales or not (kept or branches):
+        return {}
+
+    def have(factors: Scales, beside: Branches) -> float:
+        scale(choices.values(), factors)
+        for one in oracles:
+            one.scales, one.branches = factors, beside
+        return or_infinite(oracle, precisions)
+
+    most = max((len(branch.change.channels) for branch in branches.values()), default=0)
+    kl = have(scales, branches)
+    scale(choices.values(), UNSCALED)  # whose ranges the branches are to have
+    without = have(UNSCALED, everywhere(choices.values(), recipe, most) if most else NONE)
+    if kl * WORTH <= without or kl <= budget < without:
+        have(scales, branches)
+    return {name: six(found) for name, found in (("all", kl), ("none", without)) if math.isfinite(found)}
 
 
 def scale(choices: Iterable[Choice], scales: Scales) -> None:

@@ -71,7 +71,10 @@ class Evidence(Strict):
     token: int | None = Field(None, description="token id at the maximum")
     token_text: str | None = Field(None, description="that token, decoded")
     position: int | None = Field(None, description="its position in the sequence")
-    kl: float | None = Field(None, description="KL(FP || this site alone quantized), nats a token")
+    kl: float | None = Field(
+        None,
+        description="KL(FP || this site alone quantized), nats a token; beside branches and factors as there were then",
+    )
     kl_stderr: float | None = Field(None, description="its standard error, clustered by window")
     rank: int | None = Field(None, description="place among the candidates, 0 the costliest")
     formats: dict[str, float] | None = Field(None, description="KL of keeping this site alone in a format, by format")

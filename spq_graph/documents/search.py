@@ -44,7 +44,8 @@ class Search(Strict):
     kl_smoothed: dict[str, float] | None = Field(
         None,
         description="KL with nothing kept and smoothed channels, by kind of place and exponent, one after the other, "
-        "all but the first kind beside outlier branches where such may follow; from `alone_tokens`",
+        "all but the first kind beside outlier branches where such may follow, from `alone_tokens`; and of what is "
+        "kept in the end with `all` factors and with `none`, from `tokens`",
     )
     kl_prefixed: dict[str, float] | None = Field(
         None,

@@ -114,31 +114,70 @@ class Hidden:
 
 
 class Peeled(Hidden):
-    """The same, where branches save what factors of norms would."""
+    """The same, where branches save what factors would, at so many of the first sites."""
+
+    def __init__(self, saved: int) -> None:
+        values = [f"in_{name}" for name in NAMES[:saved]]
+        self.saved = dict.fromkeys(values, scaled(VALUES[values[0]], [0] * CHANNELS))
 
     def __call__(self, precisions: Any, peels: Any = None, scales: Any = None) -> float:
-        kl = super().__call__(precisions, peels, scales)
-        return min(kl, 0.5) if peels else kl
+        return super().__call__(precisions, peels, {**(scales or {}), **(self.saved if peels else {})})
 
 
-@pytest.mark.parametrize(
-    ("measure", "peel", "norms", "smoothed"),
-    [(Hidden(), "auto", 0.55, 10), (Peeled(), "auto", 0.5, 5), (Peeled(), "never", 0.55, 10)],
-    ids=["hidden", "saved by branches", "no branches"],
-)
-def test_a_place_whose_worth_a_costlier_one_hides_is_smoothed_beside_that(
-    measure: Hidden, peel: str, norms: float, smoothed: int
-) -> None:
+def of_two_kinds(measure: Any, **recipe: Any) -> Plan:
+    """Sites behind norms, and as many behind GLUs."""
     both = absorbers(NAMES)
     places = [Place.NORM] * 5 + [Place.GLU] * 5
     found = tuple(replace(a, place=place) for a, place in zip(both.found, places, strict=True))
     sites = [Site(key=n, node=n, role=Role.GLU_DOWN, layer=0, shape=(CHANNELS, 4), input=f"in_{n}") for n in NAMES]
     ranges = Ranges("sha256:0", dict(VALUES), tokens=100, sequences=1)
+    wanted = Recipe.model_validate({"target": "portable", **recipe})
+    return decide(sites, ranges, wanted, MODEL, measure=measure, absorbers=replace(both, found=found))
+
+
+@pytest.mark.parametrize(
+    ("measure", "peel", "norms", "smoothed"),
+    [(Hidden(), "auto", 0.55, 10), (Peeled(5), "auto", 0.55, 5), (Hidden(), "never", 0.55, 10)],
+    ids=["hidden", "saved by branches", "no branches"],
+)
+def test_a_place_whose_worth_a_costlier_one_hides_is_smoothed_beside_that(
+    measure: Hidden, peel: str, norms: float, smoothed: int
+) -> None:
     remedies = {**smooth("auto", alpha=(0.5,))["remedies"], "peel": {"use": peel}}
-    wanted = Recipe.model_validate({"target": "portable", "max_kept": 0.0, "remedies": remedies})
-    plan = decide(sites, ranges, wanted, MODEL, measure=measure, absorbers=replace(both, found=found))
+    plan = of_two_kinds(measure, max_kept=0.0, remedies=remedies)
     # Norms alone save 0.45 of 5.5, less than a fifth; beside GLUs, 0.45 of 1, unless branches do.
-    assert plan.search.kl_smoothed == {"glu 0.5": 1.0, "norm 0.5": norms}
+    found = plan.search.kl_smoothed or {}
+    assert {name: found[name] for name in ("glu 0.5", "norm 0.5")} == {"glu 0.5": 1.0, "norm 0.5": norms}
+    assert len(plan.scales) == smoothed
+
+
+def test_factors_are_taken_back_where_branches_save_as_much() -> None:
+    remedies = {**smooth("auto", alpha=(0.5,))["remedies"], "peel": {"use": "auto"}}
+    plan = of_two_kinds(Peeled(10), max_kept=0.0, remedies=remedies)
+    assert plan.search.kl_smoothed == {"glu 0.5": 1.0, "norm 0.5": 0.55, "all": 0.55, "none": 0.55}
+    assert plan.scales == {}
+    assert len(plan.peels) == 10
+    assert all(peel.high == VALUES[value].channel_high[1] for value, peel in plan.peels.items() if value != "in_s1")
+
+
+def of_glus(precisions: Any, peels: Any = None, scales: Any = None) -> float:
+    """Five sites cost 0.1 whatever the factors, and five 1, or with factors 0.2."""
+    dear = {f"in_{name}" for name in NAMES[5:]}
+    integer = [f"in_{key}" for key, p in precisions.items() if p.takes_branch]
+    return math.fsum((0.2 if v in (scales or {}) else 1.0) if v in dear else 0.1 for v in integer)
+
+
+@pytest.mark.parametrize(
+    ("most", "smoothed", "all_factors", "none"),
+    [(0.5, 0, 0.5, 0.5), (0.4, 1, 0.7, 1.5)],
+    ids=["all five", "four of five"],
+)
+def test_factors_are_taken_back_where_the_sites_that_need_them_are_kept(
+    most: float, smoothed: int, all_factors: float, none: float
+) -> None:
+    plan = of_two_kinds(of_glus, max_kept=most, **smooth("auto", alpha=(0.5,)))
+    assert plan.search.kl_smoothed == {"glu 0.5": 1.5, "norm 0.5": 1.5, "all": all_factors, "none": none}
+    assert len(plan.kept) == 10 * most
     assert len(plan.scales) == smoothed
 
 
@@ -157,7 +196,8 @@ def test_from_the_exponent_in_the_middle_on_only_what_may_save_more_is_measured(
     assert set(up.search.kl_smoothed or {}) == {"norm 0.5", "norm 0.8", "norm 1"}
     assert all(max(scale.exponents) == 6 for scale in up.scales.values())
     down = made(most=4.0, **smooth("auto", alpha=all_of_them))  # weights bear what 0.1 and 0.3 give them
-    assert set(down.search.kl_smoothed or {}) == {"norm 0.1", "norm 0.3", "norm 0.5", "norm 0.8"}
+    measured = (down.search.kl_smoothed or {}).keys() - {"all", "none"}  # of what is kept
+    assert measured == {"norm 0.1", "norm 0.3", "norm 0.5", "norm 0.8"}
     assert all(max(scale.exponents) == 2 for scale in down.scales.values())
 
 
