@@ -72,7 +72,7 @@ def test_the_plan_says_what_was_applied_and_where_nothing_takes_factors(world: P
     assert all(t["note"] and not t["changes"] for t in refused)
     search = plan["search"]
     assert isinstance(search, dict)
-    assert set(search["kl_smoothed"]) == {"glu 0.5", "glu 0.65"}  # which saves more than the middle, so below is not asked
+    assert set(search["kl_smoothed"]) == {"glu 0.5", "glu 0.65"}  # less is not asked: more saves more
     assert document(world / "without", "plan.json")["treatments"] == []
 
 
