@@ -283,7 +283,7 @@ class ByKl:
 
     def _thin(self, names: Collection[str]) -> None:
         """No factors and fewer channels wherever the budget still holds."""
-        if found := take_back(self.choices, self.recipe, (self.oracle, self.single), names, self.body.kl_budget):
+        if found := take_back(self.choices, self.recipe, (self.oracle, self.single), names):
             self.search.kl_smoothed = {**(self.search.kl_smoothed or {}), **found}
         precisions = self._assigned(names)
 

@@ -132,12 +132,12 @@ class Smoothing:
 
 
 def take_back(
-    choices: dict[str, Choice], recipe: Recipe, oracles: Sequence[Oracle], kept: Collection[str], budget: float
+    choices: dict[str, Choice], recipe: Recipe, oracles: Sequence[Oracle], kept: Collection[str]
 ) -> dict[str, float]:
-    """Leave channels as they are after all, where kept sites and branches do about as well without factors.
+    """Leave channels as they are after all, where kept sites and branches do as well without factors.
 
     Factors are sought with nothing kept. A site that is kept later needs none, and what they won of its activation is
-    gone, while other weights still pay for it.
+    gone, while other weights still pay for it. On other text they do worse than here, where ranges fit.
 
     Args:
         choices: every site, by key.
@@ -145,7 +145,6 @@ def take_back(
         oracles: what the search measures by; the first says on all tokens whether they are needed. Their factors and
             branches are changed.
         kept: keys of the sites that are.
-        budget: KL that must not be missed for it, nats a token.
 
     Returns:
         What was measured: KL with `all` factors and with `none`; nothing where that is no question.
@@ -165,7 +164,7 @@ def take_back(
     kl = have(scales, branches)
     scale(choices.values(), UNSCALED)  # whose ranges the branches are to have
     without = have(UNSCALED, everywhere(choices.values(), recipe, most) if most else NONE)
-    if kl * WORTH <= without or kl <= budget < without:
+    if kl < without:
         have(scales, branches)
     return {name: six(found) for name, found in (("all", kl), ("none", without)) if math.isfinite(found)}
 
