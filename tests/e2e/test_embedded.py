@@ -61,9 +61,9 @@ def test_at_six_bits_the_loss_is_won_back_and_controls_win_nothing(made: dict[st
     fp32, everywhere = perplexity(made, "fp32", None), perplexity(made, "everywhere", 6)
     assert everywhere > 1.03 * fp32
     assert everywhere - perplexity(made, "spike_aware", 6) >= 0.97 * (everywhere - fp32)
-    # Beside outlier branches, which all of them have, keeping other sites wins nothing; nor, beside kept sites, do
-    # branches of other channels.
-    branched = perplexity(made, "everywhere_with_peel", 6)
+    # Beside smoothing and outlier branches, which all of them have, keeping other sites wins nothing; nor, beside kept
+    # sites, do branches of other channels.
+    branched = perplexity(made, "everywhere_with_all_remedies", 6)
     for control in ("control_lowest", "control_random"):
         assert branched - perplexity(made, control, 6) <= 0.3 * (branched - fp32)
     kept = perplexity(made, "spike_aware_without_peel", 6)
