@@ -149,21 +149,22 @@ def take_back(
     Returns:
         What was measured: KL with `all` factors and with `none`; nothing where that is no question.
     """
-    oracle, precisions = oracles[0], assigned(choices, kept, recipe)
+    oracle = oracles[0]
     scales, branches = oracle.scales, oracle.branches
     if recipe.remedies.smooth.use != "auto" or not scales or not (kept or branches):
         return {}
 
-    def have(factors: Scales, beside: Branches) -> float:
+    def have(factors: Scales, beside: Branches) -> None:
         scale(choices.values(), factors)
         for one in oracles:
             one.scales, one.branches = factors, beside
-        return or_infinite(oracle, precisions)
 
+    precisions = assigned(choices, kept, recipe)
     most = max((len(branch.change.channels) for branch in branches.values()), default=0)
-    kl = have(scales, branches)
+    kl = or_infinite(oracle, precisions)
     scale(choices.values(), UNSCALED)  # whose ranges the branches are to have
-    without = have(UNSCALED, everywhere(choices.values(), recipe, most) if most else NONE)
+    have(UNSCALED, everywhere(choices.values(), recipe, most) if most else NONE)
+    without = or_infinite(oracle, precisions)
     if kl < without:
         have(scales, branches)
     return {name: six(found) for name, found in (("all", kl), ("none", without)) if math.isfinite(found)}
