@@ -282,7 +282,7 @@ class ByKl:
         return costliest(sites, max(FEWEST_MEASURED, self.cap), self.oracle.branches, self.single)
 
     def _thin(self, names: Collection[str]) -> None:
-        """No factors and fewer channels wherever the budget still holds."""
+        """No factors that the plan does without, and fewer channels wherever the budget still holds."""
         if found := take_back(self.choices, self.recipe, (self.oracle, self.single), names):
             self.search.kl_smoothed = {**(self.search.kl_smoothed or {}), **found}
         precisions = self._assigned(names)
